@@ -1,0 +1,42 @@
+# `make` alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow check clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Written last, so that an installation that was cut short is taken up again.
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# One thread a worker: two workers with two threads each would fight over two cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(STAMP) ## Train ML-ECS on scikit-learn's digits: no download, CPU is enough
+	$(PY) cli.py fit --config configs/quickstart.yaml
+
+test: $(STAMP) ## Run the tests, without those marked slow
+	$(PYTEST)
+
+test-slow: $(STAMP) ## Run the tests marked slow
+	$(PYTEST) -m slow
+
+check: $(STAMP) ## Lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean: ## Remove caches and build output; keep .venv and runs/
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist lightning_logs
+	find src tests -depth \( -name __pycache__ -o -name '*.egg-info' \) -exec rm -rf {} +
+
+# An environment whose pip works is kept and brought up to date; any other is built anew.
+# --require-virtualenv: a .venv that was half deleted still holds a link to the system's Python, and pip
+# run through it would install there.
+PIP := $(PY) -m pip --require-virtualenv
+$(STAMP): pyproject.toml constraints.txt
+	$(PIP) install pip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev,bertscore,video]'
+	touch $@

@@ -1,0 +1,8 @@
+"""Shim for a checkout: `python cli.py fit --config ...` is the installed command `mlecs`."""
+
+import sys
+
+from mlecs_lightning.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

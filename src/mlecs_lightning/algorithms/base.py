@@ -1,0 +1,129 @@
+"""What all methods share: which passes a party takes, and how many steps each has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlecs_lightning.federated import (
+    Aggregate,
+    Algorithm,
+    ClientUpdate,
+    EdgeLearner,
+    Loaders,
+    Message,
+    RoundContext,
+    ServerLearner,
+)
+from mlecs_lightning.modules import Objective
+
+__all__ = ["LocalTraining", "PassOrder", "Steps"]
+
+PassOrder = Literal["public_first", "private_first"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps of each pass.
+
+    The reference configuration takes 10 batches between communications; the defaults suit models that
+    start from nothing but a pocket backbone.
+
+    Attributes:
+        warmup: Of the server on public data, before round 0.
+        public: Of a client on public data, each round.
+        private: Of a client on its private data, each round.
+        server: Of the server on public data, each round.
+    """
+
+    warmup: int = 100
+    public: int = 40
+    private: int = 40
+    server: int = 40
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if min(self.warmup, self.public, self.private, self.server) < 0:
+            raise ValueError(f"algorithm.init_args.steps must not be negative, got {self}")
+
+
+class LocalTraining(Algorithm):
+    """A server and clients that each train on what they have: the frame of every method.
+
+    A client takes a pass over public and one over private data; the server trains its LLM on public data.
+    Subclasses add what they exchange and what else they minimise.
+    """
+
+    def __init__(
+        self, *, steps: Steps | None = None, order: PassOrder = "private_first"
+    ) -> None:
+        """Set the passes.
+
+        Args:
+            steps: Optimiser steps of each pass.
+            order: Which of a client's two passes comes first. The last one decides what the client is best
+                at: ``public_first`` ends on its own domain, ``private_first`` on all domains.
+        """
+        self.steps = steps or Steps()
+        self.order = order
+
+    def warmup(self, server: ServerLearner, loaders: Loaders, ctx: RoundContext) -> dict[str, float]:
+        """Train the server's LLM on public data."""
+        batches = loaders.public.take(self.steps.warmup, seed=ctx.seed_for("server", "public"))
+        return server.fit(batches, self.warmup_objective(), stage="warmup")
+
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        """Take the client's passes."""
+        return ClientUpdate(None, self.local_passes(edge, loaders, ctx, broadcast))
+
+    def server_update(
+        self,
+        server: ServerLearner,
+        aggregate: Aggregate | None,
+        loaders: Loaders,
+        ctx: RoundContext,
+    ) -> dict[str, float]:
+        """Train the server's models on public data."""
+        batches = loaders.public.take(self.steps.server, seed=ctx.seed_for("server", "public"))
+        return server.fit(batches, self.server_objective(), stage="public")
+
+    # Parts that subclasses replace ----------------------------------------------------------
+
+    def warmup_objective(self) -> Objective | None:
+        """Return what the warm-up minimises; L_LM of the LLM by default."""
+        return None
+
+    def server_objective(self) -> Objective | None:
+        """Return what the server minimises in a round; L_LM of the LLM by default."""
+        return None
+
+    def local_passes(
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        broadcast: Message | None = None,
+    ) -> dict[str, float]:
+        """Take both passes in their order; return the losses."""
+        if self.order == "public_first":
+            losses = self.public_pass(edge, loaders, ctx, broadcast)
+            return losses | self.private_pass(edge, loaders, ctx)
+        losses = self.private_pass(edge, loaders, ctx)
+        return losses | self.public_pass(edge, loaders, ctx, broadcast)
+
+    def public_pass(
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+    ) -> dict[str, float]:
+        """Train a client on public data with L_LM."""
+        seed = ctx.seed_for(edge.name, "public")
+        return edge.fit(loaders.public.take(self.steps.public, seed=seed), stage="public")
+
+    def private_pass(
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Train a client on its private data with L_LM."""
+        assert loaders.private is not None
+        seed = ctx.seed_for(edge.name, "private")
+        return edge.fit(loaders.private.take(self.steps.private, seed=seed), stage="private")

@@ -1,0 +1,183 @@
+"""FedAvg over LoRA adapters (arXiv 1602.05629)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
+from mlecs_lightning.federated import (
+    AdapterAggregator,
+    Aggregate,
+    Aggregation,
+    ClientUpdate,
+    EdgeLearner,
+    Loaders,
+    Message,
+    RoundContext,
+    Schema,
+    ServerLearner,
+)
+from mlecs_lightning.federated.aggregator import fit_rank
+from mlecs_lightning.federated.messages import adapter_fields
+from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.settings import LoraSettings
+
+__all__ = ["FedAvg"]
+
+
+class FedAvg(LocalTraining):
+    """Adapters go up, their mean comes down; a client counts by its private samples.
+
+    Extractors, connectors and optimisers never leave the devices, so that clients with different sensors
+    can take part at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: Steps | None = None,
+        order: PassOrder = "private_first",
+        aggregation: Aggregation = "separate",
+        adapter_mix: float = 1.0,
+    ) -> None:
+        """Set passes and aggregation.
+
+        Args:
+            steps: Optimiser steps of each pass.
+            order: Which of a client's passes comes first.
+            aggregation: How adapters are averaged. ``separate`` averages A and B apart (the common way);
+                ``stack`` averages the updates B A exactly, in a hosted adapter of the summed ranks;
+                ``svd`` truncates that to the largest client rank; ``freeze_a`` trains and sends B alone.
+                Ranks may differ under ``stack`` and ``svd``.
+            adapter_mix: Share of the received adapter in what a client starts its round with; the rest is
+                the adapter that it ended its last round with.
+
+        Raises:
+            ValueError: If ``adapter_mix`` is outside (0, 1].
+        """
+        super().__init__(steps=steps, order=order)
+        if not 0 < adapter_mix <= 1:
+            raise ValueError(
+                f"algorithm.init_args.adapter_mix must lie in (0, 1], got {adapter_mix}"
+            )
+        self.aggregation: Aggregation = aggregation
+        self.adapter_mix = adapter_mix
+
+    # Which adapters fit together ------------------------------------------------------------
+
+    def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
+        """Say which adapters cannot be averaged with the others."""
+        first, lora = next(iter(clients.items()))
+        faults = [
+            f"clients.{name}.lora.target_modules is {other.target_modules}, clients.{first} has "
+            f"{lora.target_modules}; clients of one federation adapt the same layers"
+            for name, other in clients.items()
+            if other.target_modules != lora.target_modules
+        ]
+        if self.aggregation in ("separate", "freeze_a"):
+            faults += [
+                f"clients.{name}.lora has r={other.r}, alpha={other.alpha}, clients.{first} has "
+                f"r={lora.r}, alpha={lora.alpha}; algorithm.init_args.aggregation "
+                f"{self.aggregation!r} needs equal ones, 'stack' and 'svd' do not"
+                for name, other in clients.items()
+                if (other.r, other.alpha) != (lora.r, lora.alpha)
+            ]
+        return faults
+
+    def hosted_lora(self, clients: Mapping[str, LoraSettings]) -> LoraSettings:
+        """Return the adapter that can hold the aggregate."""
+        widest = max(clients.values(), key=lambda lora: lora.r)
+        if self.aggregation != "stack":
+            return widest
+        rank = sum(lora.r for lora in clients.values())
+        return LoraSettings(rank, rank, widest.dropout, widest.target_modules)
+
+    def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
+        """Register the clients' adapters; under ``freeze_a`` give all the same fixed A."""
+        self._loras = {name: module.backbone.lora for name, module in clients.items()}
+        if self.aggregation != "freeze_a":
+            return
+        initial = server.module.adapter_state()
+        server.module.tower("slm").backbone.freeze_a()
+        for module in clients.values():
+            if module.backbone.trains_a():
+                module.load_adapter_state(initial)
+                module.backbone.freeze_a()
+
+    # The round ------------------------------------------------------------------------------
+
+    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+        """Declare the adapter."""
+        return Schema(adapter_fields(edge.adapter_state()))
+
+    def uplink(self, edge: EdgeModule) -> Schema:
+        """Declare the adapter, the modality names and the number of private samples."""
+        return Schema(
+            adapter_fields(edge.adapter_state()), {"modalities": tuple, "samples": int}
+        )
+
+    def broadcast(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> Iterable[tuple[str, Message]]:
+        """Send each client the hosted adapter, in the client's own rank."""
+        adapter = server.module.adapter_state()
+        scaling = server.module.tower("slm").backbone.scaling
+        for client in ctx.participants:
+            lora = self._loras[client]
+            fitted = (
+                adapter
+                if self.aggregation == "freeze_a"
+                else fit_rank(
+                    adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r
+                )
+            )
+            yield client, Message({f"adapter/{k}": v for k, v in fitted.items()})
+
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        """Take over the received adapter, train, send the adapter back."""
+        assert broadcast is not None
+        assert loaders.private is not None
+        edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(ctx))
+        losses = self.local_passes(edge, loaders, ctx, broadcast)
+        message = Message(
+            {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()},
+            {"modalities": edge.module.modalities, "samples": len(loaders.private)},
+        )
+        return ClientUpdate(message, losses)
+
+    def _mix(self, ctx: RoundContext) -> float:
+        # In round 0 there is nothing of the client's own to keep, and all must start alike.
+        return 1.0 if ctx.round == 0 else self.adapter_mix
+
+    def weight(self, message: Message) -> float:
+        """Return the weight of a client's adapter: its private samples."""
+        return float(message.scalars["samples"])  # type: ignore[arg-type]
+
+    def aggregate(
+        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
+    ) -> Aggregate | None:
+        """Average the adapters as they come in."""
+        lora = self.hosted_lora(self._loras)
+        total = AdapterAggregator(self.aggregation, rank=lora.r, scaling=lora.alpha / lora.r)
+        for client, message in updates:
+            own = self._loras[client]
+            total.add(
+                message.component("adapter"),
+                weight=self.weight(message),
+                scaling=own.alpha / own.r,
+            )
+        return total.result()
+
+    def server_update(
+        self,
+        server: ServerLearner,
+        aggregate: Aggregate | None,
+        loaders: Loaders,
+        ctx: RoundContext,
+    ) -> dict[str, float]:
+        """Host the averaged adapter, then train on public data."""
+        if aggregate is not None:
+            server.module.load_adapter_state(aggregate.adapter)
+        return super().server_update(server, aggregate, loaders, ctx)

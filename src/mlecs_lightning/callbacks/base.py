@@ -1,0 +1,34 @@
+"""What happens during a federated run, for those who want to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["FederatedCallback"]
+
+
+class FederatedCallback:
+    """Base of all callbacks: every hook does nothing and takes keywords only.
+
+    The hooks have names of their own. Fabric calls Lightning's names on every module it has set up, and a
+    federation has many.
+    """
+
+    def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
+        """Called before the warm-up of the server."""
+
+    def on_round_start(self, *, round: int, participants: tuple[str, ...]) -> None:
+        """Called before the broadcast."""
+
+    def on_client_end(self, *, round: int, client: str, metrics: Mapping[str, float]) -> None:
+        """Called when a client's update has passed the channel."""
+
+    def on_aggregate(self, *, round: int, error: float, clients: int) -> None:
+        """Called after the adapters were aggregated."""
+
+    def on_round_end(self, *, round: int, metrics: Mapping[str, float]) -> None:
+        """Called after evaluation and checkpoint."""
+
+    def on_fit_end(self, *, summary: Mapping[str, Any]) -> None:
+        """Called after the final test."""

@@ -1,0 +1,9 @@
+"""Data sets of a federation and how their samples and modalities are dealt to clients."""
+
+from mlecs_lightning.data.base import FederatedDataModule, Pools
+from mlecs_lightning.data.digits import Digits
+from mlecs_lightning.data.sampling import SeededLoader
+from mlecs_lightning.data.table import SampleTable
+from mlecs_lightning.data.urfall import URFall
+
+__all__ = ["Digits", "FederatedDataModule", "Pools", "SampleTable", "SeededLoader", "URFall"]

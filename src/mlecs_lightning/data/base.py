@@ -1,0 +1,311 @@
+"""The data of a federation: a public split, and private ones that stay apart."""
+
+from __future__ import annotations
+
+import zlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from mlecs_lightning.data.availability import draw_sample_mask
+from mlecs_lightning.data.partition import (
+    dirichlet_proportions,
+    partition_by_domain,
+    partition_dirichlet,
+    split_groups,
+)
+from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole_batch
+from mlecs_lightning.data.table import SampleTable
+from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
+
+__all__ = ["FederatedDataModule", "Partition", "Pools"]
+
+Partition = Literal["domain", "dirichlet"]
+Split = Literal["train", "val", "test"]
+
+
+class Pools(NamedTuple):
+    """What a data set supplies, before anything is dealt to clients.
+
+    Attributes:
+        public: The server's samples, with all modalities.
+        private: The pool that is partitioned among the clients.
+        test: Held-out samples of all domains.
+    """
+
+    public: SampleTable
+    private: SampleTable
+    test: SampleTable
+
+
+class FederatedDataModule(L.LightningDataModule):
+    """Base of every data set: subclasses say what there is, this class deals it out.
+
+    A subclass sets `modalities` and `classes` and implements `load_pools`, `read_label` and
+    `pretraining_pairs`.
+
+    Under the federated trainer the data come from `public`, `private` and `held_out`. Under a plain
+    Lightning `Trainer` the ordinary hooks serve the server's public split, for `warmup`.
+    """
+
+    modalities: Mapping[str, ModalitySpec]
+    classes: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        partition: Partition = "domain",
+        alpha: float = 1.0,
+        val_fraction: float = 0.15,
+        sample_rate: float = 1.0,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Set how the samples are dealt.
+
+        Args:
+            batch_size: Samples of a training batch, on the server and on every client.
+            eval_batch_size: Samples of an evaluation batch.
+            partition: ``domain`` gives each client the domains it names (or its share of them),
+                ``dirichlet`` skews the labels.
+            alpha: Concentration of the Dirichlet label skew; small is skewed.
+            val_fraction: Share of the recordings of each training split held out for validation.
+            sample_rate: Probability that a client's sample has a modality that the client has.
+                The public split is complete.
+            num_workers: Worker processes of each training `DataLoader`.
+            seed: Seed of partition, splits and masks; apart from the seed of the training, so that
+                runs of several seeds see one federation.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        super().__init__()
+        ranges = {
+            "batch_size": (batch_size >= 1, "at least 1", batch_size),
+            "eval_batch_size": (eval_batch_size >= 1, "at least 1", eval_batch_size),
+            "alpha": (alpha > 0, "positive", alpha),
+            "val_fraction": (0 <= val_fraction < 1, "in [0, 1)", val_fraction),
+            "sample_rate": (0 < sample_rate <= 1, "in (0, 1]", sample_rate),
+        }
+        wrong = [
+            f"data.init_args.{k} must be {allowed}, got {v}"
+            for k, (ok, allowed, v) in ranges.items()
+            if not ok
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.partition = partition
+        self.alpha = alpha
+        self.val_fraction = val_fraction
+        self.sample_rate = sample_rate
+        self.num_workers = num_workers
+        self.seed = seed
+        self._pools: Pools | None = None
+        self._public: dict[str, SampleTable] = {}
+        self._private: dict[str, dict[Split, SampleTable]] = {}
+
+    # What a data set supplies ---------------------------------------------------------------
+
+    @abstractmethod
+    def load_pools(self) -> Pools:
+        """Read the data set.
+
+        Raises:
+            FileNotFoundError: If files are missing; the message names ``data.init_args.root``.
+        """
+
+    @abstractmethod
+    def read_label(self, text: str) -> int | None:
+        """Read the class index back from a generated sentence, ``None`` if it names no class."""
+
+    @abstractmethod
+    def pretraining_pairs(self) -> list[tuple[str, str]]:
+        """Return "key words => sentence" pairs that teach a pocket backbone this data's language.
+
+        They must hold no sample: only the words and sentence forms that targets are made of.
+        """
+
+    # Dealing it out -------------------------------------------------------------------------
+
+    @property
+    def pools(self) -> Pools:
+        """The data set, read once."""
+        if self._pools is None:
+            self._pools = self.load_pools()
+        return self._pools
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data set and split the public samples (all stages need the same)."""
+        if not self._public:
+            public = self.pools.public
+            train, val = split_groups(public.groups, self.val_fraction, seed=self.seed)
+            self._public = {"train": public.select(train), "val": public.select(val)}
+
+    def attach(self, clients: Mapping[str, ClientProfile]) -> None:
+        """Deal the private pool and the test pool to the clients.
+
+        Args:
+            clients: The clients, by name.
+
+        Raises:
+            ValueError: If a client names an unknown modality or domain, has no modality, or ends up
+                without private samples. All faults are collected into one message.
+        """
+        self.setup()
+        self._check(clients)
+        train_rows, test_rows = self._deal(clients)
+        self._private = {}
+        for name, profile in clients.items():
+            pool = self.pools.private.select(train_rows[name])
+            train, val = split_groups(pool.groups, self.val_fraction, seed=self._seed(name, "val"))
+            splits: dict[Split, SampleTable] = {
+                "train": pool.select(train),
+                "val": pool.select(val),
+                "test": self.pools.test.select(test_rows[name]),
+            }
+            self._private[name] = {
+                split: self._as_seen_by(table, profile, seed=self._seed(name, split))
+                for split, table in splits.items()
+            }
+        empty = [name for name, splits in self._private.items() if len(splits["train"]) == 0]
+        if empty:
+            raise ValueError(
+                f"clients {empty} have an empty private split: give them other `domains`, use fewer "
+                f"clients, or raise data.init_args.alpha"
+            )
+
+    def _check(self, clients: Mapping[str, ClientProfile]) -> None:
+        faults = []
+        for name, profile in clients.items():
+            if not profile.modalities:
+                faults.append(
+                    f"clients.{name}.modalities is empty: name at least one of "
+                    f"{list(self.modalities)}"
+                )
+            faults += [
+                f"clients.{name}.modalities: {m!r} is none of {list(self.modalities)}"
+                for m in profile.modalities
+                if m not in self.modalities
+            ]
+        if faults:
+            raise ValueError("\n".join(faults))
+
+    def _deal(
+        self, clients: Mapping[str, ClientProfile]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        _, private, test = self.pools
+        names = list(clients)
+        if self.partition == "dirichlet":
+            table = dirichlet_proportions(
+                len(self.classes), len(names), alpha=self.alpha, seed=self.seed
+            )
+            return (
+                partition_dirichlet(private.labels, names, proportions=table, seed=self.seed + 1),
+                partition_dirichlet(test.labels, names, proportions=table, seed=self.seed + 2),
+            )
+        wanted = {name: profile.domains for name, profile in clients.items()}
+        train = partition_by_domain(private.domains, private.groups, wanted=wanted)
+        # A client's own test: all held-out samples of the domains that it holds samples of.
+        domains = np.asarray(test.domains)
+        own = {
+            name: np.flatnonzero(np.isin(domains, sorted({private.domains[i] for i in rows})))
+            for name, rows in train.items()
+        }
+        return train, own
+
+    def _as_seen_by(self, table: SampleTable, profile: ClientProfile, *, seed: int) -> SampleTable:
+        """Restrict to the client's modalities and drop some of them sample by sample."""
+        seen = table.restrict(profile.modalities)
+        if self.sample_rate == 1.0:
+            return seen
+        k = len(seen.modalities)
+        return seen.mask(draw_sample_mask(len(seen), k, rate=self.sample_rate, seed=seed))
+
+    def _seed(self, client: str, purpose: str) -> int:
+        """Seed that depends on the client's name, not on its place among the others."""
+        return zlib.crc32(f"{self.seed}/{client}/{purpose}".encode())
+
+    # Access ---------------------------------------------------------------------------------
+
+    def public(self, split: Split = "train", *, modalities: Sequence[str] | None = None) -> SampleTable:
+        """Return public samples: all modalities for the server, ``modalities`` of them for a client.
+
+        ``test`` is the held-out pool of all domains.
+        """
+        self.setup()
+        table = self.pools.test if split == "test" else self._public[split]
+        return table if modalities is None else table.restrict(modalities)
+
+    def private(self, client: str, split: Split = "train") -> SampleTable:
+        """Return the private samples of a client; ``test`` is the held-out part of its own domain.
+
+        Raises:
+            KeyError: If the client is not attached.
+        """
+        if client not in self._private:
+            raise KeyError(f"unknown client {client!r}, attached: {list(self._private)}")
+        return self._private[client][split]
+
+    def held_out(self, client: str, profile: ClientProfile) -> SampleTable:
+        """Return the held-out samples of all domains, as a client's sensors would see them."""
+        return self._as_seen_by(self.pools.test, profile, seed=self._seed(client, "all"))
+
+    def pooled(self, modalities: Sequence[str] | None = None) -> SampleTable:
+        """Return the private training samples of all clients together, as their sensors saw them.
+
+        Only for the ceiling that `Centralized` measures: no other algorithm may see this table.
+
+        Args:
+            modalities: Restrict to these; samples that have none of them are left out.
+        """
+        wanted = tuple(self.modalities if modalities is None else modalities)
+        pool = self.pools.private.restrict(wanted)
+        row = {sample: i for i, sample in enumerate(pool.ids)}
+        keep = torch.zeros_like(pool.present)
+        for splits in self._private.values():
+            held = splits["train"]
+            rows = [row[sample] for sample in held.ids]
+            for k, modality in enumerate(pool.modalities):
+                if modality in held.modalities:
+                    keep[rows, k] = held.present[:, held.modalities.index(modality)]
+        return pool.mask(keep).select(keep.any(dim=1).nonzero().flatten().tolist())
+
+    def loader(self, table: SampleTable, *, limit: int | None = None) -> SeededLoader:
+        """Return the training loader of a table; ``limit`` caps the batches of a pass."""
+        return SeededLoader(
+            table, batch_size=self.batch_size, num_workers=self.num_workers, limit=limit
+        )
+
+    # Lightning hooks: the server alone, on public data --------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the server's public training batches, shuffled."""
+        return DataLoader(
+            self.public("train"),
+            batch_size=self.batch_size,
+            shuffle=True,
+            drop_last=len(self.public("train")) > self.batch_size,
+            collate_fn=whole_batch,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the server's public validation batches."""
+        return sequential_loader(self.public("val"), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the held-out batches of all domains, with all modalities."""
+        return sequential_loader(self.public("test"), self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the same batches as `test_dataloader`."""
+        return self.test_dataloader()

@@ -1,0 +1,133 @@
+"""An in-memory table of multimodal samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mlecs_lightning.types import Batch
+
+__all__ = ["SampleTable"]
+
+
+@dataclass(frozen=True)
+class SampleTable(Dataset[Batch]):
+    """N samples, column by column; indexing with a list of rows gives a ready `Batch`.
+
+    Whole batches are cut out of the columns at once (``__getitems__``), so that a `DataLoader`
+    needs no collation of single samples.
+
+    Attributes:
+        ids: Unique sample ids, length N.
+        modalities: The K modality names, in column order.
+        inputs: For each modality a tensor (N, ...).
+        present: (N, K) bool.
+        instructions: Length N.
+        targets: Length N.
+        labels: (N,) int64 class of each sample, for partition and stratification only: training
+            and metrics see the target text alone.
+        domains: Domain of each sample (scene, writer, site), length N.
+        groups: Samples of one group (the windows of one recording) are never split between
+            training and validation, length N.
+    """
+
+    ids: tuple[str, ...]
+    modalities: tuple[str, ...]
+    inputs: dict[str, Tensor]
+    present: Tensor
+    instructions: tuple[str, ...]
+    targets: tuple[str, ...]
+    labels: Tensor
+    domains: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check that all columns have the same length."""
+        n = len(self.ids)
+        lengths = {
+            "instructions": len(self.instructions),
+            "targets": len(self.targets),
+            "labels": len(self.labels),
+            "domains": len(self.domains),
+            "groups": len(self.groups),
+            "present": len(self.present),
+        } | {name: len(column) for name, column in self.inputs.items()}
+        wrong = {name: length for name, length in lengths.items() if length != n}
+        if wrong:
+            raise ValueError(f"a table of {n} ids has columns of other lengths: {wrong}")
+        if tuple(self.inputs) != self.modalities or self.present.shape[1] != len(self.modalities):
+            raise ValueError(
+                f"modalities {self.modalities} need inputs and a column of `present` each, "
+                f"got inputs {tuple(self.inputs)} and present {tuple(self.present.shape)}"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of samples N."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one sample as a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Return the given rows, in the given order, as one batch."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return Batch(
+            ids=tuple(self.ids[i] for i in indices),
+            modalities=self.modalities,
+            inputs={name: column[rows] for name, column in self.inputs.items()},
+            present=self.present[rows],
+            instructions=tuple(self.instructions[i] for i in indices),
+            targets=tuple(self.targets[i] for i in indices),
+        )
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> SampleTable:
+        """Return a table of the given rows, in the given order."""
+        picked = [int(i) for i in indices]
+        rows = torch.as_tensor(picked, dtype=torch.int64)
+        return SampleTable(
+            ids=tuple(self.ids[i] for i in picked),
+            modalities=self.modalities,
+            inputs={name: column[rows] for name, column in self.inputs.items()},
+            present=self.present[rows],
+            instructions=tuple(self.instructions[i] for i in picked),
+            targets=tuple(self.targets[i] for i in picked),
+            labels=self.labels[rows],
+            domains=tuple(self.domains[i] for i in picked),
+            groups=tuple(self.groups[i] for i in picked),
+        )
+
+    def restrict(self, modalities: Sequence[str]) -> SampleTable:
+        """Return the same samples with only the given modalities, in this table's order.
+
+        Raises:
+            KeyError: If a modality is not in the table.
+        """
+        unknown = set(modalities) - set(self.modalities)
+        if unknown:
+            raise KeyError(f"unknown modalities {sorted(unknown)}, known: {self.modalities}")
+        kept = tuple(name for name in self.modalities if name in set(modalities))
+        columns = [self.modalities.index(name) for name in kept]
+        return replace(
+            self,
+            modalities=kept,
+            inputs={name: self.inputs[name] for name in kept},
+            present=self.present[:, columns],
+        )
+
+    def mask(self, keep: Tensor) -> SampleTable:
+        """Return the same samples with the modalities outside ``keep`` (N, K) bool absent.
+
+        The inputs of what is absent become zero, so that no model can peek at them.
+        """
+        present = self.present & keep
+        inputs = {
+            name: column * present[:, k].view(-1, *[1] * (column.dim() - 1)).to(column.dtype)
+            for k, (name, column) in enumerate(self.inputs.items())
+        }
+        return replace(self, present=present, inputs=inputs)

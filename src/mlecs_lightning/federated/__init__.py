@@ -1,0 +1,41 @@
+"""The federated engine: messages, channel, aggregation, client states, and the loop on Fabric."""
+
+from mlecs_lightning.federated.aggregator import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.federated.algorithm import Algorithm, ClientUpdate, Loaders
+from mlecs_lightning.federated.channel import Channel, ChannelError
+from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.federation import (
+    ClientSettings,
+    DrawnClients,
+    Federation,
+    FederationSettings,
+)
+from mlecs_lightning.federated.learner import EdgeLearner, Learner, NonFiniteError, ServerLearner
+from mlecs_lightning.federated.messages import Message, Schema, TensorField
+from mlecs_lightning.federated.trainer import FederatedTrainer
+
+__all__ = [
+    "AdapterAggregator",
+    "Aggregate",
+    "Aggregation",
+    "Algorithm",
+    "Channel",
+    "ChannelError",
+    "CheckpointError",
+    "ClientSettings",
+    "ClientUpdate",
+    "DrawnClients",
+    "EdgeLearner",
+    "Federation",
+    "FederatedTrainer",
+    "FederationSettings",
+    "Learner",
+    "Loaders",
+    "Message",
+    "NonFiniteError",
+    "RoundContext",
+    "Schema",
+    "ServerLearner",
+    "TensorField",
+]

@@ -1,0 +1,154 @@
+"""Streaming aggregation of LoRA adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.functional import LoraFactors, aggregation_error, compress, stack_factors
+
+__all__ = ["AdapterAggregator", "Aggregate", "Aggregation"]
+
+Aggregation = Literal["separate", "stack", "svd", "freeze_a"]
+
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+class Aggregate(NamedTuple):
+    """What the clients' adapters came to.
+
+    Attributes:
+        adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
+        error: Relative Frobenius distance of the aggregated update from the exact weighted mean of the
+            clients' updates, over all layers together.
+        clients: How many adapters went in.
+    """
+
+    adapter: dict[str, Tensor]
+    error: float
+    clients: int
+
+
+class AdapterAggregator:
+    """Adds adapters one at a time; its memory does not grow with their number.
+
+    Each key has its own total of weights, so a key that some clients lack is averaged over those that
+    have it. The exact sum of the updates B A is kept beside the means as a low-rank stack, compressed
+    without loss once its rank passes that of the layer; it is the aggregate of ``stack`` and ``svd`` and
+    the measure of the error of ``separate``. Sums are in float64, so that the order of the clients does
+    not show.
+    """
+
+    def __init__(self, method: Aggregation, *, rank: int, scaling: float) -> None:
+        """Start with nothing.
+
+        Args:
+            method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the exact
+                sum; ``freeze_a`` averages B where A is common to all.
+            rank: Rank of the result (of the hosted SLM's adapter).
+            scaling: Scale alpha / r of the result.
+        """
+        self.method, self._rank, self._scaling = method, rank, scaling
+        self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, float] = {}
+        self._exact: dict[str, LoraFactors] = {}
+        self._clients = 0
+
+    def add(self, adapter: Mapping[str, Tensor], *, weight: float, scaling: float) -> None:
+        """Add the adapter of one client.
+
+        Args:
+            adapter: Tensors under PEFT's names.
+            weight: Its weight, positive; only ratios matter.
+            scaling: Scale alpha / r of this client's adapter.
+
+        Raises:
+            ValueError: If the weight is not positive.
+        """
+        if not weight > 0:
+            raise ValueError(f"the weight of a client must be positive, got {weight}")
+        self._clients += 1
+        for key, tensor in adapter.items():
+            self._totals[key] = self._totals.get(key, 0.0) + weight
+            if self.method in ("separate", "freeze_a"):
+                term = tensor.double() * weight
+                self._sums[key] = self._sums[key] + term if key in self._sums else term
+        if self.method == "freeze_a":
+            return
+        for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
+            new = LoraFactors(
+                adapter[layer + _DOWN].double(), adapter[layer + _UP].double(), scaling
+            )
+            parts = [self._exact[layer]] if layer in self._exact else []
+            total = stack_factors([*parts, new], [*[1.0] * len(parts), weight])
+            full = min(total.down.shape[1], total.up.shape[0])
+            self._exact[layer] = (
+                compress(total, full, scaling=1.0) if total.down.shape[0] > full else total
+            )
+
+    def result(self) -> Aggregate:
+        """Return the aggregate of all that was added."""
+        if self.method == "freeze_a":
+            return Aggregate(self._means(), 0.0, self._clients)
+        exact = {
+            layer: LoraFactors(f.down, f.up / self._totals[layer + _DOWN], f.scaling)
+            for layer, f in self._exact.items()
+        }
+        adapter = self._means() if self.method == "separate" else self._compressed(exact)
+        return Aggregate(adapter, self._error(adapter, exact), self._clients)
+
+    def _means(self) -> dict[str, Tensor]:
+        return {k: (s / self._totals[k]).to(torch.float32) for k, s in self._sums.items()}
+
+    def _compressed(self, exact: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
+        adapter: dict[str, Tensor] = {}
+        for layer, factors in exact.items():
+            low = compress(factors, self._rank, scaling=self._scaling)
+            adapter[layer + _DOWN], adapter[layer + _UP] = low.down.float(), low.up.float()
+        return adapter
+
+    def _error(self, adapter: Mapping[str, Tensor], exact: Mapping[str, LoraFactors]) -> float:
+        """Relative error over all layers: root of the summed squares, layer by layer."""
+        missed = size = 0.0
+        for layer, factors in exact.items():
+            norm = _squared_norm(factors)
+            mine = LoraFactors(
+                adapter[layer + _DOWN].double(), adapter[layer + _UP].double(), self._scaling
+            )
+            missed += aggregation_error(mine, [factors], [1.0]) ** 2 * norm
+            size += norm
+        return (missed / size) ** 0.5 if size else 0.0
+
+
+def _squared_norm(factors: LoraFactors) -> float:
+    """Return ||scaling B A||_F^2 through r x r Gram matrices."""
+    up, down = factors.up.T @ factors.up, factors.down @ factors.down.T
+    return float((up * down).sum()) * factors.scaling**2
+
+
+def fit_rank(
+    adapter: Mapping[str, Tensor], *, scaling: float, rank: int, target_scaling: float
+) -> dict[str, Tensor]:
+    """Return an adapter truncated (or padded) to a client's rank and scale, the nearest in norm.
+
+    Args:
+        adapter: The server's adapter, under PEFT's names.
+        scaling: Its scale alpha / r.
+        rank: The client's rank.
+        target_scaling: The client's scale.
+    """
+    ranks = {t.shape[0] for k, t in adapter.items() if k.endswith(_DOWN)}
+    if ranks <= {rank} and scaling == target_scaling:
+        return dict(adapter)
+    fitted: dict[str, Tensor] = {}
+    for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
+        low = compress(
+            LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], scaling),
+            rank,
+            scaling=target_scaling,
+        )
+        fitted[layer + _DOWN], fitted[layer + _UP] = low.down, low.up
+    return fitted

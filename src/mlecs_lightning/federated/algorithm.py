@@ -1,0 +1,125 @@
+"""The interface between the federated trainer and a method: four steps of a round."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, NamedTuple
+
+from mlecs_lightning.data import SeededLoader
+from mlecs_lightning.federated.aggregator import Aggregate
+from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.learner import EdgeLearner, ServerLearner
+from mlecs_lightning.federated.messages import Message, Schema
+from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.settings import LoraSettings
+
+__all__ = ["Algorithm", "ClientUpdate", "Loaders"]
+
+
+class Loaders(NamedTuple):
+    """The training data of one party.
+
+    Attributes:
+        public: The public samples, restricted to the party's modalities.
+        private: A client's own samples. Under an algorithm that pools the data (`Centralized`), everybody's;
+            the server has none otherwise.
+    """
+
+    public: SeededLoader
+    private: SeededLoader | None
+
+
+class ClientUpdate(NamedTuple):
+    """What a client did in a round.
+
+    Attributes:
+        message: What it sends up, ``None`` if the algorithm does not communicate.
+        metrics: Its training losses, for the loggers of the simulation; they do not cross the channel.
+    """
+
+    message: Message | None
+    metrics: dict[str, float]
+
+
+class Algorithm(ABC):
+    """One method of training a federation.
+
+    A round is ``broadcast`` -> ``client_update`` for each participant -> ``aggregate`` ->
+    ``server_update``. Everything between the two sides goes through the channel, under the schemas declared
+    here. An algorithm holds settings, and no state that changes from round to round.
+    """
+
+    communicates: ClassVar[bool] = True
+    """Whether anything is sent; without it, `broadcast`, `aggregate` and the schemas are not called."""
+
+    pools_private: ClassVar[bool] = False
+    """Whether every party sees all private data. Only for the ceiling that `Centralized` measures."""
+
+    def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
+        """Say what in the settings does not fit this algorithm, before anything is built.
+
+        Args:
+            clients: The adapter settings of each client.
+            batch_size: Samples of a training batch.
+
+        Returns:
+            One line for each fault, naming the key and what is allowed.
+        """
+        return []
+
+    def hosted_lora(self, clients: Mapping[str, LoraSettings]) -> LoraSettings:
+        """Return the adapter settings of the SLM that the server hosts."""
+        return next(iter(clients.values()))
+
+    def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
+        """Look at the freshly built modules, or change them, before round 0.
+
+        Args:
+            server: The server.
+            clients: The module of each client; clients of one architecture share it.
+        """
+
+    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+        """Declare all that a broadcast to a client holds."""
+        return Schema()
+
+    def uplink(self, edge: EdgeModule) -> Schema:
+        """Declare all that a client's update holds."""
+        return Schema()
+
+    @abstractmethod
+    def warmup(self, server: ServerLearner, loaders: Loaders, ctx: RoundContext) -> dict[str, float]:
+        """Train the server alone before round 0; return its losses."""
+
+    def broadcast(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> Iterable[tuple[str, Message]]:
+        """Yield the message to each participant, in order.
+
+        A generator: the message of one client exists only while that client is served, so that memory does
+        not grow with their number.
+        """
+        return ()
+
+    @abstractmethod
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        """Train one client."""
+
+    def aggregate(self, updates: Iterable[tuple[str, Message]], ctx: RoundContext) -> Aggregate | None:
+        """Consume the clients' messages as they come in; keep no more of them than is needed."""
+        for _ in updates:
+            pass
+        return None
+
+    @abstractmethod
+    def server_update(
+        self,
+        server: ServerLearner,
+        aggregate: Aggregate | None,
+        loaders: Loaders,
+        ctx: RoundContext,
+    ) -> dict[str, float]:
+        """Train the server with what came up; return its losses."""

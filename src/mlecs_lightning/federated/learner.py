@@ -1,0 +1,168 @@
+"""A module, its optimiser and the loop that takes steps: what an algorithm trains with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective, ServerModule
+from mlecs_lightning.types import Batch
+
+__all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner"]
+
+M = TypeVar("M", bound=MultimodalLM)
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a weight became infinite or not a number; says whose, in which stage and step."""
+
+
+class Learner(Generic[M]):
+    """Trains one module in the precision and on the device of Fabric.
+
+    Attributes:
+        name: The client's name, or ``server``.
+        module: The module itself.
+    """
+
+    def __init__(
+        self, name: str, module: M, *, fabric: Fabric, gradient_clip_val: float | None, sync: bool
+    ) -> None:
+        """Put the module on its device.
+
+        Args:
+            name: Who this is, for messages.
+            module: The module.
+            fabric: Device, precision and strategy.
+            gradient_clip_val: Largest gradient norm; ``None`` or 0 does not clip.
+            sync: Whether the module trains on all ranks together (the server). Edges never do: each lives
+                on one rank, so they are moved to the device but not wrapped.
+        """
+        self.name, self.module, self._fabric = name, module, fabric
+        self._clip = gradient_clip_val or 0.0
+        optimizer = module.configure_optimizers()
+        if sync:
+            self._wrapped, self.optimizer = fabric.setup(module, optimizer)
+        else:
+            module.to(fabric.device)
+            self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
+
+    def _evaluate(self, batch: Batch, objective: Objective | None) -> Losses:
+        batch = self._fabric.to_device(batch)
+        if self._wrapped is not None:
+            return self._wrapped(batch, objective)  # type: ignore[no-any-return]
+        with self._fabric.autocast():
+            return self.module(batch, objective)  # type: ignore[no-any-return]
+
+    def fit(
+        self, batches: Iterable[Batch], objective: Objective | None = None, *, stage: str
+    ) -> dict[str, float]:
+        """Take one optimiser step for each batch.
+
+        Args:
+            batches: The batches of this pass.
+            objective: What to minimise; L_LM by default.
+            stage: Name of the pass, for metrics and errors.
+
+        Returns:
+            The mean of each loss over the pass, under ``stage/name``. Empty without batches.
+
+        Raises:
+            NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a check in
+                every step would make a GPU wait for the host.
+        """
+        self.module.train()
+        history: list[dict[str, Tensor]] = []
+        for batch in batches:
+            losses = self._evaluate(batch, objective)
+            self._fabric.backward(losses["loss"])
+            if self._clip:
+                self._fabric.clip_gradients(
+                    self.module, self.optimizer, max_norm=self._clip, error_if_nonfinite=False
+                )
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            history.append({k: v.detach() for k, v in losses.items()})
+        if not history:
+            return {}
+        return self._summary(history, stage)
+
+    def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
+        curves = {k: torch.stack([step[k].float() for step in history]).cpu() for k in history[0]}
+        bad = (~torch.isfinite(curves["loss"])).nonzero()
+        if len(bad):
+            raise NonFiniteError(
+                f"{self.name}: loss is {curves['loss'][bad[0]].item()} in step {int(bad[0])} of stage "
+                f"{stage!r}; a smaller learning rate or precision 32-true may help"
+            )
+        norms = torch._foreach_norm(self.module.trainable_parameters())
+        if not math.isfinite(float(torch.stack(norms).sum())):
+            raise NonFiniteError(f"{self.name}: weights are not finite after stage {stage!r}")
+        return {f"{stage}/{k}": float(v.mean()) for k, v in curves.items()}
+
+    @torch.no_grad()
+    def loss(self, batches: Iterable[Batch]) -> float:
+        """Return the mean L_LM over held-out batches, weighted by their size."""
+        self.module.eval()
+        total, count = 0.0, 0
+        for batch in batches:
+            value = self._evaluate(batch, None)["loss"]
+            total += float(value) * len(batch.ids)
+            count += len(batch.ids)
+        return total / count if count else math.nan
+
+    @torch.no_grad()
+    def map(self, batches: Iterable[Batch], function: Callable[[M, Batch], Tensor]) -> list[Tensor]:
+        """Apply a function of the module to each batch, in evaluation mode and this precision."""
+        self.module.eval()
+        with self._fabric.autocast():
+            return [function(self.module, self._fabric.to_device(batch)) for batch in batches]
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[Batch]) -> list[dict[str, str]]:
+        """Generate a sentence for each sample.
+
+        Returns:
+            For each sample ``id``, ``prediction`` and ``target``.
+        """
+        self.module.eval()
+        rows: list[dict[str, str]] = []
+        for batch in batches:
+            with self._fabric.autocast():
+                answers = self.module.predict_step(self._fabric.to_device(batch))
+            rows += [
+                {**answer, "target": target}
+                for answer, target in zip(answers, batch.targets, strict=True)
+            ]
+        return rows
+
+    # State ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return trainable tensors and optimiser state, copied to the CPU."""
+        model = {k: v.cpu() for k, v in self.module.trainable_state().items()}
+        return {"model": model, "optimizer": _to_cpu(self.optimizer.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.module.load_trainable_state(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+EdgeLearner = Learner[EdgeModule]
+ServerLearner = Learner[ServerModule]
+
+
+def _to_cpu(value: Any) -> Any:  # noqa: ANN401 - a nested optimiser state
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {k: _to_cpu(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_to_cpu(v) for v in value]
+    return value

@@ -1,0 +1,110 @@
+"""The run folder: loggers, summary, adapters, predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from mlecs_lightning.federated.channel import Ledger
+from mlecs_lightning.federated.federation import Federation
+
+__all__ = ["RunFolder", "communication"]
+
+
+class RunFolder:
+    """``<root>/<name>/version_k``: everything that a run leaves behind."""
+
+    def __init__(
+        self, root: Path, name: str, *, version: str | None, logger: bool | list[Logger]
+    ) -> None:
+        """Open a new version, or an old one to go on in.
+
+        Args:
+            root: `default_root_dir`.
+            name: Name of the run.
+            version: An existing version to go on in; ``None`` opens the next one.
+            logger: False for none, true for metrics.csv and TensorBoard, or loggers of your own.
+        """
+        self.root = root / name
+        self.path = self.root / (version or f"version_{self._next()}")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.loggers: list[Logger] = (
+            logger
+            if isinstance(logger, list)
+            else [
+                CSVLogger(root, name, version=self.path.name),
+                TensorBoardLogger(root, name, version=self.path.name),
+            ]
+            if logger
+            else []
+        )
+
+    def _next(self) -> int:
+        taken = [int(p.name.rpartition("_")[2]) for p in self.root.glob("version_*")]
+        return max(taken, default=-1) + 1
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Hand metrics to every logger, with the round as step."""
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=step)
+            logger.save()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration that reproduces the run."""
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def write_predictions(self, rows: Iterable[Mapping[str, str]]) -> Path:
+        """Write predictions.jsonl: one JSON object a line."""
+        path = self.path / "predictions.jsonl"
+        path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
+        return path
+
+    def write_adapters(self, federation: Federation) -> None:
+        """Write every party's adapter in PEFT's format: ``adapters/<client>``, and the server's LLM."""
+        for client in federation.clients:
+            lm = federation.edge(client).module.tower().backbone.lm
+            lm.save_pretrained(str(self.path / "adapters" / client), save_embedding_layers=False)
+        lm = federation.server.module.tower().backbone.lm
+        lm.save_pretrained(str(self.path / "adapters" / "server"), save_embedding_layers=False)
+
+
+def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
+    """Return the bytes that crossed the border and what share of the models they are.
+
+    The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of the model
+    that the client trains (mean over clients), and of the server's.
+    """
+    edges = {c: federation.module(c).parameter_bytes() for c in federation.clients}
+    server = federation.server.module.parameter_bytes()
+    ratios: dict[str, dict[str, float]] = {"edge": {}, "server": {}}
+    for way in ("uplink", "downlink"):
+        shares = [
+            ledger.total(way, client=c) / messages / size
+            for c, size in edges.items()
+            if (messages := ledger.messages(way, client=c))
+        ]
+        ratios["edge"][way] = sum(shares) / len(shares) if shares else 0.0
+        ratios["server"][way] = ledger.per_message(way) / server
+    return {
+        "uplink_bytes": ledger.total("uplink"),
+        "downlink_bytes": ledger.total("downlink"),
+        "ratio_of_edge_parameters": ratios["edge"],
+        "ratio_of_server_parameters": ratios["server"],
+        "edge_parameter_bytes": edges,
+        "server_parameter_bytes": server,
+        "by_component": ledger.by_component(),
+    }

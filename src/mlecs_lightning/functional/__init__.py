@@ -1,0 +1,37 @@
+"""Pure tensor functions: the mathematics of the methods, on torch alone, without state."""
+
+from mlecs_lightning.functional.averaging import (
+    modality_aware_weights,
+    normalise_weights,
+    weighted_mean,
+)
+from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
+from mlecs_lightning.functional.lora import (
+    LoraFactors,
+    aggregate_freeze_a,
+    aggregate_separate,
+    aggregate_stack,
+    aggregate_svd,
+    aggregation_error,
+    compress,
+    stack_factors,
+)
+from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
+
+__all__ = [
+    "LoraFactors",
+    "VolumeContrast",
+    "aggregate_freeze_a",
+    "aggregate_separate",
+    "aggregate_stack",
+    "aggregate_svd",
+    "aggregation_error",
+    "compress",
+    "gram_log_det",
+    "gram_log_volume",
+    "modality_aware_weights",
+    "normalise_weights",
+    "stack_factors",
+    "volume_contrastive_loss",
+    "weighted_mean",
+]

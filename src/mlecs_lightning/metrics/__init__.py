@@ -1,0 +1,16 @@
+"""Scores of generated text; every value is in 0..1."""
+
+from mlecs_lightning.metrics.evaluation import TextMetrics, constant_row
+from mlecs_lightning.metrics.labels import LabelReader, LabelScores, keyword_label_reader
+from mlecs_lightning.metrics.text import BertScore, ExactMatch, RougeLsum
+
+__all__ = [
+    "BertScore",
+    "ExactMatch",
+    "LabelReader",
+    "LabelScores",
+    "RougeLsum",
+    "TextMetrics",
+    "constant_row",
+    "keyword_label_reader",
+]

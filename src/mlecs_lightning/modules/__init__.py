@@ -1,0 +1,7 @@
+"""LightningModules: the edge's SLM and the server's LLM."""
+
+from mlecs_lightning.modules.base import Losses, MultimodalLM, Objective
+from mlecs_lightning.modules.edge import EdgeModule
+from mlecs_lightning.modules.server import ServerModule
+
+__all__ = ["EdgeModule", "Losses", "MultimodalLM", "Objective", "ServerModule"]

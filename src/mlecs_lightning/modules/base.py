@@ -1,0 +1,226 @@
+"""The LightningModule that edge and server share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlecs_lightning.nn.connector import Embeddings
+from mlecs_lightning.nn.extractors import build_extractor
+from mlecs_lightning.nn.tower import Tower, TowerOutput
+from mlecs_lightning.settings import ModelSettings, build_class
+from mlecs_lightning.types import Batch, ModalitySpec
+
+__all__ = ["Losses", "MultimodalLM", "Objective"]
+
+Losses = dict[str, Tensor]
+"""Named scalar losses; ``loss`` is the one to minimise, the others are reported."""
+
+Objective = Callable[[Any, Batch], Losses]
+"""What a training pass minimises: a function of the module and a batch."""
+
+
+class MultimodalLM(L.LightningModule):
+    """Extractors shared by one or more towers; the first tower answers.
+
+    Trains under a plain Lightning `Trainer` (language modelling on its own data), and under the
+    federated trainer with whatever objective an algorithm passes to `forward`: the whole objective runs
+    inside ``forward``, so that mixed precision and DDP wrap it.
+    """
+
+    def __init__(
+        self,
+        towers: Mapping[str, ModelSettings],
+        modalities: Mapping[str, ModalitySpec | Mapping[str, Any]],
+        *,
+        key: str,
+    ) -> None:
+        """Build extractors and towers.
+
+        Args:
+            towers: The settings of each tower; extractors and optimiser are those of the first.
+            modalities: Modalities that the model can take, in column order.
+            key: The YAML key of the settings, for error messages.
+
+        Raises:
+            ValueError: If a setting cannot be built; it names the key.
+        """
+        super().__init__()
+        first = next(iter(towers.values()))
+        self.settings = first
+        self.specs = {
+            m: s if isinstance(s, ModalitySpec) else ModalitySpec(s["kind"], tuple(s["shape"]))
+            for m, s in modalities.items()
+        }
+        self.extractors = nn.ModuleDict(
+            {
+                m: build_extractor(m, spec, extractors=first.extractors, key=f"{key}.extractors")
+                for m, spec in self.specs.items()
+            }
+        )
+        widths = {m: int(e.out_features) for m, e in self.extractors.items()}  # type: ignore[arg-type]
+        self.towers = nn.ModuleDict({name: Tower(widths, s) for name, s in towers.items()})
+        self.first = next(iter(towers))
+        # A checkpoint holds what was trained; the frozen backbone is named in the settings.
+        self.strict_loading = False
+        # DDP leaves the frozen weights where they are: every rank has loaded the same.
+        self._ddp_params_and_buffers_to_ignore = sorted(self._frozen_names())
+
+    # Parts ----------------------------------------------------------------------------------
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the model can take, in column order."""
+        return tuple(self.specs)
+
+    def tower(self, name: str | None = None) -> Tower:
+        """Return a tower, the answering one by default."""
+        return self.towers[name or self.first]  # type: ignore[return-value]
+
+    def _frozen_names(self) -> set[str]:
+        buffers = (name for name, _ in self.named_buffers())
+        names = {*self.state_dict(), *buffers}
+        return {name for name in names if ".backbone.lm." in name and ".lora_" not in name}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Return copies of all that can be trained: extractors, connectors, adapters, readouts."""
+        frozen = set(self._ddp_params_and_buffers_to_ignore)
+        return {k: v.detach().clone() for k, v in self.state_dict().items() if k not in frozen}
+
+    @torch.no_grad()
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Write what `trainable_state` returned.
+
+        Raises:
+            KeyError: If the keys are not those of this module; it names some of them.
+        """
+        own = self.state_dict()
+        expected = own.keys() - set(self._ddp_params_and_buffers_to_ignore)
+        if expected != state.keys():
+            missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
+            raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
+        for name, value in state.items():
+            own[name].copy_(value)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that an optimiser updates."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def parameter_count(self) -> int:
+        """Return the number of all parameters, frozen ones included, each counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def parameter_bytes(self) -> int:
+        """Return the bytes of all parameters: the denominator of the communication ratio."""
+        return sum(p.numel() * p.element_size() for p in self.parameters())
+
+    @contextmanager
+    def frozen_extractors(self) -> Iterator[None]:
+        """Train everything but the extractors, as CCL does."""
+        parameters = [p for p in self.extractors.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    # Passes ---------------------------------------------------------------------------------
+
+    def features(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the extractors.
+
+        A modality that the batch lacks altogether counts as absent from every sample; its extractor runs
+        on zeros all the same, so that each parameter has a gradient on every rank.
+
+        Returns:
+            For each modality of the model (B, features), and presence (B, K).
+        """
+        column = {m: k for k, m in enumerate(batch.modalities)}
+        size, device = len(batch.ids), batch.present.device
+        nobody = torch.zeros(size, dtype=torch.bool, device=device)
+        inputs = {
+            m: batch.inputs[m] if m in column else torch.zeros(size, *spec.shape, device=device)
+            for m, spec in self.specs.items()
+        }
+        present = [batch.present[:, column[m]] if m in column else nobody for m in self.specs]
+        return {m: self.extractors[m](x) for m, x in inputs.items()}, torch.stack(present, dim=1)
+
+    def embed(self, batch: Batch, *, tower: str | None = None) -> Embeddings:
+        """Return latent vectors, fused representation and prompt."""
+        features, present = self.features(batch)
+        return self.tower(tower).connector(features, present)  # type: ignore[no-any-return]
+
+    def read(self, batch: Batch, *, tower: str | None = None) -> TowerOutput:
+        """Run one tower over a batch with its targets."""
+        features, present = self.features(batch)
+        return self.tower(tower)(  # type: ignore[no-any-return]
+            features, present, batch.instructions, batch.targets
+        )
+
+    def forward(self, batch: Batch, objective: Objective | None = None) -> Losses:
+        """Evaluate an objective; language modelling (L_LM of the answering tower) by default."""
+        if objective is not None:
+            return objective(self, batch)
+        return {"loss": self.read(batch).loss}
+
+    # Lightning hooks ------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
+        """Return L_LM of a batch."""
+        return self._logged(self(batch), "train", batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
+        """Return L_LM of a held-out batch."""
+        return self._logged(self(batch), "val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
+        """Return L_LM of a test batch."""
+        return self._logged(self(batch), "test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[dict[str, str]]:
+        """Return the ids and the generated sentences of a batch."""
+        answers = self.tower().generate(self.embed(batch), batch.instructions)
+        return [
+            {"id": i, "prediction": answer} for i, answer in zip(batch.ids, answers, strict=True)
+        ]
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimiser of the settings over the trainable parameters."""
+        return build_class(  # type: ignore[no-any-return]
+            self.settings.optimizer, self.trainable_parameters(), home="torch.optim", key="optimizer"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the frozen backbone out of Lightning's checkpoint."""
+        frozen = set(self._ddp_params_and_buffers_to_ignore)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
+
+    def _logged(self, losses: Losses, stage: str, batch: Batch) -> Losses:
+        # Only under a Trainer: Fabric would write the value to the loggers without a step.
+        if self._trainer is not None:
+            values = {f"{stage}_{name}": value.detach() for name, value in losses.items()}
+            self.log_dict(values, prog_bar=True, batch_size=len(batch.ids))
+        return losses
+
+    def _remember(self, **settings: ModelSettings) -> None:
+        """Store what `load_from_checkpoint` needs, as plain values a weights-only load accepts."""
+        modalities = {
+            m: {"kind": s.kind, "shape": list(s.shape)} for m, s in self.specs.items()
+        }
+        plain = {name: value.to_dict() for name, value in settings.items()}
+        self.save_hyperparameters({**plain, "modalities": modalities})
+
+
+def as_settings(settings: ModelSettings | Mapping[str, Any]) -> ModelSettings:
+    """Return settings as they are, or built from the plain values of a checkpoint."""
+    return settings if isinstance(settings, ModelSettings) else ModelSettings.from_dict(settings)
+

@@ -1,0 +1,235 @@
+"""Pocket backbones: language models made on this machine in seconds, so that all runs without a hub.
+
+A soft prompt cannot steer a model that has only ever seen whole sentences. So a pocket model learns
+"key words => sentence": the key words stand where the soft prompt will stand, the sentence where the
+answer will. Then a connector only has to learn to produce the key words. Our choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mlecs_lightning.settings import cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket"]
+
+_VERSION = 1
+_SLOTS = 16
+"""Positions of the key words: the reference length of the soft prompt."""
+_FILLER, _EOS, _UNKNOWN = "_", "<eos>", "<unk>"
+
+
+@dataclass(frozen=True)
+class PocketRecipe:
+    """Size and training of a pocket model.
+
+    Attributes:
+        layers: Transformer blocks.
+        width: Hidden width H.
+        heads: Attention heads.
+        steps: Training steps.
+        batch_size: Pairs of a step.
+        learning_rate: Peak rate of AdamW (one-cycle schedule).
+        seed: Seed of weights and sampling.
+    """
+
+    layers: int
+    width: int
+    heads: int = 4
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+POCKETS = {
+    "pocket/slm": PocketRecipe(layers=3, width=96),
+    "pocket/llm": PocketRecipe(layers=4, width=128),
+}
+"""The names that `BackboneSettings.model` accepts beside hub ids and directories."""
+
+
+def is_pocket(model: str) -> bool:
+    """Return whether a backbone's name asks for a pocket model.
+
+    Raises:
+        ValueError: If it starts with ``pocket/`` but is none.
+    """
+    if model.startswith("pocket/") and model not in POCKETS:
+        raise ValueError(f"backbone.model {model!r}: the pocket models are {sorted(POCKETS)}")
+    return model in POCKETS
+
+
+def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]) -> Path:
+    """Return the directory of a pocket model, training it if nobody has yet.
+
+    Args:
+        model: One of `POCKETS`.
+        pairs: "key words => sentence" pairs of the data set.
+        instructions: What the model will be asked, for its vocabulary and its place in the sequence.
+
+    Returns:
+        An ordinary Hugging Face directory, for `from_pretrained`. It is keyed by the whole recipe, texts
+        included, written to a temporary name and renamed.
+    """
+    from filelock import FileLock
+
+    recipe = POCKETS[model]
+    content = json.dumps([_VERSION, asdict(recipe), sorted(pairs), sorted(set(instructions))])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    target = cache_dir() / "pocket" / f"{model.rpartition('/')[2]}-{digest}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            staging = Path(tempfile.mkdtemp(dir=target.parent))
+            try:
+                tokenizer, trained = _train(recipe, sorted(pairs), sorted(set(instructions)))
+                tokenizer.save_pretrained(staging)
+                trained.save_pretrained(staging)
+                staging.rename(target)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerBase:
+    """Build a word-level tokenizer whose vocabulary is the words of the texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {w: i for i, w in enumerate([_EOS, _UNKNOWN, _FILLER, *words])}
+    words_only = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words_only, eos_token=_EOS, unk_token=_UNKNOWN, pad_token=_EOS
+    )
+
+
+class _PairModel(L.LightningModule):
+    """Next-token prediction of the sentence after slots with key words and an instruction."""
+
+    def __init__(self, lm: nn.Module, recipe: PocketRecipe) -> None:
+        super().__init__()
+        self.lm, self.recipe = lm, recipe
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        tokens, labels = batch
+        logits = self.lm(input_ids=tokens, use_cache=False).logits[:, :-1]
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
+
+    def configure_optimizers(self) -> L.pytorch.utilities.types.OptimizerLRScheduler:
+        rate = self.recipe.learning_rate
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=rate, total_steps=self.recipe.steps
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Draw number i is a function of i: a pair, with its key words strewn over the slots."""
+
+    def __init__(
+        self,
+        encoded: Sequence[tuple[list[int], list[int]]],
+        instructions: Sequence[list[int]],
+        *,
+        filler: int,
+        eos: int,
+        draws: int,
+        seed: int,
+    ) -> None:
+        self.encoded, self.instructions = encoded, instructions
+        self.filler, self.eos, self.draws, self.seed = filler, eos, draws, seed
+        tails = max(len(sentence) for _, sentence in encoded) + max(map(len, instructions), default=0)
+        self.length = max(_SLOTS, max(len(keys) for keys, _ in encoded)) + tails + 1
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+
+        def draw(high: int) -> int:
+            return int(torch.randint(high, (), generator=generator))
+
+        keys, sentence = self.encoded[draw(len(self.encoded))]
+        slots = [self.filler] * max(_SLOTS, len(keys))
+        for place, key in zip(torch.randperm(len(slots), generator=generator), keys, strict=False):
+            slots[int(place)] = key
+        # Half of the draws have no instruction: the model must hold for any other one, too.
+        spoken = self.instructions[draw(len(self.instructions))] if self.instructions and draw(2) else []
+        head = [*slots, *spoken]
+        tokens = [*head, *sentence, self.eos]
+        labels = [-100] * len(head) + [*sentence, self.eos]
+        pad = self.length - len(tokens)
+        return torch.tensor(tokens + [self.eos] * pad), torch.tensor(labels + [-100] * pad)
+
+
+def _train(
+    recipe: PocketRecipe, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = _tokenizer([text for pair in pairs for text in pair] + list(instructions))
+    eos: int = tokenizer.eos_token_id  # type: ignore[assignment]
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    data = _Pairs(
+        [(encode(keys), encode(sentence)) for keys, sentence in pairs],
+        [encode(text) for text in instructions],
+        filler=int(tokenizer.convert_tokens_to_ids(_FILLER)),
+        eos=eos,
+        draws=recipe.steps * recipe.batch_size,
+        seed=recipe.seed,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        lm = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer),
+                n_positions=256,
+                n_layer=recipe.layers,
+                n_embd=recipe.width,
+                n_head=recipe.heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                bos_token_id=eos,
+                eos_token_id=eos,
+                pad_token_id=eos,
+            )
+        )
+        trainer = L.Trainer(
+            max_steps=recipe.steps,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(_PairModel(lm, recipe), DataLoader(data, batch_size=recipe.batch_size))
+    return tokenizer, lm.eval()

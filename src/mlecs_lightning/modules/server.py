@@ -1,0 +1,62 @@
+"""The model of the cloud server: a large language model, and the clients' small one beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mlecs_lightning.modules.base import MultimodalLM, as_settings
+from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.types import Batch, ModalitySpec
+
+__all__ = ["RepresentationSource", "ServerModule"]
+
+RepresentationSource = Literal["connector", "backbone"]
+
+
+class ServerModule(MultimodalLM):
+    """One set of extractors, a tower for the LLM (which answers), a tower for the hosted SLM.
+
+    The hosted SLM carries the aggregated adapter of the clients; SE-CCL trains it beside the LLM.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings | Mapping[str, Any],
+        hosted: ModelSettings | Mapping[str, Any],
+        modalities: Mapping[str, ModalitySpec | Mapping[str, Any]],
+        *,
+        key: str = "server",
+    ) -> None:
+        """Build the model.
+
+        Args:
+            settings: The LLM, its adapter and connector; the extractors; the optimiser.
+            hosted: Backbone and adapter of the clients' SLM. Its connector has the server's sizes.
+            modalities: All modalities, in column order.
+            key: The YAML key of the settings, for error messages.
+        """
+        settings, hosted = as_settings(settings), as_settings(hosted)
+        super().__init__({"llm": settings, "slm": hosted}, modalities, key=key)
+        self._remember(settings=settings, hosted=hosted)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Return copies of the hosted SLM's adapter, under PEFT's names."""
+        return self.tower("slm").backbone.adapter_state()
+
+    def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:
+        """Write the hosted SLM's adapter; see `Backbone.load_adapter_state`."""
+        self.tower("slm").backbone.load_adapter_state(state, mix=mix)
+
+    def represent(self, batch: Batch, *, source: RepresentationSource = "connector") -> Tensor:
+        """Return the representation (B, D) that goes down to the clients as anchor of CCL.
+
+        Args:
+            batch: Public samples.
+            source: ``connector`` is f, what the connector fused; ``backbone`` is g, what the LLM made
+                of it.
+        """
+        embeddings = self.embed(batch)
+        return embeddings.fused if source == "connector" else self.tower().view(embeddings)

@@ -1,0 +1,17 @@
+"""Plain torch and Hugging Face building blocks: extractors, connector, backbone, tower."""
+
+from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.nn.connector import Connector, Embeddings
+from mlecs_lightning.nn.extractors import ImageCNN, SeriesCNN, VectorMLP
+from mlecs_lightning.nn.tower import Tower, TowerOutput
+
+__all__ = [
+    "Backbone",
+    "Connector",
+    "Embeddings",
+    "ImageCNN",
+    "SeriesCNN",
+    "Tower",
+    "TowerOutput",
+    "VectorMLP",
+]

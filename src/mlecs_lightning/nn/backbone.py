@@ -1,0 +1,288 @@
+"""The backbone B: any Hugging Face causal language model, frozen, with a LoRA adapter by PEFT."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlecs_lightning.settings import BackboneSettings, LoraSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Backbone", "BackboneOutput", "load_frozen"]
+
+_IGNORE = -100
+
+
+class BackboneOutput(NamedTuple):
+    """What the language model says of a prompt.
+
+    Attributes:
+        loss: Mean next-token cross entropy over the target tokens, scalar; zero without targets.
+        prompt_hidden: (B, H) last hidden state, mean over the P prompt positions.
+        logits: (B, T, vocabulary) the logits that predict ``labels``.
+        labels: (B, T) target tokens, -100 where there is none.
+    """
+
+    loss: Tensor
+    prompt_hidden: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@functools.lru_cache(maxsize=None)
+def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, once in a process.
+
+    Args:
+        settings: Hub id or directory, and how to load it.
+
+    Returns:
+        The model, in evaluation mode and without gradients, and its tokenizer. Shared by all who ask
+        for the same settings: never change it, take a `Backbone`.
+
+    Raises:
+        OSError: If it is neither a directory nor on the hub (from transformers).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {
+        "revision": settings.revision,
+        "local_files_only": settings.local_files_only,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
+    options = {k: v for k, v in (("attn_implementation", settings.attn_implementation),) if v}
+    model = AutoModelForCausalLM.from_pretrained(
+        settings.model, dtype=settings.dtype, **where, **options
+    )
+    model.requires_grad_(False).eval()
+    return model, tokenizer
+
+
+def _share(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of the modules that holds the very same frozen tensors.
+
+    PEFT inserts its layers into the modules it is given. With a copy of the modules (kilobytes) over one
+    set of weights (gigabytes), every architecture gets an adapter of its own and an ordinary `PeftModel`.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(t): t for t in tensors})
+
+
+class Backbone(nn.Module):
+    """A frozen causal language model behind a soft prompt, with a trainable LoRA adapter.
+
+    The sequence is [S ; instruction tokens ; target tokens ; end of sequence].
+    """
+
+    def __init__(self, settings: BackboneSettings, lora: LoraSettings) -> None:
+        """Load the model (or share the one already loaded) and insert a fresh adapter.
+
+        Args:
+            settings: The language model.
+            lora: The adapter.
+
+        Raises:
+            ValueError: If PEFT finds no layer to adapt.
+        """
+        super().__init__()
+        from peft import LoraConfig, get_peft_model
+
+        model, self.tokenizer = load_frozen(settings)
+        self.settings, self.lora = settings, lora
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        with warnings.catch_warnings():
+            # GPT-2's Conv1D layers store the transpose; PEFT sees it, corrects itself and warns.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            self.lm = get_peft_model(_share(model), config)
+        self.hidden_size: int = model.get_input_embeddings().embedding_dim  # type: ignore[assignment]
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError(f"backbone.model {settings.model!r}: its tokenizer has no end-of-sequence token")
+        self._eos: int = eos
+        pad = self.tokenizer.pad_token_id
+        self._pad: int = eos if pad is None else pad
+        self._encode = functools.lru_cache(maxsize=65536)(self._encode_text)
+
+    # Adapter --------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _adapter(self) -> dict[str, nn.Parameter]:
+        return {
+            name.replace(".default.", "."): parameter
+            for name, parameter in self.lm.named_parameters()
+            if ".lora_" in name
+        }
+
+    @property
+    def scaling(self) -> float:
+        """Scale alpha / r of the adapter's update."""
+        return self.lora.alpha / self.lora.r
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Return copies of the adapter's tensors under PEFT's own names.
+
+        Tensors that do not train (``lora_A`` under ``freeze_a``) are left out: they never change, so they
+        never travel.
+        """
+        return {k: p.detach().clone() for k, p in self._adapter.items() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:
+        """Write the adapter: ``mix`` of the received, the rest of the present one.
+
+        Args:
+            state: What `adapter_state` of a backbone of the same shape returned.
+            mix: 1 overwrites, 0 keeps.
+
+        Raises:
+            KeyError: If a key is unknown.
+            ValueError: If a shape differs.
+        """
+        for key, value in state.items():
+            if key not in self._adapter:
+                raise KeyError(f"the adapter has no {key!r}")
+            parameter = self._adapter[key]
+            if parameter.shape != value.shape:
+                raise ValueError(
+                    f"{key}: expected shape {tuple(parameter.shape)}, got {tuple(value.shape)}"
+                )
+            if mix == 1.0:
+                parameter.copy_(value)
+            else:
+                parameter.lerp_(value.to(parameter), mix)
+
+    def trains_a(self) -> bool:
+        """Return whether ``lora_A`` trains."""
+        return any(p.requires_grad for k, p in self._adapter.items() if ".lora_A." in k)
+
+    def freeze_a(self) -> None:
+        """Train only ``lora_B``, as FFA-LoRA does (arXiv 2403.12313)."""
+        for name, parameter in self._adapter.items():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+
+    # Text -----------------------------------------------------------------------------------
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _pack(
+        self, instructions: Sequence[str], targets: Sequence[str] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens, attention mask and labels (B, L); left padding when there are no targets.
+
+        Answers are generated from the right end of the instruction, so there padding comes first.
+        """
+        heads = [self._encode(text) for text in instructions]
+        tails: list[tuple[int, ...]] = (
+            [(*self._encode(text), self._eos) for text in targets] if targets else [()] * len(heads)
+        )
+        longest = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
+        rows, masks, labels = [], [], []
+        for head, tail in zip(heads, tails, strict=True):
+            pad = longest - len(head) - len(tail)
+            left, right = (0, pad) if targets else (pad, 0)
+            rows.append([self._pad] * left + [*head, *tail] + [self._pad] * right)
+            masks.append([0] * left + [1] * (len(head) + len(tail)) + [0] * right)
+            labels.append([_IGNORE] * (left + len(head)) + [*tail] + [_IGNORE] * right)
+        return tuple(torch.tensor(x, dtype=torch.long).view(len(heads), -1) for x in (rows, masks, labels))  # type: ignore[return-value]
+
+    def _sequence(self, prompt: Tensor, tokens: Tensor) -> Tensor:
+        embed = self.lm.get_input_embeddings()
+        words = embed(tokens)
+        return torch.cat([prompt.to(words.dtype), words], dim=1)
+
+    # Passes ---------------------------------------------------------------------------------
+
+    def forward(
+        self, prompt: Tensor, instructions: Sequence[str], targets: Sequence[str]
+    ) -> BackboneOutput:
+        """Read prompt, instruction and target.
+
+        Args:
+            prompt: (B, P, H) soft prompt.
+            instructions: Length B.
+            targets: Length B.
+
+        Returns:
+            The loss, the prompt's hidden states and the logits. L_LM is taken over the target tokens and
+            the end of sequence only.
+        """
+        tokens, mask, labels = (t.to(prompt.device) for t in self._pack(instructions, targets))
+        length = prompt.shape[1]
+        # Only the last positions predict a target: on a real vocabulary the others' logits would cost
+        # more than the whole transformer.
+        first = min(len(self._encode(text)) for text in instructions)
+        keep = tokens.shape[1] - first + 1
+        output = self.lm(
+            inputs_embeds=self._sequence(prompt, tokens),
+            attention_mask=nn.functional.pad(mask, (length, 0), value=1),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=keep,
+        )
+        logits, answer = output.logits[:, :-1], labels[:, first:]
+        loss = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
+        )
+        return BackboneOutput(loss, self._prompt_mean(output.hidden_states[-1], length), logits, answer)
+
+    def read_prompt(self, prompt: Tensor) -> Tensor:
+        """Return the (B, H) mean last hidden state over the prompt positions, without any text.
+
+        The same value as ``forward(...).prompt_hidden``: the model is causal.
+        """
+        mask = prompt.new_ones(prompt.shape[:2], dtype=torch.long)
+        embed = self.lm.get_input_embeddings()
+        output = self.lm(
+            inputs_embeds=prompt.to(embed.weight.dtype),
+            attention_mask=mask,
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        return self._prompt_mean(output.hidden_states[-1], prompt.shape[1])
+
+    @staticmethod
+    def _prompt_mean(hidden: Tensor, length: int) -> Tensor:
+        return hidden[:, :length].mean(dim=1, dtype=torch.float32)
+
+    @torch.no_grad()
+    def generate(self, prompt: Tensor, instructions: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        """Answer greedily.
+
+        Args:
+            prompt: (B, P, H) soft prompt.
+            instructions: Length B.
+            max_new_tokens: Longest answer.
+
+        Returns:
+            B sentences without special tokens.
+        """
+        tokens, mask, _ = (t.to(prompt.device) for t in self._pack(instructions, None))
+        # Padding stands between prompt and instruction: masked, and skipped by the position ids.
+        answer = self.lm.generate(
+            inputs_embeds=self._sequence(prompt, tokens),
+            attention_mask=nn.functional.pad(mask, (prompt.shape[1], 0), value=1),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self._pad,
+            eos_token_id=self._eos,
+        )
+        texts = self.tokenizer.batch_decode(answer, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]

@@ -1,0 +1,138 @@
+"""Modality extractors E_m: small, real encoders, one for each kind of modality.
+
+An extractor is any `torch.nn.Module` with an integer attribute ``out_features`` that maps (B, ...) to
+(B, out_features). Its class gets the `ModalitySpec` as its first argument.
+
+None of them has batch statistics: with label skew and missing modalities the statistics of one client's
+batches say nothing about another's, so normalisation is by sample (GroupNorm, LayerNorm). Our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mlecs_lightning.settings import ClassPath, build_class
+from mlecs_lightning.types import ModalityKind, ModalitySpec
+
+__all__ = ["ImageCNN", "SeriesCNN", "VectorMLP", "build_extractor"]
+
+
+class VectorMLP(nn.Module):
+    """Two-layer perceptron for vectors (B, F) -> (B, width)."""
+
+    def __init__(self, spec: ModalitySpec, *, width: int = 64) -> None:
+        """Build for vectors of ``spec.shape[0]`` features."""
+        super().__init__()
+        self.out_features = width
+        self.layers = nn.Sequential(
+            nn.Linear(spec.shape[0], width),
+            nn.GELU(),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, F) to (B, out_features)."""
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+class ImageCNN(nn.Module):
+    """Convolutional encoder for images (B, C, height, width) -> (B, width).
+
+    Each stage halves the resolution while it is above 4 pixels; the last map, pooled to at most 4 x 4,
+    keeps where things are.
+    """
+
+    def __init__(self, spec: ModalitySpec, *, channels: int = 16, width: int = 64) -> None:
+        """Build for images of ``spec.shape``.
+
+        Args:
+            spec: Kind and shape of the modality.
+            channels: Channels of the first stage, doubled at each further one.
+            width: Features out.
+        """
+        super().__init__()
+        self.out_features = width
+        depth, size = spec.shape[0], min(spec.shape[1:])
+        stages: list[nn.Module] = []
+        while True:
+            stages += [nn.Conv2d(depth, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.GELU()]
+            if size <= 4:
+                break
+            stages.append(nn.MaxPool2d(2))
+            depth, channels, size = channels, channels * 2, size // 2
+        side = min(4, size)
+        self.layers = nn.Sequential(
+            *stages,
+            nn.AdaptiveAvgPool2d(side),
+            nn.Flatten(),
+            nn.Linear(channels * side * side, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, C, height, width) to (B, out_features)."""
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+class SeriesCNN(nn.Module):
+    """Temporal convolutions for time series (B, C, time) -> (B, width).
+
+    Mean and maximum over time: a level and a peak (an impact is a peak). Our choice.
+    """
+
+    def __init__(self, spec: ModalitySpec, *, channels: int = 32, width: int = 64) -> None:
+        """Build for series of ``spec.shape[0]`` channels, of any length."""
+        super().__init__()
+        self.out_features = width
+        stages: list[nn.Module] = []
+        depth = spec.shape[0]
+        for dilation in (1, 2, 4):
+            stages += [
+                nn.Conv1d(depth, channels, 3, padding=dilation, dilation=dilation),
+                nn.GroupNorm(4, channels),
+                nn.GELU(),
+            ]
+            depth = channels
+        self.layers = nn.Sequential(*stages)
+        self.head = nn.Linear(2 * channels + 2 * spec.shape[0], width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, C, time) to (B, out_features)."""
+        h = self.layers(x)
+        # GroupNorm forgets the level of the signal, which tells a lying body from a standing one.
+        pooled = [h.mean(-1), h.amax(-1), x.mean(-1), x[..., -1]]
+        return self.head(torch.cat(pooled, dim=-1))  # type: ignore[no-any-return]
+
+
+_DEFAULT: dict[ModalityKind, type[nn.Module]] = {
+    "vector": VectorMLP,
+    "image": ImageCNN,
+    "series": SeriesCNN,
+}
+
+
+def build_extractor(
+    modality: str, spec: ModalitySpec, *, extractors: Mapping[str, ClassPath], key: str
+) -> nn.Module:
+    """Build the extractor of one modality: the given class, or the default of its kind.
+
+    Args:
+        modality: Name of the modality.
+        spec: Its kind and shape.
+        extractors: The settings' ``extractors``.
+        key: The YAML key of ``extractors``, for error messages.
+
+    Raises:
+        ValueError: If the class cannot be built or has no integer ``out_features``.
+    """
+    if modality not in extractors:
+        return _DEFAULT[spec.kind](spec)
+    where = f"{key}.{modality}"
+    module = build_class(extractors[modality], spec, home=__name__, key=where)
+    if not isinstance(getattr(module, "out_features", None), int):
+        raise ValueError(
+            f"{where}: {extractors[modality]['class_path']} needs an integer attribute `out_features`"
+        )
+    return module  # type: ignore[no-any-return]

@@ -1,0 +1,72 @@
+"""A tower: one connector and one backbone over features that several towers may share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.nn.connector import Connector, Embeddings
+from mlecs_lightning.settings import ModelSettings
+
+__all__ = ["Tower", "TowerOutput"]
+
+
+class TowerOutput(NamedTuple):
+    """One pass of a tower over a batch with targets.
+
+    Attributes:
+        embeddings: Latent vectors, fused representation and prompt.
+        view: (B, D) g, the backbone's view of the sample.
+        loss: L_LM, scalar.
+        logits: (B, T, vocabulary).
+        labels: (B, T).
+    """
+
+    embeddings: Embeddings
+    view: Tensor
+    loss: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class Tower(nn.Module):
+    """Connector C, backbone B and the readout g = Linear(mean hidden state over the prompt)."""
+
+    def __init__(self, features: Mapping[str, int], settings: ModelSettings) -> None:
+        """Build the tower.
+
+        Args:
+            features: For each modality the width of its extractor.
+            settings: Connector, backbone and adapter.
+        """
+        super().__init__()
+        self.backbone = Backbone(settings.backbone, settings.lora)
+        self.connector = Connector(features, self.backbone.hidden_size, settings=settings.connector)
+        self.readout = nn.Linear(self.backbone.hidden_size, settings.connector.width)
+        self._max_new_tokens = settings.max_new_tokens
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        present: Tensor,
+        instructions: Sequence[str],
+        targets: Sequence[str],
+    ) -> TowerOutput:
+        """Read a batch and score its targets."""
+        embeddings = self.connector(features, present)
+        output = self.backbone(embeddings.prompt, instructions, targets)
+        view = self.readout(output.prompt_hidden)
+        return TowerOutput(embeddings, view, output.loss, output.logits, output.labels)
+
+    def view(self, embeddings: Embeddings) -> Tensor:
+        """Return g (B, D) without any text."""
+        return self.readout(self.backbone.read_prompt(embeddings.prompt))  # type: ignore[no-any-return]
+
+    def generate(self, embeddings: Embeddings, instructions: Sequence[str]) -> list[str]:
+        """Answer greedily, one sentence for each sample."""
+        return self.backbone.generate(
+            embeddings.prompt, instructions, max_new_tokens=self._max_new_tokens
+        )

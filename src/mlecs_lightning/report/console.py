@@ -1,0 +1,97 @@
+"""The final table of a run, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_summary"]
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "rouge_lsum": "Rouge-Lsum",
+    "exact_match": "exact",
+    "bertscore": "BERTScore",
+}
+
+
+def _size(count: float) -> str:
+    """Return bytes in a unit that reads well."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _cells(scores: Mapping[str, float], metrics: list[str]) -> list[str]:
+    return [f"{scores[m]:.3f}" if m in scores else "-" for m in metrics]
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print clients, server, the constant-sentence rows, and what went over the wire.
+
+    Args:
+        summary: What `FederatedTrainer.fit` or `test` returned.
+        console: Where to; the process's own by default.
+    """
+    console = console or Console()
+    metrics = [m for m in _NAMES if m in summary["mean"]["all"] or m in summary["server"]]
+    table = Table(
+        title=f"{summary['algorithm']}, {summary['rounds']} rounds, seed {summary['seed']}: "
+        "test, on all domains (on the client's own)"
+    )
+    table.add_column("party")
+    table.add_column("modalities", overflow="fold")
+    for metric in metrics:
+        table.add_column(_NAMES[metric], justify="right", no_wrap=True)
+    for name, client in summary["clients"].items():
+        table.add_row(name, " ".join(client["modalities"]), *_pairs(client, metrics))
+    table.add_section()
+    table.add_row("mean of clients", "", *_pairs(summary["mean"], metrics), style="bold")
+    table.add_row("best constant sentence", "", *_pairs(summary["constant"], metrics), style="dim")
+    table.add_section()
+    table.add_row("server", "all", *_cells(summary["server"], metrics), style="bold")
+    table.add_row(
+        "best constant sentence", "", *_cells(summary["constant"]["server"], metrics), style="dim"
+    )
+    console.print(table)
+    _print_communication(summary["communication"], console)
+    console.print(f"{summary['seconds']:.1f} s")
+
+
+def _pairs(views: Mapping[str, Any], metrics: list[str]) -> list[str]:
+    both = zip(_cells(views["all"], metrics), _cells(views["own"], metrics), strict=True)
+    return [f"{everywhere} ({own})" for everywhere, own in both]
+
+
+def _print_communication(wire: Mapping[str, Any], console: Console) -> None:
+    if not wire["uplink_bytes"] and not wire["downlink_bytes"]:
+        console.print("communication: none")
+        return
+    table = Table(title="communication")
+    table.add_column("direction")
+    table.add_column("bytes", justify="right")
+    table.add_column("of it", overflow="fold")
+    table.add_column("a client's round / its model", justify="right")
+    table.add_column("/ server's models", justify="right")
+    for way in ("uplink", "downlink"):
+        parts = ", ".join(f"{k} {_size(v)}" for k, v in wire["by_component"][way].items())
+        table.add_row(
+            way,
+            _size(wire[f"{way}_bytes"]),
+            parts,
+            f"{wire['ratio_of_edge_parameters'][way]:.2%}",
+            f"{wire['ratio_of_server_parameters'][way]:.2%}",
+        )
+    console.print(table)
+    edges = wire["edge_parameter_bytes"].values()
+    span = _size(min(edges)) if len(set(edges)) == 1 else f"{_size(min(edges))} to {_size(max(edges))}"
+    console.print(
+        f"denominators: all parameters of a client's model {span}, of the server's models "
+        f"{_size(wire['server_parameter_bytes'])}"
+    )

@@ -1,0 +1,173 @@
+"""Imports run one way, files stay short, and the package itself imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mlecs_lightning
+
+PACKAGE = Path(mlecs_lightning.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+MAX_LINES = 450
+
+# A layer may import itself and the layers of a lower rank; two of one rank stay apart.
+RANK = {
+    "types": 0,
+    "settings": 0,
+    "functional": 1,
+    "nn": 2,
+    "metrics": 3,
+    "modules": 4,
+    "data": 4,
+    "report": 5,
+    "callbacks": 5,
+    "federated": 6,
+    "algorithms": 8,
+    "__init__": 9,
+    "cli": 10,
+}
+# What no file of a layer up to and including this rank may import.
+LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+FABRIC = ("lightning.fabric", "lightning.Fabric", "lightning_fabric")
+BANNED_UP_TO = {"metrics": LIGHTNING, "data": FABRIC}
+# What the files of a layer may import and nothing else, beside the standard library.
+ONLY = {"functional": ("torch", "mlecs_lightning.functional")}
+# Single files that a layer may not reach although their layer is lower.
+
+
+
+def layer_of(file: Path) -> str:
+    return file.parts[0].removesuffix(".py")
+
+
+def within(name: str, roots: tuple[str, ...]) -> bool:
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+def imported(file: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and full dotted name of every import, TYPE_CHECKING or inside functions too."""
+    parents = ("mlecs_lightning", *file.parent.parts)
+    nodes = list(ast.walk(tree))
+    aliases = set()
+    for node in nodes:
+        match node:
+            case ast.Import(names=names):
+                aliases |= {name.asname or name.name for name in names if name.name == "lightning"}
+                yield from ((node.lineno, name.name) for name in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                above = parents[: len(parents) + 1 - level] if level else ()
+                base = ".".join((*above, *([module] if module else [])))
+                yield from ((node.lineno, f"{base}.{name.name}") for name in names)
+    for node in nodes:  # `import lightning as L; L.Fabric` imports Fabric as well
+        match node:
+            case ast.Attribute(value=ast.Name(id=alias), attr=attr) if alias in aliases:
+                yield node.lineno, f"lightning.{attr}"
+
+
+def faults_of_import(layer: str, name: str) -> Iterator[str]:
+    """Yield what is wrong with `layer` importing `name`."""
+    if within(name, ("mlecs_lightning",)):
+        head = name.split(".")[1] if "." in name else "__init__"
+        target = head if head in RANK else "__init__"  # a public name or __version__
+        if target != layer and RANK[target] >= RANK[layer]:
+            yield f"{layer} may not import {target}"
+    for highest, roots in BANNED_UP_TO.items():
+        if RANK[layer] <= RANK[highest] and within(name, roots):
+            yield f"nothing up to {highest} may import {name}"
+    standard = name.split(".")[0] in sys.stdlib_module_names
+    if layer in ONLY and not standard and not within(name, ONLY[layer]):
+        yield f"{layer} may import {' and '.join(ONLY[layer])} alone, not {name}"
+
+
+def faults(file: Path, source: str) -> list[str]:
+    """List what is wrong with a file of the package, each fault with its line."""
+    layer = layer_of(file)
+    if layer not in RANK:
+        return [f"{file}: layer {layer!r} is not in RANK"]
+    found = [
+        f"{file}:{line}: {fault}"
+        for line, name in imported(file, ast.parse(source))
+        for fault in faults_of_import(layer, name)
+    ]
+    lines = source.count("\n")
+    return found + ([f"{file}: {lines} lines, over {MAX_LINES}"] if lines > MAX_LINES else [])
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_file_keeps_to_its_layer(file: Path) -> None:
+    assert faults(file, (PACKAGE / file).read_text()) == []
+
+
+def test_every_layer_of_the_table_exists() -> None:
+    assert {layer_of(file) for file in FILES} >= set(RANK)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("functional/volume.py", "import numpy"),
+        ("functional/volume.py", "from ..types import Batch"),
+        ("functional/volume.py", "from mlecs_lightning.types import Batch"),
+        ("types.py", "from .nn import Connector"),
+        ("nn/backbone.py", "from lightning import LightningModule"),
+        ("metrics/text.py", "def f():\n    import pytorch_lightning"),
+        ("modules/edge.py", "from ..data.base import FederatedDataModule"),
+        ("modules/edge.py", "from lightning import Fabric"),
+        ("modules/edge.py", "import lightning as L\nL.Fabric()"),
+        ("data/base.py", "import lightning.fabric.utilities"),
+        ("data/base.py", "if TYPE_CHECKING:\n    from ..federated import context"),
+        ("federated/trainer.py", "from ..algorithms.base import Algorithm"),
+        ("federated/trainer.py", "from .. import algorithms"),
+        ("federated/trainer.py", "from mlecs_lightning import MLECS"),
+        ("callbacks/progress.py", "from ..federated.trainer import FederatedTrainer"),
+        ("algorithms/mlecs.py", "import mlecs_lightning"),
+        ("helpers.py", "import torch"),
+        ("nn/backbone.py", "\n" * (MAX_LINES + 1)),
+    ],
+)
+def test_fault_is_found(file: str, source: str) -> None:
+    assert len(faults(Path(file), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("functional/volume.py", "import math\nimport torch.nn as nn\nfrom . import gram"),
+        ("nn/backbone.py", "from ..types import Batch\nfrom . import connector"),
+        ("modules/edge.py", "import lightning as L\nL.LightningModule"),
+        ("federated/trainer.py", "from lightning import Fabric\nfrom ..modules import EdgeModule"),
+        ("callbacks/progress.py", "from ..federated.context import RoundContext"),
+        ("cli.py", "from . import __version__\nfrom .algorithms.base import Algorithm"),
+        ("nn/backbone.py", "\n" * MAX_LINES),
+    ],
+)
+def test_sound_file_has_no_fault(file: str, source: str) -> None:
+    assert faults(Path(file), source) == []
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, mlecs_lightning as m; m.__version__; dir(m); print(*sorted("
+        "{'torch', 'transformers', 'lightning', 'peft', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", [n for n in mlecs_lightning.__all__ if n != "__version__"])
+def test_public_name_is_the_class_of_that_name(name: str) -> None:
+    assert getattr(mlecs_lightning, name).__name__ == name
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"'mlecs_lightning' has no attribute 'FedSGD'"):
+        _ = mlecs_lightning.FedSGD
+
+
+def test_citation_names_the_version_of_the_package(repo_root: Path) -> None:
+    lines = (repo_root / "CITATION.cff").read_text().splitlines()
+    assert f"version: {mlecs_lightning.__version__}" in lines
