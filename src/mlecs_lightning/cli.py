@@ -32,7 +32,8 @@ __all__ = ["FederatedCLI", "main"]
 class FederatedCLI(LightningCLI):
     """LightningCLI over a `FederatedTrainer`: the same commands, configs and overrides.
 
-    Keys: ``seed_everything``, ``trainer``, ``data``, ``algorithm``, ``server``, ``edge``, ``clients``.
+    Keys: ``seed_everything``, ``trainer``, ``data``, ``algorithm``, ``server``, ``edge``,
+        ``clients``.
     """
 
     def __init__(self, args: ArgsType = None) -> None:
@@ -50,6 +51,15 @@ class FederatedCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=args,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse a command line, or a namespace as `LightningCLI` does."""
+        if args is None or isinstance(args, list):
+            self.config = parser.parse_args(
+                with_merged_clients(sys.argv[1:] if args is None else args)
+            )
+        else:
+            super().parse_arguments(parser, args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare the keys of a federation."""
@@ -71,7 +81,7 @@ class FederatedCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands and their arguments that do not come from the command line."""
         given = {"algorithm", "datamodule", "federation"}
-        return {name: given for name in ("fit", "validate", "test", "predict")}
+        return dict.fromkeys(("fit", "validate", "test", "predict"), given)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the trainer reads checkpoints, and they hold no arguments of ours."""
@@ -115,7 +125,7 @@ def main(args: list[str] | None = None) -> int:
         0, or 1 after a fault of the input, which is printed without a traceback.
     """
     try:
-        cli = FederatedCLI(with_merged_clients(sys.argv[1:] if args is None else args))
+        cli = FederatedCLI(args)
     except (ConfigurationError, CheckpointError, ChannelError, NonFiniteError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -129,15 +139,16 @@ def main(args: list[str] | None = None) -> int:
 def with_merged_clients(args: list[str]) -> list[str]:
     """Merge the ``clients`` of several ``--config`` files by name.
 
-    jsonargparse lets a later file replace the whole dict, so that a file which changes one client would make
-    the others vanish without a word. A later file's client keeps the keys that only the earlier one gave.
+    jsonargparse lets a later file replace the whole dict, so that a file which changes one client
+    would make the others vanish without a word. A later file's client keeps the keys that only the
+    earlier one gave.
 
     Args:
         args: The command line.
 
     Returns:
-        The command line with the merged clients behind the last ``--config``, where later arguments still
-        change them; as it was, if fewer than two files name clients.
+        The command line with the merged clients behind the last ``--config``, where later arguments
+        still change them; as it was, if fewer than two files name clients.
     """
     ends: list[int] = []
     merged: dict[str, Any] = {}

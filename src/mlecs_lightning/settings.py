@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
-    "ConfigurationError",
     "BackboneSettings",
     "ClassPath",
+    "ConfigurationError",
     "ConnectorSettings",
     "LoraSettings",
     "ModelSettings",
@@ -36,11 +36,12 @@ def cache_dir() -> Path:
 
 
 ClassPath = dict[str, Any]
-"""A class to be built later, once for every client: ``class_path`` and ``init_args``, as in Lightning.
+"""A class to be built later, once for every client: ``class_path`` and ``init_args``, as in
+Lightning.
 
-A bare name is looked up in the package that offers the default (`mlecs_lightning.nn` for extractors,
-`torch.optim` for optimisers). A plain dict and no dataclass: jsonargparse takes these two keys of a
-dataclass for the class path of the dataclass itself.
+A bare name is looked up in the package that offers the default (`mlecs_lightning.nn` for
+extractors, `torch.optim` for optimisers). A plain dict and no dataclass: jsonargparse takes these
+two keys of a dataclass for the class path of the dataclass itself.
 """
 
 
@@ -165,7 +166,8 @@ class ModelSettings:
         connector: From modalities to soft prompt.
         extractors: For each modality the class of its encoder; the others get the default of their
             kind (`mlecs_lightning.nn.extractors`).
-        optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference configuration.
+        optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference
+            configuration.
         max_new_tokens: Longest answer that is generated.
     """
 
@@ -191,7 +193,9 @@ class ModelSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
         """Build from what `to_dict` returned."""
-        return override(cls(), values, key="settings")  # type: ignore[no-any-return]
+        # Not over the default optimiser: arguments that it has and these values lack would stay.
+        fresh = cls(optimizer=values["optimizer"])
+        return override(fresh, values, key="settings")  # type: ignore[no-any-return]
 
 
 def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # noqa: ANN401 - any dataclass
@@ -206,7 +210,8 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
         key: The YAML key of ``values``, for error messages.
 
     Raises:
-        ConfigurationError: If a name does not exist, or a dataclass refuses its new value; it names the key.
+        ConfigurationError: If a name does not exist, a value is no dict where one belongs, or a
+            dataclass refuses its new value; it names the key.
     """
     known = [f.name for f in fields(settings)]
     unknown = [name for name in values if name not in known]
@@ -215,11 +220,16 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
     changed: dict[str, Any] = {}
     for name, value in values.items():
         current = getattr(settings, name)
-        if isinstance(value, Mapping) and is_dataclass(current):
+        nested = is_dataclass(current) or isinstance(current, Mapping)
+        if nested and not isinstance(value, Mapping):
+            raise ConfigurationError(f"{key}.{name}: expected keys and their values, got {value!r}")
+        if is_dataclass(current):
             changed[name] = override(current, value, key=f"{key}.{name}")
         elif name == "optimizer":
+            # A part of a class path will do, but nothing else: a bare `lr` would be lost.
+            check_class_path({**current, **value}, key=f"{key}.{name}")
             changed[name] = _merge_class_path(current, value)
-        elif name == "extractors":
+        elif nested:
             changed[name] = {**current, **value}
         else:
             changed[name] = value

@@ -26,8 +26,8 @@ PassOrder = Literal["public_first", "private_first"]
 class Steps:
     """Optimiser steps of each pass.
 
-    The reference configuration takes 10 batches between communications; the defaults suit models that
-    start from nothing but a pocket backbone.
+    The reference configuration takes 10 batches between communications; the defaults suit models
+    that start from nothing but a pocket backbone.
 
     Attributes:
         warmup: Of the server on public data, before round 0.
@@ -50,24 +50,25 @@ class Steps:
 class LocalTraining(Algorithm):
     """A server and clients that each train on what they have: the frame of every method.
 
-    A client takes a pass over public and one over private data; the server trains its LLM on public data.
-    Subclasses add what they exchange and what else they minimise.
+    A client takes a pass over public and one over private data; the server trains its LLM on public
+    data. Subclasses add what they exchange and what else they minimise.
     """
 
-    def __init__(
-        self, *, steps: Steps | None = None, order: PassOrder = "private_first"
-    ) -> None:
+    def __init__(self, *, steps: Steps | None = None, order: PassOrder = "private_first") -> None:
         """Set the passes.
 
         Args:
             steps: Optimiser steps of each pass.
-            order: Which of a client's two passes comes first. The last one decides what the client is best
-                at: ``public_first`` ends on its own domain, ``private_first`` on all domains.
+            order: Which of a client's two passes comes first. The last one decides what the client
+                is best at: ``public_first`` ends on its own domain, ``private_first`` on all
+                domains.
         """
         self.steps = steps or Steps()
         self.order = order
 
-    def warmup(self, server: ServerLearner, loaders: Loaders, ctx: RoundContext) -> dict[str, float]:
+    def warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
         """Train the server's LLM on public data."""
         batches = loaders.public.take(self.steps.warmup, seed=ctx.seed_for("server", "public"))
         return server.fit(batches, self.warmup_objective(), stage="warmup")

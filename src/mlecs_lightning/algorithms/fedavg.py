@@ -28,8 +28,8 @@ __all__ = ["FedAvg"]
 class FedAvg(LocalTraining):
     """Adapters go up, their mean comes down; a client counts by its private samples.
 
-    Extractors, connectors and optimisers never leave the devices, so that clients with different sensors
-    can take part at all.
+    Extractors, connectors and optimisers never leave the devices, so that clients with different
+    sensors can take part at all.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class FedAvg(LocalTraining):
         Args:
             steps: Optimiser steps of each pass.
             order: Which of a client's passes comes first.
-            aggregation: How adapters are averaged. ``separate`` averages A and B apart (the common way);
-                ``stack`` averages the updates B A exactly, in a hosted adapter of the summed ranks;
-                ``svd`` truncates that to the largest client rank; ``freeze_a`` trains and sends B alone.
-                Ranks may differ under ``stack`` and ``svd``.
-            adapter_mix: Share of the received adapter in what a client starts its round with; the rest is
-                the adapter that it ended its last round with.
+            aggregation: How adapters are averaged. ``separate`` averages A and B apart (the common
+                way); ``stack`` averages the updates B A exactly, in a hosted adapter of the summed
+                ranks; ``svd`` truncates that to the largest client rank; ``freeze_a`` trains and
+                sends B alone. Ranks may differ under ``stack`` and ``svd``.
+            adapter_mix: Share of the received adapter in what a client starts its round with; the
+                rest is the adapter that it ended its last round with.
 
         Raises:
             ValueError: If ``adapter_mix`` is outside (0, 1].
@@ -112,9 +112,7 @@ class FedAvg(LocalTraining):
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter, the modality names and the number of private samples."""
-        return Schema(
-            adapter_fields(edge.adapter_state()), {"modalities": tuple, "samples": int}
-        )
+        return Schema(adapter_fields(edge.adapter_state()), {"modalities": tuple, "samples": int})
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext

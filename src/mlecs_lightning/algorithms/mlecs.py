@@ -40,15 +40,18 @@ class MLECS(FedAvg):
 
     One round:
 
-    1. The server sends each client its hosted adapter and, for the public ids that the client will use, its
-       fused representations.
-    2. ``ccl`` (edge, public data): L_LM + weight * L_vol, anchors = the received representations, vectors =
-       the client's own z_m and f. Extractors are frozen. *Without: L_LM alone, no representations are sent.*
-    3. ``amt`` (edge, private data): L_LM; extractors, connector and adapter train. *Without: no private pass.*
+    1. The server sends each client its hosted adapter and, for the public ids that the client will
+       use, its fused representations.
+    2. ``ccl`` (edge, public data): L_LM + weight * L_vol, anchors = the received representations,
+       vectors = the client's own z_m and f. Extractors are frozen. *Without: L_LM alone, no
+       representations are sent.*
+    3. ``amt`` (edge, private data): L_LM; extractors, connector and adapter train. *Without: no
+        private pass.*
     4. The client sends its adapter, modality names and sample count.
-    5. ``mma`` (server): adapters averaged with weights |M_j|. *Without: FedAvg's weights, the sample counts.*
-    6. ``se_ccl`` (server, public data): the LLM and the hosted SLM with the averaged adapter train together and
-       pull each other's vectors. *Without: the LLM trains alone.*
+    5. ``mma`` (server): adapters averaged with weights |M_j|. *Without: FedAvg's weights, the
+        sample counts.*
+    6. ``se_ccl`` (server, public data): the LLM and the hosted SLM with the averaged adapter train
+       together and pull each other's vectors. *Without: the LLM trains alone.*
 
     Equations and what is ours in them: docs/method.md.
     """
@@ -73,9 +76,10 @@ class MLECS(FedAvg):
             components: Those to use; all four by default.
             temperature: tau of the volume contrast.
             contrast_weight: lambda of L_vol.
-            class_aware: Samples of a batch with the same target text are no negatives of each other.
-            representation: Which of the server's representations goes down: f of its ``connector``, or g of
-                its ``backbone``.
+            class_aware: Samples of a batch with the same target text are no negatives of each
+                other.
+            representation: Which of the server's representations goes down: f of its ``connector``,
+                or g of its ``backbone``.
             weigh_by_samples: MMA weights |M_j| * n_j in place of |M_j|.
             steps: See `FedAvg`.
             order: See `FedAvg`.
@@ -85,9 +89,7 @@ class MLECS(FedAvg):
         Raises:
             ValueError: If a value is out of range.
         """
-        super().__init__(
-            steps=steps, order=order, aggregation=aggregation, adapter_mix=adapter_mix
-        )
+        super().__init__(steps=steps, order=order, aggregation=aggregation, adapter_mix=adapter_mix)
         self.components = frozenset(_COMPONENTS if components is None else components)
         unknown = self.components - set(_COMPONENTS)
         if unknown:
@@ -96,8 +98,8 @@ class MLECS(FedAvg):
             )
         if not temperature > 0 or contrast_weight < 0:
             raise ValueError(
-                "algorithm.init_args: temperature must be positive and contrast_weight not negative, got "
-                f"{temperature} and {contrast_weight}"
+                "algorithm.init_args: temperature must be positive and contrast_weight not "
+                f"negative, got {temperature} and {contrast_weight}"
             )
         self.temperature = temperature
         self.contrast_weight = contrast_weight
@@ -111,8 +113,8 @@ class MLECS(FedAvg):
         contrasts = sorted(self.components & {"ccl", "se_ccl"})
         if contrasts and batch_size < 2:
             faults.append(
-                f"data.init_args.batch_size is {batch_size}; components {contrasts} contrast the samples of "
-                "a batch and need at least 2"
+                f"data.init_args.batch_size is {batch_size}; components {contrasts} contrast the "
+                "samples of a batch and need at least 2"
             )
         return faults
 
@@ -222,8 +224,8 @@ class MLECS(FedAvg):
     def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
         """Both towers' L_LM and four volume terms, so that knowledge flows both ways.
 
-        The first two pull each path's vectors towards the other model's view; the last two pull each model's
-        view towards its own path's vectors (docs/method.md, SE-CCL).
+        The first two pull each path's vectors towards the other model's view; the last two pull
+        each model's view towards its own path's vectors (docs/method.md, SE-CCL).
         """
         features, present = server.features(batch)
         text = (batch.instructions, batch.targets)

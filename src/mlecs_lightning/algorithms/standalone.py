@@ -22,7 +22,7 @@ class StandalonePublic(LocalTraining):
 
 
 class Standalone(LocalTraining):
-    """Every client trains on its private data alone, with as many steps as the others take in all."""
+    """Every client trains on its private data alone, as many steps as the others take in all."""
 
     communicates = False
 
@@ -43,8 +43,9 @@ class Standalone(LocalTraining):
 class Centralized(LocalTraining):
     """All data in one place: the ceiling, which breaks the promise that data stay on the devices.
 
-    Every party sees the private samples of all clients, as their sensors saw them. A client's model trains on
-    those that have at least one of its modalities; the server takes a private pass beside the public one.
+    Every party sees the private samples of all clients, as their sensors saw them. A client's model
+    trains on those that have at least one of its modalities; the server takes a private pass beside
+    the public one.
     """
 
     communicates = False

@@ -11,8 +11,8 @@ __all__ = ["FederatedCallback"]
 class FederatedCallback:
     """Base of all callbacks: every hook does nothing and takes keywords only.
 
-    The hooks have names of their own. Fabric calls Lightning's names on every module it has set up, and a
-    federation has many.
+    The hooks have names of their own. Fabric calls Lightning's names on every module it has set up,
+    and a federation has many.
     """
 
     def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:

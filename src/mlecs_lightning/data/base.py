@@ -157,12 +157,12 @@ class FederatedDataModule(L.LightningDataModule):
             clients: The clients, by name.
 
         Raises:
-            ValueError: If a client names an unknown modality or domain, has no modality, or ends up
-                without private samples. All faults are collected into one message.
+            ValueError: If a client names an unknown modality or domain, has no modality, names
+                domains that the partition ignores, or ends up without private samples. All faults
+                are collected into one message.
         """
         self.setup()
-        self._check(clients)
-        train_rows, test_rows = self._deal(clients)
+        train_rows, test_rows = self._checked_deal(clients)
         self._private = {}
         for name, profile in clients.items():
             pool = self.pools.private.select(train_rows[name])
@@ -176,14 +176,27 @@ class FederatedDataModule(L.LightningDataModule):
                 split: self._as_seen_by(table, profile, seed=self._seed(name, split))
                 for split, table in splits.items()
             }
-        empty = [name for name, splits in self._private.items() if len(splits["train"]) == 0]
-        if empty:
-            raise ValueError(
-                f"clients {empty} have an empty private split: give them other `domains`, use fewer "
-                f"clients, or raise data.init_args.alpha"
-            )
 
-    def _check(self, clients: Mapping[str, ClientProfile]) -> None:
+    def _checked_deal(
+        self, clients: Mapping[str, ClientProfile]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return the rows of the private pool and of the test pool that each client holds."""
+        faults = self._faults(clients)
+        try:
+            train_rows, test_rows = self._deal(clients)
+        except ValueError as error:
+            raise ValueError("\n".join([*faults, str(error)])) from error
+        faults += [
+            f"clients.{name} has an empty private split: give it other `domains`, use fewer "
+            "clients, or raise data.init_args.alpha"
+            for name, rows in train_rows.items()
+            if len(rows) == 0
+        ]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return train_rows, test_rows
+
+    def _faults(self, clients: Mapping[str, ClientProfile]) -> list[str]:
         faults = []
         for name, profile in clients.items():
             if not profile.modalities:
@@ -196,8 +209,12 @@ class FederatedDataModule(L.LightningDataModule):
                 for m in profile.modalities
                 if m not in self.modalities
             ]
-        if faults:
-            raise ValueError("\n".join(faults))
+            if profile.domains is not None and self.partition != "domain":
+                faults.append(
+                    f"clients.{name}.domains goes with data.init_args.partition: domain only, got "
+                    f"{self.partition!r}"
+                )
+        return faults
 
     def _deal(
         self, clients: Mapping[str, ClientProfile]
@@ -209,8 +226,12 @@ class FederatedDataModule(L.LightningDataModule):
                 len(self.classes), len(names), alpha=self.alpha, seed=self.seed
             )
             return (
-                partition_dirichlet(private.labels, names, proportions=table, seed=self.seed + 1),
-                partition_dirichlet(test.labels, names, proportions=table, seed=self.seed + 2),
+                partition_dirichlet(
+                    private.labels.numpy(), names, proportions=table, seed=self.seed + 1
+                ),
+                partition_dirichlet(
+                    test.labels.numpy(), names, proportions=table, seed=self.seed + 2
+                ),
             )
         wanted = {name: profile.domains for name, profile in clients.items()}
         train = partition_by_domain(private.domains, private.groups, wanted=wanted)
@@ -236,10 +257,12 @@ class FederatedDataModule(L.LightningDataModule):
 
     # Access ---------------------------------------------------------------------------------
 
-    def public(self, split: Split = "train", *, modalities: Sequence[str] | None = None) -> SampleTable:
-        """Return public samples: all modalities for the server, ``modalities`` of them for a client.
+    def public(
+        self, split: Split = "train", *, modalities: Sequence[str] | None = None
+    ) -> SampleTable:
+        """Return public samples; ``test`` is the held-out pool of all domains.
 
-        ``test`` is the held-out pool of all domains.
+        The server takes all modalities, a client names its ``modalities``.
         """
         self.setup()
         table = self.pools.test if split == "test" else self._public[split]

@@ -18,6 +18,11 @@ from mlecs_lightning.types import ModalitySpec
 __all__ = ["Digits"]
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_MODALITIES = {
+    "pixels": ModalitySpec("image", (1, 8, 8)),
+    "profile": ModalitySpec("vector", (16,)),
+    "fourier": ModalitySpec("vector", (40,)),
+}
 _INSTRUCTION = "describe the digit ."
 
 
@@ -35,17 +40,10 @@ class Digits(FederatedDataModule):
     """The 1,797 digits of 43 writers that scikit-learn carries (UCI optical digits, test part).
 
     Three modalities of one image: ``pixels`` (1, 8, 8); ``profile`` (16,), the ink of each row and
-    column; ``fourier`` (40,), the magnitudes of the 2-D spectrum, which forget where the ink is. The
-    target is a sentence of true facts: the digit, bold or light against the training median, more
-    ink above or below. Two domains, ``bold`` and ``light``, for partition by domain.
+    column; ``fourier`` (40,), the magnitudes of the 2-D spectrum, which forget where the ink is.
+    The target is a sentence of true facts: the digit, bold or light against the training median,
+    more ink above or below. Two domains, ``bold`` and ``light``, for partition by domain.
     """
-
-    modalities = {
-        "pixels": ModalitySpec("image", (1, 8, 8)),
-        "profile": ModalitySpec("vector", (16,)),
-        "fourier": ModalitySpec("vector", (40,)),
-    }
-    classes = _WORDS
 
     def __init__(
         self,
@@ -53,7 +51,7 @@ class Digits(FederatedDataModule):
         public_fraction: float = 0.25,
         test_fraction: float = 0.2,
         partition: Partition = "dirichlet",
-        **kwargs: Any,  # noqa: ANN401 - forwarded as they are; jsonargparse reads the base's types
+        **kwargs: Any,
     ) -> None:
         """Set the size of the pools.
 
@@ -67,13 +65,13 @@ class Digits(FederatedDataModule):
             ValueError: If no private samples would be left.
         """
         super().__init__(partition=partition, **kwargs)
-        if not (
-            public_fraction > 0 and test_fraction > 0 and public_fraction + test_fraction < 1
-        ):
+        if not (public_fraction > 0 and test_fraction > 0 and public_fraction + test_fraction < 1):
             raise ValueError(
-                "data.init_args.public_fraction and test_fraction must be positive and leave private "
-                f"samples, got {public_fraction} and {test_fraction}"
+                "data.init_args.public_fraction and test_fraction must be positive and leave "
+                f"private samples, got {public_fraction} and {test_fraction}"
             )
+        self.modalities = _MODALITIES
+        self.classes = _WORDS
         self.public_fraction = public_fraction
         self.test_fraction = test_fraction
 
@@ -99,8 +97,12 @@ class Digits(FederatedDataModule):
             modalities=tuple(self.modalities),
             inputs={
                 "pixels": torch.from_numpy(images[:, None]),
-                "profile": _standardise(np.concatenate([images.sum(2), images.sum(1)], axis=1), public),
-                "fourier": _standardise(np.abs(np.fft.rfft2(images)).reshape(len(images), -1), public),
+                "profile": _standardise(
+                    np.concatenate([images.sum(2), images.sum(1)], axis=1), public
+                ),
+                "fourier": _standardise(
+                    np.abs(np.fft.rfft2(images)).reshape(len(images), -1), public
+                ),
             },
             present=torch.ones(len(rows), len(self.modalities), dtype=torch.bool),
             instructions=(_INSTRUCTION,) * len(rows),

@@ -27,15 +27,20 @@ def partition_by_domain(
         For each client the indices of its samples, ascending.
 
     Raises:
-        ValueError: If a client names a domain that does not exist.
+        ValueError: If clients name domains that do not exist, one line for each.
     """
     known = list(dict.fromkeys(domains))
     claims: dict[str, list[str]] = {domain: [] for domain in known}
-    for client, names in wanted.items():
-        for name in names or ():
-            if name not in claims:
-                raise ValueError(f"clients.{client}.domains: {name!r} is none of {sorted(known)}")
-            claims[name].append(client)
+    named = [(client, name) for client, names in wanted.items() for name in names or ()]
+    faults = [
+        f"clients.{client}.domains: {name!r} is none of {sorted(known)}"
+        for client, name in named
+        if name not in claims
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
+    for client, name in named:
+        claims[name].append(client)
     undecided = [client for client, names in wanted.items() if names is None]
     free = [domain for domain in known if not claims[domain]] or known
     if undecided:
@@ -53,15 +58,20 @@ def partition_by_domain(
 
 
 def partition_dirichlet(
-    labels: Sequence[int] | np.ndarray, clients: Sequence[str], *, proportions: np.ndarray, seed: int
+    labels: Sequence[int] | np.ndarray,
+    clients: Sequence[str],
+    *,
+    proportions: np.ndarray,
+    seed: int,
 ) -> dict[str, np.ndarray]:
     """Deal the samples of every class to the clients in the given proportions.
 
     Args:
         labels: (N,) class of each sample.
         clients: Names of the J clients.
-        proportions: (C, J), rows sum to one: `dirichlet_proportions`. The same table cuts the private
-            pool and the test pool, so that a client's own test has the class mix it trained on.
+        proportions: (C, J), rows sum to one: `dirichlet_proportions`. The same table cuts the
+            private pool and the test pool, so that a client's own test has the class mix it trained
+            on.
         seed: Seed of the shuffle within each class.
 
     Returns:
@@ -69,7 +79,7 @@ def partition_dirichlet(
     """
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
-    shares: dict[str, list[np.ndarray]] = {client: [] for client in clients}
+    shares = {client: [np.empty(0, dtype=np.int64)] for client in clients}
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         cuts = np.round(np.cumsum(proportions[label])[:-1] * len(members)).astype(int)
@@ -107,8 +117,8 @@ def split_groups(
 
     Args:
         groups: Recording of each sample, length N.
-        fraction: Share of the recordings that go to validation; at least one goes there and at least
-            one stays, and with a single recording validation is empty.
+        fraction: Share of the recordings that go to validation; at least one goes there and at
+            least one stays, and with a single recording validation is empty.
         seed: Seed of the choice.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -42,7 +43,7 @@ def draw_batches(samples: int, batch_size: int, *, steps: int, seed: int) -> lis
     return [order[i * size : (i + 1) * size].tolist() for i in range(steps)]
 
 
-def whole_batch(batch: Batch) -> Batch:
+def whole_batch(batch: Any) -> Any:  # noqa: ANN401 - a `DataLoader` types it as a list
     """Collate nothing: `SampleTable.__getitems__` already hands out whole batches."""
     return batch
 

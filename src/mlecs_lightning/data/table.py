@@ -126,8 +126,9 @@ class SampleTable(Dataset[Batch]):
         The inputs of what is absent become zero, so that no model can peek at them.
         """
         present = self.present & keep
+        # Filled, not multiplied: a broken sensor's NaN times zero would still be NaN.
         inputs = {
-            name: column * present[:, k].view(-1, *[1] * (column.dim() - 1)).to(column.dtype)
+            name: column.masked_fill(~present[:, k].view(-1, *[1] * (column.dim() - 1)), 0)
             for k, (name, column) in enumerate(self.inputs.items())
         }
         return replace(self, present=present, inputs=inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -22,8 +23,8 @@ class Aggregate(NamedTuple):
 
     Attributes:
         adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
-        error: Relative Frobenius distance of the aggregated update from the exact weighted mean of the
-            clients' updates, over all layers together.
+        error: Relative Frobenius distance of the aggregated update from the exact weighted mean of
+            the clients' updates, over all layers together.
         clients: How many adapters went in.
     """
 
@@ -35,19 +36,19 @@ class Aggregate(NamedTuple):
 class AdapterAggregator:
     """Adds adapters one at a time; its memory does not grow with their number.
 
-    Each key has its own total of weights, so a key that some clients lack is averaged over those that
-    have it. The exact sum of the updates B A is kept beside the means as a low-rank stack, compressed
-    without loss once its rank passes that of the layer; it is the aggregate of ``stack`` and ``svd`` and
-    the measure of the error of ``separate``. Sums are in float64, so that the order of the clients does
-    not show.
+    Each key has its own total of weights, so a key that some clients lack is averaged over those
+    that have it. The exact sum of the updates B A is kept beside the means as a low-rank stack,
+    compressed without loss once its rank passes that of the layer; it is the aggregate of ``stack``
+    and ``svd`` and the measure of the error of ``separate``. Sums are in float64, so that the order
+    of the clients does not show.
     """
 
     def __init__(self, method: Aggregation, *, rank: int, scaling: float) -> None:
         """Start with nothing.
 
         Args:
-            method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the exact
-                sum; ``freeze_a`` averages B where A is common to all.
+            method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the
+                exact sum; ``freeze_a`` averages B where A is common to all.
             rank: Rank of the result (of the hosted SLM's adapter).
             scaling: Scale alpha / r of the result.
         """
@@ -62,14 +63,14 @@ class AdapterAggregator:
 
         Args:
             adapter: Tensors under PEFT's names.
-            weight: Its weight, positive; only ratios matter.
+            weight: Its weight, positive and finite; only ratios matter.
             scaling: Scale alpha / r of this client's adapter.
 
         Raises:
-            ValueError: If the weight is not positive.
+            ValueError: If the weight is not positive and finite.
         """
-        if not weight > 0:
-            raise ValueError(f"the weight of a client must be positive, got {weight}")
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"the weight of a client must be positive and finite, got {weight}")
         self._clients += 1
         for key, tensor in adapter.items():
             self._totals[key] = self._totals.get(key, 0.0) + weight

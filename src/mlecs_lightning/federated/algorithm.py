@@ -22,8 +22,8 @@ class Loaders(NamedTuple):
 
     Attributes:
         public: The public samples, restricted to the party's modalities.
-        private: A client's own samples. Under an algorithm that pools the data (`Centralized`), everybody's;
-            the server has none otherwise.
+        private: A client's own samples. Under an algorithm that pools the data (`Centralized`),
+            everybody's; the server has none otherwise.
     """
 
     public: SeededLoader
@@ -35,7 +35,8 @@ class ClientUpdate(NamedTuple):
 
     Attributes:
         message: What it sends up, ``None`` if the algorithm does not communicate.
-        metrics: Its training losses, for the loggers of the simulation; they do not cross the channel.
+        metrics: Its training losses, for the loggers of the simulation; they do not cross the
+            channel.
     """
 
     message: Message | None
@@ -46,15 +47,15 @@ class Algorithm(ABC):
     """One method of training a federation.
 
     A round is ``broadcast`` -> ``client_update`` for each participant -> ``aggregate`` ->
-    ``server_update``. Everything between the two sides goes through the channel, under the schemas declared
-    here. An algorithm holds settings, and no state that changes from round to round.
+    ``server_update``. Everything between the two sides goes through the channel, under the schemas
+    declared here. An algorithm holds settings, and no state that changes from round to round.
     """
 
     communicates: ClassVar[bool] = True
-    """Whether anything is sent; without it, `broadcast`, `aggregate` and the schemas are not called."""
+    """Whether anything is sent; if not, `broadcast`, `aggregate` and the schemas are not called."""
 
     pools_private: ClassVar[bool] = False
-    """Whether every party sees all private data. Only for the ceiling that `Centralized` measures."""
+    """Whether every party sees all private data. Only for the ceiling, `Centralized`."""
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say what in the settings does not fit this algorithm, before anything is built.
@@ -79,6 +80,7 @@ class Algorithm(ABC):
             server: The server.
             clients: The module of each client; clients of one architecture share it.
         """
+        return
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
         """Declare all that a broadcast to a client holds."""
@@ -89,7 +91,9 @@ class Algorithm(ABC):
         return Schema()
 
     @abstractmethod
-    def warmup(self, server: ServerLearner, loaders: Loaders, ctx: RoundContext) -> dict[str, float]:
+    def warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
         """Train the server alone before round 0; return its losses."""
 
     def broadcast(
@@ -97,8 +101,8 @@ class Algorithm(ABC):
     ) -> Iterable[tuple[str, Message]]:
         """Yield the message to each participant, in order.
 
-        A generator: the message of one client exists only while that client is served, so that memory does
-        not grow with their number.
+        A generator: the message of one client exists only while that client is served, so that
+        memory does not grow with their number.
         """
         return ()
 
@@ -108,7 +112,9 @@ class Algorithm(ABC):
     ) -> ClientUpdate:
         """Train one client."""
 
-    def aggregate(self, updates: Iterable[tuple[str, Message]], ctx: RoundContext) -> Aggregate | None:
+    def aggregate(
+        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
+    ) -> Aggregate | None:
         """Consume the clients' messages as they come in; keep no more of them than is needed."""
         for _ in updates:
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any, Literal
 
@@ -46,7 +47,9 @@ class Ledger:
     def messages(self, direction: Direction, *, client: str | None = None) -> int:
         """Return the number of messages of a direction, of one client or of all."""
         return sum(
-            n for (way, name), n in self._messages.items() if way == direction and client in (None, name)
+            n
+            for (way, name), n in self._messages.items()
+            if way == direction and client in (None, name)
         )
 
     def per_message(self, direction: Direction) -> float:
@@ -75,9 +78,16 @@ class Ledger:
 
 
 def encode(message: Message) -> bytes:
-    """Serialise a message: a safetensors file whose metadata hold the scalars as JSON."""
-    tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
-    return save(tensors, metadata={"scalars": json.dumps(dict(message.scalars))})
+    """Serialise a message: a safetensors file whose metadata hold the scalars as JSON.
+
+    Raises:
+        ChannelError: If a scalar has no JSON form, or tensors share their memory.
+    """
+    try:
+        tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
+        return save(tensors, metadata={"scalars": json.dumps(dict(message.scalars))})
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise ChannelError(f"unwritable message: {error}") from error
 
 
 def decode(data: bytes) -> Message:
@@ -92,12 +102,19 @@ def decode(data: bytes) -> Message:
         header = json.loads(data[8 : 8 + length])
         scalars = json.loads(header["__metadata__"]["scalars"])
         return Message(tensors, {k: _scalar(k, v) for k, v in scalars.items()})
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,  # of JSON nested too deeply
+    ) as error:
         raise ChannelError(f"unreadable message of {len(data)} bytes: {error}") from error
 
 
 def _scalar(name: str, value: object) -> Scalar:
-    if isinstance(value, int | float | str):
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
@@ -111,8 +128,11 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
     faults += [f"undeclared scalar {k!r}" for k in sorted(message.scalars.keys() - schema.scalars)]
     faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - message.scalars)]
     for name, kind in schema.scalars.items():
-        if name in message.scalars and type(message.scalars[name]) is not kind:
+        value = message.scalars.get(name)
+        if name in message.scalars and type(value) is not kind:
             faults.append(f"scalar {name!r} is no {kind.__name__}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            faults.append(f"scalar {name!r}: not finite")
     squares = 0.0
     for name, form in schema.tensors.items():
         if name not in message.tensors:
@@ -133,8 +153,8 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
 class Channel:
     """Carries messages over the border, in one process as real bytes.
 
-    What arrives is what was decoded from the bytes, never the sender's object: a simulated federation
-    can share nothing by accident.
+    What arrives is what was decoded from the bytes, never the sender's object: a simulated
+    federation can share nothing by accident.
     """
 
     def __init__(self, *, max_norm: float | None = None) -> None:
@@ -161,20 +181,23 @@ class Channel:
             The message as the receiver reads it, on the CPU.
 
         Raises:
-            ChannelError: If it is unreadable, or anything in it is undeclared, missing, of another shape,
-                dtype or type, not finite, or too large. Nothing is counted then.
+            ChannelError: If it is unreadable, or anything in it is undeclared, missing, of another
+                shape, dtype or type, not finite, or too large. Nothing is counted then.
         """
-        data = encode(message)
-        received = decode(data)
-        faults = _faults(received, schema, self._max_norm)
-        if faults:
-            raise ChannelError(f"{direction} of client {client!r} refused: {'; '.join(faults)}")
+        try:
+            data = encode(message)
+            received = decode(data)
+            faults = _faults(received, schema, self._max_norm)
+            if faults:
+                raise ChannelError("; ".join(faults))
+        except ChannelError as error:
+            raise ChannelError(f"{direction} of client {client!r} refused: {error}") from error
         self.ledger.add(direction, client, _sizes(received, len(data)))
         return received
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:
-    """Split the bytes of a message: tensors by component, the rest is ``header`` (names and scalars)."""
+    """Split a message's bytes: tensors by component, the rest (names, scalars) is ``header``."""
     sizes: Counter[str] = Counter()
     for name, tensor in message.tensors.items():
         sizes[name.partition("/")[0]] += tensor.numel() * tensor.element_size()

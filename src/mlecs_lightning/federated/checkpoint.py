@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["FORMAT_VERSION", "CheckpointError", "find_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "CheckpointError",
+    "find_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"round=(\d+)\.ckpt")
@@ -26,7 +32,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, round: int) -> Path:
 
     Args:
         folder: The run's ``checkpoints`` folder; made if missing.
-        state: Tensors, numbers, strings, lists and dicts only, so that a weights-only load reads it.
+        state: Tensors, numbers, strings, lists and dicts only, so that a weights-only load reads
+            it.
         round: Number of the round that has ended.
 
     Returns:
@@ -63,7 +70,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"ckpt_path: {str(path)!r} has format_version {version}, this version reads {FORMAT_VERSION}"
+            f"ckpt_path: {str(path)!r} has format_version {version}, this version reads "
+            f"{FORMAT_VERSION}"
         )
     return state
 
@@ -71,8 +79,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     """Resolve ``last``, ``best`` or a file name.
 
-    ``last`` is the highest round of the newest version that has any; ``best`` is the round of that version
-    with the lowest monitored value, as the last checkpoint's history tells.
+    ``last`` is the highest round of the newest version that has any; ``best`` is the round of that
+    version with the lowest monitored value, as the last checkpoint's history tells.
 
     Args:
         ckpt_path: ``last``, ``best`` or a path.
@@ -93,7 +101,9 @@ def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
         if rounds:
             newest = rounds[max(rounds)]
             return newest if ckpt_path == "last" else rounds[_best(newest, set(rounds))]
-    raise CheckpointError(f"ckpt_path: {ckpt_path!r}, but there is no checkpoint under {str(run_root)!r}")
+    raise CheckpointError(
+        f"ckpt_path: {ckpt_path!r}, but there is no checkpoint under {str(run_root)!r}"
+    )
 
 
 def _best(newest: Path, rounds: set[int]) -> int:
@@ -105,5 +115,7 @@ def _best(newest: Path, rounds: set[int]) -> int:
         if monitor in row and int(row["round"]) in rounds
     }
     if not values:
-        raise CheckpointError(f"ckpt_path: 'best', but no round of {newest.parent} has a {monitor!r}")
+        raise CheckpointError(
+            f"ckpt_path: 'best', but no round of {newest.parent} has a {monitor!r}"
+        )
     return min(values, key=values.__getitem__)

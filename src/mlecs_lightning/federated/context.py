@@ -9,7 +9,7 @@ __all__ = ["RoundContext", "derive_seed"]
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed that is a function of the parts, equal on every machine and in every process."""
+    """Return a 63-bit seed that is a function of the parts, the same in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -31,7 +31,7 @@ class RoundContext:
     def seed_for(self, party: str, stage: str) -> int:
         """Return the seed of one party's stage in this round.
 
-        Nothing counts up between rounds, so a resumed run and an unbroken one draw the same numbers, and
-        so do runs on any number of processes.
+        Nothing counts up between rounds, so a resumed run and an unbroken one draw the same
+        numbers, and so do runs on any number of processes.
         """
         return derive_seed(self.seed, self.round, party, stage)

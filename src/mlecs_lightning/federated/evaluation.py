@@ -45,8 +45,8 @@ class Evaluator:
         Args:
             data: The federation's data.
             fabric: Where the metrics' states live.
-            bertscore: Whether to add BERTScore: true for the small model of the extra ``bertscore``, or a
-                hub id or directory.
+            bertscore: Whether to add BERTScore: true for the small model of the extra
+                ``bertscore``, or a hub id or directory.
             limit: Most batches of an evaluation.
         """
         self._data, self._limit = data, limit
@@ -109,8 +109,9 @@ class Evaluator:
         """Return test scores: each client on its own domain and on all domains, and the server.
 
         Returns:
-            ``clients``: for each its modalities, ``own`` and ``all``; ``server``: its scores on all domains;
-            ``mean``: means over the clients; ``constant``: the same means for the best constant sentence.
+            ``clients``: for each its modalities, ``own`` and ``all``; ``server``: its scores on all
+            domains; ``mean``: means over the clients; ``constant``: the same means for the best
+            constant sentence.
         """
         clients: dict[str, Any] = {}
         constants: dict[str, list[dict[str, float]]] = {"own": [], "all": []}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from lightning.fabric import Fabric, seed_everything
@@ -135,10 +137,20 @@ class Parties:
             data: Gets the clients attached.
 
         Raises:
-            ConfigurationError: If anything does not fit; all faults in one message, each with its key.
+            ConfigurationError: If anything does not fit; all faults in one message, each with its
+                key.
         """
-        clients = settings.named_clients(data.modalities)
-        faults: list[str] = []
+        try:
+            clients = settings.named_clients(data.modalities)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        # Names become folders and parts of metric names, beside those of the server.
+        faults = [
+            f"clients: the name {name!r} is taken or no name; one begins with a letter, a digit or "
+            "'_' and goes on with these, '.', '-' and spaces"
+            for name in clients
+            if name == "server" or not re.fullmatch(r"\w[\w. -]*", name)
+        ]
         models: dict[str, ModelSettings] = {}
         for name, client in clients.items():
             try:
@@ -155,7 +167,9 @@ class Parties:
             loras = {name: m.lora for name, m in models.items()}
             faults += algorithm.faults(loras, batch_size=data.batch_size)
         profiles = {
-            name: ClientProfile(tuple(c.modalities), None if c.domains is None else tuple(c.domains))
+            name: ClientProfile(
+                tuple(c.modalities), None if c.domains is None else tuple(c.domains)
+            )
             for name, c in clients.items()
         }
         try:
@@ -178,13 +192,13 @@ def _unlike(models: Mapping[str, ModelSettings], settings: FederationSettings) -
     for name, model in models.items():
         if model.connector.width != width:
             faults.append(
-                f"clients.{name}: connector.width is {model.connector.width}, the server's is {width}; "
-                "all parties share one latent space"
+                f"clients.{name}: connector.width is {model.connector.width}, the server's is "
+                f"{width}; all parties share one latent space"
             )
         if model.backbone.model != slm.model:
             faults.append(
-                f"clients.{name}.backbone.model is {model.backbone.model!r}, edge.backbone.model is "
-                f"{slm.model!r}; clients of one federation share one SLM"
+                f"clients.{name}.backbone.model is {model.backbone.model!r}, edge.backbone.model "
+                f"is {slm.model!r}; clients of one federation share one SLM"
             )
     return faults
 
@@ -202,9 +216,9 @@ def _with_backbone(settings: ModelSettings, data: FederatedDataModule) -> ModelS
 class Federation:
     """The live modules: one for the server, and one for each architecture among the clients.
 
-    Clients with equal modalities and settings share a module; their states are swapped through it. All
-    modules of a process share one frozen copy of each backbone. So memory grows with the clients' own
-    trainable states and with nothing else.
+    Clients with equal modalities and settings share a module; their states are swapped through it.
+    All modules of a process share one frozen copy of each backbone. So memory grows with the
+    clients' own trainable states and with nothing else.
     """
 
     def __init__(
@@ -226,15 +240,14 @@ class Federation:
         self.parties = parties
         self.store = ClientStore()
         specs = dict(data.modalities)
-        setup = {"fabric": fabric, "gradient_clip_val": gradient_clip_val}
+        learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
         seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
-        self.server: ServerLearner = Learner(
+        self.server: ServerLearner = learner(
             "server",
             ServerModule(
                 _with_backbone(parties.server, data), _with_backbone(parties.hosted, data), specs
             ),
             sync=True,
-            **setup,
         )
         self._edges: dict[str, EdgeLearner] = {}
         self._architecture: dict[str, str] = {}
@@ -243,13 +256,13 @@ class Federation:
             key = json.dumps([list(ordered), asdict(parties.models[name])], sort_keys=True)
             self._architecture[name] = key
             if key not in self._edges:
-                # Clients of one architecture start from the same weights; the seed does not depend on
-                # which of them comes first.
+                # Clients of one architecture start from the same weights; the seed does not depend
+                # on which of them comes first.
                 seed_everything(derive_seed(parties.seed, key) % 2**32, verbose=False)
                 module = EdgeModule(
                     _with_backbone(parties.models[name], data), ordered, key=f"clients.{name}"
                 )
-                self._edges[key] = Learner(name, module, sync=False, **setup)
+                self._edges[key] = learner(name, module, sync=False)
         self._initial: dict[str, dict[str, Any]] = {}
 
     @property
@@ -266,12 +279,14 @@ class Federation:
         """Return the live learner of a client, with that client's state in it."""
         learner = self._edges[self._architecture[client]]
         state = self.store.get(client)
-        learner.load_state_dict(self._initial[self._architecture[client]] if state is None else state)
+        learner.load_state_dict(
+            self._initial[self._architecture[client]] if state is None else state
+        )
         learner.name = client
         return learner
 
     def module(self, client: str) -> EdgeModule:
-        """Return the module of a client's architecture, whatever state is in it: for shapes and sizes."""
+        """Return the module of a client's architecture, whatever state is in it: for its shapes."""
         return self._edges[self._architecture[client]].module
 
     def keep(self, edge: EdgeLearner) -> None:

@@ -40,8 +40,8 @@ class Learner(Generic[M]):
             module: The module.
             fabric: Device, precision and strategy.
             gradient_clip_val: Largest gradient norm; ``None`` or 0 does not clip.
-            sync: Whether the module trains on all ranks together (the server). Edges never do: each lives
-                on one rank, so they are moved to the device but not wrapped.
+            sync: Whether the module trains on all ranks together (the server). Edges never do: each
+                lives on one rank, so they are moved to the device but not wrapped.
         """
         self.name, self.module, self._fabric = name, module, fabric
         self._clip = gradient_clip_val or 0.0
@@ -73,8 +73,8 @@ class Learner(Generic[M]):
             The mean of each loss over the pass, under ``stage/name``. Empty without batches.
 
         Raises:
-            NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a check in
-                every step would make a GPU wait for the host.
+            NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a
+                check in every step would make a GPU wait for the host.
         """
         self.module.train()
         history: list[dict[str, Tensor]] = []
@@ -97,11 +97,11 @@ class Learner(Generic[M]):
         bad = (~torch.isfinite(curves["loss"])).nonzero()
         if len(bad):
             raise NonFiniteError(
-                f"{self.name}: loss is {curves['loss'][bad[0]].item()} in step {int(bad[0])} of stage "
-                f"{stage!r}; a smaller learning rate or precision 32-true may help"
+                f"{self.name}: loss is {curves['loss'][bad[0]].item()} in step {int(bad[0])} of "
+                f"stage {stage!r}; a smaller learning rate or precision 32-true may help"
             )
-        norms = torch._foreach_norm(self.module.trainable_parameters())
-        if not math.isfinite(float(torch.stack(norms).sum())):
+        weights = [p.detach() for p in self.module.trainable_parameters()]
+        if not math.isfinite(float(torch.nn.utils.get_total_norm(weights))):
             raise NonFiniteError(f"{self.name}: weights are not finite after stage {stage!r}")
         return {f"{stage}/{k}": float(v.mean()) for k, v in curves.items()}
 
@@ -151,7 +151,8 @@ class Learner(Generic[M]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.module.load_trainable_state(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A copy: an optimiser goes on working in the very tensors that it is given.
+        self.optimizer.load_state_dict(_to_cpu(state["optimizer"]))
 
 
 EdgeLearner = Learner[EdgeModule]

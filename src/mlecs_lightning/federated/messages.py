@@ -18,8 +18,8 @@ class Message:
     """Named tensors and scalars, nothing else.
 
     Attributes:
-        tensors: Tensors under ``component/name``; the part before the first slash is the component that
-            the ledger counts (``adapter``, ``fused``).
+        tensors: Tensors under ``component/name``; the part before the first slash is the component
+            that the ledger counts (``adapter``, ``fused``).
         scalars: Numbers, strings, and tuples of strings (ids, modality names).
     """
 

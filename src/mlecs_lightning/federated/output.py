@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.fabric.loggers.csv_logs import CSVLogger
+from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
 from mlecs_lightning.federated.channel import Ledger
 from mlecs_lightning.federated.federation import Federation
@@ -43,6 +46,12 @@ class RunFolder:
             if logger
             else []
         )
+        with warnings.catch_warnings():
+            # The folder holds other things than the log, and a resumed log is written anew from the
+            # history.
+            warnings.filterwarnings("ignore", message="Experiment logs directory")
+            for opened in self.loggers:
+                getattr(opened, "experiment", None)
 
     def _next(self) -> int:
         taken = [int(p.name.rpartition("_")[2]) for p in self.root.glob("version_*")]
@@ -74,7 +83,7 @@ class RunFolder:
         return path
 
     def write_adapters(self, federation: Federation) -> None:
-        """Write every party's adapter in PEFT's format: ``adapters/<client>``, and the server's LLM."""
+        """Write every client's adapter, and that of the server's LLM, in PEFT's format."""
         for client in federation.clients:
             lm = federation.edge(client).module.tower().backbone.lm
             lm.save_pretrained(str(self.path / "adapters" / client), save_embedding_layers=False)
@@ -85,8 +94,8 @@ class RunFolder:
 def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
     """Return the bytes that crossed the border and what share of the models they are.
 
-    The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of the model
-    that the client trains (mean over clients), and of the server's.
+    The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of
+    the model that the client trains (mean over clients), and of the server's.
     """
     edges = {c: federation.module(c).parameter_bytes() for c in federation.clients}
     server = federation.server.module.parameter_bytes()

@@ -1,4 +1,4 @@
-"""What belongs to the clients and stays with them: trainable state and optimiser, client by client."""
+"""What stays with the clients: trainable state and optimiser, client by client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ClientStore"]
 
 
 class ClientStore:
-    """Private states in memory. A client that has none yet starts from its architecture's initial one."""
+    """Private states in memory; one that has none starts from its architecture's initial one."""
 
     def __init__(self) -> None:
         """Start empty."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric import Fabric, seed_everything
-from lightning.fabric.loggers import Logger
+from lightning.fabric.loggers.logger import Logger
 
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
 from mlecs_lightning.data import FederatedDataModule
@@ -97,8 +97,8 @@ class FederatedTrainer:
             limit_val_batches: Most batches of a validation.
             limit_test_batches: Most batches of a test or prediction.
             fast_dev_run: One round, one batch of everything, no checkpoint: does it run at all?
-            bertscore: Add BERTScore to the test: true for the small model of the extra ``bertscore``, or a
-                hub id or directory.
+            bertscore: Add BERTScore to the test: true for the small model of the extra
+                ``bertscore``, or a hub id or directory.
             max_message_norm: The channel refuses a message of a larger norm.
             monitor: The validation value, smaller is better, that ``--ckpt_path best`` goes by.
             enable_checkpointing: Write a checkpoint after every round.
@@ -113,8 +113,8 @@ class FederatedTrainer:
         """
         if max_rounds < 1 or check_val_every_n_rounds < 0:
             raise ValueError(
-                f"trainer.max_rounds must be at least 1 and check_val_every_n_rounds at least 0, got "
-                f"{max_rounds} and {check_val_every_n_rounds}"
+                f"trainer.max_rounds must be at least 1 and check_val_every_n_rounds at least 0, "
+                f"got {max_rounds} and {check_val_every_n_rounds}"
             )
         self.max_rounds = 1 if fast_dev_run else max_rounds
         self._fabric = Fabric(
@@ -127,9 +127,7 @@ class FederatedTrainer:
         self._clip = gradient_clip_val
         self._val_every = check_val_every_n_rounds
         limits = (limit_train_batches, limit_val_batches, limit_test_batches)
-        self._limit_train, self._limit_val, self._limit_test = (
-            (1, 1, 1) if fast_dev_run else limits
-        )
+        self._limit_train, self._limit_val, self._limit_test = (1, 1, 1) if fast_dev_run else limits
         self._bertscore = bertscore
         self._max_norm = max_message_norm
         self._monitor = monitor
@@ -178,7 +176,9 @@ class FederatedTrainer:
                 run.seconds = time.perf_counter() - started
                 if self._checkpointing:
                     self._save(run, number)
-            summary = self._summary(run, self._evaluator(run, self._limit_test).test(run.federation))
+            summary = self._summary(
+                run, self._evaluator(run, self._limit_test).test(run.federation)
+            )
             summary["seconds"] = time.perf_counter() - started
             run.folder.write_summary(summary)
             run.folder.write_adapters(run.federation)
@@ -267,8 +267,8 @@ class FederatedTrainer:
         self._fabric.launch()
         if self._fabric.world_size > 1:
             raise ValueError(
-                f"trainer.devices and num_nodes ask for {self._fabric.world_size} processes; the federated "
-                "loop runs in one"
+                f"trainer.devices and num_nodes ask for {self._fabric.world_size} processes; the "
+                "federated loop runs in one"
             )
         federation = Federation(parties, data, fabric=self._fabric, gradient_clip_val=self._clip)
         federation.prepare(algorithm)
@@ -400,7 +400,9 @@ class FederatedTrainer:
             for client in federation.clients:
                 federation.edge(client)
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"ckpt_path: the checkpoint is of other models: {error}") from error
+            raise CheckpointError(
+                f"ckpt_path: the checkpoint is of other models: {error}"
+            ) from error
         self._fabric.strategy.precision.load_state_dict(state["precision"])
         run.channel.ledger.load_state_dict(state["ledger"])
         run.history = state["history"]
@@ -415,12 +417,14 @@ class FederatedTrainer:
             "seed": run.federation.parties.seed,
             "rounds": len(run.history),
             **results,
-            "aggregation_error": [r["aggregate/error"] for r in run.history if "aggregate/error" in r],
+            "aggregation_error": [
+                r["aggregate/error"] for r in run.history if "aggregate/error" in r
+            ],
             "communication": communication(run.channel.ledger, run.federation),
             "seconds": run.seconds,
         }
 
-    def _call(self, hook: str, **facts: Any) -> None:  # noqa: ANN401 - the hooks declare them
+    def _call(self, hook: str, **facts: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, hook)(**facts)
 

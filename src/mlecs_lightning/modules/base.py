@@ -30,8 +30,8 @@ class MultimodalLM(L.LightningModule):
     """Extractors shared by one or more towers; the first tower answers.
 
     Trains under a plain Lightning `Trainer` (language modelling on its own data), and under the
-    federated trainer with whatever objective an algorithm passes to `forward`: the whole objective runs
-    inside ``forward``, so that mixed precision and DDP wrap it.
+    federated trainer with whatever objective an algorithm passes to `forward`: the whole objective
+    runs inside ``forward``, so that mixed precision and DDP wrap it.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class MultimodalLM(L.LightningModule):
     def features(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Run the extractors.
 
-        A modality that the batch lacks altogether counts as absent from every sample; its extractor runs
-        on zeros all the same, so that each parameter has a gradient on every rank.
+        A modality that the batch lacks altogether counts as absent from every sample; its extractor
+        runs on zeros all the same, so that each parameter has a gradient on every rank.
 
         Returns:
             For each modality of the model (B, features), and presence (B, K).
@@ -195,7 +195,10 @@ class MultimodalLM(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """Build the optimiser of the settings over the trainable parameters."""
         return build_class(  # type: ignore[no-any-return]
-            self.settings.optimizer, self.trainable_parameters(), home="torch.optim", key="optimizer"
+            self.settings.optimizer,
+            self.trainable_parameters(),
+            home="torch.optim",
+            key="optimizer",
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -213,9 +216,7 @@ class MultimodalLM(L.LightningModule):
 
     def _remember(self, **settings: ModelSettings) -> None:
         """Store what `load_from_checkpoint` needs, as plain values a weights-only load accepts."""
-        modalities = {
-            m: {"kind": s.kind, "shape": list(s.shape)} for m, s in self.specs.items()
-        }
+        modalities = {m: {"kind": s.kind, "shape": list(s.shape)} for m, s in self.specs.items()}
         plain = {name: value.to_dict() for name, value in settings.items()}
         self.save_hyperparameters({**plain, "modalities": modalities})
 
@@ -223,4 +224,3 @@ class MultimodalLM(L.LightningModule):
 def as_settings(settings: ModelSettings | Mapping[str, Any]) -> ModelSettings:
     """Return settings as they are, or built from the plain values of a checkpoint."""
     return settings if isinstance(settings, ModelSettings) else ModelSettings.from_dict(settings)
-

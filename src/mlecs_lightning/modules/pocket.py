@@ -1,8 +1,8 @@
-"""Pocket backbones: language models made on this machine in seconds, so that all runs without a hub.
+"""Pocket backbones: language models made on this machine in seconds, for runs without a hub.
 
 A soft prompt cannot steer a model that has only ever seen whole sentences. So a pocket model learns
-"key words => sentence": the key words stand where the soft prompt will stand, the sentence where the
-answer will. Then a connector only has to learn to produce the key words. Our choice.
+"key words => sentence": the key words stand where the soft prompt will stand, the sentence where
+the answer will. Then a connector only has to learn to produce the key words. Our choice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -81,11 +82,12 @@ def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequ
     Args:
         model: One of `POCKETS`.
         pairs: "key words => sentence" pairs of the data set.
-        instructions: What the model will be asked, for its vocabulary and its place in the sequence.
+        instructions: What the model will be asked, for its vocabulary and its place in the
+            sequence.
 
     Returns:
-        An ordinary Hugging Face directory, for `from_pretrained`. It is keyed by the whole recipe, texts
-        included, written to a temporary name and renamed.
+        An ordinary Hugging Face directory, for `from_pretrained`. It is keyed by the whole recipe,
+        texts included, written to a temporary name and renamed.
     """
     from filelock import FileLock
 
@@ -118,7 +120,7 @@ def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerBase:
     vocabulary = {w: i for i, w in enumerate([_EOS, _UNKNOWN, _FILLER, *words])}
     words_only = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=words_only, eos_token=_EOS, unk_token=_UNKNOWN, pad_token=_EOS
     )
 
@@ -132,18 +134,23 @@ class _PairModel(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, labels = batch
-        logits = self.lm(input_ids=tokens, use_cache=False).logits[:, :-1]
+        logits = self.lm(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False
+        ).logits[:, :-1]
         return nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
         )
 
-    def configure_optimizers(self) -> L.pytorch.utilities.types.OptimizerLRScheduler:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         rate = self.recipe.learning_rate
         optimizer = torch.optim.AdamW(self.parameters(), lr=rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=rate, total_steps=self.recipe.steps
         )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
 
 class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -161,7 +168,9 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.encoded, self.instructions = encoded, instructions
         self.filler, self.eos, self.draws, self.seed = filler, eos, draws, seed
-        tails = max(len(sentence) for _, sentence in encoded) + max(map(len, instructions), default=0)
+        tails = max(len(sentence) for _, sentence in encoded) + max(
+            map(len, instructions), default=0
+        )
         self.length = max(_SLOTS, max(len(keys) for keys, _ in encoded)) + tails + 1
 
     def __len__(self) -> int:
@@ -178,7 +187,9 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         for place, key in zip(torch.randperm(len(slots), generator=generator), keys, strict=False):
             slots[int(place)] = key
         # Half of the draws have no instruction: the model must hold for any other one, too.
-        spoken = self.instructions[draw(len(self.instructions))] if self.instructions and draw(2) else []
+        spoken = (
+            self.instructions[draw(len(self.instructions))] if self.instructions and draw(2) else []
+        )
         head = [*slots, *spoken]
         tokens = [*head, *sentence, self.eos]
         labels = [-100] * len(head) + [*sentence, self.eos]
@@ -192,7 +203,7 @@ def _train(
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = _tokenizer([text for pair in pairs for text in pair] + list(instructions))
-    eos: int = tokenizer.eos_token_id  # type: ignore[assignment]
+    eos: int = tokenizer.eos_token_id
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -200,7 +211,7 @@ def _train(
     data = _Pairs(
         [(encode(keys), encode(sentence)) for keys, sentence in pairs],
         [encode(text) for text in instructions],
-        filler=int(tokenizer.convert_tokens_to_ids(_FILLER)),
+        filler=tokenizer.get_vocab()[_FILLER],
         eos=eos,
         draws=recipe.steps * recipe.batch_size,
         seed=recipe.seed,
@@ -232,4 +243,4 @@ def _train(
             enable_model_summary=False,
         )
         trainer.fit(_PairModel(lm, recipe), DataLoader(data, batch_size=recipe.batch_size))
-    return tokenizer, lm.eval()
+    return tokenizer, lm.eval()  # type: ignore[no-untyped-call]

@@ -55,8 +55,8 @@ class ServerModule(MultimodalLM):
 
         Args:
             batch: Public samples.
-            source: ``connector`` is f, what the connector fused; ``backbone`` is g, what the LLM made
-                of it.
+            source: ``connector`` is f, what the connector fused; ``backbone`` is g, what the LLM
+                made of it.
         """
         embeddings = self.embed(batch)
         return embeddings.fused if source == "connector" else self.tower().view(embeddings)

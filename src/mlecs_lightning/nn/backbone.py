@@ -37,7 +37,7 @@ class BackboneOutput(NamedTuple):
     labels: Tensor
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, once in a process.
 
@@ -45,8 +45,8 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
         settings: Hub id or directory, and how to load it.
 
     Returns:
-        The model, in evaluation mode and without gradients, and its tokenizer. Shared by all who ask
-        for the same settings: never change it, take a `Backbone`.
+        The model, in evaluation mode and without gradients, and its tokenizer. Shared by all who
+        ask for the same settings: never change it, take a `Backbone`.
 
     Raises:
         OSError: If it is neither a directory nor on the hub (from transformers).
@@ -62,15 +62,16 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
     model = AutoModelForCausalLM.from_pretrained(
         settings.model, dtype=settings.dtype, **where, **options
     )
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
 
 def _share(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of the modules that holds the very same frozen tensors.
 
-    PEFT inserts its layers into the modules it is given. With a copy of the modules (kilobytes) over one
-    set of weights (gigabytes), every architecture gets an adapter of its own and an ordinary `PeftModel`.
+    PEFT inserts its layers into the modules it is given. With a copy of the modules (kilobytes)
+    over one set of weights (gigabytes), every architecture gets an adapter of its own and an
+    ordinary `PeftModel`.
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, memo={id(t): t for t in tensors})
@@ -108,10 +109,15 @@ class Backbone(nn.Module):
             # GPT-2's Conv1D layers store the transpose; PEFT sees it, corrects itself and warns.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             self.lm = get_peft_model(_share(model), config)
+        # We always pass attention masks. `generate` drops one that masks nothing, and the model would
+        # then warn of every answer that ended before the others.
+        self.lm.config.pad_token_id = None
         self.hidden_size: int = model.get_input_embeddings().embedding_dim  # type: ignore[assignment]
         eos = self.tokenizer.eos_token_id
         if eos is None:
-            raise ValueError(f"backbone.model {settings.model!r}: its tokenizer has no end-of-sequence token")
+            raise ValueError(
+                f"backbone.model {settings.model!r}: its tokenizer has no end-of-sequence token"
+            )
         self._eos: int = eos
         pad = self.tokenizer.pad_token_id
         self._pad: int = eos if pad is None else pad
@@ -135,8 +141,8 @@ class Backbone(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """Return copies of the adapter's tensors under PEFT's own names.
 
-        Tensors that do not train (``lora_A`` under ``freeze_a``) are left out: they never change, so they
-        never travel.
+        Tensors that do not train (``lora_A`` under ``freeze_a``) are left out: they never change,
+        so they never travel.
         """
         return {k: p.detach().clone() for k, p in self._adapter.items() if p.requires_grad}
 
@@ -199,7 +205,9 @@ class Backbone(nn.Module):
             rows.append([self._pad] * left + [*head, *tail] + [self._pad] * right)
             masks.append([0] * left + [1] * (len(head) + len(tail)) + [0] * right)
             labels.append([_IGNORE] * (left + len(head)) + [*tail] + [_IGNORE] * right)
-        return tuple(torch.tensor(x, dtype=torch.long).view(len(heads), -1) for x in (rows, masks, labels))  # type: ignore[return-value]
+        return tuple(
+            torch.tensor(x, dtype=torch.long).view(len(heads), -1) for x in (rows, masks, labels)
+        )  # type: ignore[return-value]
 
     def _sequence(self, prompt: Tensor, tokens: Tensor) -> Tensor:
         embed = self.lm.get_input_embeddings()
@@ -219,13 +227,13 @@ class Backbone(nn.Module):
             targets: Length B.
 
         Returns:
-            The loss, the prompt's hidden states and the logits. L_LM is taken over the target tokens and
-            the end of sequence only.
+            The loss, the prompt's hidden states and the logits. L_LM is taken over the target
+            tokens and the end of sequence only.
         """
         tokens, mask, labels = (t.to(prompt.device) for t in self._pack(instructions, targets))
         length = prompt.shape[1]
-        # Only the last positions predict a target: on a real vocabulary the others' logits would cost
-        # more than the whole transformer.
+        # Only the last positions predict a target: on a real vocabulary the others' logits would
+        # cost more than the whole transformer.
         first = min(len(self._encode(text)) for text in instructions)
         keep = tokens.shape[1] - first + 1
         output = self.lm(
@@ -239,7 +247,9 @@ class Backbone(nn.Module):
         loss = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
         )
-        return BackboneOutput(loss, self._prompt_mean(output.hidden_states[-1], length), logits, answer)
+        return BackboneOutput(
+            loss, self._prompt_mean(output.hidden_states[-1], length), logits, answer
+        )
 
     def read_prompt(self, prompt: Tensor) -> Tensor:
         """Return the (B, H) mean last hidden state over the prompt positions, without any text.
@@ -262,7 +272,9 @@ class Backbone(nn.Module):
         return hidden[:, :length].mean(dim=1, dtype=torch.float32)
 
     @torch.no_grad()
-    def generate(self, prompt: Tensor, instructions: Sequence[str], *, max_new_tokens: int) -> list[str]:
+    def generate(
+        self, prompt: Tensor, instructions: Sequence[str], *, max_new_tokens: int
+    ) -> list[str]:
         """Answer greedily.
 
         Args:
@@ -275,7 +287,7 @@ class Backbone(nn.Module):
         """
         tokens, mask, _ = (t.to(prompt.device) for t in self._pack(instructions, None))
         # Padding stands between prompt and instruction: masked, and skipped by the position ids.
-        answer = self.lm.generate(
+        answer = self.lm.generate(  # type: ignore[no-untyped-call]
             inputs_embeds=self._sequence(prompt, tokens),
             attention_mask=nn.functional.pad(mask, (prompt.shape[1], 0), value=1),
             max_new_tokens=max_new_tokens,

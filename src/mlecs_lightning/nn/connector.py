@@ -1,4 +1,4 @@
-"""The connector C: from the features of the modalities present to one latent vector and a soft prompt."""
+"""The connector C: from the modalities present to one latent vector and a soft prompt."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Embeddings(NamedTuple):
 class Connector(nn.Module):
     """z_m = P_m E_m(x_m); f = Linear(LayerNorm([z_1 .. z_K])); S = Linear(Dropout(GELU(f))).
 
-    Forward pass of ML-ECS (docs/method.md, Setting); prompt length and width as in the reference configuration. A
-    learned vector stands in for the z_m of an absent modality, so that f is defined for every subset
-    (our choice).
+    Forward pass of ML-ECS (docs/method.md, Setting); prompt length and width as in the reference
+    configuration. A learned vector stands in for the z_m of an absent modality, so that f is
+    defined for every subset (our choice).
     """
 
     def __init__(
@@ -58,11 +58,16 @@ class Connector(nn.Module):
         self.prompt_length = settings.prompt_length
         self.projections = nn.ModuleDict({m: nn.Linear(n, width) for m, n in features.items()})
         self.absent = nn.Parameter(torch.zeros(len(features), width))
-        self.fuse = nn.Sequential(nn.LayerNorm(len(features) * width), nn.Linear(len(features) * width, width))
-        self.to_prompt = nn.Sequential(
-            nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(width, self.prompt_length * hidden_size)
+        self.fuse = nn.Sequential(
+            nn.LayerNorm(len(features) * width), nn.Linear(len(features) * width, width)
         )
-        # A prompt that starts near the scale of word embeddings, as language models initialise theirs.
+        self.to_prompt = nn.Sequential(
+            nn.GELU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(width, self.prompt_length * hidden_size),
+        )
+        # A prompt that starts near the scale of word embeddings, as language models initialise
+        # theirs.
         last: nn.Linear = self.to_prompt[-1]  # type: ignore[assignment]
         for weight in (self.absent, last.weight):
             nn.init.normal_(weight, std=0.02)

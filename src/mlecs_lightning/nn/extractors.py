@@ -1,10 +1,11 @@
 """Modality extractors E_m: small, real encoders, one for each kind of modality.
 
-An extractor is any `torch.nn.Module` with an integer attribute ``out_features`` that maps (B, ...) to
-(B, out_features). Its class gets the `ModalitySpec` as its first argument.
+An extractor is any `torch.nn.Module` with an integer attribute ``out_features`` that maps (B, ...)
+to (B, out_features). Its class gets the `ModalitySpec` as its first argument.
 
-None of them has batch statistics: with label skew and missing modalities the statistics of one client's
-batches say nothing about another's, so normalisation is by sample (GroupNorm, LayerNorm). Our choice.
+None of them has batch statistics: with label skew and missing modalities the statistics of one
+client's batches say nothing about another's, so normalisation is by sample (GroupNorm, LayerNorm).
+Our choice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mlecs_lightning.settings import ClassPath, build_class
+from mlecs_lightning.settings import ClassPath, ConfigurationError, build_class
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 __all__ = ["ImageCNN", "SeriesCNN", "VectorMLP", "build_extractor"]
@@ -41,8 +42,8 @@ class VectorMLP(nn.Module):
 class ImageCNN(nn.Module):
     """Convolutional encoder for images (B, C, height, width) -> (B, width).
 
-    Each stage halves the resolution while it is above 4 pixels; the last map, pooled to at most 4 x 4,
-    keeps where things are.
+    Each stage halves the resolution while it is above 4 pixels; the last map, pooled to at most 4 x
+    4, keeps where things are.
     """
 
     def __init__(self, spec: ModalitySpec, *, channels: int = 16, width: int = 64) -> None:
@@ -58,7 +59,11 @@ class ImageCNN(nn.Module):
         depth, size = spec.shape[0], min(spec.shape[1:])
         stages: list[nn.Module] = []
         while True:
-            stages += [nn.Conv2d(depth, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.GELU()]
+            stages += [
+                nn.Conv2d(depth, channels, 3, padding=1),
+                nn.GroupNorm(4, channels),
+                nn.GELU(),
+            ]
             if size <= 4:
                 break
             stages.append(nn.MaxPool2d(2))
@@ -79,7 +84,9 @@ class ImageCNN(nn.Module):
 class SeriesCNN(nn.Module):
     """Temporal convolutions for time series (B, C, time) -> (B, width).
 
-    Mean and maximum over time: a level and a peak (an impact is a peak). Our choice.
+    What the convolutions find is pooled to its mean and its maximum (an impact is a peak). Beside it
+    stand statistics of the signal itself, since GroupNorm forgets level and spread, which tell a
+    lying body from a standing one: mean, deviation, extremes, last value. Our choice.
     """
 
     def __init__(self, spec: ModalitySpec, *, channels: int = 32, width: int = 64) -> None:
@@ -96,13 +103,13 @@ class SeriesCNN(nn.Module):
             ]
             depth = channels
         self.layers = nn.Sequential(*stages)
-        self.head = nn.Linear(2 * channels + 2 * spec.shape[0], width)
+        self.head = nn.Linear(2 * channels + 5 * spec.shape[0], width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, C, time) to (B, out_features)."""
         h = self.layers(x)
-        # GroupNorm forgets the level of the signal, which tells a lying body from a standing one.
-        pooled = [h.mean(-1), h.amax(-1), x.mean(-1), x[..., -1]]
+        signal = [x.mean(-1), x.std(-1, correction=0), x.amin(-1), x.amax(-1), x[..., -1]]
+        pooled = [h.mean(-1), h.amax(-1), *signal]
         return self.head(torch.cat(pooled, dim=-1))  # type: ignore[no-any-return]
 
 
@@ -125,14 +132,15 @@ def build_extractor(
         key: The YAML key of ``extractors``, for error messages.
 
     Raises:
-        ValueError: If the class cannot be built or has no integer ``out_features``.
+        ConfigurationError: If the class cannot be built or has no integer ``out_features``.
     """
     if modality not in extractors:
         return _DEFAULT[spec.kind](spec)
     where = f"{key}.{modality}"
     module = build_class(extractors[modality], spec, home=__name__, key=where)
     if not isinstance(getattr(module, "out_features", None), int):
-        raise ValueError(
-            f"{where}: {extractors[modality]['class_path']} needs an integer attribute `out_features`"
+        raise ConfigurationError(
+            f"{where}: {extractors[modality]['class_path']} needs an integer attribute "
+            "`out_features`"
         )
     return module  # type: ignore[no-any-return]

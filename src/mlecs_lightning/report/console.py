@@ -14,7 +14,6 @@ _NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
     "rouge_lsum": "Rouge-Lsum",
-    "exact_match": "exact",
     "bertscore": "BERTScore",
 }
 
@@ -45,20 +44,18 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         title=f"{summary['algorithm']}, {summary['rounds']} rounds, seed {summary['seed']}: "
         "test, on all domains (on the client's own)"
     )
-    table.add_column("party")
-    table.add_column("modalities", overflow="fold")
+    table.add_column("party", no_wrap=True)
     for metric in metrics:
         table.add_column(_NAMES[metric], justify="right", no_wrap=True)
     for name, client in summary["clients"].items():
-        table.add_row(name, " ".join(client["modalities"]), *_pairs(client, metrics))
+        party = f"{name}\n  [dim]{' '.join(client['modalities'])}[/dim]"
+        table.add_row(party, *_pairs(client, metrics))
     table.add_section()
-    table.add_row("mean of clients", "", *_pairs(summary["mean"], metrics), style="bold")
-    table.add_row("best constant sentence", "", *_pairs(summary["constant"], metrics), style="dim")
+    table.add_row("mean of clients", *_pairs(summary["mean"], metrics), style="bold")
+    table.add_row("constant sentence", *_pairs(summary["constant"], metrics), style="dim")
     table.add_section()
-    table.add_row("server", "all", *_cells(summary["server"], metrics), style="bold")
-    table.add_row(
-        "best constant sentence", "", *_cells(summary["constant"]["server"], metrics), style="dim"
-    )
+    table.add_row("server", *_cells(summary["server"], metrics), style="bold")
+    table.add_row("constant sentence", *_cells(summary["constant"]["server"], metrics), style="dim")
     console.print(table)
     _print_communication(summary["communication"], console)
     console.print(f"{summary['seconds']:.1f} s")
@@ -76,9 +73,9 @@ def _print_communication(wire: Mapping[str, Any], console: Console) -> None:
     table = Table(title="communication")
     table.add_column("direction")
     table.add_column("bytes", justify="right")
-    table.add_column("of it", overflow="fold")
-    table.add_column("a client's round / its model", justify="right")
-    table.add_column("/ server's models", justify="right")
+    table.add_column("of it")
+    table.add_column("/ client", justify="right")
+    table.add_column("/ server", justify="right")
     for way in ("uplink", "downlink"):
         parts = ", ".join(f"{k} {_size(v)}" for k, v in wire["by_component"][way].items())
         table.add_row(
@@ -90,8 +87,10 @@ def _print_communication(wire: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     edges = wire["edge_parameter_bytes"].values()
-    span = _size(min(edges)) if len(set(edges)) == 1 else f"{_size(min(edges))} to {_size(max(edges))}"
+    span = (
+        _size(min(edges)) if len(set(edges)) == 1 else f"{_size(min(edges))} to {_size(max(edges))}"
+    )
     console.print(
-        f"denominators: all parameters of a client's model {span}, of the server's models "
-        f"{_size(wire['server_parameter_bytes'])}"
+        f"ratios: one client's round over all parameters of its model ({span}) and of the server's "
+        f"models ({_size(wire['server_parameter_bytes'])})"
     )
