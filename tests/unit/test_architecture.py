@@ -39,7 +39,6 @@ ONLY = {"functional": ("torch", "mlecs_lightning.functional")}
 # Single files that a layer may not reach although their layer is lower.
 
 
-
 def layer_of(file: Path) -> str:
     return file.parts[0].removesuffix(".py")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal
 
@@ -43,8 +44,8 @@ class MLECS(FedAvg):
     1. The server sends each client its hosted adapter and, for the public ids that the client will
        use, its fused representations.
     2. ``ccl`` (edge, public data): L_LM + weight * L_vol, anchors = the received representations,
-       vectors = the client's own z_m and f. Extractors are frozen. *Without: L_LM alone, no
-       representations are sent.*
+       vectors = the client's own z_m and f. Extractors are frozen if wanted. *Without: L_LM
+       alone, no representations are sent.*
     3. ``amt`` (edge, private data): L_LM; extractors, connector and adapter train. *Without: no
         private pass.*
     4. The client sends its adapter, modality names and sample count.
@@ -65,6 +66,7 @@ class MLECS(FedAvg):
         class_aware: bool = True,
         representation: RepresentationSource = "connector",
         weigh_by_samples: bool = False,
+        freeze_extractors: bool = True,
         steps: Steps | None = None,
         order: PassOrder = "private_first",
         aggregation: Aggregation = "separate",
@@ -81,6 +83,9 @@ class MLECS(FedAvg):
             representation: Which of the server's representations goes down: f of its ``connector``,
                 or g of its ``backbone``.
             weigh_by_samples: MMA weights |M_j| * n_j in place of |M_j|.
+            freeze_extractors: Whether CCL leaves the extractors as they are, as in the reference
+                configuration, where they are pretrained. Extractors that start from random weights
+                need every step they can get.
             steps: See `FedAvg`.
             order: See `FedAvg`.
             aggregation: See `FedAvg`.
@@ -106,6 +111,7 @@ class MLECS(FedAvg):
         self.class_aware = class_aware
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples
+        self.freeze_extractors = freeze_extractors
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say, beside FedAvg's faults, if a batch is too small for a contrast."""
@@ -155,7 +161,7 @@ class MLECS(FedAvg):
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
     ) -> dict[str, float]:
-        """CCL: train towards the server's representations; extractors stay as they are."""
+        """CCL: train towards the server's representations; frozen extractors stay as they are."""
         if "ccl" not in self.components:
             return super().public_pass(edge, loaders, ctx, broadcast)
         assert broadcast is not None
@@ -164,7 +170,7 @@ class MLECS(FedAvg):
         anchors = broadcast.component("fused")["anchors"].to(edge.module.device)
         objective = partial(self.ccl, anchors=anchors, row={i: n for n, i in enumerate(ids)})
         seed = ctx.seed_for(edge.name, "public")
-        with edge.module.frozen_extractors():
+        with edge.module.frozen_extractors() if self.freeze_extractors else nullcontext():
             return edge.fit(
                 loaders.public.take(self.steps.public, seed=seed), objective, stage="ccl"
             )

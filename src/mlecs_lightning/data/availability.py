@@ -45,6 +45,8 @@ def draw_client_modalities(
     """
     if count < 1:
         raise ValueError(f"clients.count must be at least 1, got {count}")
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"clients.modality_rate must lie in (0, 1], got {rate}")
     keep = _draw(np.random.default_rng(seed), count, len(modalities), rate)
     width = max(2, len(str(count - 1)))
     return {

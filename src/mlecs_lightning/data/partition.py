@@ -31,7 +31,9 @@ def partition_by_domain(
     """
     known = list(dict.fromkeys(domains))
     claims: dict[str, list[str]] = {domain: [] for domain in known}
-    named = [(client, name) for client, names in wanted.items() for name in names or ()]
+    named = [
+        (client, name) for client, names in wanted.items() for name in dict.fromkeys(names or ())
+    ]
     faults = [
         f"clients.{client}.domains: {name!r} is none of {sorted(known)}"
         for client, name in named

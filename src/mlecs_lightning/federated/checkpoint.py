@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -112,7 +113,7 @@ def _best(newest: Path, rounds: set[int]) -> int:
     values = {
         int(row["round"]): row[monitor]
         for row in state["history"]
-        if monitor in row and int(row["round"]) in rounds
+        if int(row["round"]) in rounds and math.isfinite(row.get(monitor, math.nan))
     }
     if not values:
         raise CheckpointError(

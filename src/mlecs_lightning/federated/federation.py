@@ -158,6 +158,7 @@ class Parties:
             except ValueError as error:
                 faults.append(str(error))
         faults += _unlike(models, settings)
+        faults += _idle_extractors(settings, clients, data)
         for model in {settings.server.backbone.model, *(m.backbone.model for m in models.values())}:
             try:
                 is_pocket(model)
@@ -201,6 +202,23 @@ def _unlike(models: Mapping[str, ModelSettings], settings: FederationSettings) -
                 f"is {slm.model!r}; clients of one federation share one SLM"
             )
     return faults
+
+
+def _idle_extractors(
+    settings: FederationSettings, clients: Mapping[str, ClientSettings], data: FederatedDataModule
+) -> list[str]:
+    """Say which extractors are of no modality: most likely a typing error."""
+    given: dict[str, Mapping[str, Any] | None] = {
+        "server": settings.server.extractors,
+        "edge": settings.edge.extractors,
+        **{f"clients.{name}": client.extractors for name, client in clients.items()},
+    }
+    return [
+        f"{party}.extractors: {modality!r} is none of {list(data.modalities)}"
+        for party, extractors in given.items()
+        for modality in extractors or {}
+        if modality not in data.modalities
+    ]
 
 
 def _with_backbone(settings: ModelSettings, data: FederatedDataModule) -> ModelSettings:

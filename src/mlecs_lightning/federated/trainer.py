@@ -26,6 +26,7 @@ from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.federation import Federation, FederationSettings, Parties
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.output import RunFolder, communication
+from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["FederatedTrainer", "Precision"]
 
@@ -44,6 +45,7 @@ class _Run:
     folder: RunFolder
     server_loaders: Loaders
     history: list[dict[str, float]]
+    warmup: dict[str, float]
     next_round: int = 0
     seconds: float = 0.0
 
@@ -111,10 +113,12 @@ class FederatedTrainer:
         Raises:
             ValueError: If a number is out of range.
         """
-        if max_rounds < 1 or check_val_every_n_rounds < 0:
+        limits = (limit_train_batches, limit_val_batches, limit_test_batches)
+        if max_rounds < 1 or min(check_val_every_n_rounds, *(n or 0 for n in limits)) < 0:
             raise ValueError(
-                f"trainer.max_rounds must be at least 1 and check_val_every_n_rounds at least 0, "
-                f"got {max_rounds} and {check_val_every_n_rounds}"
+                "trainer.max_rounds must be at least 1, check_val_every_n_rounds and "
+                "limit_{train,val,test}_batches at least 0, got "
+                f"{max_rounds}, {check_val_every_n_rounds} and {limits}"
             )
         self.max_rounds = 1 if fast_dev_run else max_rounds
         self._fabric = Fabric(
@@ -124,9 +128,9 @@ class FederatedTrainer:
             strategy=strategy,
             precision=precision,
         )
+        self._num_nodes = num_nodes
         self._clip = gradient_clip_val
         self._val_every = check_val_every_n_rounds
-        limits = (limit_train_batches, limit_val_batches, limit_test_batches)
         self._limit_train, self._limit_val, self._limit_test = (1, 1, 1) if fast_dev_run else limits
         self._bertscore = bertscore
         self._max_norm = max_message_norm
@@ -163,6 +167,8 @@ class FederatedTrainer:
             CheckpointError: If the checkpoint cannot be used.
         """
         run = self._open(algorithm, datamodule, federation, ckpt_path)
+        # Before the training: that a model of BERTScore is missing must not come out after it.
+        tester = self._evaluator(run, self._limit_test)
         started = time.perf_counter() - run.seconds
         clients = run.federation.clients
         self._call(
@@ -176,9 +182,8 @@ class FederatedTrainer:
                 run.seconds = time.perf_counter() - started
                 if self._checkpointing:
                     self._save(run, number)
-            summary = self._summary(
-                run, self._evaluator(run, self._limit_test).test(run.federation)
-            )
+                self._call("on_round_end", round=number, metrics=run.history[-1])
+            summary = self._summary(run, tester.test(run.federation))
             summary["seconds"] = time.perf_counter() - started
             run.folder.write_summary(summary)
             run.folder.write_adapters(run.federation)
@@ -246,7 +251,7 @@ class FederatedTrainer:
     ) -> _Run:
         if ckpt_path is None:
             raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
-        return self._open(algorithm, data, federation, ckpt_path)
+        return self._open(algorithm, data, federation, ckpt_path, training=False)
 
     def _open(
         self,
@@ -254,22 +259,23 @@ class FederatedTrainer:
         data: FederatedDataModule,
         settings: FederationSettings,
         ckpt_path: str | None,
+        *,
+        training: bool = True,
     ) -> _Run:
-        """Check, launch, build and, with a checkpoint, restore."""
+        """Check, launch, build and, with a checkpoint, restore.
+
+        Only training writes log and configuration: an evaluation leaves those of its run alone.
+        """
         name = self._name or f"{type(algorithm).__name__}-{type(data).__name__}"
         checkpoint, version = None, None
         if ckpt_path is not None:
-            path = find_checkpoint(ckpt_path, run_root=self._root / name)
+            path = find_checkpoint(ckpt_path, run_root=self._root / name).resolve()
             checkpoint = load_checkpoint(path)
-            inside = path.parent.name == "checkpoints" and path.parents[2] == self._root / name
-            version = path.parents[1].name if inside else None
+            version = path.parents[1].name
+            if path.parent != (self._root / name / version / "checkpoints").resolve():
+                version = None
         parties = Parties.resolve(settings, algorithm, data)
-        self._fabric.launch()
-        if self._fabric.world_size > 1:
-            raise ValueError(
-                f"trainer.devices and num_nodes ask for {self._fabric.world_size} processes; the "
-                "federated loop runs in one"
-            )
+        self._launch()
         federation = Federation(parties, data, fabric=self._fabric, gradient_clip_val=self._clip)
         federation.prepare(algorithm)
         run = _Run(
@@ -278,7 +284,7 @@ class FederatedTrainer:
             federation,
             Evaluator(data, fabric=self._fabric, bertscore=False, limit=self._limit_val),
             Channel(max_norm=self._max_norm),
-            RunFolder(self._root, name, version=version, logger=self._logger),
+            RunFolder(self._root, name, version=version, logger=training and self._logger),
             Loaders(
                 data.loader(data.public("train"), limit=self._limit_train),
                 data.loader(data.pooled(), limit=self._limit_train)
@@ -286,15 +292,31 @@ class FederatedTrainer:
                 else None,
             ),
             history=[],
+            warmup={},
         )
         if checkpoint is not None:
             self._restore(run, checkpoint)
-        if self.config:
+        if self.config and training:
             run.folder.write_config(self.config)
         return run
 
+    def _launch(self) -> None:
+        """Refuse several processes, if possible before Fabric starts them."""
+        asked = getattr(self._fabric.strategy, "num_processes", 1) * self._num_nodes
+        if asked == 1:
+            self._fabric.launch()
+            asked = self._fabric.world_size
+        if asked > 1:
+            raise ConfigurationError(
+                f"trainer.devices and num_nodes ask for {asked} processes; the federated loop runs "
+                "in one: set trainer.devices to 1"
+            )
+
     def _evaluator(self, run: _Run, limit: int | None) -> Evaluator:
-        return Evaluator(run.data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
+        try:
+            return Evaluator(run.data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ConfigurationError(f"trainer.bertscore: {error}") from error
 
     def _client_loaders(self, run: _Run, client: str) -> Loaders:
         modalities = run.federation.parties.profiles[client].modalities
@@ -311,7 +333,8 @@ class FederatedTrainer:
         ctx = RoundContext(-1, run.federation.parties.seed, run.federation.clients)
         _seed(ctx, "server", "warmup")
         losses = run.algorithm.warmup(run.federation.server, run.server_loaders, ctx)
-        run.folder.log({f"server/{k}": v for k, v in losses.items()}, step=0)
+        run.warmup = {f"server/{k}": v for k, v in losses.items()}
+        run.folder.log(run.warmup, step=0)
 
     def _round(self, run: _Run, number: int) -> None:
         ctx = RoundContext(number, run.federation.parties.seed, run.federation.clients)
@@ -340,7 +363,6 @@ class FederatedTrainer:
             metrics[f"communication/{way}_bytes"] = run.channel.ledger.total(way)
         run.history.append(metrics)
         run.folder.log(metrics, step=number + 1)
-        self._call("on_round_end", round=number, metrics=metrics)
 
     def _client_updates(
         self, run: _Run, ctx: RoundContext, metrics: dict[str, float]
@@ -383,6 +405,7 @@ class FederatedTrainer:
             "precision": self._fabric.strategy.precision.state_dict(),
             "ledger": run.channel.ledger.state_dict(),
             "history": run.history,
+            "warmup": run.warmup,
             "monitor": self._monitor,
             "seconds": run.seconds,
             "config": dict(self.config),
@@ -399,15 +422,16 @@ class FederatedTrainer:
             federation.store.load_state_dict(state["clients"])
             for client in federation.clients:
                 federation.edge(client)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"ckpt_path: the checkpoint is of other models: {error}"
             ) from error
         self._fabric.strategy.precision.load_state_dict(state["precision"])
         run.channel.ledger.load_state_dict(state["ledger"])
-        run.history = state["history"]
+        run.history, run.warmup = state["history"], state["warmup"]
         run.next_round = state["round"] + 1
         run.seconds = state["seconds"]
+        run.folder.log(run.warmup, step=0)
         for row in run.history:
             run.folder.log(row, step=int(row["round"]) + 1)
 

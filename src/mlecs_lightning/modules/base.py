@@ -54,6 +54,7 @@ class MultimodalLM(L.LightningModule):
         super().__init__()
         first = next(iter(towers.values()))
         self.settings = first
+        self._key = key
         self.specs = {
             m: s if isinstance(s, ModalitySpec) else ModalitySpec(s["kind"], tuple(s["shape"]))
             for m, s in modalities.items()
@@ -67,8 +68,6 @@ class MultimodalLM(L.LightningModule):
         widths = {m: int(e.out_features) for m, e in self.extractors.items()}  # type: ignore[arg-type]
         self.towers = nn.ModuleDict({name: Tower(widths, s) for name, s in towers.items()})
         self.first = next(iter(towers))
-        # A checkpoint holds what was trained; the frozen backbone is named in the settings.
-        self.strict_loading = False
         # DDP leaves the frozen weights where they are: every rank has loaded the same.
         self._ddp_params_and_buffers_to_ignore = sorted(self._frozen_names())
 
@@ -99,12 +98,19 @@ class MultimodalLM(L.LightningModule):
 
         Raises:
             KeyError: If the keys are not those of this module; it names some of them.
+            ValueError: If a shape differs. Nothing is written in either case.
         """
         own = self.state_dict()
         expected = own.keys() - set(self._ddp_params_and_buffers_to_ignore)
         if expected != state.keys():
             missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
             raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
+        for name, value in state.items():
+            # A copy would spread a single row over all rows.
+            if own[name].shape != value.shape:
+                raise ValueError(
+                    f"{name}: expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}"
+                )
         for name, value in state.items():
             own[name].copy_(value)
 
@@ -198,14 +204,20 @@ class MultimodalLM(L.LightningModule):
             self.settings.optimizer,
             self.trainable_parameters(),
             home="torch.optim",
-            key="optimizer",
+            key=f"{self._key}.optimizer",
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the frozen backbone out of Lightning's checkpoint."""
+        """Keep the frozen backbone out of Lightning's checkpoint: the settings name it."""
         frozen = set(self._ddp_params_and_buffers_to_ignore)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the frozen backbone that is loaded already, so that all other keys must fit."""
+        own = self.state_dict()
+        frozen = {k: own[k] for k in self._ddp_params_and_buffers_to_ignore if k in own}
+        checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
 
     def _logged(self, losses: Losses, stage: str, batch: Batch) -> Losses:
         # Only under a Trainer: Fabric would write the value to the loggers without a step.

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -101,14 +105,31 @@ def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequ
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             staging = Path(tempfile.mkdtemp(dir=target.parent))
+            staging.chmod(0o755)  # mkdtemp lets nobody else in; a cache may be shared
+            rank_zero_info(f"training {model}, once: it is kept in {target}")
             try:
-                tokenizer, trained = _train(recipe, sorted(pairs), sorted(set(instructions)))
+                with _quiet_lightning():
+                    tokenizer, trained = _train(recipe, sorted(pairs), sorted(set(instructions)))
                 tokenizer.save_pretrained(staging)
                 trained.save_pretrained(staging)
                 staging.rename(target)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep back what Lightning has to say of a training that is none of the user's."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerBase:

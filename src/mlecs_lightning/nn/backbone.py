@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlecs_lightning.settings import BackboneSettings, LoraSettings
+from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
         ask for the same settings: never change it, take a `Backbone`.
 
     Raises:
-        OSError: If it is neither a directory nor on the hub (from transformers).
+        ConfigurationError: If transformers cannot load it: neither a directory nor on the hub.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,11 +57,14 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
         "revision": settings.revision,
         "local_files_only": settings.local_files_only,
     }
-    tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
     options = {k: v for k, v in (("attn_implementation", settings.attn_implementation),) if v}
-    model = AutoModelForCausalLM.from_pretrained(
-        settings.model, dtype=settings.dtype, **where, **options
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=settings.dtype, **where, **options
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"backbone.model {settings.model!r}: {error}") from error
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
@@ -91,7 +94,8 @@ class Backbone(nn.Module):
             lora: The adapter.
 
         Raises:
-            ValueError: If PEFT finds no layer to adapt.
+            ConfigurationError: If the model cannot be loaded, its tokenizer has no end-of-sequence
+                token, or PEFT finds no layer to adapt.
         """
         super().__init__()
         from peft import LoraConfig, get_peft_model
@@ -108,14 +112,22 @@ class Backbone(nn.Module):
         with warnings.catch_warnings():
             # GPT-2's Conv1D layers store the transpose; PEFT sees it, corrects itself and warns.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            self.lm = get_peft_model(_share(model), config)
-        # We always pass attention masks. `generate` drops one that masks nothing, and the model would
-        # then warn of every answer that ended before the others.
+            # PEFT asks transformers 5 in the words of transformers 4.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            try:
+                self.lm = get_peft_model(_share(model), config)
+            except ValueError as error:
+                raise ConfigurationError(f"lora.target_modules: {error}") from error
+        # We always pass attention masks. `generate` drops one that masks nothing, and the model
+        # would then warn of every answer that ended before the others.
         self.lm.config.pad_token_id = None
+        # Loaded models are in evaluation mode; a fresh module is in training mode, all of it, so
+        # that a plain `Trainer` and the federated loop train with the same dropout.
+        self.lm.train()
         self.hidden_size: int = model.get_input_embeddings().embedding_dim  # type: ignore[assignment]
         eos = self.tokenizer.eos_token_id
         if eos is None:
-            raise ValueError(
+            raise ConfigurationError(
                 f"backbone.model {settings.model!r}: its tokenizer has no end-of-sequence token"
             )
         self._eos: int = eos
@@ -156,16 +168,18 @@ class Backbone(nn.Module):
 
         Raises:
             KeyError: If a key is unknown.
-            ValueError: If a shape differs.
+            ValueError: If a shape differs. Nothing is written in either case.
         """
         for key, value in state.items():
             if key not in self._adapter:
                 raise KeyError(f"the adapter has no {key!r}")
-            parameter = self._adapter[key]
-            if parameter.shape != value.shape:
+            expected = self._adapter[key].shape
+            if expected != value.shape:
                 raise ValueError(
-                    f"{key}: expected shape {tuple(parameter.shape)}, got {tuple(value.shape)}"
+                    f"{key}: expected shape {tuple(expected)}, got {tuple(value.shape)}"
                 )
+        for key, value in state.items():
+            parameter = self._adapter[key]
             if mix == 1.0:
                 parameter.copy_(value)
             else:
@@ -189,10 +203,7 @@ class Backbone(nn.Module):
     def _pack(
         self, instructions: Sequence[str], targets: Sequence[str] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens, attention mask and labels (B, L); left padding when there are no targets.
-
-        Answers are generated from the right end of the instruction, so there padding comes first.
-        """
+        """Return tokens, attention mask and labels (B, L), padded on the right."""
         heads = [self._encode(text) for text in instructions]
         tails: list[tuple[int, ...]] = (
             [(*self._encode(text), self._eos) for text in targets] if targets else [()] * len(heads)
@@ -201,10 +212,9 @@ class Backbone(nn.Module):
         rows, masks, labels = [], [], []
         for head, tail in zip(heads, tails, strict=True):
             pad = longest - len(head) - len(tail)
-            left, right = (0, pad) if targets else (pad, 0)
-            rows.append([self._pad] * left + [*head, *tail] + [self._pad] * right)
-            masks.append([0] * left + [1] * (len(head) + len(tail)) + [0] * right)
-            labels.append([_IGNORE] * (left + len(head)) + [*tail] + [_IGNORE] * right)
+            rows.append([*head, *tail] + [self._pad] * pad)
+            masks.append([1] * (len(head) + len(tail)) + [0] * pad)
+            labels.append([_IGNORE] * len(head) + [*tail] + [_IGNORE] * pad)
         return tuple(
             torch.tensor(x, dtype=torch.long).view(len(heads), -1) for x in (rows, masks, labels)
         )  # type: ignore[return-value]
@@ -286,10 +296,14 @@ class Backbone(nn.Module):
             B sentences without special tokens.
         """
         tokens, mask, _ = (t.to(prompt.device) for t in self._pack(instructions, None))
-        # Padding stands between prompt and instruction: masked, and skipped by the position ids.
+        sequence = self._sequence(prompt, tokens)
+        mask = nn.functional.pad(mask, (prompt.shape[1], 0), value=1)
+        # An answer starts at the right end, so padding moves to the left of the prompt, where it is
+        # masked and skipped by the position ids.
+        order = mask.argsort(dim=1, stable=True)
         answer = self.lm.generate(  # type: ignore[no-untyped-call]
-            inputs_embeds=self._sequence(prompt, tokens),
-            attention_mask=nn.functional.pad(mask, (prompt.shape[1], 0), value=1),
+            inputs_embeds=sequence.gather(1, order.unsqueeze(-1).expand_as(sequence)),
+            attention_mask=mask.gather(1, order),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

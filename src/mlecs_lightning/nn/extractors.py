@@ -84,8 +84,8 @@ class ImageCNN(nn.Module):
 class SeriesCNN(nn.Module):
     """Temporal convolutions for time series (B, C, time) -> (B, width).
 
-    What the convolutions find is pooled to its mean and its maximum (an impact is a peak). Beside it
-    stand statistics of the signal itself, since GroupNorm forgets level and spread, which tell a
+    What the convolutions find is pooled to its mean and its maximum (an impact is a peak). Beside
+    it stand statistics of the signal itself, since GroupNorm forgets level and spread, which tell a
     lying body from a standing one: mean, deviation, extremes, last value. Our choice.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["print_summary"]
@@ -44,11 +45,12 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         title=f"{summary['algorithm']}, {summary['rounds']} rounds, seed {summary['seed']}: "
         "test, on all domains (on the client's own)"
     )
-    table.add_column("party", no_wrap=True)
+    # In a narrow terminal names are folded; figures must stay whole.
+    table.add_column("party", overflow="fold")
     for metric in metrics:
         table.add_column(_NAMES[metric], justify="right", no_wrap=True)
     for name, client in summary["clients"].items():
-        party = f"{name}\n  [dim]{' '.join(client['modalities'])}[/dim]"
+        party = f"{escape(name)}\n  [dim]{escape(' '.join(client['modalities']))}[/dim]"
         table.add_row(party, *_pairs(client, metrics))
     table.add_section()
     table.add_row("mean of clients", *_pairs(summary["mean"], metrics), style="bold")
