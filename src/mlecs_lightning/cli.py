@@ -118,7 +118,7 @@ class FederatedCLI(LightningCLI):
             int(self._get(self.config, "seed_everything")),
         )
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            self.config_init = self.parser.instantiate(self.config)
             trainer = FederatedTrainer(**self._get(self.config_init, "trainer"))
         except ValueError as error:
             raise ConfigurationError(_innermost(error)) from error

@@ -97,7 +97,9 @@ def decode(data: bytes) -> Message:
         ChannelError: If the bytes are not such a message.
     """
     try:
-        tensors = load(data)
+        # safetensors hands them out in an order that differs from process to process, and sums over
+        # them would differ in the last bit.
+        tensors = dict(sorted(load(data).items()))
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         scalars = json.loads(header["__metadata__"]["scalars"])

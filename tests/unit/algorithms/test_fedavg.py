@@ -1,0 +1,286 @@
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from mlecs_lightning.algorithms import FedAvg, Steps
+from mlecs_lightning.federated import Aggregation, ClientSettings, Message, RoundContext
+from mlecs_lightning.settings import LoraSettings
+
+Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
+LAYERS = [f"base_model.model.transformer.h.{i}.attn.c_attn" for i in range(3)]
+NAMES = {f"{layer}.lora_{x}.weight" for layer in LAYERS for x in "AB"}
+
+
+def checkpoint(root: Path, number: int = 0) -> dict[str, Any]:
+    path = root / "tiny" / "version_0" / "checkpoints" / f"round={number:04d}.ckpt"
+    return torch.load(path, weights_only=True)
+
+
+def adapter(state: dict[str, Tensor], tower: str = "slm") -> dict[str, Tensor]:
+    """Return a tower's adapter out of a trainable state, under PEFT's names."""
+    start = f"towers.{tower}.backbone.lm."
+    return {
+        k.removeprefix(start).replace(".default.", "."): t
+        for k, t in state.items()
+        if k.startswith(start) and ".lora_" in k
+    }
+
+
+def sent(log: SimpleNamespace, direction: str) -> dict[str, list[dict[str, Tensor]]]:
+    """Return the adapters on the wire, by client, round by round."""
+    table: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+    for way, client, data in log.messages:
+        if way == direction:
+            tensors = load(data)
+            table[client].append({k.removeprefix("adapter/"): t for k, t in tensors.items()})
+    return table
+
+
+def dense(state: dict[str, Tensor], layer: str, scaling: float) -> Tensor:
+    up, down = state[f"{layer}.lora_B.weight"], state[f"{layer}.lora_A.weight"]
+    return scaling * up.double() @ down.double()
+
+
+def samples(tiny: SimpleNamespace) -> dict[str, int]:
+    data = tiny.data()
+    tiny.build(FedAvg(), None, data)
+    return {name: len(data.private(name)) for name in tiny.clients}
+
+
+# One client is no federation ------------------------------------------------------------------
+
+
+def test_one_client_and_one_step_a_round_is_plain_sgd(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Two rounds, because the gradient of A is zero as long as B is."""
+    sgd = {"class_path": "SGD", "init_args": {"lr": 0.5}}
+    settings = tiny.parties({"hall": ClientSettings(["fourier"], optimizer=sgd)})
+    algorithm = FedAvg(steps=tiny.steps(public=0, server=0))
+    data = tiny.data()
+    tiny.fit(
+        algorithm,
+        tmp_path,
+        settings,
+        data,
+        max_rounds=2,
+        gradient_clip_val=None,
+        enable_checkpointing=True,
+    )
+
+    federation = tiny.build(algorithm, settings, data)
+    module = federation.edge("hall").module
+    module.load_adapter_state(federation.server.module.adapter_state())
+    before = module.adapter_state()
+    optimizer = torch.optim.SGD(module.trainable_parameters(), lr=0.5)
+    loader = tiny.loaders(data, "hall").private
+    for number in range(2):
+        ctx = RoundContext(number, 0, ("hall",))
+        (batch,) = loader.take(1, seed=ctx.seed_for("hall", "private"))
+        optimizer.zero_grad()
+        module.read(batch).loss.backward()
+        optimizer.step()
+
+    hosted = adapter(checkpoint(tmp_path, 1)["server"]["model"])
+    assert hosted.keys() == NAMES
+    for name, tensor in module.adapter_state().items():
+        torch.testing.assert_close(hosted[name], tensor, rtol=1e-5, atol=1e-7)
+        assert (tensor - before[name]).abs().max() > 1e-4
+
+
+# Weights --------------------------------------------------------------------------------------
+
+
+def test_a_client_counts_by_its_samples(tiny: SimpleNamespace) -> None:
+    algorithm = FedAvg()
+    federation = tiny.build(algorithm)
+    like = federation.server.module.adapter_state()
+    updates = [
+        (
+            client,
+            Message(
+                {f"adapter/{k}": torch.full_like(t, value) for k, t in like.items()},
+                {"modalities": ("a",) * modalities, "samples": count},
+            ),
+        )
+        for client, value, count, modalities in (
+            ("kitchen", 1.0, 10, 3),
+            ("hall", 2.0, 30, 1),
+            ("study", 10.0, 60, 2),
+        )
+    ]
+    aggregate = algorithm.aggregate(iter(updates), RoundContext(0, 0, federation.clients))
+    assert aggregate is not None
+    for tensor in aggregate.adapter.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 0.1 + 0.6 + 6.0))
+    assert aggregate.clients == 3
+
+
+def test_the_mean_goes_to_the_server_and_comes_down_to_all(
+    tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    algorithm = FedAvg(steps=tiny.steps(server=0))
+    with tapped() as log:
+        tiny.fit(algorithm, tmp_path, max_rounds=2, enable_checkpointing=True)
+    up, down = sent(log, "uplink"), sent(log, "downlink")
+    weights = samples(tiny)
+    hosted = adapter(checkpoint(tmp_path)["server"]["model"])
+    assert hosted.keys() == NAMES
+    for name in NAMES:
+        terms = [up[client][0][name] * weights[client] for client in weights]
+        expected = sum(terms) / sum(weights.values())
+        torch.testing.assert_close(hosted[name], expected, rtol=1e-5, atol=1e-8)
+        for client in weights:
+            assert torch.equal(down[client][1][name], hosted[name])
+            assert torch.equal(down[client][0][name], down["hall"][0][name])
+    assert not torch.equal(up["kitchen"][0][name], up["study"][0][name])
+
+
+def test_nothing_but_adapter_modalities_and_count_goes_up_and_an_adapter_down(
+    tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    with tapped() as log:
+        tiny.fit(FedAvg(steps=tiny.steps()), tmp_path)
+    counts = samples(tiny)
+    assert [(way, client) for way, client, _ in log.messages] == [
+        (way, client) for client in tiny.clients for way in ("downlink", "uplink")
+    ]
+    for way, client, data in log.messages:
+        assert load(data).keys() == {f"adapter/{name}" for name in NAMES}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        scalars = json.loads(header["__metadata__"]["scalars"])
+        up = {"modalities": tiny.clients[client].modalities, "samples": counts[client]}
+        assert scalars == (up if way == "uplink" else {})
+
+
+# Mixing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "share"), [(0, 1.0), (1, 0.25)])
+def test_what_a_client_starts_from_is_a_mix_except_in_round_0(
+    tiny: SimpleNamespace, number: int, share: float
+) -> None:
+    algorithm, data = FedAvg(steps=Steps(0, 0, 0, 0), adapter_mix=0.25), tiny.data()
+    federation = tiny.build(algorithm, None, data)
+    edge = federation.edge("hall")
+    own = edge.module.adapter_state()
+    received = {k: torch.full_like(t, 2.0) for k, t in own.items()}
+    broadcast = Message({f"adapter/{k}": t for k, t in received.items()})
+    ctx = RoundContext(number, 0, federation.clients)
+    update = algorithm.client_update(edge, tiny.loaders(data, "hall"), broadcast, ctx)
+    assert update.message is not None
+    for name, tensor in update.message.component("adapter").items():
+        torch.testing.assert_close(tensor, share * received[name] + (1 - share) * own[name])
+
+
+@pytest.mark.parametrize("mix", [0.0, -0.5, 1.1, float("nan")])
+def test_a_mix_lies_in_its_range(mix: float) -> None:
+    with pytest.raises(ValueError, match=r"adapter_mix must lie in \(0, 1\]"):
+        FedAvg(adapter_mix=mix)
+
+
+# Aggregations ---------------------------------------------------------------------------------
+
+
+def test_freeze_a_leaves_every_a_as_it_was_and_off_the_wire(
+    tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    algorithm = FedAvg(steps=tiny.steps(), aggregation="freeze_a")
+    with tapped() as log:
+        tiny.fit(algorithm, tmp_path, max_rounds=2, enable_checkpointing=True)
+    initial = adapter(tiny.build(FedAvg()).server.module.trainable_state())
+    state = checkpoint(tmp_path, 1)
+    parties = [state["server"], *state["clients"].values()]
+    for party in parties:
+        for name, tensor in adapter(party["model"]).items():
+            assert torch.equal(tensor, initial[name]) == (".lora_A." in name)
+    only_b = {f"adapter/{name}" for name in NAMES if ".lora_B." in name}
+    assert all(load(data).keys() == only_b for _, _, data in log.messages)
+    assert len(log.messages) == 12
+    # The mean of B, by hand; the A of the LLM, which nobody averages, trains.
+    up, weights = sent(log, "uplink"), samples(tiny)
+    down = sent(log, "downlink")
+    for name in (n.removeprefix("adapter/") for n in only_b):
+        mean = sum(up[c][0][name] * weights[c] for c in weights) / sum(weights.values())
+        torch.testing.assert_close(down["hall"][1][name], mean, rtol=1e-5, atol=1e-8)
+    llm = adapter(state["server"]["model"], "llm")
+    fresh = adapter(tiny.build(FedAvg()).server.module.trainable_state(), "llm")
+    assert any(not torch.equal(llm[n], fresh[n]) for n in llm if ".lora_A." in n)
+
+
+@pytest.mark.parametrize("aggregation", ["stack", "svd"])
+def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
+    tiny: SimpleNamespace, tapped: Tap, aggregation: Aggregation, tmp_path: Path
+) -> None:
+    clients = {
+        "kitchen": ClientSettings(["pixels", "profile"], lora={"r": 1, "alpha": 3}),
+        "hall": ClientSettings(["fourier"]),
+        "study": ClientSettings(["pixels", "profile"], lora={"r": 3}),
+    }
+    ranks = {"kitchen": (1, 3.0), "hall": (2, 2.0), "study": (3, 4 / 3)}
+    algorithm = FedAvg(steps=tiny.steps(server=0), aggregation=aggregation)
+    settings = tiny.parties(clients)
+    with tapped() as log:
+        summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, enable_checkpointing=True)
+    up, down, weights = sent(log, "uplink"), sent(log, "downlink"), samples(tiny)
+    hosted = adapter(checkpoint(tmp_path)["server"]["model"])
+    rank, scaling = (6, 1.0) if aggregation == "stack" else (3, 4 / 3)
+    for layer in LAYERS:
+        updates = {c: dense(up[c][0], layer, scale) for c, (_, scale) in ranks.items()}
+        mean = sum(updates[c] * weights[c] for c in ranks) / sum(weights.values())
+        left, values, right = torch.linalg.svd(mean, full_matrices=False)
+
+        def best(r: int, u: Tensor = left, s: Tensor = values, v: Tensor = right) -> Tensor:
+            return u[:, :r] @ s[:r].diag() @ v[:r]
+
+        assert hosted[f"{layer}.lora_A.weight"].shape == (rank, 96)
+        torch.testing.assert_close(dense(hosted, layer, scaling), best(rank), rtol=0, atol=1e-7)
+        for client, (r, scale) in ranks.items():
+            assert down[client][1][f"{layer}.lora_A.weight"].shape == (r, 96)
+            received = dense(down[client][1], layer, scale)
+            torch.testing.assert_close(received, best(r), rtol=0, atol=1e-7)
+        assert mean.norm() > 1e-3
+    errors = summary["aggregation_error"]
+    if aggregation == "stack":
+        assert max(errors) < 1e-5
+    else:
+        assert min(errors) > 0.05
+
+
+@pytest.mark.parametrize("aggregation", ["separate", "freeze_a"])
+def test_unequal_adapters_are_a_fault_where_factors_are_averaged(aggregation: Aggregation) -> None:
+    clients = {"a": LoraSettings(4, 8), "b": LoraSettings(4, 8), "c": LoraSettings(2, 8)}
+    assert FedAvg(aggregation=aggregation).faults(clients, batch_size=1) == [
+        "clients.c.lora has r=2, alpha=8, clients.a has r=4, alpha=8; "
+        f"algorithm.init_args.aggregation {aggregation!r} needs equal ones, 'stack' and 'svd' do "
+        "not"
+    ]
+    assert FedAvg(aggregation="stack").faults(clients, batch_size=1) == []
+    assert FedAvg(aggregation="svd").faults(clients, batch_size=1) == []
+
+
+def test_an_alpha_of_its_own_is_a_fault_too() -> None:
+    clients = {"a": LoraSettings(4, 8), "b": LoraSettings(4, 16)}
+    (fault,) = FedAvg().faults(clients, batch_size=1)
+    assert fault.startswith("clients.b.lora has r=4, alpha=16, clients.a has r=4, alpha=8")
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "rank", "alpha"),
+    [("separate", 4, 8), ("svd", 4, 8), ("freeze_a", 4, 8), ("stack", 7, 7)],
+)
+def test_the_hosted_adapter_can_hold_the_aggregate(
+    aggregation: Aggregation, rank: int, alpha: int
+) -> None:
+    clients = {"a": LoraSettings(1, 3), "b": LoraSettings(4, 8), "c": LoraSettings(2, 6)}
+    hosted = FedAvg(aggregation=aggregation).hosted_lora(clients)
+    assert (hosted.r, hosted.alpha) == (rank, alpha)

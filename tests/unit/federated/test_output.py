@@ -1,0 +1,176 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from mlecs_lightning.algorithms import FedAvg
+from mlecs_lightning.federated.channel import Ledger
+from mlecs_lightning.federated.output import RunFolder, communication
+
+CLIENTS = {"kitchen": ["pixels", "profile"], "hall": ["fourier"], "study": ["pixels", "profile"]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(mlecs_run: SimpleNamespace) -> dict[str, Any]:
+    path = mlecs_run.folder / "checkpoints" / "round=0001.ckpt"
+    return torch.load(path, weights_only=True)
+
+
+# The folder -----------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_what_is_documented(mlecs_run: SimpleNamespace) -> None:
+    names = {p.name for p in mlecs_run.folder.iterdir() if not p.name.startswith("events.out")}
+    assert names == {"config.yaml", "metrics.csv", "checkpoints", "adapters", "summary.json"}
+    assert {p.name for p in (mlecs_run.folder / "adapters").iterdir()} == {*CLIENTS, "server"}
+    assert yaml.safe_load((mlecs_run.folder / "config.yaml").read_text()) == {"seed_everything": 0}
+
+
+def test_metrics_hold_the_warm_up_and_every_value_of_every_round(
+    mlecs_run: SimpleNamespace, checkpoint: dict[str, Any]
+) -> None:
+    with (mlecs_run.folder / "metrics.csv").open() as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    assert [row.pop("step") for row in rows] == [0, 1, 2]
+    assert list(rows[0]) == [
+        *("server/warmup/lm_llm", "server/warmup/lm_slm", "server/warmup/loss")
+    ]
+    for row, logged in zip(checkpoint["history"], rows[1:], strict=True):
+        assert logged == pytest.approx(row)
+    assert {"clients/hall/ccl/volume", "server/val/loss", "aggregate/error"} <= rows[1].keys()
+
+
+def test_tensorboard_holds_the_same_under_the_round(
+    mlecs_run: SimpleNamespace, checkpoint: dict[str, Any]
+) -> None:
+    events = EventAccumulator(str(mlecs_run.folder)).Reload()
+    for name in ("server/public/loss", "clients/val/loss"):
+        read = [(e.step, e.value) for e in events.Scalars(name)]
+        expected = [(n, row[name]) for n, row in enumerate(checkpoint["history"], start=1)]
+        assert read == [(n, pytest.approx(v)) for n, v in expected]
+
+
+@pytest.mark.parametrize("party", [*CLIENTS, "server"])
+def test_an_adapter_loads_onto_its_base_and_says_the_same(
+    tiny: SimpleNamespace, mlecs_run: SimpleNamespace, checkpoint: dict[str, Any], party: str
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny.pocket())
+    tokens = torch.arange(2, 14).view(2, 6)
+    with torch.no_grad():
+        bare = base(tokens).logits
+        folder = str(mlecs_run.folder / "adapters" / party)
+        loaded = PeftModel.from_pretrained(base, folder)(tokens).logits
+        federation = tiny.build(mlecs_run.algorithm)
+        learner = federation.server if party == "server" else federation.edge(party)
+        state = checkpoint["server"] if party == "server" else checkpoint["clients"][party]
+        learner.load_state_dict(state)
+        expected = learner.module.eval().tower().backbone.lm(tokens).logits
+    torch.testing.assert_close(loaded, expected)
+    assert (loaded - bare).abs().max() > 1e-3
+
+
+def test_a_new_run_gets_the_next_version(tmp_path: Path) -> None:
+    for version in ("version_2", "version_10"):
+        (tmp_path / "x" / version).mkdir(parents=True)
+    assert RunFolder(tmp_path, "x", version=None, logger=False).path.name == "version_11"
+    assert RunFolder(tmp_path, "y", version=None, logger=False).path.name == "version_0"
+    again = RunFolder(tmp_path, "x", version="version_2", logger=False)
+    assert again.checkpoints == tmp_path / "x" / "version_2" / "checkpoints"
+
+
+def test_predictions_are_written_for_every_party(
+    tiny: SimpleNamespace, mlecs_run: SimpleNamespace, tmp_path: Path
+) -> None:
+    shutil.copytree(mlecs_run.root, tmp_path, dirs_exist_ok=True)
+    data = tiny.data()
+    path = tiny.trainer(tmp_path).predict(mlecs_run.algorithm, data, tiny.parties(), "last")
+    assert path == tmp_path / "tiny" / "version_0" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    test = data.public("test")
+    size = data.eval_batch_size
+    expected = [
+        (party, i, target)
+        for party in (*CLIENTS, "server")
+        for i, target in zip(test.ids[:size], test.targets[:size], strict=True)
+    ]
+    assert [(r["party"], r["id"], r["target"]) for r in rows] == expected
+    assert all(set(r) == {"party", "id", "prediction", "target"} for r in rows)
+
+
+# The summary ----------------------------------------------------------------------------------
+
+
+def test_summary_has_its_schema_and_is_what_fit_returned(mlecs_run: SimpleNamespace) -> None:
+    summary = json.loads((mlecs_run.folder / "summary.json").read_text())
+    assert summary == mlecs_run.summary
+    assert set(summary) == {
+        *("algorithm", "seed", "rounds", "clients", "mean", "server", "constant"),
+        *("aggregation_error", "communication", "seconds"),
+    }
+    assert (summary["algorithm"], summary["seed"], summary["rounds"]) == ("MLECS", 0, 2)
+    scores = {"rouge_lsum", "exact_match", "accuracy", "macro_f1"}
+    for name, modalities in CLIENTS.items():
+        client = summary["clients"][name]
+        assert set(client) == {"modalities", "own", "all"}
+        assert client["modalities"] == modalities
+        assert set(client["own"]) == set(client["all"]) == scores
+    assert set(summary["server"]) == scores
+    assert set(summary["mean"]) == {"own", "all"}
+    assert set(summary["constant"]) == {"own", "all", "server"}
+    assert set(summary["communication"]) == {
+        *("uplink_bytes", "downlink_bytes", "by_component"),
+        *("ratio_of_edge_parameters", "ratio_of_server_parameters"),
+        *("edge_parameter_bytes", "server_parameter_bytes"),
+    }
+
+
+def test_aggregation_errors_are_those_of_the_rounds(
+    mlecs_run: SimpleNamespace, checkpoint: dict[str, Any]
+) -> None:
+    errors = mlecs_run.summary["aggregation_error"]
+    assert errors == [row["aggregate/error"] for row in checkpoint["history"]]
+    assert all(0 < error < 1 for error in errors)
+
+
+def test_ratios_are_bytes_of_a_clients_round_over_all_parameters(
+    tiny: SimpleNamespace, mlecs_run: SimpleNamespace, checkpoint: dict[str, Any]
+) -> None:
+    """By hand: numbers of values in the files of the models, four bytes each."""
+    frozen = sum(t.numel() for t in load_file(f"{tiny.pocket()}/model.safetensors").values())
+
+    def size(state: dict[str, Any]) -> int:
+        return 4 * (frozen + sum(t.numel() for t in state["model"].values()))
+
+    wire = mlecs_run.summary["communication"]
+    edges = {name: size(state) for name, state in checkpoint["clients"].items()}
+    assert wire["edge_parameter_bytes"] == edges
+    assert wire["server_parameter_bytes"] == size(checkpoint["server"])
+    for way in ("uplink", "downlink"):
+        rounds = {
+            name: sum(len(d) for w, c, d in mlecs_run.messages if (w, c) == (way, name)) / 2
+            for name in CLIENTS
+        }
+        edge = sum(rounds[name] / edges[name] for name in CLIENTS) / 3
+        assert wire["ratio_of_edge_parameters"][way] == pytest.approx(edge)
+        server = sum(rounds.values()) / 3 / size(checkpoint["server"])
+        assert wire["ratio_of_server_parameters"][way] == pytest.approx(server)
+
+
+def test_a_client_that_never_sent_anything_does_not_count(tiny: SimpleNamespace) -> None:
+    federation, ledger = tiny.build(FedAvg()), Ledger()
+    nothing = communication(ledger, federation)
+    assert nothing["ratio_of_edge_parameters"] == {"uplink": 0.0, "downlink": 0.0}
+    assert nothing["by_component"] == {"uplink": {}, "downlink": {}}
+    ledger.add("uplink", "hall", {"adapter": 1000})
+    share = communication(ledger, federation)["ratio_of_edge_parameters"]["uplink"]
+    assert share == 1000 / federation.module("hall").parameter_bytes()

@@ -1,0 +1,168 @@
+import copy
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mlecs_lightning.report import print_summary
+
+SCORES = ("accuracy", "macro_f1", "rouge_lsum", "bertscore")
+NAMES = ("kitchen", "upstairs_bathroom_02", "client_00", "[red]attic[/red]")
+
+
+def row(value: float) -> dict[str, float]:
+    return {name: value + 0.001 * n for n, name in enumerate(SCORES)}
+
+
+def summary() -> dict[str, Any]:
+    modalities = [["acc"], ["acc", "depth", "rgb"], ["depth"], ["rgb"]]
+    return {
+        "algorithm": "MLECS",
+        "seed": 7,
+        "rounds": 5,
+        "clients": {
+            name: {"modalities": has, "own": row(0.1 * n), "all": row(0.5 + 0.1 * n)}
+            for n, (name, has) in enumerate(zip(NAMES, modalities, strict=True))
+        },
+        "mean": {"own": row(0.15), "all": row(0.65)},
+        "server": row(0.912),
+        "constant": {"own": row(0.222), "all": row(0.333), "server": row(0.444)},
+        "communication": {
+            "uplink_bytes": 60_448,
+            "downlink_bytes": 1_234_567,
+            "ratio_of_edge_parameters": {"uplink": 0.0065, "downlink": 0.1},
+            "ratio_of_server_parameters": {"uplink": 0.0012, "downlink": 0.02},
+            "edge_parameter_bytes": {"kitchen": 1_500_000, "client_00": 2_500_000},
+            "server_parameter_bytes": 12_000_000_000,
+            "by_component": {
+                "uplink": {"adapter": 55_296, "header": 5_152},
+                "downlink": {"adapter": 55_296, "fused": 1_173_175, "header": 6_096},
+            },
+        },
+        "seconds": 12.34,
+    }
+
+
+def printed(content: dict[str, Any], width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(content, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def find(lines: list[str], start: str) -> str:
+    (line,) = (line for line in lines if line.lstrip("│┃ ").startswith(start))
+    return line
+
+
+def without_bertscore() -> dict[str, Any]:
+    content = summary()
+    rows = [content["server"], content["constant"]["server"]]
+    for views in (*content["clients"].values(), content["mean"], content["constant"]):
+        rows += [views["own"], views["all"]]
+    for scores in rows:
+        del scores["bertscore"]
+    return content
+
+
+def test_every_party_is_named_in_full_in_eighty_columns() -> None:
+    lines = printed(without_bertscore())
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    for name in (*NAMES, "acc depth rgb", "mean of clients", "server"):
+        find(lines, name)
+    assert sum("constant sentence" in line for line in lines) == 2
+
+
+def test_with_more_scores_names_are_folded_and_nothing_is_cut() -> None:
+    lines = printed(summary())
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    column = "".join(line[1:].split("│")[0].strip() for line in lines if line.startswith("│"))
+    for name in (*NAMES, "accdepthrgb", "meanofclients", "server"):
+        assert name in column.replace(" ", "")
+    assert column.replace(" ", "").count("constantsentence") == 2
+
+
+def test_scores_on_all_domains_stand_before_those_on_the_own() -> None:
+    lines = printed(summary(), width=120)
+    for start, numbers in {
+        "kitchen": ("0.500 (0.000)", "0.501 (0.001)", "0.502 (0.002)", "0.503 (0.003)"),
+        "mean of clients": ("0.650 (0.150)", "0.651 (0.151)", "0.652 (0.152)", "0.653 (0.153)"),
+        "server": ("0.912", "0.913", "0.914", "0.915"),
+    }.items():
+        cells = " ".join(find(lines, start).split())
+        places = [cells.find(number) for number in numbers]
+        assert -1 not in places
+        assert places == sorted(places)
+
+
+def test_constant_rows_stand_below_clients_and_server() -> None:
+    lines = printed(summary())
+    clients, server = (
+        " ".join(line.split()) for line in lines if "0.333" in line or "0.444" in line
+    )
+    assert "0.333 (0.222)" in clients
+    assert "0.444" in server
+    order = [n for n, line in enumerate(lines) if "0.650" in line or "0.333" in line]
+    order += [n for n, line in enumerate(lines) if "0.912" in line or "0.444" in line]
+    assert order == sorted(order)
+    assert len(order) == 4
+
+
+def test_bytes_and_ratios_are_told_with_their_denominators() -> None:
+    lines = printed(summary())
+    text = " ".join(" ".join(lines).split())
+    for piece in ("60.4 kB", "1.23 MB", "0.65%", "10.00%", "0.12%", "2.00%"):
+        assert piece in text
+    assert "1.5 MB to 2.5 MB" in text
+    assert "12 GB" in text
+    assert "adapter 55.3 kB" in text
+    assert "fused 1.17 MB" in text
+    assert "12.3 s" in text
+
+
+def test_one_size_of_client_is_told_once() -> None:
+    content = summary()
+    content["communication"]["edge_parameter_bytes"] = {"a": 999, "b": 999}
+    assert "its model (999 B)" in " ".join(printed(content))
+
+
+def test_a_run_that_sends_nothing_says_so() -> None:
+    content = summary()
+    content["communication"] |= {"uplink_bytes": 0, "downlink_bytes": 0}
+    lines = printed(content)
+    find(lines, "communication: none")
+    assert not any("uplink" in line for line in lines)
+
+
+@pytest.mark.parametrize("view", ["own", "all"])
+def test_a_client_without_test_samples_has_dashes(view: str) -> None:
+    content = copy.deepcopy(summary())
+    content["clients"]["kitchen"][view] = {}
+    cells = " ".join(find(printed(content), "kitchen").split())
+    assert ("0.500 (-)" if view == "own" else "- (0.000)") in cells
+
+
+def test_free_text_without_classes_has_no_accuracy() -> None:
+    content = summary()
+    for views in (*content["clients"].values(), content["mean"], content["constant"]):
+        for view in ("own", "all"):
+            views[view] = {"rouge_lsum": 0.25}
+    content["server"] = content["constant"]["server"] = {"rouge_lsum": 0.75}
+    text = " ".join(printed(content))
+    assert "Rouge-Lsum" in text
+    assert "accuracy" not in text
+    assert "BERTScore" not in text
+
+
+def test_a_real_run_prints_its_numbers(mlecs_run: SimpleNamespace) -> None:
+    lines = printed(mlecs_run.summary)
+    wire = mlecs_run.summary["communication"]
+    assert f"{wire['uplink_bytes'] / 1000:.3g} kB" in find(lines, "uplink")
+    score = mlecs_run.summary["clients"]["hall"]
+    expected = f"{score['all']['rouge_lsum']:.3f} ({score['own']['rouge_lsum']:.3f})"
+    assert expected in find(lines, "hall")
+    assert max(map(len, lines)) <= 80
