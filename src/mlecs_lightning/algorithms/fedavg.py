@@ -18,11 +18,19 @@ from mlecs_lightning.federated import (
     ServerLearner,
 )
 from mlecs_lightning.federated.aggregator import fit_rank
-from mlecs_lightning.federated.messages import adapter_fields
+from mlecs_lightning.federated.messages import ScalarField, adapter_fields
 from mlecs_lightning.modules import EdgeModule
-from mlecs_lightning.settings import LoraSettings
+from mlecs_lightning.settings import FaultList, LoraSettings
 
-__all__ = ["FedAvg"]
+__all__ = ["MAX_SAMPLES", "FedAvg"]
+
+MAX_SAMPLES = 2**31 - 1
+"""Most private samples that a client may claim, since it counts by them.
+
+Our choice: more than any device holds, and exact in every number format that a weight goes through.
+It does not tell an exaggerating client from one with much data; ``median`` and ``trimmed_mean``
+do not ask.
+"""
 
 
 class FedAvg(LocalTraining):
@@ -39,6 +47,7 @@ class FedAvg(LocalTraining):
         order: PassOrder = "private_first",
         aggregation: Aggregation = "separate",
         adapter_mix: float = 1.0,
+        trim: float = 0.1,
     ) -> None:
         """Set passes and aggregation.
 
@@ -48,20 +57,29 @@ class FedAvg(LocalTraining):
             aggregation: How adapters are averaged. ``separate`` averages A and B apart (the common
                 way); ``stack`` averages the updates B A exactly, in a hosted adapter of the summed
                 ranks; ``svd`` truncates that to the largest client rank; ``freeze_a`` trains and
-                sends B alone. Ranks may differ under ``stack`` and ``svd``.
+                sends B alone. ``median`` and ``trimmed_mean`` stand a minority of hostile or
+                broken clients (arXiv 1803.01498): A and B apart, coordinate by coordinate, each
+                client counting alike, since a weight is a client's claim. The server then keeps
+                all adapters of a round in memory. Ranks may differ under ``stack`` and ``svd``.
             adapter_mix: Share of the received adapter in what a client starts its round with; the
                 rest is the adapter that it ended its last round with.
+            trim: Share of a round's clients that ``trimmed_mean`` cuts off at each end, rounded
+                down to whole clients. In a round with fewer clients than 1 / ``trim`` it cuts off
+                nobody.
 
         Raises:
-            ValueError: If ``adapter_mix`` is outside (0, 1].
+            ValueError: If ``adapter_mix`` is outside (0, 1] or ``trim`` outside (0, 0.5).
         """
         super().__init__(steps=steps, order=order)
+        faults = FaultList()
         if not 0 < adapter_mix <= 1:
-            raise ValueError(
-                f"algorithm.init_args.adapter_mix must lie in (0, 1], got {adapter_mix}"
-            )
+            faults.append(f"algorithm.init_args.adapter_mix must lie in (0, 1], got {adapter_mix}")
+        if not 0 < trim < 0.5:
+            faults.append(f"algorithm.init_args.trim must lie in (0, 0.5), got {trim}")
+        faults.raise_any()
         self.aggregation: Aggregation = aggregation
         self.adapter_mix = adapter_mix
+        self.trim = trim
 
     # Which adapters fit together ------------------------------------------------------------
 
@@ -74,7 +92,7 @@ class FedAvg(LocalTraining):
             for name, other in clients.items()
             if other.target_modules != lora.target_modules
         ]
-        if self.aggregation in ("separate", "freeze_a"):
+        if self.aggregation not in ("stack", "svd"):
             faults += [
                 f"clients.{name}.lora has r={other.r}, alpha={other.alpha}, clients.{first} has "
                 f"r={lora.r}, alpha={lora.alpha}; algorithm.init_args.aggregation "
@@ -82,6 +100,13 @@ class FedAvg(LocalTraining):
                 for name, other in clients.items()
                 if (other.r, other.alpha) != (lora.r, lora.alpha)
             ]
+        # It would silently be a plain mean: nothing of what it was chosen for.
+        if self.aggregation == "trimmed_mean" and int(self.trim * len(clients)) == 0:
+            faults.append(
+                f"algorithm.init_args.trim is {self.trim}: of {len(clients)} clients it cuts off "
+                f"nobody; 'trimmed_mean' needs at least 1/{len(clients)} here (and below 0.5), "
+                "'median' needs none"
+            )
         return faults
 
     def hosted_lora(self, clients: Mapping[str, LoraSettings]) -> LoraSettings:
@@ -112,7 +137,14 @@ class FedAvg(LocalTraining):
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter, the modality names and the number of private samples."""
-        return Schema(adapter_fields(edge.adapter_state()), {"modalities": tuple, "samples": int})
+        return Schema(
+            adapter_fields(edge.adapter_state()),
+            {
+                # The server knows the sensors of its clients: none can gain weight by naming more.
+                "modalities": ScalarField(tuple, equal=edge.modalities),
+                "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
+            },
+        )
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
@@ -158,7 +190,9 @@ class FedAvg(LocalTraining):
     ) -> Aggregate | None:
         """Average the adapters as they come in."""
         lora = self.hosted_lora(self._loras)
-        total = AdapterAggregator(self.aggregation, rank=lora.r, scaling=lora.alpha / lora.r)
+        total = AdapterAggregator(
+            self.aggregation, rank=lora.r, scaling=lora.alpha / lora.r, trim=self.trim
+        )
         for client, message in updates:
             own = self._loras[client]
             total.add(

@@ -9,11 +9,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mlecs_lightning.functional import LoraFactors, aggregation_error, compress, stack_factors
+from mlecs_lightning.functional import (
+    LoraFactors,
+    compress,
+    coordinate_median,
+    stack_factors,
+    trimmed_mean,
+)
 
 __all__ = ["AdapterAggregator", "Aggregate", "Aggregation"]
 
-Aggregation = Literal["separate", "stack", "svd", "freeze_a"]
+Aggregation = Literal["separate", "stack", "svd", "freeze_a", "median", "trimmed_mean"]
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -24,7 +30,8 @@ class Aggregate(NamedTuple):
     Attributes:
         adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
         error: Relative Frobenius distance of the aggregated update from the exact weighted mean of
-            the clients' updates, over all layers together.
+            the clients' updates, over all layers together; infinite if that mean is zero and the
+            aggregate is not.
         clients: How many adapters went in.
     """
 
@@ -34,25 +41,34 @@ class Aggregate(NamedTuple):
 
 
 class AdapterAggregator:
-    """Adds adapters one at a time; its memory does not grow with their number.
+    """Adds adapters one at a time; memory does not grow with their number, but for two methods.
+
+    ``median`` and ``trimmed_mean`` sort the clients' values, so they keep every adapter of the
+    round. They ignore the weights (our choice: a weight is a client's claim, and a hostile client
+    would claim a large one).
 
     Each key has its own total of weights, so a key that some clients lack is averaged over those
     that have it. The exact sum of the updates B A is kept beside the means as a low-rank stack,
     compressed without loss once its rank passes that of the layer; it is the aggregate of ``stack``
-    and ``svd`` and the measure of the error of ``separate``. Sums are in float64, so that the order
-    of the clients does not show.
+    and ``svd`` and the measure of the error of the others, except ``freeze_a``, which is exact.
+    Sums are in float64, so that the order of the clients does not show.
     """
 
-    def __init__(self, method: Aggregation, *, rank: int, scaling: float) -> None:
+    def __init__(
+        self, method: Aggregation, *, rank: int, scaling: float, trim: float = 0.1
+    ) -> None:
         """Start with nothing.
 
         Args:
             method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the
-                exact sum; ``freeze_a`` averages B where A is common to all.
+                exact sum; ``freeze_a`` averages B where A is common to all; ``median`` and
+                ``trimmed_mean`` take A and B apart, coordinate by coordinate.
             rank: Rank of the result (of the hosted SLM's adapter).
             scaling: Scale alpha / r of the result.
+            trim: Share of the clients that ``trimmed_mean`` cuts off at each end, in [0, 0.5).
         """
-        self.method, self._rank, self._scaling = method, rank, scaling
+        self.method, self._rank, self._scaling, self._trim = method, rank, scaling, trim
+        self._kept: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
         self._exact: dict[str, LoraFactors] = {}
@@ -72,6 +88,8 @@ class AdapterAggregator:
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(f"the weight of a client must be positive and finite, got {weight}")
         self._clients += 1
+        if self.method in ("median", "trimmed_mean"):
+            self._kept.append({key: tensor.float() for key, tensor in adapter.items()})
         for key, tensor in adapter.items():
             self._totals[key] = self._totals.get(key, 0.0) + weight
             if self.method in ("separate", "freeze_a"):
@@ -98,8 +116,19 @@ class AdapterAggregator:
             layer: LoraFactors(f.down, f.up / self._totals[layer + _DOWN], f.scaling)
             for layer, f in self._exact.items()
         }
-        adapter = self._means() if self.method == "separate" else self._compressed(exact)
+        adapter = self._aggregated(exact) if self._clients else {}
         return Aggregate(adapter, self._error(adapter, exact), self._clients)
+
+    def _aggregated(self, exact: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
+        match self.method:
+            case "separate":
+                return self._means()
+            case "median":
+                return coordinate_median(self._kept)
+            case "trimmed_mean":
+                return trimmed_mean(self._kept, trim=self._trim)
+            case _:
+                return self._compressed(exact)
 
     def _means(self) -> dict[str, Tensor]:
         return {k: (s / self._totals[k]).to(torch.float32) for k, s in self._sums.items()}
@@ -115,19 +144,21 @@ class AdapterAggregator:
         """Relative error over all layers: root of the summed squares, layer by layer."""
         missed = size = 0.0
         for layer, factors in exact.items():
-            norm = _squared_norm(factors)
             mine = LoraFactors(
                 adapter[layer + _DOWN].double(), adapter[layer + _UP].double(), self._scaling
             )
-            missed += aggregation_error(mine, [factors], [1.0]) ** 2 * norm
-            size += norm
-        return (missed / size) ** 0.5 if size else 0.0
+            missed += _squared_norm(stack_factors([mine, factors], [1.0, -1.0]))
+            size += _squared_norm(factors)
+        if size == 0:
+            return math.inf if missed else 0.0
+        return math.sqrt(missed / size)
 
 
 def _squared_norm(factors: LoraFactors) -> float:
     """Return ||scaling B A||_F^2 through r x r Gram matrices."""
     up, down = factors.up.T @ factors.up, factors.down @ factors.down.T
-    return float((up * down).sum()) * factors.scaling**2
+    # A difference of near equals may come out a rounding error below zero.
+    return max(float((up * down).sum()), 0.0) * factors.scaling**2
 
 
 def fit_rank(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["Message", "Scalar", "Schema", "TensorField", "adapter_fields"]
+__all__ = ["Message", "Scalar", "ScalarField", "Schema", "TensorField", "adapter_fields"]
 
 Scalar = int | float | str | tuple[str, ...]
 
@@ -55,16 +57,56 @@ class TensorField:
 
 
 @dataclass(frozen=True)
+class ScalarField:
+    """The declared form of one scalar.
+
+    Attributes:
+        kind: int, float, str, or tuple (of strings). A bool is no int, an int no float.
+        low: Smallest number allowed; ``None`` sets no limit.
+        high: Largest number allowed; ``None`` sets no limit.
+        equal: The only value allowed; ``None`` allows any.
+    """
+
+    kind: type[Scalar]
+    low: float | None = None
+    high: float | None = None
+    equal: Scalar | None = None
+
+    def fault(self, value: Scalar) -> str | None:
+        """Say what is wrong with a scalar, ``None`` if nothing is."""
+        declared = self._broken(value)
+        # Shortened: the value comes from the sender and may be as long as a message.
+        return f"{reprlib.repr(value)}, declared {declared}" if declared else None
+
+    def _broken(self, value: Scalar) -> str | None:
+        """Return the first part of the declaration that a value does not keep to."""
+        if type(value) is not self.kind:
+            return self.kind.__name__
+        if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
+            return "tuple of strings"
+        if self.equal is not None and value != self.equal:
+            return repr(self.equal)
+        if isinstance(value, float) and not math.isfinite(value):
+            return "finite"
+        if isinstance(value, int | float):
+            if self.low is not None and value < self.low:
+                return f"at least {self.low}"
+            if self.high is not None and value > self.high:
+                return f"at most {self.high}"
+        return None
+
+
+@dataclass(frozen=True)
 class Schema:
     """All that a message of one direction may hold; a message must hold exactly this.
 
     Attributes:
         tensors: The form of each tensor.
-        scalars: The type of each scalar: int, float, str, or tuple (of strings).
+        scalars: The form of each scalar.
     """
 
     tensors: Mapping[str, TensorField] = field(default_factory=dict)
-    scalars: Mapping[str, type] = field(default_factory=dict)
+    scalars: Mapping[str, ScalarField] = field(default_factory=dict)
 
 
 def adapter_fields(adapter: Mapping[str, Tensor]) -> dict[str, TensorField]:

@@ -6,13 +6,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from scipy.stats import trim_mean
 from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg, Steps
-from mlecs_lightning.federated import Aggregation, ClientSettings, Message, RoundContext
+from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
+from mlecs_lightning.federated import (
+    Aggregation,
+    ClientSettings,
+    ClientUpdate,
+    EdgeLearner,
+    Loaders,
+    Message,
+    RoundContext,
+)
 from mlecs_lightning.settings import LoraSettings
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
@@ -162,6 +173,28 @@ def test_nothing_but_adapter_modalities_and_count_goes_up_and_an_adapter_down(
         assert scalars == (up if way == "uplink" else {})
 
 
+# Claims ---------------------------------------------------------------------------------------
+
+
+def test_a_client_cannot_claim_a_weight_by_other_modalities_or_beyond_reason(
+    tiny: SimpleNamespace,
+) -> None:
+    algorithm = FedAvg()
+    federation = tiny.build(algorithm)
+    for client, settings in tiny.clients.items():
+        form = algorithm.uplink(federation.edge(client).module).scalars
+        known = tuple(settings.modalities)
+        assert form.keys() == {"modalities", "samples"}
+        assert form["modalities"].fault(known) is None
+        for claim in ((*known, "lidar"), (*known, known[0]), (), ("pixels",), known[::-1] * 2):
+            fault = form["modalities"].fault(claim)
+            assert fault == f"{claim!r}, declared {known!r}"
+        assert MAX_SAMPLES == 2**31 - 1
+        assert form["samples"].fault(1) is form["samples"].fault(MAX_SAMPLES) is None
+        for count in (0, -5, 2**31, 10**300, True, 3.0, "3"):
+            assert form["samples"].fault(count) is not None
+
+
 # Mixing ---------------------------------------------------------------------------------------
 
 
@@ -256,7 +289,7 @@ def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
         assert min(errors) > 0.05
 
 
-@pytest.mark.parametrize("aggregation", ["separate", "freeze_a"])
+@pytest.mark.parametrize("aggregation", ["separate", "freeze_a", "median"])
 def test_unequal_adapters_are_a_fault_where_factors_are_averaged(aggregation: Aggregation) -> None:
     clients = {"a": LoraSettings(4, 8), "b": LoraSettings(4, 8), "c": LoraSettings(2, 8)}
     assert FedAvg(aggregation=aggregation).faults(clients, batch_size=1) == [
@@ -276,7 +309,7 @@ def test_an_alpha_of_its_own_is_a_fault_too() -> None:
 
 @pytest.mark.parametrize(
     ("aggregation", "rank", "alpha"),
-    [("separate", 4, 8), ("svd", 4, 8), ("freeze_a", 4, 8), ("stack", 7, 7)],
+    [("separate", 4, 8), ("svd", 4, 8), ("freeze_a", 4, 8), ("stack", 7, 7), ("median", 4, 8)],
 )
 def test_the_hosted_adapter_can_hold_the_aggregate(
     aggregation: Aggregation, rank: int, alpha: int
@@ -284,3 +317,67 @@ def test_the_hosted_adapter_can_hold_the_aggregate(
     clients = {"a": LoraSettings(1, 3), "b": LoraSettings(4, 8), "c": LoraSettings(2, 6)}
     hosted = FedAvg(aggregation=aggregation).hosted_lora(clients)
     assert (hosted.r, hosted.alpha) == (rank, alpha)
+
+
+# Robust aggregation ---------------------------------------------------------------------------
+
+
+class Attacked(FedAvg):
+    """One client sends its adapter with another sign, and 1e6 times as large."""
+
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        update = super().client_update(edge, loaders, broadcast, ctx)
+        if edge.name != "c" or update.message is None:
+            return update
+        tensors = {k: -1e6 * t for k, t in update.message.tensors.items()}
+        return update._replace(message=Message(tensors, update.message.scalars))
+
+
+@pytest.mark.parametrize("aggregation", ["median", "trimmed_mean"])
+def test_a_robust_aggregate_of_five_clients_stands_a_hostile_one(
+    tiny: SimpleNamespace, tapped: Tap, aggregation: Aggregation, tmp_path: Path
+) -> None:
+    settings = tiny.parties({name: ClientSettings(["fourier"]) for name in "abcde"})
+    algorithm = Attacked(steps=tiny.steps(server=0), aggregation=aggregation, trim=0.25)
+    with tapped() as log:
+        summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, enable_checkpointing=True)
+    up, down = sent(log, "uplink"), sent(log, "downlink")
+    hosted = adapter(checkpoint(tmp_path)["server"]["model"])
+    assert hosted.keys() == NAMES
+    for name in NAMES:
+        values = np.stack([up[client][0][name].double().numpy() for client in "abcde"])
+        expected = np.median(values, 0) if aggregation == "median" else trim_mean(values, 0.25, 0)
+        np.testing.assert_allclose(hosted[name], expected, rtol=1e-5, atol=1e-12)
+        honest = values[[0, 1, 3, 4]].astype(np.float32)
+        assert (honest.min(0) <= hosted[name].numpy()).all()
+        assert (hosted[name].numpy() <= honest.max(0)).all()
+        assert all(torch.equal(down[client][1][name], hosted[name]) for client in "abcde")
+        assert np.abs(values[2]).max() > 100 * np.abs(honest).max()
+    # What the weighted mean has of the hostile update, the robust aggregate has not.
+    assert summary["aggregation_error"][0] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.5, 0.9, -0.1, float("nan")])
+def test_a_share_to_cut_off_lies_in_its_range(trim: float) -> None:
+    with pytest.raises(ValueError, match=rf"init_args.trim must lie in \(0, 0.5\), got {trim}"):
+        FedAvg(aggregation="trimmed_mean", trim=trim)
+
+
+def test_faults_of_the_arguments_are_named_together() -> None:
+    with pytest.raises(
+        ValueError, match=r"(?s)adapter_mix must lie .* got 2\n.*trim must lie .* 1"
+    ):
+        FedAvg(adapter_mix=2, trim=1)
+
+
+def test_a_trimmed_mean_that_cuts_off_nobody_is_a_fault() -> None:
+    clients = {name: LoraSettings(4, 8) for name in "abcde"}
+    assert FedAvg(aggregation="trimmed_mean").faults(clients, batch_size=1) == [
+        "algorithm.init_args.trim is 0.1: of 5 clients it cuts off nobody; 'trimmed_mean' needs at "
+        "least 1/5 here (and below 0.5), 'median' needs none"
+    ]
+    assert FedAvg(aggregation="trimmed_mean", trim=0.2).faults(clients, batch_size=1) == []
+    for aggregation in ("median", "separate"):
+        assert FedAvg(aggregation=aggregation).faults(clients, batch_size=1) == []

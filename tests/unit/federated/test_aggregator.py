@@ -1,8 +1,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import trim_mean
 from torch import Tensor
 
 from mlecs_lightning.federated import AdapterAggregator, Aggregate, Aggregation
@@ -18,7 +20,9 @@ from mlecs_lightning.functional import (
 # (out, in) of each layer; the first is wider than high, the second higher than wide.
 LAYERS = {"x": (6, 8), "y": (5, 4)}
 WEIGHTS = [1.0, 3.0, 2.0]
-METHODS: tuple[Aggregation, ...] = ("separate", "stack", "svd", "freeze_a")
+ROBUST: tuple[Aggregation, ...] = ("median", "trimmed_mean")
+MEANS: tuple[Aggregation, ...] = ("separate", "stack", "svd", "freeze_a")
+METHODS = MEANS + ROBUST
 
 
 def adapter(seed: int, *, rank: int = 2) -> dict[str, Tensor]:
@@ -47,8 +51,9 @@ def aggregate(
     scalings: tuple[float, ...] = (2.0, 2.0, 2.0),
     rank: int = 2,
     scaling: float = 2.0,
+    trim: float = 0.34,
 ) -> Aggregate:
-    total = AdapterAggregator(method, rank=rank, scaling=scaling)
+    total = AdapterAggregator(method, rank=rank, scaling=scaling, trim=trim)
     for state, weight, own in zip(states, weights, scalings, strict=True):
         total.add(state, weight=weight, scaling=own)
     return total.result()
@@ -122,9 +127,21 @@ def test_error_is_the_relative_distance_over_all_layers_together() -> None:
     assert result.error > 0.1
 
 
+def test_error_where_the_exact_mean_of_a_layer_is_zero() -> None:
+    """The updates 1 * 3 and 3 * -1 cancel; the means of A and B, 2 and 1, do not."""
+    x = {"x.lora_A.weight": (1.0, 3.0), "x.lora_B.weight": (3.0, -1.0)}
+    y = {"y.lora_A.weight": (1.0, 1.0), "y.lora_B.weight": (2.0, 4.0)}
+    errors = []
+    for layers in (x, x | y):
+        states = [{k: torch.tensor([[v[i]]]) for k, v in layers.items()} for i in range(2)]
+        result = aggregate("separate", states, weights=[1, 1], scalings=(1, 1), scaling=1)
+        errors.append(result.error)
+    assert errors == [math.inf, pytest.approx(2 / 3)]  # y alone has an exact mean, 3, and no error
+
+
 def test_equal_clients_come_back_as_they_were() -> None:
     state = adapter(0)
-    for method in ("separate", "stack", "svd"):
+    for method in ("separate", "stack", "svd", *ROBUST):
         result = aggregate(method, [state] * 3)
         assert result.error < 1e-6
         for layer in LAYERS:
@@ -135,7 +152,7 @@ def test_equal_clients_come_back_as_they_were() -> None:
 
 def test_untrained_adapters_have_no_error() -> None:
     states = [{k: t * ("lora_A" in k) for k, t in adapter(seed).items()} for seed in range(3)]
-    for method in ("separate", "stack", "svd"):
+    for method in ("separate", "stack", "svd", *ROBUST):
         result = aggregate(method, states)
         assert result.error == 0.0
         assert all(not t.any() for k, t in result.adapter.items() if "lora_B" in k)
@@ -165,7 +182,7 @@ def test_streaming_equals_the_functions_over_all_clients_at_once() -> None:
         "svd": lambda f, w: aggregate_svd(f, w, rank=2, scaling=2.0),
         "freeze_a": aggregate_freeze_a,
     }
-    for method in METHODS:
+    for method in MEANS:
         # Under freeze_a only B travels; A is the common one.
         sent = [
             {k: t for k, t in s.items() if method != "freeze_a" or "lora_B" in k} for s in states
@@ -239,6 +256,93 @@ def test_a_layer_that_a_client_lacks_is_averaged_over_those_that_have_it() -> No
                 torch.testing.assert_close(
                     dense(result.adapter, layer, 2.0), mean(parts), rtol=0, atol=1e-5
                 )
+
+
+# Robust ---------------------------------------------------------------------------------------
+
+
+def factor(states: list[dict[str, Tensor]], key: str) -> np.ndarray:
+    return np.stack([state[key].double().numpy() for state in states])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_median_and_trimmed_mean_take_each_factor_apart_and_ignore_the_weights(count: int) -> None:
+    states = [adapter(seed) for seed in range(count)]
+    facts = {"weights": [10.0**i for i in range(count)], "scalings": (2.0,) * count}
+    median = aggregate("median", states, **facts)
+    trimmed = aggregate("trimmed_mean", states, trim=0.3, **facts)
+    assert median.adapter.keys() == trimmed.adapter.keys() == states[0].keys()
+    assert median.clients == trimmed.clients == count
+    for key in states[0]:
+        values = factor(states, key)
+        assert np.array_equal(median.adapter[key], np.median(values, 0).astype(np.float32))
+        expected = trim_mean(values, 0.3, 0).astype(np.float32)
+        np.testing.assert_allclose(trimmed.adapter[key], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ROBUST)
+def test_error_of_a_robust_aggregate_is_measured_against_the_weighted_mean(
+    method: Aggregation,
+) -> None:
+    states = [adapter(seed) for seed in range(3)]
+    result = aggregate(method, states)
+    missed = size = 0.0
+    for layer in LAYERS:
+        parts = [dense(s, layer, 2.0) for s in states]
+        exact = mean(list(zip(parts, WEIGHTS, strict=True)))
+        missed += float((dense(result.adapter, layer, 2.0) - exact).square().sum())
+        size += float(exact.square().sum())
+    assert result.error == pytest.approx(math.sqrt(missed / size), rel=1e-5)
+    assert result.error > 0.1
+    assert aggregate(method, states, weights=[5.0, 1.0, 1.0]).error != result.error
+
+
+@pytest.mark.parametrize("method", ROBUST)
+def test_a_robust_aggregate_is_the_same_in_every_bit_whatever_the_order(
+    method: Aggregation,
+) -> None:
+    states = [adapter(seed) for seed in range(5)]
+    for state, zero in zip(states, (0.0, -0.0, -0.0, 0.0, -0.0), strict=True):
+        state["x.lora_B.weight"][0] = zero
+    bits = set()
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 7):
+        facts = {"weights": [order[i] + 1.0 for i in range(5)], "scalings": (2.0,) * 5}
+        result = aggregate(method, [states[i] for i in order], trim=0.2, **facts).adapter
+        bits.add(b"".join(result[key].numpy().tobytes() for key in sorted(result)))
+    assert len(bits) == 1
+
+
+@pytest.mark.parametrize("factor_", [1e6, -1e6])
+def test_one_hostile_adapter_moves_a_robust_aggregate_within_the_honest_spread(
+    factor_: float,
+) -> None:
+    states = [adapter(seed) for seed in range(6)]
+    hostile = [*states[:5], {k: t * factor_ for k, t in states[5].items()}]
+    # It claims to have nearly all of the samples, too.
+    facts = {"weights": [1.0] * 5 + [2.0**31], "scalings": (2.0,) * 6, "trim": 0.2}
+    for method in METHODS[:1] + ROBUST:
+        before, after = (aggregate(method, s, **facts).adapter for s in (states, hostile))
+        for key in states[0]:
+            honest = factor(states[:5], key)
+            spread = np.ptp(factor(states, key), axis=0)
+            moved = np.abs(after[key].numpy() - before[key].numpy())
+            if method == "separate":
+                assert np.median(moved / spread) > 1e4
+            else:
+                assert (moved <= spread).all()
+                assert (after[key].numpy() >= honest.min(0).astype(np.float32)).all()
+                assert (after[key].numpy() <= honest.max(0).astype(np.float32)).all()
+                assert moved.max() > 0
+
+
+def test_a_robust_aggregate_of_a_layer_is_over_those_that_have_it() -> None:
+    states = [adapter(seed) for seed in range(3)]
+    states[1] = {k: t for k, t in states[1].items() if k.startswith("x.")}
+    for method in ROBUST:
+        result = aggregate(method, states).adapter
+        for key in ("y.lora_A.weight", "y.lora_B.weight"):
+            expected = (states[0][key] + states[2][key]) / 2
+            torch.testing.assert_close(result[key], expected)
 
 
 # The way down ---------------------------------------------------------------------------------

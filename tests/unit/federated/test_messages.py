@@ -1,7 +1,15 @@
+import math
+
 import pytest
 import torch
 
-from mlecs_lightning.federated.messages import Message, TensorField, adapter_fields
+from mlecs_lightning.federated.messages import (
+    Message,
+    Scalar,
+    ScalarField,
+    TensorField,
+    adapter_fields,
+)
 
 
 def test_component_is_the_part_before_the_first_slash() -> None:
@@ -29,6 +37,57 @@ def test_field_says_what_is_wrong(
     shape: tuple[int | None, ...], tensor: torch.Tensor, fault: str | None
 ) -> None:
     assert TensorField(shape).fault(tensor) == fault
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        (ScalarField(int), 3, None),
+        (ScalarField(int), 3.0, "3.0, declared int"),
+        (ScalarField(int), True, "True, declared int"),
+        (ScalarField(int), "3", "'3', declared int"),
+        (ScalarField(float), 0.5, None),
+        (ScalarField(float), 1, "1, declared float"),
+        (ScalarField(float), math.nan, "nan, declared finite"),
+        (ScalarField(float), -math.inf, "-inf, declared finite"),
+        (ScalarField(str), "x", None),
+        (ScalarField(str), ("x",), "('x',), declared str"),
+        (ScalarField(tuple), ("x", "y"), None),
+        (ScalarField(tuple), (), None),
+        (ScalarField(tuple), "x", "'x', declared tuple"),
+        (ScalarField(tuple), ["x"], "['x'], declared tuple"),
+        (ScalarField(tuple), ("x", 1), "('x', 1), declared tuple of strings"),
+        (ScalarField(int, low=1, high=9), 1, None),
+        (ScalarField(int, low=1, high=9), 9, None),
+        (ScalarField(int, low=1, high=9), 0, "0, declared at least 1"),
+        (ScalarField(int, low=1, high=9), 10, "10, declared at most 9"),
+        (ScalarField(float, low=0.5), 0.25, "0.25, declared at least 0.5"),
+        (ScalarField(float, low=0.5), math.nan, "nan, declared finite"),
+        (ScalarField(tuple, equal=("a", "b")), ("a", "b"), None),
+        (ScalarField(tuple, equal=("a", "b")), ("b", "a"), "('b', 'a'), declared ('a', 'b')"),
+        (ScalarField(tuple, equal=("a",)), ("a", "a"), "('a', 'a'), declared ('a',)"),
+        (ScalarField(tuple, equal=()), ("a",), "('a',), declared ()"),
+        (ScalarField(int, equal=0), 1, "1, declared 0"),
+        (ScalarField(int, equal=1), True, "True, declared int"),
+    ],
+)
+def test_field_says_what_is_wrong_with_a_scalar(
+    field: ScalarField, value: Scalar, fault: str | None
+) -> None:
+    assert field.fault(value) == fault
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, tuple("x" * 10**5), 10**4000, ("x" * 10**6,)])
+def test_a_fault_stays_short_whatever_was_sent(value: Scalar) -> None:
+    fault = ScalarField(float).fault(value)
+    assert fault is not None
+    assert len(fault) < 100
+
+
+def test_a_number_too_large_for_a_float_is_only_too_large() -> None:
+    fault = ScalarField(int, low=1, high=2**31 - 1).fault(10**400)
+    assert fault is not None
+    assert fault.endswith("declared at most 2147483647")
 
 
 def test_adapter_fields_declare_shape_and_dtype_of_every_tensor() -> None:
