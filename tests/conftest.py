@@ -176,26 +176,20 @@ def tapped() -> Callable[[], AbstractContextManager[SimpleNamespace]]:
     ``messages`` are (direction, client, bytes) as written to the wire; ``passes`` are (party,
     stage, batches) as read by the training loop.
     """
-    from mlecs_lightning.federated import Learner, Message, Schema, channel
+    from mlecs_lightning.federated import Learner, Schema, channel
     from mlecs_lightning.modules import Objective
     from mlecs_lightning.types import Batch
 
     @contextmanager
     def tap() -> Iterator[SimpleNamespace]:
         log = SimpleNamespace(messages=[], passes=[])
-        transfer, encode, fit = channel.Channel.transfer, channel.encode, Learner.fit
-        ends: list[tuple[str, str]] = []
+        receive, fit = channel.Channel.receive, Learner.fit
 
-        def spied_transfer(
-            self: channel.Channel, message: Message, schema: Schema, **facts: Any
-        ) -> Message:
-            ends[:] = [(facts["direction"], facts["client"])]
-            return transfer(self, message, schema, **facts)
-
-        def spied_encode(message: Message) -> bytes:
-            written = encode(message)
-            log.messages.append((*ends[0], written))
-            return written
+        def spied_receive(
+            self: channel.Channel, data: bytes, schema: Schema, **facts: Any
+        ) -> channel.Delivery:
+            log.messages.append((facts["direction"], facts["client"], data))
+            return receive(self, data, schema, **facts)
 
         def spied_fit(
             self: Learner[Any],
@@ -209,8 +203,7 @@ def tapped() -> Callable[[], AbstractContextManager[SimpleNamespace]]:
             return fit(self, seen, objective, stage=stage)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(channel.Channel, "transfer", spied_transfer)
-            patch.setattr(channel, "encode", spied_encode)
+            patch.setattr(channel.Channel, "receive", spied_receive)
             patch.setattr(Learner, "fit", spied_fit)
             yield log
 

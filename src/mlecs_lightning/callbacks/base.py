@@ -24,6 +24,9 @@ class FederatedCallback:
     def on_client_end(self, *, round: int, client: str, metrics: Mapping[str, float]) -> None:
         """Called when a client's update has passed the channel."""
 
+    def on_client_fault(self, *, round: int, client: str, kind: str, reason: str) -> None:
+        """Called in place of `on_client_end` when a client gave nothing in a round."""
+
     def on_aggregate(self, *, round: int, error: float, clients: int) -> None:
         """Called after the adapters were aggregated."""
 

@@ -43,6 +43,7 @@ class RichProgress(FederatedCallback):
             self._bar.update(
                 self._task,
                 completed=round * len(participants),
+                total=self._rounds * len(participants),
                 description=f"round {round + 1}/{self._rounds}",
             )
 
@@ -50,6 +51,12 @@ class RichProgress(FederatedCallback):
         """Advance."""
         if self._bar:
             self._bar.advance(self._task)
+
+    def on_client_fault(self, *, round: int, client: str, kind: str, reason: str) -> None:
+        """Advance, and say why there is nothing from the client."""
+        if self._bar:
+            self._bar.advance(self._task)
+            self._bar.console.print(f"round {round + 1}: {kind}: {reason}", markup=False)
 
     def on_round_end(self, *, round: int, metrics: Mapping[str, float]) -> None:
         """Print one line for the round."""

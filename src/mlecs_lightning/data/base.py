@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -43,7 +43,7 @@ class Pools(NamedTuple):
     test: SampleTable
 
 
-class FederatedDataModule(L.LightningDataModule):
+class FederatedDataModule(L.LightningDataModule, ABC):
     """Base of every data set: subclasses say what there is, this class deals it out.
 
     A subclass sets `modalities` and `classes` and implements `load_pools`, `read_label` and
@@ -93,6 +93,7 @@ class FederatedDataModule(L.LightningDataModule):
             "alpha": (alpha > 0, "positive", alpha),
             "val_fraction": (0 <= val_fraction < 1, "in [0, 1)", val_fraction),
             "sample_rate": (0 < sample_rate <= 1, "in (0, 1]", sample_rate),
+            "num_workers": (num_workers >= 0, "at least 0", num_workers),
         }
         wrong = [
             f"data.init_args.{k} must be {allowed}, got {v}"
@@ -209,6 +210,10 @@ class FederatedDataModule(L.LightningDataModule):
                 for m in profile.modalities
                 if m not in self.modalities
             ]
+            if len(set(profile.modalities)) < len(profile.modalities):
+                faults.append(
+                    f"clients.{name}.modalities: {list(profile.modalities)} names one twice"
+                )
             if profile.domains is not None and self.partition != "domain":
                 faults.append(
                     f"clients.{name}.domains goes with data.init_args.partition: domain only, got "
@@ -302,10 +307,22 @@ class FederatedDataModule(L.LightningDataModule):
                     keep[rows, k] = held.present[:, held.modalities.index(modality)]
         return pool.mask(keep).select(keep.any(dim=1).nonzero().flatten().tolist())
 
-    def loader(self, table: SampleTable, *, limit: int | None = None) -> SeededLoader:
-        """Return the training loader of a table; ``limit`` caps the batches of a pass."""
+    def loader(
+        self, table: SampleTable, *, limit: int | None = None, shard: tuple[int, int] = (0, 1)
+    ) -> SeededLoader:
+        """Return the training loader of a table.
+
+        Args:
+            table: The samples.
+            limit: Most batches of a pass.
+            shard: Rank and number of the processes that share every batch.
+        """
         return SeededLoader(
-            table, batch_size=self.batch_size, num_workers=self.num_workers, limit=limit
+            table,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            limit=limit,
+            shard=shard,
         )
 
     # Lightning hooks: the server alone, on public data --------------------------------------

@@ -67,6 +67,7 @@ class SeededLoader:
         batch_size: int,
         num_workers: int = 0,
         limit: int | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """Wrap a table.
 
@@ -75,27 +76,47 @@ class SeededLoader:
             batch_size: Samples of a batch.
             num_workers: Worker processes of the `DataLoader`.
             limit: Most batches of a pass, whatever is asked for.
+            shard: Rank and number of the processes that share every batch: this one takes row
+                ``rank`` of it and every ``size``-th row from there on.
+
+        Raises:
+            ValueError: If a batch has fewer samples than there are processes.
         """
+        rank, size = shard
+        if not 0 <= rank < size:
+            raise ValueError(f"shard must be (rank, size) with 0 <= rank < size, got {shard}")
+        if size > 1 and min(batch_size, len(table)) < size:
+            raise ValueError(
+                f"data.init_args.batch_size is {batch_size} and there are {len(table)} samples: "
+                f"{size} processes cannot share such a batch, each needs at least one sample of it"
+            )
         self.table = table
         self.batch_size = batch_size
         self._num_workers = num_workers
         self._limit = limit
+        self._rank, self._size = shard
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.table)
 
-    def take(self, steps: int, *, seed: int) -> Iterator[Batch]:
-        """Yield ``steps`` batches, the same ones for the same seed."""
+    def take(self, steps: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Yield ``steps`` batches, the same ones for the same seed: this process's rows of them.
+
+        Args:
+            steps: Number of batches.
+            seed: Seed of the pass.
+            start: Leave out so many at the beginning, which a resumed pass has seen.
+        """
         yield from DataLoader(
             self.table,
-            batch_sampler=self._draw(steps, seed),
+            batch_sampler=[b[self._rank :: self._size] for b in self._draw(steps, seed)[start:]],
             collate_fn=whole_batch,
             num_workers=self._num_workers,
         )
 
     def ids(self, steps: int, *, seed: int) -> tuple[str, ...]:
-        """Return the distinct ids that `take` will yield, in the order of their first use."""
+        """Return the distinct ids that `take` yields in all processes, in order of first use."""
         drawn = self._draw(steps, seed)
         return tuple(dict.fromkeys(self.table.ids[i] for batch in drawn for i in batch))
 

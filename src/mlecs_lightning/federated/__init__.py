@@ -5,6 +5,7 @@ from mlecs_lightning.federated.algorithm import Algorithm, ClientUpdate, Loaders
 from mlecs_lightning.federated.channel import Channel, ChannelError
 from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import (
     ClientSettings,
     DrawnClients,
@@ -12,7 +13,9 @@ from mlecs_lightning.federated.federation import (
     FederationSettings,
 )
 from mlecs_lightning.federated.learner import EdgeLearner, Learner, NonFiniteError, ServerLearner
-from mlecs_lightning.federated.messages import Message, Schema, TensorField
+from mlecs_lightning.federated.loop import ClientsFailedError
+from mlecs_lightning.federated.messages import Message, ScalarField, Schema, TensorField
+from mlecs_lightning.federated.signals import Interrupted
 from mlecs_lightning.federated.trainer import FederatedTrainer
 
 __all__ = [
@@ -25,16 +28,20 @@ __all__ = [
     "CheckpointError",
     "ClientSettings",
     "ClientUpdate",
+    "ClientsFailedError",
     "DrawnClients",
     "EdgeLearner",
+    "FaultTrace",
     "FederatedTrainer",
     "Federation",
     "FederationSettings",
+    "Interrupted",
     "Learner",
     "Loaders",
     "Message",
     "NonFiniteError",
     "RoundContext",
+    "ScalarField",
     "Schema",
     "ServerLearner",
     "TensorField",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import textwrap
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +14,7 @@ from safetensors.torch import load, save
 
 from mlecs_lightning.federated.messages import Message, Scalar, Schema
 
-__all__ = ["Channel", "ChannelError", "Direction", "Ledger", "decode", "encode"]
+__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "Ledger", "decode", "encode"]
 
 Direction = Literal["uplink", "downlink"]
 
@@ -77,21 +78,26 @@ class Ledger:
         self._messages = Counter({(a, b): n for a, b, n in state["messages"]})
 
 
-def encode(message: Message) -> bytes:
-    """Serialise a message: a safetensors file whose metadata hold the scalars as JSON.
+def encode(message: Message, envelope: Mapping[str, int | str] | None = None) -> bytes:
+    """Serialise a message: a safetensors file whose metadata hold scalars and envelope as JSON.
+
+    Args:
+        message: Tensors and scalars.
+        envelope: Whose message it is and of which round.
 
     Raises:
         ChannelError: If a scalar has no JSON form, or tensors share their memory.
     """
     try:
         tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
-        return save(tensors, metadata={"scalars": json.dumps(dict(message.scalars))})
+        about = {"scalars": dict(message.scalars), "envelope": dict(envelope or {})}
+        return save(tensors, metadata={key: json.dumps(value) for key, value in about.items()})
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ChannelError(f"unwritable message: {error}") from error
 
 
-def decode(data: bytes) -> Message:
-    """Read what `encode` wrote.
+def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
+    """Read what `encode` wrote: the message and its envelope.
 
     Raises:
         ChannelError: If the bytes are not such a message.
@@ -101,16 +107,19 @@ def decode(data: bytes) -> Message:
         # them would differ in the last bit.
         tensors = dict(sorted(load(data).items()))
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        scalars = json.loads(header["__metadata__"]["scalars"])
-        return Message(tensors, {k: _scalar(k, v) for k, v in scalars.items()})
+        about = json.loads(data[8 : 8 + length])["__metadata__"]
+        scalars, envelope = (
+            {k: _scalar(k, v) for k, v in json.loads(about[part]).items()}
+            for part in ("scalars", "envelope")
+        )
+        return Message(tensors, scalars), envelope
     except (
         SafetensorError,
         ValueError,
         KeyError,
         TypeError,
         AttributeError,
-        RecursionError,  # of JSON nested too deeply
+        RuntimeError,  # of empty tensors with giant shapes, and of JSON nested too deeply
     ) as error:
         raise ChannelError(f"unreadable message of {len(data)} bytes: {error}") from error
 
@@ -129,12 +138,10 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
     faults += [f"missing tensor {k!r}" for k in sorted(schema.tensors.keys() - message.tensors)]
     faults += [f"undeclared scalar {k!r}" for k in sorted(message.scalars.keys() - schema.scalars)]
     faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - message.scalars)]
-    for name, kind in schema.scalars.items():
-        value = message.scalars.get(name)
-        if name in message.scalars and type(value) is not kind:
-            faults.append(f"scalar {name!r} is no {kind.__name__}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            faults.append(f"scalar {name!r}: not finite")
+    for name, declared in schema.scalars.items():
+        broken = declared.fault(message.scalars[name]) if name in message.scalars else None
+        if broken:
+            faults.append(f"scalar {name!r}: {broken}")
     squares = 0.0
     for name, form in schema.tensors.items():
         if name not in message.tensors:
@@ -152,50 +159,78 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
     return faults
 
 
+class Delivery(NamedTuple):
+    """A message that has passed the border.
+
+    Attributes:
+        message: As the receiver reads it, on the CPU.
+        sizes: Its bytes by component, for the ledger.
+    """
+
+    message: Message
+    sizes: dict[str, int]
+
+
 class Channel:
     """Carries messages over the border, in one process as real bytes.
 
     What arrives is what was decoded from the bytes, never the sender's object: a simulated
-    federation can share nothing by accident.
+    federation can share nothing by accident. Every message says who it belongs to and in which
+    round it was written, so that none can be taken for another's or for that of a later round.
     """
 
-    def __init__(self, *, max_norm: float | None = None) -> None:
+    def __init__(self, *, max_norm: float | None = None, max_bytes: int | None = None) -> None:
         """Open the channel.
 
         Args:
             max_norm: Largest Euclidean norm of all tensors of a message; ``None`` sets no limit.
+            max_bytes: Largest message; a larger one is not even decoded. ``None`` sets no limit.
         """
-        self.ledger = Ledger()
-        self._max_norm = max_norm
+        self._max_norm, self._max_bytes = max_norm, max_bytes
 
-    def transfer(
-        self, message: Message, schema: Schema, *, direction: Direction, client: str
-    ) -> Message:
-        """Carry one message.
-
-        Args:
-            message: What the sender hands over.
-            schema: What the algorithm declared for this direction and client.
-            direction: ``uplink`` or ``downlink``.
-            client: The client at the one end.
-
-        Returns:
-            The message as the receiver reads it, on the CPU.
+    def send(self, message: Message, *, client: str, round: int) -> bytes:
+        """Return the bytes of a message with its envelope.
 
         Raises:
-            ChannelError: If it is unreadable, or anything in it is undeclared, missing, of another
-                shape, dtype or type, not finite, or too large. Nothing is counted then.
+            ChannelError: If the message cannot be written.
+        """
+        return encode(message, {"client": client, "round": round})
+
+    def receive(
+        self, data: bytes, schema: Schema, *, direction: Direction, client: str, round: int
+    ) -> Delivery:
+        """Read and check what came over the wire.
+
+        Args:
+            data: The bytes.
+            schema: What the algorithm declared for this direction and client.
+            direction: ``uplink`` or ``downlink``.
+            client: The client at the one end: the envelope must name it.
+            round: The round under way: the envelope must name it.
+
+        Raises:
+            ChannelError: If the message is too long, unreadable, of another client or round, or
+                anything in it is undeclared, missing, of another shape, dtype or type, not finite,
+                or too large.
         """
         try:
-            data = encode(message)
-            received = decode(data)
-            faults = _faults(received, schema, self._max_norm)
+            if self._max_bytes is not None and len(data) > self._max_bytes:
+                raise ChannelError(f"{len(data)} bytes exceed {self._max_bytes}")
+            message, envelope = decode(data)
+            expected = {"client": client, "round": round}
+            faults = [
+                f"{key} is {envelope.get(key)!r}, expected {value!r}"
+                for key, value in expected.items()
+                if envelope.get(key) != value
+            ]
+            faults += _faults(message, schema, self._max_norm)
             if faults:
                 raise ChannelError("; ".join(faults))
         except ChannelError as error:
-            raise ChannelError(f"{direction} of client {client!r} refused: {error}") from error
-        self.ledger.add(direction, client, _sizes(received, len(data)))
-        return received
+            # Names and values come from the sender: the reason must not be as long as the message.
+            reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
+            raise ChannelError(f"{direction} of client {client!r} refused: {reason}") from error
+        return Delivery(message, _sizes(message, len(data)))
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:

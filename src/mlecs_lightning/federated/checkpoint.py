@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import math
-import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlecs_lightning.federated.state import write_atomically
+
 __all__ = [
     "FORMAT_VERSION",
     "CheckpointError",
+    "check_config",
     "find_checkpoint",
     "load_checkpoint",
+    "prune_checkpoints",
     "save_checkpoint",
 ]
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"round=(\d+)\.ckpt")
+_NAME = re.compile(r"round=(\d+)(-partial)?\.ckpt")
+
+# Options that say where and how a run goes on, not what it computes.
+_FREE = {
+    *("config", "ckpt_path", "warmup", "data.init_args.root", "data.init_args.num_workers"),
+    *("trainer.max_rounds", "trainer.fast_dev_run", "trainer.warmup_ckpt_path"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
+    *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
+    *("trainer.save_top_k", "trainer.monitor", "trainer.allow_other_config", "trainer.bertscore"),
+    *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
+    *("trainer.limit_test_batches", "trainer.max_message_bytes"),
+}
 
 
 class CheckpointError(Exception):
     """A checkpoint that is not there, cannot be read, or does not fit; says which and why."""
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], *, round: int) -> Path:
+def save_checkpoint(
+    folder: Path, state: dict[str, Any], *, round: int, complete: bool = True
+) -> Path:
     """Write the checkpoint of a round: to a temporary name, synced, then renamed.
 
     A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file.
@@ -35,24 +53,18 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, round: int) -> Path:
         folder: The run's ``checkpoints`` folder; made if missing.
         state: Tensors, numbers, strings, lists and dicts only, so that a weights-only load reads
             it.
-        round: Number of the round that has ended.
+        round: Number of the round that has ended, or is under way.
+        complete: Whether it has ended. A complete checkpoint takes the place of partial ones.
 
     Returns:
         The file's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"round={round:04d}.ckpt"
-    staging = path.with_suffix(".tmp")
-    with staging.open("wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, "round": round, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the rename itself must survive a power cut, too
-    finally:
-        os.close(handle)
+    path = folder / (f"round={round:04d}.ckpt" if complete else f"round={round:04d}-partial.ckpt")
+    write_atomically(path, {"format_version": FORMAT_VERSION, "round": round, **state})
+    if complete:
+        for partial in folder.glob("round=*-partial.ckpt"):
+            partial.unlink()
     return path
 
 
@@ -80,8 +92,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     """Resolve ``last``, ``best`` or a file name.
 
-    ``last`` is the highest round of the newest version that has any; ``best`` is the round of that
-    version with the lowest monitored value, as the last checkpoint's history tells.
+    ``last`` is the newest state of the newest version that has any, be it in the middle of a round;
+    ``best`` is the round of that version with the lowest monitored value, as the last checkpoint's
+    history tells.
 
     Args:
         ckpt_path: ``last``, ``best`` or a path.
@@ -94,29 +107,106 @@ def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
         return Path(ckpt_path)
     versions = sorted(run_root.glob("version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
     for version in reversed(versions):
-        rounds = {
-            int(match[1]): path
-            for path in (version / "checkpoints").glob("*.ckpt")
-            if (match := _NAME.fullmatch(path.name))
-        }
-        if rounds:
-            newest = rounds[max(rounds)]
-            return newest if ckpt_path == "last" else rounds[_best(newest, set(rounds))]
+        complete, partial = _rounds(version / "checkpoints")
+        if ckpt_path == "last" and (complete or partial):
+            newest = max(complete.keys() | partial.keys())
+            return complete[newest] if newest in complete else partial[newest]
+        if complete:
+            return complete[_best(complete)]
     raise CheckpointError(
         f"ckpt_path: {ckpt_path!r}, but there is no checkpoint under {str(run_root)!r}"
     )
 
 
-def _best(newest: Path, rounds: set[int]) -> int:
-    state = load_checkpoint(newest)
-    monitor = state["monitor"]
+def _rounds(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
+    """Return the complete and the partial checkpoints of a folder by round."""
+    found: tuple[dict[int, Path], dict[int, Path]] = ({}, {})
+    for path in folder.glob("*.ckpt"):
+        if match := _NAME.fullmatch(path.name):
+            found[match[2] is not None][int(match[1])] = path
+    return found
+
+
+def _ranked(history: Iterable[Mapping[str, float]], monitor: str) -> list[int]:
+    """Return the rounds that have a finite monitored value, the best first."""
     values = {
         int(row["round"]): row[monitor]
-        for row in state["history"]
-        if int(row["round"]) in rounds and math.isfinite(row.get(monitor, math.nan))
+        for row in history
+        if math.isfinite(row.get(monitor, math.nan))
     }
-    if not values:
+    return sorted(values, key=values.__getitem__)
+
+
+def _best(rounds: Mapping[int, Path]) -> int:
+    newest = rounds[max(rounds)]
+    state = load_checkpoint(newest)
+    for best in _ranked(state["history"], state["monitor"]):
+        if best in rounds:
+            return best
+    raise CheckpointError(
+        f"ckpt_path: 'best', but no round of {newest.parent} has a {state['monitor']!r}"
+    )
+
+
+def prune_checkpoints(
+    folder: Path, history: Iterable[Mapping[str, float]], *, monitor: str, save_top_k: int
+) -> list[int]:
+    """Remove all complete checkpoints but the newest and the k best.
+
+    Args:
+        folder: The run's ``checkpoints`` folder.
+        history: The metrics of all rounds.
+        monitor: The value, smaller is better, that rounds are compared by.
+        save_top_k: How many; -1 keeps all, 0 only the newest.
+
+    Returns:
+        The rounds that are left, in order.
+    """
+    complete, _ = _rounds(folder)
+    if save_top_k < 0 or not complete:
+        return sorted(complete)
+    ranked = [r for r in _ranked(history, monitor) if r in complete]
+    keep = {max(complete), *ranked[:save_top_k]}
+    for number in complete.keys() - keep:
+        complete[number].unlink()
+    return sorted(keep)
+
+
+def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse to go on with another configuration than that of the checkpoint.
+
+    Options that change nothing of what is computed may differ: where, on how many devices, how
+    long, what is shown.
+
+    Raises:
+        CheckpointError: If anything else differs; it names every key with both values.
+    """
+    if not saved or not present:
+        return  # a trainer that was used from Python without a configuration
+    old, new = _flat(saved), _flat(present)
+    faults = [
+        f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    ]
+    if faults:
         raise CheckpointError(
-            f"ckpt_path: 'best', but no round of {newest.parent} has a {monitor!r}"
+            "\n".join(
+                [
+                    "ckpt_path: the checkpoint is of another configuration "
+                    "(--trainer.allow_other_config true goes on all the same):",
+                    *faults,
+                ]
+            )
         )
-    return min(values, key=values.__getitem__)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

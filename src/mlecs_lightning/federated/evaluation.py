@@ -87,54 +87,70 @@ class Evaluator:
         return self._constants[key]
 
     def validate(self, federation: Federation) -> dict[str, float]:
-        """Return the validation losses and scores of all clients, their mean, and the server's."""
-        values: dict[str, float] = {}
-        rows = []
-        for client in federation.clients:
+        """Return the validation losses and scores of all clients, their mean, and the server's.
+
+        Every rank judges its own clients, the first the server; all get everything.
+        """
+        own = {}
+        for client in federation.own:
             table = self._data.private(client, "val")
             if len(table):
-                edge = federation.edge(client)
-                row = {"loss": edge.loss(self._batches(table)), **self.scores(edge, table)}
-                values |= {f"clients/{client}/val/{k}": v for k, v in row.items()}
-                rows.append(row)
-        values |= {f"clients/val/{k}": v for k, v in mean_rows(rows).items()}
+                own[client] = self._validated(federation.edge(client), table)
+        rows = federation.ranks.merge(own)
+        clients = [c for c in federation.clients if c in rows]
+        values = {f"clients/{c}/val/{k}": v for c in clients for k, v in rows[c].items()}
+        values |= {f"clients/val/{k}": v for k, v in mean_rows(rows[c] for c in clients).items()}
         table = self._data.public("val")
-        if len(table):
-            server = federation.server
-            row = {"loss": server.loss(self._batches(table)), **self.scores(server, table)}
-            values |= {f"server/val/{k}": v for k, v in row.items()}
-        return values
+        server = {}
+        if len(table) and federation.ranks.rank == 0:
+            server = self._validated(federation.server, table)
+        server = federation.ranks.gather(server)[0]
+        return values | {f"server/val/{k}": v for k, v in server.items()}
+
+    def _validated(
+        self, learner: EdgeLearner | ServerLearner, table: SampleTable
+    ) -> dict[str, float]:
+        return {"loss": learner.loss(self._batches(table)), **self.scores(learner, table)}
 
     def test(self, federation: Federation) -> dict[str, Any]:
         """Return test scores: each client on its own domain and on all domains, and the server.
+
+        Every rank judges its own clients, the first the server; all get everything.
 
         Returns:
             ``clients``: for each its modalities, ``own`` and ``all``; ``server``: its scores on all
             domains; ``mean``: means over the clients; ``constant``: the same means for the best
             constant sentence.
         """
-        clients: dict[str, Any] = {}
-        constants: dict[str, list[dict[str, float]]] = {"own": [], "all": []}
-        public = self._data.public("train")
-        for client, profile in federation.parties.profiles.items():
-            edge = federation.edge(client)
-            tables = {
-                "own": self._data.private(client, "test"),
-                "all": self._data.held_out(client, profile),
-            }
-            clients[client] = {
-                "modalities": list(edge.module.modalities),
-                **{view: self.scores(edge, table) for view, table in tables.items()},
-            }
-            own = self._data.private(client, "train")
-            constants["own"].append(self.constant(own, tables["own"]))
-            constants["all"].append(self.constant(public, tables["all"]))
+        public, ranks = self._data.public("train"), federation.ranks
+        tested = ranks.merge({c: self._tested(federation, c) for c in federation.own})
+        clients = {c: tested[c][0] for c in federation.clients}
+        server: tuple[dict[str, float], ...] = ()
+        if ranks.rank == 0:
+            table = self._data.public("test")
+            server = (self.scores(federation.server, table), self.constant(public, table))
+        scores, constant = ranks.gather(server)[0]
+        views = ("own", "all")
         return {
             "clients": clients,
-            "mean": {view: mean_rows(c[view] for c in clients.values()) for view in constants},
-            "server": self.scores(federation.server, self._data.public("test")),
+            "mean": {view: mean_rows(c[view] for c in clients.values()) for view in views},
+            "server": scores,
             "constant": {
-                **{view: mean_rows(rows) for view, rows in constants.items()},
-                "server": self.constant(public, self._data.public("test")),
+                **{v: mean_rows(tested[c][1][v] for c in federation.clients) for v in views},
+                "server": constant,
             },
         }
+
+    def _tested(
+        self, federation: Federation, client: str
+    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+        """Return a client's scores, and those of the best constant sentence beside them."""
+        edge = federation.edge(client)
+        train, test = self._data.private(client, "train"), self._data.private(client, "test")
+        everywhere = self._data.held_out(client, federation.parties.profiles[client])
+        scores = {"own": self.scores(edge, test), "all": self.scores(edge, everywhere)}
+        constants = {
+            "own": self.constant(train, test),
+            "all": self.constant(self._data.public("train"), everywhere),
+        }
+        return {"modalities": list(edge.module.modalities), **scores}, constants

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -28,6 +29,8 @@ class Learner(Generic[M]):
     Attributes:
         name: The client's name, or ``server``.
         module: The module itself.
+        stage: The pass under way, or the last one; for error messages.
+        before_step: Called before every optimiser step; may raise to stop the pass there.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class Learner(Generic[M]):
                 lives on one rank, so they are moved to the device but not wrapped.
         """
         self.name, self.module, self._fabric = name, module, fabric
+        self.stage = ""
+        self.before_step: Callable[[], None] = _go_on
         self._clip = gradient_clip_val or 0.0
         optimizer = module.configure_optimizers()
         if sync:
@@ -54,7 +59,8 @@ class Learner(Generic[M]):
 
     def _evaluate(self, batch: Batch, objective: Objective | None) -> Losses:
         batch = self._fabric.to_device(batch)
-        if self._wrapped is not None:
+        # Held-out data are scored by one rank alone, which DDP would leave waiting for the others.
+        if self._wrapped is not None and self.module.training:
             return self._wrapped(batch, objective)  # type: ignore[no-any-return]
         with self._fabric.autocast():
             return self.module(batch, objective)  # type: ignore[no-any-return]
@@ -76,9 +82,13 @@ class Learner(Generic[M]):
             NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a
                 check in every step would make a GPU wait for the host.
         """
+        self.stage = stage
         self.module.train()
+        if isinstance(self.module, ServerModule):
+            self.module.sharded = self._fabric.world_size > 1
         history: list[dict[str, Tensor]] = []
         for batch in batches:
+            self.before_step()
             losses = self._evaluate(batch, objective)
             self._fabric.backward(losses["loss"])
             if self._clip:
@@ -93,7 +103,12 @@ class Learner(Generic[M]):
         return self._summary(history, stage)
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
-        curves = {k: torch.stack([step[k].float() for step in history]).cpu() for k in history[0]}
+        curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}
+        if self._wrapped is not None:
+            # Each rank has the loss of its part of every batch.
+            reduce = partial(self._fabric.all_reduce, reduce_op="mean")
+            curves = {k: cast(Tensor, reduce(v)) for k, v in curves.items()}
+        curves = {k: v.cpu() for k, v in curves.items()}
         bad = (~torch.isfinite(curves["loss"])).nonzero()
         if len(bad):
             raise NonFiniteError(
@@ -108,7 +123,7 @@ class Learner(Generic[M]):
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch]) -> float:
         """Return the mean L_LM over held-out batches, weighted by their size."""
-        self.module.eval()
+        self._evaluating()
         total, count = 0.0, 0
         for batch in batches:
             value = self._evaluate(batch, None)["loss"]
@@ -119,7 +134,7 @@ class Learner(Generic[M]):
     @torch.no_grad()
     def map(self, batches: Iterable[Batch], function: Callable[[M, Batch], Tensor]) -> list[Tensor]:
         """Apply a function of the module to each batch, in evaluation mode and this precision."""
-        self.module.eval()
+        self._evaluating()
         with self._fabric.autocast():
             return [function(self.module, self._fabric.to_device(batch)) for batch in batches]
 
@@ -130,7 +145,7 @@ class Learner(Generic[M]):
         Returns:
             For each sample ``id``, ``prediction`` and ``target``.
         """
-        self.module.eval()
+        self._evaluating()
         rows: list[dict[str, str]] = []
         for batch in batches:
             with self._fabric.autocast():
@@ -140,6 +155,11 @@ class Learner(Generic[M]):
                 for answer, target in zip(answers, batch.targets, strict=True)
             ]
         return rows
+
+    def _evaluating(self) -> None:
+        self.module.eval()
+        if isinstance(self.module, ServerModule):
+            self.module.sharded = False  # whole batches, on any rank alone
 
     # State ----------------------------------------------------------------------------------
 
@@ -157,6 +177,10 @@ class Learner(Generic[M]):
 
 EdgeLearner = Learner[EdgeModule]
 ServerLearner = Learner[ServerModule]
+
+
+def _go_on() -> None:
+    """Stop nowhere."""
 
 
 def _to_cpu(value: Any) -> Any:  # noqa: ANN401 - a nested optimiser state

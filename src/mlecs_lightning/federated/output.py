@@ -23,7 +23,13 @@ class RunFolder:
     """``<root>/<name>/version_k``: everything that a run leaves behind."""
 
     def __init__(
-        self, root: Path, name: str, *, version: str | None, logger: bool | list[Logger]
+        self,
+        root: Path,
+        name: str,
+        *,
+        version: str | None,
+        logger: bool | list[Logger],
+        writes: bool = True,
     ) -> None:
         """Open a new version, or an old one to go on in.
 
@@ -32,18 +38,21 @@ class RunFolder:
             name: Name of the run.
             version: An existing version to go on in; ``None`` opens the next one.
             logger: False for none, true for metrics.csv and TensorBoard, or loggers of your own.
+            writes: Whether this process writes what is there once in a run: log, configuration,
+                summary, predictions.
         """
+        self._writes = writes
         self.root = root / name
         self.path = self.root / (version or f"version_{self._next()}")
         self.path.mkdir(parents=True, exist_ok=True)
         self.loggers: list[Logger] = (
             logger
-            if isinstance(logger, list)
+            if isinstance(logger, list) and writes
             else [
                 CSVLogger(root, name, version=self.path.name),
                 TensorBoardLogger(root, name, version=self.path.name),
             ]
-            if logger
+            if logger and writes
             else []
         )
         with warnings.catch_warnings():
@@ -68,25 +77,31 @@ class RunFolder:
             logger.log_metrics(dict(metrics), step=step)
             logger.save()
 
+    def _write(self, name: str, text: str) -> None:
+        if self._writes:
+            (self.path / name).write_text(text)
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration that reproduces the run."""
-        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
     def write_predictions(self, rows: Iterable[Mapping[str, str]]) -> Path:
         """Write predictions.jsonl: one JSON object a line."""
         path = self.path / "predictions.jsonl"
-        path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
+        self._write(path.name, "".join(json.dumps(dict(row)) + "\n" for row in rows))
         return path
 
     def write_adapters(self, federation: Federation) -> None:
-        """Write every client's adapter, and that of the server's LLM, in PEFT's format."""
-        for client in federation.clients:
+        """Write the adapters of own clients, and that of the server's LLM, in PEFT's format."""
+        for client in federation.own:
             lm = federation.edge(client).module.tower().backbone.lm
             lm.save_pretrained(str(self.path / "adapters" / client), save_embedding_layers=False)
+        if federation.ranks.rank:
+            return
         lm = federation.server.module.tower().backbone.lm
         lm.save_pretrained(str(self.path / "adapters" / "server"), save_embedding_layers=False)
 

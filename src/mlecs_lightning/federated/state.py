@@ -2,30 +2,157 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-__all__ = ["ClientStore"]
+import torch
+
+__all__ = ["ClientStore", "DiskStore", "MemoryStore", "StoreKind", "write_atomically"]
+
+StoreKind = Literal["memory", "disk"]
 
 
-class ClientStore:
-    """Private states in memory; one that has none starts from its architecture's initial one."""
+def write_atomically(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever torch saves
+    """Save to a temporary name, sync, rename: whoever reads the path finds all or nothing."""
+    staging = path.with_suffix(".tmp")
+    with staging.open("wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the rename itself must survive a power cut, too
+    finally:
+        os.close(handle)
+
+
+class ClientStore(Protocol):
+    """Where the states of clients are while other clients train.
+
+    Beside its state a store holds each client's message of the round that is under way, so that a
+    round that was interrupted goes on with the clients that have not been served yet.
+    """
+
+    def get(self, client: str) -> dict[str, Any] | None:
+        """Return the state of a client, ``None`` if it has not trained yet."""
+
+    def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
+        """Keep the state of a client after a round."""
+
+    def message(self, client: str) -> bytes:
+        """Return what the client sent in this round."""
+
+    def put_message(self, client: str, data: bytes) -> None:
+        """Keep what the client sent in this round."""
+
+    def drop_messages(self) -> None:
+        """Forget the messages: the round has ended."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return for each client its state, or the name of the file that holds it."""
+
+    def prune(self, rounds: list[int]) -> None:
+        """Remove what no checkpoint of these rounds needs."""
+
+
+class MemoryStore:
+    """States in memory."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._states: dict[str, dict[str, Any]] = {}
+        self._messages: dict[str, bytes] = {}
 
     def get(self, client: str) -> dict[str, Any] | None:
-        """Return the state of a client, ``None`` if it has not trained yet."""
+        """See `ClientStore`."""
         return self._states.get(client)
 
-    def put(self, client: str, state: dict[str, Any]) -> None:
-        """Keep the state of a client."""
+    def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
+        """See `ClientStore`."""
         self._states[client] = state
 
+    def message(self, client: str) -> bytes:
+        """See `ClientStore`."""
+        return self._messages[client]
+
+    def put_message(self, client: str, data: bytes) -> None:
+        """See `ClientStore`."""
+        self._messages[client] = data
+
+    def drop_messages(self) -> None:
+        """See `ClientStore`."""
+        self._messages.clear()
+
     def state_dict(self) -> dict[str, Any]:
-        """Return all states."""
+        """See `ClientStore`."""
         return dict(self._states)
 
-    def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._states = dict(states)
+    def prune(self, rounds: list[int]) -> None:
+        """See `ClientStore`."""
+
+
+class DiskStore:
+    """States in files ``<client>@<round>.pt``, so that memory does not grow with the clients.
+
+    A file is written once and never changed: the checkpoint of a round names the files of that
+    round instead of holding the states again.
+    """
+
+    _NAME = re.compile(r"(.+)@(\d+)\.pt")
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder.
+
+        Args:
+            folder: Made if missing; ``checkpoints/clients`` of the run.
+        """
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files: dict[str, str] = {}
+
+    def get(self, client: str) -> dict[str, Any] | None:
+        """See `ClientStore`."""
+        if client not in self._files:
+            return None
+        state: dict[str, Any] = torch.load(
+            self.folder / self._files[client], weights_only=True, map_location="cpu"
+        )
+        return state
+
+    def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
+        """See `ClientStore`."""
+        name = f"{client}@{round:04d}.pt"
+        write_atomically(self.folder / name, state)
+        self._files[client] = name
+
+    def message(self, client: str) -> bytes:
+        """See `ClientStore`."""
+        return (self.folder / f"{client}.message").read_bytes()
+
+    def put_message(self, client: str, data: bytes) -> None:
+        """See `ClientStore`."""
+        (self.folder / f"{client}.message").write_bytes(data)
+
+    def drop_messages(self) -> None:
+        """See `ClientStore`."""
+        for client in self._files:
+            (self.folder / f"{client}.message").unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `ClientStore`."""
+        return dict(self._files)
+
+    def prune(self, rounds: list[int]) -> None:
+        """See `ClientStore`. A checkpoint needs each client's newest file up to its round."""
+        written: dict[str, list[int]] = {}
+        for path in self.folder.glob("*.pt"):
+            match = self._NAME.fullmatch(path.name)
+            if match and match[1] in self._files:
+                written.setdefault(match[1], []).append(int(match[2]))
+        for client, numbers in written.items():
+            needed = {max((n for n in numbers if n <= r), default=-1) for r in rounds}
+            for number in set(numbers) - needed:
+                (self.folder / f"{client}@{number:04d}.pt").unlink(missing_ok=True)

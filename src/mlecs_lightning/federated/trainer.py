@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.fabric import Fabric, seed_everything
+from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.strategies.ddp import DDPStrategy
 
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
 from mlecs_lightning.data import FederatedDataModule
@@ -17,37 +17,26 @@ from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
+    check_config,
     find_checkpoint,
     load_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
-from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.distributed import Ranks
 from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation, FederationSettings, Parties
-from mlecs_lightning.federated.messages import Message
-from mlecs_lightning.federated.output import RunFolder, communication
+from mlecs_lightning.federated.loop import LargeUpdate, LoopSettings, RoundLoop
+from mlecs_lightning.federated.output import RunFolder
+from mlecs_lightning.federated.run import Run
+from mlecs_lightning.federated.signals import Interrupted, StopSignals
+from mlecs_lightning.federated.state import DiskStore, StoreKind
 from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["FederatedTrainer", "Precision"]
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-
-
-@dataclass
-class _Run:
-    """Everything that belongs to one call of a trainer."""
-
-    algorithm: Algorithm
-    data: FederatedDataModule
-    federation: Federation
-    evaluator: Evaluator
-    channel: Channel
-    folder: RunFolder
-    server_loaders: Loaders
-    history: list[dict[str, float]]
-    warmup: dict[str, float]
-    next_round: int = 0
-    seconds: float = 0.0
 
 
 class FederatedTrainer:
@@ -75,8 +64,18 @@ class FederatedTrainer:
         limit_test_batches: int | None = None,
         fast_dev_run: bool = False,
         bertscore: bool | str = False,
+        client_fraction: float = 1.0,
+        min_clients: int = 1,
+        faults: FaultTrace | None = None,
+        max_update_norm: float | None = None,
+        large_update: LargeUpdate = "refuse",
         max_message_norm: float | None = None,
+        max_message_bytes: int | None = 2**30,
+        store: StoreKind = "memory",
         monitor: str = "clients/val/loss",
+        save_top_k: int = -1,
+        warmup_ckpt_path: str | None = None,
+        allow_other_config: bool = False,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
         logger: bool | list[Logger] = True,
@@ -101,8 +100,21 @@ class FederatedTrainer:
             fast_dev_run: One round, one batch of everything, no checkpoint: does it run at all?
             bertscore: Add BERTScore to the test: true for the small model of the extra
                 ``bertscore``, or a hub id or directory.
+            client_fraction: Share of the clients that take part in a round, drawn anew for each.
+            min_clients: With fewer updates than that a round's aggregate is not used.
+            faults: Misfortunes to simulate.
+            max_update_norm: Largest Euclidean distance of a client's adapter from the one that was
+                sent to it.
+            large_update: Whether an update beyond that is refused, or clipped to it.
             max_message_norm: The channel refuses a message of a larger norm.
-            monitor: The validation value, smaller is better, that ``--ckpt_path best`` goes by.
+            max_message_bytes: The channel refuses a longer message, unread.
+            store: Where the states of clients are kept while others train: in memory, or in files
+                in the run folder, which have room for any number of clients.
+            monitor: The validation value, smaller is better, that ``--ckpt_path best`` and
+                ``save_top_k`` go by.
+            save_top_k: Keep the checkpoints of the k best rounds beside the newest; -1 keeps all.
+            warmup_ckpt_path: A checkpoint of ``warmup`` to begin with in place of a warm-up.
+            allow_other_config: Go on from a checkpoint of another configuration.
             enable_checkpointing: Write a checkpoint after every round.
             enable_progress_bar: Show the progress.
             logger: False for none, true for metrics.csv and TensorBoard, or Fabric loggers.
@@ -120,27 +132,55 @@ class FederatedTrainer:
                 "limit_{train,val,test}_batches at least 0, got "
                 f"{max_rounds}, {check_val_every_n_rounds} and {limits}"
             )
+        if not 0 < client_fraction <= 1:
+            raise ValueError(f"trainer.client_fraction must lie in (0, 1], got {client_fraction}")
+        if min_clients < 0 or save_top_k < -1:
+            raise ValueError(
+                "trainer.min_clients must be at least 0 and save_top_k at least -1, got "
+                f"{min_clients} and {save_top_k}"
+            )
+        for key, limit in (
+            ("max_update_norm", max_update_norm),
+            ("max_message_norm", max_message_norm),
+            ("max_message_bytes", max_message_bytes),
+        ):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"trainer.{key} must be above 0, got {limit}")
         self.max_rounds = 1 if fast_dev_run else max_rounds
-        self._fabric = Fabric(
+        self._fabric = _fabric(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy,
             precision=precision,
         )
-        self._num_nodes = num_nodes
         self._clip = gradient_clip_val
-        self._val_every = check_val_every_n_rounds
         self._limit_train, self._limit_val, self._limit_test = (1, 1, 1) if fast_dev_run else limits
+        self._loop = LoopSettings(
+            check_val_every_n_rounds,
+            self._limit_train,
+            client_fraction,
+            min_clients,
+            faults,
+            max_update_norm,
+            large_update,
+        )
         self._bertscore = bertscore
-        self._max_norm = max_message_norm
-        self._monitor = monitor
+        self._max_norm, self._max_bytes = max_message_norm, max_message_bytes
+        self._store: StoreKind = store
+        self._monitor, self._top_k = monitor, save_top_k
+        self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
         self._checkpointing = enable_checkpointing and not fast_dev_run
         self._logger = logger
         self._callbacks = [*(callbacks or []), *([RichProgress()] if enable_progress_bar else [])]
         self._root, self._name = Path(default_root_dir), name
         self.config: Mapping[str, Any] = {}
         """What `config.yaml` and the checkpoint say of the run; the command line sets it."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the process that prints and writes for all."""
+        return bool(self._fabric.is_global_zero)
 
     # Entry points ---------------------------------------------------------------------------
 
@@ -165,6 +205,7 @@ class FederatedTrainer:
         Raises:
             ValueError: If the settings do not fit together; all faults in one message.
             CheckpointError: If the checkpoint cannot be used.
+            Interrupted: After SIGTERM or SIGINT, when everything is saved.
         """
         run = self._open(algorithm, datamodule, federation, ckpt_path)
         # Before the training: that a model of BERTScore is missing must not come out after it.
@@ -175,24 +216,47 @@ class FederatedTrainer:
             "on_fit_start", max_rounds=self.max_rounds, clients=clients, folder=str(run.folder.path)
         )
         try:
-            if not run.history:
-                self._warm_up(run)
-            for number in range(run.next_round, self.max_rounds):
-                self._round(run, number)
-                run.seconds = time.perf_counter() - started
-                if self._checkpointing:
-                    self._save(run, number)
-                self._call("on_round_end", round=number, metrics=run.history[-1])
-            summary = self._summary(run, tester.test(run.federation))
+            with StopSignals() as stop:
+                self._train(run, RoundLoop(run, self._loop, self._call, stop), started)
+            summary = run.summary(tester.test(run.federation))
             summary["seconds"] = time.perf_counter() - started
-            run.folder.write_summary(summary)
             run.folder.write_adapters(run.federation)
+            run.folder.write_summary(summary)
             self._call("on_fit_end", summary=summary)
         finally:
             for callback in self._callbacks:
                 if isinstance(callback, RichProgress):
                     callback.close()
         return summary
+
+    def _train(self, run: Run, loop: RoundLoop, started: float) -> None:
+        """Warm up and run the rounds, with a checkpoint after each and wherever a signal stops."""
+        fresh = not run.restored
+        if fresh:
+            if self._warmup is None:
+                loop.warm_up()
+            else:
+                from mlecs_lightning.federated.warmup import load_warmup
+
+                load_warmup(Path(self._warmup), run.federation.server.module)
+        state = run.state_dict() if self._checkpointing else {}
+        if fresh and self._checkpointing:  # a warm-up can be long
+            self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})
+        for number in range(run.next_round, self.max_rounds):
+            try:
+                loop.round(number)
+            except Interrupted:
+                if self._checkpointing:
+                    seconds = time.perf_counter() - started
+                    partial = run.partial_state()
+                    self._save(run, state, number, seconds=seconds, partial=partial)
+                raise
+            run.seconds = time.perf_counter() - started
+            if self._checkpointing:
+                state = run.state_dict()
+                self._save(run, state, number, seconds=run.seconds)
+            self._call("on_round_end", round=number, metrics=run.history[-1])
+            loop.stop_together()
 
     def validate(
         self,
@@ -215,7 +279,7 @@ class FederatedTrainer:
         """Return the summary of a checkpoint, with the scores on the test splits."""
         run = self._trained(algorithm, datamodule, federation, ckpt_path)
         results = self._evaluator(run, self._limit_test).test(run.federation)
-        return self._summary(run, results)
+        return run.summary(results)
 
     def predict(
         self,
@@ -230,15 +294,20 @@ class FederatedTrainer:
             The path of ``predictions.jsonl``: party, id, prediction and target on each line.
         """
         run = self._trained(algorithm, datamodule, federation, ckpt_path)
-        evaluator = self._evaluator(run, self._limit_test)
-        rows: list[dict[str, str]] = []
-        for client, profile in run.federation.parties.profiles.items():
-            table = run.data.held_out(client, profile)
-            said = evaluator.predictions(run.federation.edge(client), table)
-            rows += [{"party": client, **row} for row in said]
-        said = evaluator.predictions(run.federation.server, run.data.public("test"))
-        rows += [{"party": "server", **row} for row in said]
-        return run.folder.write_predictions(rows)
+        evaluator, ranks = self._evaluator(run, self._limit_test), run.federation.ranks
+        own: dict[str, list[dict[str, str]]] = {}
+        for client in run.federation.own:
+            table = run.data.held_out(client, run.federation.parties.profiles[client])
+            own[client] = evaluator.predictions(run.federation.edge(client), table)
+        if ranks.rank == 0:
+            table = run.data.public("test")
+            own["server"] = evaluator.predictions(run.federation.server, table)
+        said = ranks.merge(own)
+        return run.folder.write_predictions(
+            {"party": party, **row}
+            for party in (*run.federation.clients, "server")
+            for row in said[party]
+        )
 
     # One run --------------------------------------------------------------------------------
 
@@ -248,7 +317,7 @@ class FederatedTrainer:
         data: FederatedDataModule,
         federation: FederationSettings,
         ckpt_path: str | None,
-    ) -> _Run:
+    ) -> Run:
         if ckpt_path is None:
             raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
         return self._open(algorithm, data, federation, ckpt_path, training=False)
@@ -261,198 +330,109 @@ class FederatedTrainer:
         ckpt_path: str | None,
         *,
         training: bool = True,
-    ) -> _Run:
+    ) -> Run:
         """Check, launch, build and, with a checkpoint, restore.
 
         Only training writes log and configuration: an evaluation leaves those of its run alone.
         """
         name = self._name or f"{type(algorithm).__name__}-{type(data).__name__}"
-        checkpoint, version = None, None
+        checkpoint, version, folder = None, None, Path()
         if ckpt_path is not None:
             path = find_checkpoint(ckpt_path, run_root=self._root / name).resolve()
-            checkpoint = load_checkpoint(path)
+            checkpoint, folder = load_checkpoint(path), path.parent
             version = path.parents[1].name
-            if path.parent != (self._root / name / version / "checkpoints").resolve():
+            if folder != (self._root / name / version / "checkpoints").resolve():
                 version = None
+            if training and not self._any_config:
+                check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
-        self._launch()
+        self._fabric.launch()
+        ranks = Ranks(self._fabric)
+        if data.batch_size < ranks.size:
+            raise ConfigurationError(
+                f"data.init_args.batch_size is {data.batch_size}: the {ranks.size} processes of "
+                "trainer.devices and num_nodes share every batch of the server"
+            )
         federation = Federation(parties, data, fabric=self._fabric, gradient_clip_val=self._clip)
         federation.prepare(algorithm)
-        run = _Run(
+        first = ranks.rank == 0
+        if not first:
+            self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
+        # The first rank takes the number of the run; the others write nothing but their clients.
+        logger = training and self._logger
+        opened = RunFolder(self._root, name, version=version, logger=logger) if first else None
+        version = ranks.gather(opened.path.name if opened else "")[0]
+        run_folder = opened or RunFolder(
+            self._root, name, version=version, logger=False, writes=False
+        )
+        if self._store == "disk":
+            federation.store = DiskStore(run_folder.checkpoints / "clients")
+        shard = (ranks.rank, ranks.size)
+        run = Run(
             algorithm,
             data,
             federation,
             Evaluator(data, fabric=self._fabric, bertscore=False, limit=self._limit_val),
-            Channel(max_norm=self._max_norm),
-            RunFolder(self._root, name, version=version, logger=training and self._logger),
+            Channel(max_norm=self._max_norm, max_bytes=self._max_bytes),
+            run_folder,
             Loaders(
-                data.loader(data.public("train"), limit=self._limit_train),
-                data.loader(data.pooled(), limit=self._limit_train)
+                data.loader(data.public("train"), limit=self._limit_train, shard=shard),
+                data.loader(data.pooled(), limit=self._limit_train, shard=shard)
                 if algorithm.pools_private
                 else None,
             ),
-            history=[],
-            warmup={},
+            fabric=self._fabric,
+            config=self.config,
+            monitor=self._monitor,
         )
         if checkpoint is not None:
-            self._restore(run, checkpoint)
+            run.restore(checkpoint, folder=folder)
         if self.config and training:
             run.folder.write_config(self.config)
         return run
 
-    def _launch(self) -> None:
-        """Refuse several processes, if possible before Fabric starts them."""
-        asked = getattr(self._fabric.strategy, "num_processes", 1) * self._num_nodes
-        if asked == 1:
-            self._fabric.launch()
-            asked = self._fabric.world_size
-        if asked > 1:
-            raise ConfigurationError(
-                f"trainer.devices and num_nodes ask for {asked} processes; the federated loop runs "
-                "in one: set trainer.devices to 1"
-            )
-
-    def _evaluator(self, run: _Run, limit: int | None) -> Evaluator:
+    def _evaluator(self, run: Run, limit: int | None) -> Evaluator:
         try:
             return Evaluator(run.data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
         except (ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
 
-    def _client_loaders(self, run: _Run, client: str) -> Loaders:
-        modalities = run.federation.parties.profiles[client].modalities
-        pooled = run.algorithm.pools_private
-        private = run.data.pooled(modalities) if pooled else run.data.private(client, "train")
-        public = run.data.public("train", modalities=modalities)
-        return Loaders(
-            run.data.loader(public, limit=self._limit_train),
-            run.data.loader(private, limit=self._limit_train),
-        )
-
-    def _warm_up(self, run: _Run) -> None:
-        # Round -1: its seeds are apart from those of every round.
-        ctx = RoundContext(-1, run.federation.parties.seed, run.federation.clients)
-        _seed(ctx, "server", "warmup")
-        losses = run.algorithm.warmup(run.federation.server, run.server_loaders, ctx)
-        run.warmup = {f"server/{k}": v for k, v in losses.items()}
-        run.folder.log(run.warmup, step=0)
-
-    def _round(self, run: _Run, number: int) -> None:
-        ctx = RoundContext(number, run.federation.parties.seed, run.federation.clients)
-        self._call("on_round_start", round=number, participants=ctx.participants)
-        metrics: dict[str, float] = {"round": number}
-        updates = self._client_updates(run, ctx, metrics)
-        aggregate = None
-        if run.algorithm.communicates:
-            aggregate = run.algorithm.aggregate(updates, ctx)
-        else:
-            for _ in updates:
-                pass
-        if aggregate is not None:
-            metrics["aggregate/error"] = aggregate.error
-            self._call(
-                "on_aggregate", round=number, error=aggregate.error, clients=aggregate.clients
-            )
-        _seed(ctx, "server", "update")
-        losses = run.algorithm.server_update(
-            run.federation.server, aggregate, run.server_loaders, ctx
-        )
-        metrics |= {f"server/{k}": v for k, v in losses.items()}
-        if self._val_every and (number + 1) % self._val_every == 0:
-            metrics |= run.evaluator.validate(run.federation)
-        for way in ("uplink", "downlink"):
-            metrics[f"communication/{way}_bytes"] = run.channel.ledger.total(way)
-        run.history.append(metrics)
-        run.folder.log(metrics, step=number + 1)
-
-    def _client_updates(
-        self, run: _Run, ctx: RoundContext, metrics: dict[str, float]
-    ) -> Iterator[tuple[str, Message]]:
-        """Serve one client after another; yield what each sends up, as the server receives it."""
-        federation, algorithm, channel = run.federation, run.algorithm, run.channel
-        broadcasts: Iterator[tuple[str, Message | None]] = iter(
-            algorithm.broadcast(federation.server, run.server_loaders, ctx)
-            if algorithm.communicates
-            else [(client, None) for client in ctx.participants]
-        )
-        for client, sent in broadcasts:
-            module = federation.module(client)
-            received = None
-            if sent is not None:
-                schema = algorithm.downlink(federation.server, module)
-                received = channel.transfer(sent, schema, direction="downlink", client=client)
-            edge = federation.edge(client)
-            _seed(ctx, client, "update")
-            update = algorithm.client_update(edge, self._client_loaders(run, client), received, ctx)
-            delivered = None
-            if update.message is not None:
-                schema = algorithm.uplink(module)
-                delivered = channel.transfer(
-                    update.message, schema, direction="uplink", client=client
-                )
-            federation.keep(edge)
-            metrics |= {f"clients/{client}/{k}": v for k, v in update.metrics.items()}
-            self._call("on_client_end", round=ctx.round, client=client, metrics=update.metrics)
-            if delivered is not None:
-                yield client, delivered
-
     # Checkpoint and summary -----------------------------------------------------------------
 
-    def _save(self, run: _Run, number: int) -> None:
-        federation = run.federation
-        state = {
-            "server": federation.server.state_dict(),
-            "clients": federation.store.state_dict(),
-            "precision": self._fabric.strategy.precision.state_dict(),
-            "ledger": run.channel.ledger.state_dict(),
-            "history": run.history,
-            "warmup": run.warmup,
-            "monitor": self._monitor,
-            "seconds": run.seconds,
-            "config": dict(self.config),
-        }
-        save_checkpoint(run.folder.checkpoints, state, round=number)
-
-    def _restore(self, run: _Run, state: dict[str, Any]) -> None:
-        federation = run.federation
-        unlike = sorted(set(state["clients"]) ^ set(federation.clients))
-        if unlike:
-            raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
-        try:
-            federation.server.load_state_dict(state["server"])
-            federation.store.load_state_dict(state["clients"])
-            for client in federation.clients:
-                federation.edge(client)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"ckpt_path: the checkpoint is of other models: {error}"
-            ) from error
-        self._fabric.strategy.precision.load_state_dict(state["precision"])
-        run.channel.ledger.load_state_dict(state["ledger"])
-        run.history, run.warmup = state["history"], state["warmup"]
-        run.next_round = state["round"] + 1
-        run.seconds = state["seconds"]
-        run.folder.log(run.warmup, step=0)
-        for row in run.history:
-            run.folder.log(row, step=int(row["round"]) + 1)
-
-    def _summary(self, run: _Run, results: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "algorithm": type(run.algorithm).__name__,
-            "seed": run.federation.parties.seed,
-            "rounds": len(run.history),
-            **results,
-            "aggregation_error": [
-                r["aggregate/error"] for r in run.history if "aggregate/error" in r
-            ],
-            "communication": communication(run.channel.ledger, run.federation),
-            "seconds": run.seconds,
-        }
+    def _save(
+        self,
+        run: Run,
+        state: dict[str, Any],
+        number: int,
+        *,
+        seconds: float,
+        partial: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the checkpoint of a round that has ended, or, with ``partial``, has not."""
+        clients, kept = run.client_states(), list[int]()
+        if run.federation.ranks.rank == 0:
+            folder = run.folder.checkpoints
+            rest = {"clients": clients, "seconds": seconds}
+            if partial is not None:
+                rest["partial"] = partial
+            save_checkpoint(folder, state | rest, round=number, complete=partial is None)
+            kept = prune_checkpoints(
+                folder, run.history, monitor=self._monitor, save_top_k=self._top_k
+            )
+        if partial is None and self._top_k >= 0:
+            run.federation.store.prune(run.federation.ranks.gather(kept)[0])
 
     def _call(self, hook: str, **facts: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, hook)(**facts)
 
 
-def _seed(ctx: RoundContext, party: str, stage: str) -> None:
-    """Seed every generator for one party's stage, so that a round depends on nothing before it."""
-    seed_everything(ctx.seed_for(party, stage) % 2**32, verbose=False)
+def _fabric(**options: Any) -> Fabric:
+    """Return a Fabric whose DDP lets parameters go without a gradient.
+
+    The readout of the server's view has none where nothing is contrasted.
+    """
+    fabric = Fabric(**options)
+    if isinstance(fabric.strategy, DDPStrategy) and options["strategy"] in ("auto", "ddp"):
+        return Fabric(**{**options, "strategy": "ddp_find_unused_parameters_true"})
+    return fabric

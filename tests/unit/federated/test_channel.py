@@ -10,30 +10,53 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mlecs_lightning.federated import Channel, ChannelError, Message, Schema, TensorField, channel
-from mlecs_lightning.federated.channel import Ledger, decode, encode
+from mlecs_lightning.federated import (
+    Channel,
+    ChannelError,
+    Message,
+    ScalarField,
+    Schema,
+    TensorField,
+)
+from mlecs_lightning.federated.channel import Delivery, Direction, Ledger, decode, encode
 
 SCHEMA = Schema(
     {"adapter/a": TensorField((2, 3)), "fused/anchors": TensorField((None, 5))},
-    {"ids": tuple, "samples": int, "share": float, "kind": str},
+    {
+        name: ScalarField(kind)
+        for name, kind in (("ids", tuple), ("samples", int), ("share", float), ("kind", str))
+    },
 )
 TENSORS = {"adapter/a": torch.arange(6.0).view(2, 3), "fused/anchors": torch.ones(4, 5)}
 SCALARS: dict[str, Any] = {"ids": ("x", "y"), "samples": 3, "share": 0.5, "kind": "k"}
-VALID = encode(Message(TENSORS, SCALARS))
+VALID = encode(Message(TENSORS, SCALARS), {"client": "hall", "round": 0})
 
 
 def without(table: dict[str, Any], name: str) -> dict[str, Any]:
     return {k: v for k, v in table.items() if k != name}
 
 
+def carried(
+    message: Message, border: Channel | None = None, *, direction: Direction = "uplink"
+) -> Delivery:
+    """Carry a message of hall in round 0 over a border."""
+    border = border or Channel()
+    data = border.send(message, client="hall", round=0)
+    return border.receive(data, SCHEMA, direction=direction, client="hall", round=0)
+
+
 def refusal(
     tensors: dict[str, Tensor], scalars: dict[str, Any], *, max_norm: float | None = None
 ) -> str:
-    """Return why a message was refused, which names both its ends and costs nothing."""
-    border = Channel(max_norm=max_norm)
+    """Return why a message of the right envelope was refused; the reason names both its ends."""
+    # Written past `send`, which would refuse some of them already.
+    data = encode(Message(tensors, scalars), {"client": "hall", "round": 0})
+    return refusal_of(data, Channel(max_norm=max_norm))
+
+
+def refusal_of(data: bytes, border: Channel) -> str:
     with pytest.raises(ChannelError) as caught:
-        border.transfer(Message(tensors, scalars), SCHEMA, direction="uplink", client="hall")
-    assert border.ledger.state_dict() == {"bytes": [], "messages": []}
+        border.receive(data, SCHEMA, direction="uplink", client="hall", round=0)
     start, _, reason = str(caught.value).partition(" refused: ")
     assert start == "uplink of client 'hall'"
     return reason
@@ -43,9 +66,7 @@ def refusal(
 
 
 def test_what_arrives_equals_what_was_sent_and_shares_nothing_with_it() -> None:
-    received = Channel().transfer(
-        Message(TENSORS, SCALARS), SCHEMA, direction="downlink", client="hall"
-    )
+    received = carried(Message(TENSORS, SCALARS), direction="downlink").message
     assert received.scalars == SCALARS
     assert received.tensors.keys() == TENSORS.keys()
     for name, tensor in received.tensors.items():
@@ -62,7 +83,7 @@ def test_bytes_are_a_safetensors_file_with_the_scalars_beside() -> None:
 
 def test_a_tensor_with_gradient_and_strides_arrives_as_its_values() -> None:
     sent = torch.arange(6.0, requires_grad=True).view(3, 2).T
-    received = decode(encode(Message({"adapter/a": sent})))
+    received, _ = decode(encode(Message({"adapter/a": sent})))
     assert received.tensors["adapter/a"].tolist() == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
     assert not received.tensors["adapter/a"].requires_grad
 
@@ -87,11 +108,11 @@ def test_a_tensor_with_gradient_and_strides_arrives_as_its_values() -> None:
             SCALARS,
             "tensor 'adapter/a': dtype torch.bfloat16, declared torch.float32",
         ),
-        (TENSORS, {**SCALARS, "samples": 3.0}, "scalar 'samples' is no int"),
-        (TENSORS, {**SCALARS, "share": 1}, "scalar 'share' is no float"),
-        (TENSORS, {**SCALARS, "ids": "x"}, "scalar 'ids' is no tuple"),
-        (TENSORS, {**SCALARS, "share": math.nan}, "scalar 'share': not finite"),
-        (TENSORS, {**SCALARS, "share": -math.inf}, "scalar 'share': not finite"),
+        (TENSORS, {**SCALARS, "samples": 3.0}, "scalar 'samples': 3.0, declared int"),
+        (TENSORS, {**SCALARS, "share": 1}, "scalar 'share': 1, declared float"),
+        (TENSORS, {**SCALARS, "ids": "x"}, "scalar 'ids': 'x', declared tuple"),
+        (TENSORS, {**SCALARS, "share": math.nan}, "scalar 'share': nan, declared finite"),
+        (TENSORS, {**SCALARS, "share": -math.inf}, "scalar 'share': -inf, declared finite"),
     ],
 )
 def test_refused(tensors: dict[str, Tensor], scalars: dict[str, Any], reason: str) -> None:
@@ -115,7 +136,7 @@ def test_all_faults_are_named_at_once() -> None:
         "missing scalar 'ids'",
         "missing scalar 'kind'",
         "missing scalar 'share'",
-        "scalar 'samples' is no int",
+        "scalar 'samples': '3', declared int",
         "tensor 'adapter/a': shape (1,), declared (2, 3)",
     ]
 
@@ -123,14 +144,14 @@ def test_all_faults_are_named_at_once() -> None:
 def test_the_norm_is_that_of_all_tensors_together() -> None:
     tensors = {"adapter/a": torch.zeros(2, 3), "fused/anchors": torch.zeros(1, 5)}
     tensors["adapter/a"][0, 0], tensors["fused/anchors"][0, 4] = 3.0, 4.0
-    message = Message(tensors, SCALARS)
-    Channel(max_norm=5.0).transfer(message, SCHEMA, direction="uplink", client="hall")
+    carried(Message(tensors, SCALARS), Channel(max_norm=5.0))
     assert refusal(tensors, SCALARS, max_norm=4.99) == "norm 5 exceeds 4.99"
 
 
 @pytest.mark.parametrize("scalars", [{"ids": {"x"}}, {"ids": torch.ones(1)}, {"ids": b"x"}])
 def test_a_scalar_that_cannot_be_written_is_refused(scalars: dict[str, Any]) -> None:
-    assert refusal(TENSORS, {**SCALARS, **scalars}).startswith("unwritable message: ")
+    with pytest.raises(ChannelError, match="unwritable message: "):
+        carried(Message(TENSORS, {**SCALARS, **scalars}))
 
 
 @pytest.mark.parametrize("value", [None, True, {"x": 1}, [1], ["x", ["y"]]])
@@ -140,9 +161,32 @@ def test_a_scalar_of_another_kind_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, VALID[:-1], VALID[:100], VALID + b"x", b"x" * 99])
-def test_spoilt_bytes_are_refused(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "encode", lambda message: data)
-    assert refusal(TENSORS, SCALARS).startswith(f"unreadable message of {len(data)} bytes: ")
+def test_spoilt_bytes_are_refused(data: bytes) -> None:
+    reason = refusal_of(data, Channel())
+    assert reason.startswith(f"unreadable message of {len(data)} bytes: ")
+
+
+@pytest.mark.parametrize(
+    ("envelope", "reason"),
+    [
+        ({"client": "study", "round": 0}, "client is 'study', expected 'hall'"),
+        ({"client": "hall", "round": 3}, "round is 3, expected 0"),
+        ({"round": 0}, "client is None, expected 'hall'"),
+        ({}, "client is None, expected 'hall'; round is None, expected 0"),
+    ],
+)
+def test_a_message_of_another_client_or_round_is_refused(
+    envelope: dict[str, int | str], reason: str
+) -> None:
+    assert refusal_of(encode(Message(TENSORS, SCALARS), envelope), Channel()) == reason
+
+
+def test_a_message_over_the_limit_is_refused_unread() -> None:
+    size = len(encode(Message(TENSORS, SCALARS), {"client": "hall", "round": 0}))
+    carried(Message(TENSORS, SCALARS), Channel(max_bytes=size))
+    assert refusal_of(b"x" * (size + 1), Channel(max_bytes=size)) == (
+        f"{size + 1} bytes exceed {size}"
+    )
 
 
 def test_a_safetensors_file_without_scalars_is_refused() -> None:
@@ -154,11 +198,12 @@ def test_a_safetensors_file_without_scalars_is_refused() -> None:
 def read_or_refuse(data: bytes) -> None:
     """Decode hostile bytes: nothing but a message of plain values or a ChannelError comes out."""
     try:
-        message = decode(data)
+        message, envelope = decode(data)
     except ChannelError:
         return
     assert all(isinstance(t, Tensor) for t in message.tensors.values())
-    assert {type(v) for v in message.scalars.values()} <= {int, float, str, tuple}
+    values = [*message.scalars.values(), *envelope.values()]
+    assert {type(v) for v in values} <= {int, float, str, tuple}
 
 
 @settings(max_examples=150, deadline=None, database=None)
@@ -184,8 +229,9 @@ ANY_JSON = st.recursive(
 @settings(max_examples=200, deadline=None, database=None)
 @given(ANY_JSON)
 def test_any_json_in_place_of_the_scalars(value: object) -> None:
-    read_or_refuse(save(TENSORS, metadata={"scalars": json.dumps(value)}))
-    read_or_refuse(save(TENSORS, metadata={"scalars": json.dumps({"ids": value})}))
+    for part, other in (("scalars", "envelope"), ("envelope", "scalars")):
+        for written in (value, {"ids": value}):
+            read_or_refuse(save(TENSORS, metadata={part: json.dumps(written), other: "{}"}))
 
 
 def test_scalars_nested_too_deeply_to_be_read_are_refused() -> None:
@@ -197,22 +243,22 @@ def test_scalars_nested_too_deeply_to_be_read_are_refused() -> None:
 
 
 def test_ledger_splits_the_bytes_by_component() -> None:
-    border = Channel()
-    message = Message(TENSORS, SCALARS)
+    ledger, delivery = Ledger(), carried(Message(TENSORS, SCALARS))
+    size = len(encode(Message(TENSORS, SCALARS), {"client": "hall", "round": 0}))
     for client in ("hall", "hall", "study"):
-        border.transfer(message, SCHEMA, direction="uplink", client=client)
-    border.transfer(message, SCHEMA, direction="downlink", client="study")
-    header = len(VALID) - 4 * (2 * 3 + 4 * 5)
-    assert border.ledger.by_component() == {
+        ledger.add("uplink", client, delivery.sizes)
+    ledger.add("downlink", "study", delivery.sizes)
+    header = size - 4 * (2 * 3 + 4 * 5)
+    assert ledger.by_component() == {
         "uplink": {"adapter": 3 * 24, "fused": 3 * 80, "header": 3 * header},
         "downlink": {"adapter": 24, "fused": 80, "header": header},
     }
-    assert border.ledger.total("uplink") == 3 * len(VALID)
-    assert border.ledger.total("uplink", client="hall") == 2 * len(VALID)
-    assert border.ledger.total("downlink", client="hall") == 0
-    assert border.ledger.messages("uplink") == 3
-    assert border.ledger.messages("uplink", client="hall") == 2
-    assert border.ledger.per_message("uplink") == len(VALID)
+    assert ledger.total("uplink") == 3 * size
+    assert ledger.total("uplink", client="hall") == 2 * size
+    assert ledger.total("downlink", client="hall") == 0
+    assert ledger.messages("uplink") == 3
+    assert ledger.messages("uplink", client="hall") == 2
+    assert ledger.per_message("uplink") == size
 
 
 def test_a_ledger_goes_on_from_its_state() -> None:

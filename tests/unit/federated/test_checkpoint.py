@@ -190,8 +190,8 @@ def test_a_resumed_run_goes_on_in_its_folder_with_a_complete_log(
 def test_a_checkpoint_holds_the_documented_things(mlecs_run: SimpleNamespace) -> None:
     state = load_checkpoint(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
     assert set(state) == {
-        *("format_version", "round", "server", "clients", "precision", "ledger"),
-        *("history", "warmup", "monitor", "seconds", "config"),
+        *("format_version", "round", "names", "server", "clients", "precision", "ledger"),
+        *("faults", "history", "warmup", "monitor", "seconds", "config"),
     }
     assert list(state["clients"]) == ["kitchen", "hall", "study"]
     assert [row["round"] for row in state["history"]] == [0, 1]

@@ -76,7 +76,7 @@ def test_a_client_that_trains_changes_nobody_else(tiny: SimpleNamespace) -> None
     study = federation.edge("study")
     study.fit([batch], stage="s")
     trained = study.state_dict()
-    federation.keep(study)
+    federation.keep(study, round=0)
 
     kitchen = federation.edge("kitchen").state_dict()
     assert equal(kitchen["model"], initial["kitchen"]["model"])

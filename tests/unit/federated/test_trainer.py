@@ -17,9 +17,9 @@ from mlecs_lightning.federated import (
     Algorithm,
     ChannelError,
     ClientSettings,
+    ClientsFailedError,
     NonFiniteError,
 )
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ClientProfile
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
@@ -136,13 +136,6 @@ def test_numbers_out_of_range_name_their_key(
         tiny.trainer(tmp_path, **values)
 
 
-def test_several_processes_are_refused_before_they_start(
-    tiny: SimpleNamespace, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigurationError, match=r"ask for 2 processes; .* devices to 1"):
-        tiny.fit(FedAvg(), tmp_path, devices=2)
-
-
 def test_validation_comes_every_nth_round(
     tiny: SimpleNamespace, mlecs_run: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -238,15 +231,27 @@ def test_order_of_the_clients_does_not_matter(
 # What goes wrong ------------------------------------------------------------------------------
 
 
+HOT = {"init_args": {"lr": 1e30}}
+
+
 @pytest.mark.parametrize("algorithm", [MLECS, FedAvg, Standalone])
-def test_a_client_that_diverges_is_named_with_its_stage(
+def test_a_client_that_diverges_is_named_with_its_stage_and_the_round_goes_on(
     tiny: SimpleNamespace, algorithm: Callable[..., Algorithm], tmp_path: Path
 ) -> None:
-    clients = tiny.clients | {
-        "hall": ClientSettings(["fourier"], optimizer={"init_args": {"lr": 1e30}})
-    }
-    with pytest.raises(NonFiniteError, match=r"hall: .* stage 'private'"):
-        tiny.fit(algorithm(steps=tiny.steps(private=2)), tmp_path, tiny.parties(clients))
+    clients = tiny.clients | {"hall": ClientSettings(["fourier"], optimizer=HOT)}
+    method = algorithm(steps=tiny.steps(private=2))
+    summary = tiny.fit(method, tmp_path, tiny.parties(clients))
+    (fault,) = summary["faults"]["events"]
+    assert (fault["client"], fault["kind"], fault["round"]) == ("hall", "error", 0)
+    assert "stage 'private': NonFiniteError" in fault["reason"]
+
+
+def test_a_round_in_which_every_client_raises_ends_the_run(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    settings = tiny.parties(edge=tiny.model(optimizer=HOT))
+    with pytest.raises(ClientsFailedError, match=r"(?s)every client failed.*kitchen.*hall.*study"):
+        tiny.fit(FedAvg(steps=tiny.steps(private=2)), tmp_path, settings)
 
 
 class Broken(Digits):
@@ -264,9 +269,10 @@ def test_a_broken_public_sample_is_found_in_the_stage_that_reads_it(
     warm = MLECS(steps=tiny.steps(warmup=1))
     with pytest.raises(NonFiniteError, match="server: loss is nan in step 0 of stage 'warmup'"):
         tiny.fit(warm, tmp_path / "a", None, tiny.data(Broken))
-    cold = FedAvg(steps=tiny.steps())
-    with pytest.raises(NonFiniteError, match="hall: loss is nan in step 0 of stage 'public'"):
-        tiny.fit(cold, tmp_path / "b", None, tiny.data(Broken))
+    cold = FedAvg(steps=tiny.steps(server=0))
+    summary = tiny.fit(cold, tmp_path / "b", None, tiny.data(Broken))
+    (fault,) = summary["faults"]["events"]  # the others have no such sensor
+    assert "hall: loss is nan in step 0 of stage 'public'" in fault["reason"]
     # What such a server says of the samples is stopped at the border.
     with pytest.raises(ChannelError, match=r"downlink of client 'kitchen' .*fused.*not finite"):
         tiny.fit(MLECS(steps=tiny.steps()), tmp_path / "c", None, tiny.data(Broken))

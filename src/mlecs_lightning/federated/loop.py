@@ -1,0 +1,354 @@
+"""One round after another: broadcast, client updates, aggregation, server update, evaluation."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import seed_everything
+
+from mlecs_lightning.federated.aggregator import Aggregate
+from mlecs_lightning.federated.algorithm import Loaders
+from mlecs_lightning.federated.channel import ChannelError, Delivery, decode
+from mlecs_lightning.federated.context import RoundContext, derive_seed
+from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultTrace
+from mlecs_lightning.federated.messages import Message
+from mlecs_lightning.federated.run import Outcome, Run
+from mlecs_lightning.federated.signals import Interrupted, StopSignals
+
+__all__ = ["ClientsFailedError", "LargeUpdate", "LoopSettings", "RoundLoop", "sample_clients"]
+
+log = logging.getLogger(__name__)
+
+LargeUpdate = Literal["refuse", "clip"]
+
+
+class ClientsFailedError(RuntimeError):
+    """The code of every client of a round raised: that is no misfortune of single devices."""
+
+
+def sample_clients(
+    clients: tuple[str, ...], fraction: float, *, seed: int, round: int
+) -> tuple[str, ...]:
+    """Return the participants of a round, a function of seed and round alone.
+
+    Args:
+        clients: All clients.
+        fraction: Share of them, at least one; drawn without replacement.
+        seed: Base seed of the run.
+        round: The round.
+
+    Returns:
+        The drawn clients, in their old order.
+    """
+    count = max(1, round_half_up(fraction * len(clients)))
+    if count == len(clients):
+        return clients
+    drawn = random.Random(derive_seed(seed, round, "participants")).sample(clients, count)
+    return tuple(client for client in clients if client in set(drawn))
+
+
+def round_half_up(value: float) -> int:
+    """Return the nearest integer, halves upwards."""
+    return int(value + 0.5)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The trainer's options that concern rounds; see `FederatedTrainer`."""
+
+    val_every: int
+    limit_train: int | None
+    client_fraction: float
+    min_clients: int
+    faults: FaultTrace | None
+    max_update_norm: float | None
+    large_update: LargeUpdate
+
+
+class RoundLoop:
+    """Trains a run, round by round.
+
+    Clients are spread over the ranks. In turn every rank serves one of its clients, then all tell
+    each other what came of it, so that every rank aggregates every update. The server trains on all
+    ranks together.
+    """
+
+    def __init__(
+        self, run: Run, settings: LoopSettings, call: Callable[..., None], stop: StopSignals
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            run: What is trained.
+            settings: How.
+            call: Calls a hook of all callbacks.
+            stop: Says when to stop.
+        """
+        self._run, self._settings, self._call, self._stop = run, settings, call, stop
+        if run.federation.ranks.size == 1:
+            # Ranks that train together cannot stop in the middle of a pass, one without another.
+            run.federation.server.before_step = stop.check
+
+    def warm_up(self) -> None:
+        """Train the server alone."""
+        run = self._run
+        # Round -1: its seeds are apart from those of every round.
+        ctx = RoundContext(-1, run.federation.parties.seed, run.federation.clients)
+        self._seed(ctx, "server", "warmup")
+        losses = run.algorithm.warmup(run.federation.server, run.server_loaders, ctx)
+        run.warmup = {f"server/{k}": v for k, v in losses.items()}
+        run.folder.log(run.warmup, step=0)
+        self.stop_together()
+
+    def round(self, number: int) -> None:
+        """Train one round, and add its metrics to the history.
+
+        Raises:
+            Interrupted: After a signal. Clients that were served are in `Run.served`.
+            ClientsFailedError: If the code of every client raised.
+            NonFiniteError: If the server diverged.
+        """
+        run, settings = self._run, self._settings
+        seed = run.federation.parties.seed
+        participants = sample_clients(
+            run.federation.clients, settings.client_fraction, seed=seed, round=number
+        )
+        ctx = RoundContext(number, seed, participants)
+        self._call("on_round_start", round=number, participants=ctx.participants)
+        metrics: dict[str, float] = {"round": number}
+        aggregate = self._aggregate(ctx, metrics)
+        self._seed(ctx, "server", "update")
+        losses = run.algorithm.server_update(
+            run.federation.server, aggregate, run.server_loaders, ctx
+        )
+        metrics |= {f"server/{k}": v for k, v in losses.items()}
+        if settings.val_every and (number + 1) % settings.val_every == 0:
+            metrics |= run.evaluator.validate(run.federation)
+        for way in ("uplink", "downlink"):
+            metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
+        run.history.append(metrics)
+        run.served.clear()
+        run.federation.store.drop_messages()
+        run.folder.log(metrics, step=number + 1)
+
+    def _aggregate(self, ctx: RoundContext, metrics: dict[str, float]) -> Aggregate | None:
+        """Serve all clients; return what their updates came to, if there were enough."""
+        run = self._run
+        updates = self._updates(ctx, metrics)
+        if not run.algorithm.communicates:
+            for _ in updates:
+                pass
+            return None
+        aggregate = run.algorithm.aggregate(updates, ctx)
+        if aggregate is None or aggregate.clients < max(1, self._settings.min_clients):
+            return None
+        metrics["aggregate/error"] = aggregate.error
+        metrics["aggregate/clients"] = aggregate.clients
+        self._call(
+            "on_aggregate", round=ctx.round, error=aggregate.error, clients=aggregate.clients
+        )
+        return aggregate
+
+    # Clients --------------------------------------------------------------------------------
+
+    def _updates(
+        self, ctx: RoundContext, metrics: dict[str, float]
+    ) -> Iterator[tuple[str, Message]]:
+        """Serve one client of every rank after another; yield what the server receives."""
+        federation, ranks = self._run.federation, self._run.federation.ranks
+        shares = [
+            [c for c in ctx.participants if federation.owner[c] == r] for r in range(ranks.size)
+        ]
+        serving = self._serve(ctx, tuple(shares[ranks.rank]))
+        failed: list[Fault] = []
+        for _ in zip_longest(*shares):
+            outcome, stopped = None, None
+            try:
+                outcome = next(serving, None)
+            except Interrupted as error:
+                stopped = error.signum
+            # The decoded message stays here; the others decode it themselves.
+            told = outcome if ranks.size == 1 or outcome is None else outcome._replace(message=None)
+            signals = []
+            for rank, (other, signum) in enumerate(ranks.gather((told, stopped))):
+                signals += [signum] if signum is not None else []
+                if other is None:
+                    continue
+                delivered = self._settle(outcome if rank == ranks.rank else other, ctx, metrics)
+                if other.fault is not None and other.fault.kind == "error":
+                    failed.append(other.fault)
+                if delivered is not None:
+                    yield other.client, delivered
+            if signals:
+                raise Interrupted(signals[0])
+        if failed and len(failed) == len(ctx.participants):
+            reasons = "\n".join(fault.reason for fault in failed)
+            raise ClientsFailedError(f"round {ctx.round}: every client failed:\n{reasons}")
+
+    def _settle(
+        self, outcome: Outcome | None, ctx: RoundContext, metrics: dict[str, float]
+    ) -> Message | None:
+        """Count and report what became of a client, the same way on every rank."""
+        assert outcome is not None
+        run, client = self._run, outcome.client
+        if outcome.down:
+            run.ledger.add("downlink", client, outcome.down)
+        if outcome.fault is not None:
+            run.faults.faults.append(outcome.fault)
+            self._call(
+                "on_client_fault",
+                round=ctx.round,
+                client=client,
+                kind=outcome.fault.kind,
+                reason=outcome.fault.reason,
+            )
+            return None
+        metrics |= {f"clients/{client}/{k}": v for k, v in outcome.metrics.items()}
+        if outcome.up:
+            run.ledger.add("uplink", client, outcome.up)
+        self._call("on_client_end", round=ctx.round, client=client, metrics=outcome.metrics)
+        if outcome.message is not None or outcome.data is None:
+            return outcome.message
+        return decode(outcome.data)[0]
+
+    def _serve(self, ctx: RoundContext, clients: tuple[str, ...]) -> Iterator[Outcome]:
+        """Serve this rank's clients, one after another."""
+        run, trace = self._run, self._settings.faults
+        fates = {c: trace.fate(ctx.round, c) if trace else Fate() for c in clients}
+        served = tuple(c for c in clients if c not in run.served and not fates[c].drops)
+        broadcasts: Iterator[tuple[str, Message | None]] = iter(
+            run.algorithm.broadcast(
+                run.federation.server, run.server_loaders, replace(ctx, participants=served)
+            )
+            if run.algorithm.communicates and served
+            else [(client, None) for client in served]
+        )
+        for client in clients:
+            self._stop.check()
+            if client in run.served:
+                yield self._served_before(client)
+                continue
+            if fates[client].drops:
+                outcome = Outcome(
+                    client, fault=Fault(ctx.round, client, "dropout", "did not take part")
+                )
+            else:
+                outcome = self._serve_one(ctx, *next(broadcasts), fates[client])
+                if outcome.data is not None:
+                    run.federation.store.put_message(client, outcome.data)
+            run.served[client] = outcome._replace(data=None, message=None)
+            yield outcome
+
+    def _served_before(self, client: str) -> Outcome:
+        outcome = self._run.served[client]
+        if not outcome.up:
+            return outcome
+        data = self._run.federation.store.message(client)
+        return outcome._replace(data=data, message=decode(data)[0])
+
+    def _serve_one(
+        self, ctx: RoundContext, client: str, sent: Message | None, fate: Fate
+    ) -> Outcome:
+        """Carry the broadcast to a client, train it, carry its update back."""
+        run, federation = self._run, self._run.federation
+        module = federation.module(client)
+        about: dict[str, Any] = {"client": client, "round": ctx.round}
+        received: Message | None = None
+        down: dict[str, int] = {}
+        if sent is not None:
+            schema = run.algorithm.downlink(federation.server, module)
+            received, down = run.channel.receive(
+                run.channel.send(sent, **about), schema, direction="downlink", **about
+            )
+        edge = federation.edge(client)
+        watch = fate.watch()
+
+        def before_step() -> None:
+            self._stop.check()
+            watch()
+
+        edge.before_step = before_step
+        self._seed(ctx, client, "update")
+        try:
+            update = run.algorithm.client_update(edge, self._loaders(client), received, ctx)
+            data = None if update.message is None else run.channel.send(update.message, **about)
+        except ClientFault as fault:
+            reason = f"client {client!r}, stage {edge.stage!r}: {fault}"
+            return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, reason))
+        except Exception as error:
+            log.debug("client %r failed", client, exc_info=True)
+            reason = f"client {client!r}, stage {edge.stage!r}: {type(error).__name__}: {error}"
+            return Outcome(client, down, fault=Fault(ctx.round, client, "error", reason))
+        federation.keep(edge, round=ctx.round)
+        if data is None:
+            return Outcome(client, down, metrics=update.metrics)
+        try:
+            schema = run.algorithm.uplink(module)
+            delivery = run.channel.receive(data, schema, direction="uplink", **about)
+            message = self._bounded(delivery, received, client)
+        except ChannelError as error:
+            return Outcome(client, down, fault=Fault(ctx.round, client, "refused", str(error)))
+        if message is not delivery.message:
+            data = run.channel.send(message, **about)
+        return Outcome(client, down, delivery.sizes, data, message, update.metrics)
+
+    def _bounded(self, delivery: Delivery, received: Message | None, client: str) -> Message:
+        """Limit how far a client's adapter may be from the one that was sent to it.
+
+        Raises:
+            ChannelError: If it is further, and such updates are refused.
+        """
+        limit, message = self._settings.max_update_norm, delivery.message
+        if limit is None or received is None:
+            return message
+        change = {
+            k: t.double() - received.tensors[k].double()
+            for k, t in message.tensors.items()
+            if k in received.tensors and k.startswith("adapter/")
+        }
+        if not change:
+            return message
+        norm = float(torch.nn.utils.get_total_norm(change.values()))
+        if norm <= limit:
+            return message
+        if self._settings.large_update == "refuse":
+            raise ChannelError(
+                f"uplink of client {client!r} refused: norm of the update is {norm:.4g}, "
+                f"trainer.max_update_norm {limit:.4g}"
+            )
+        clipped = {
+            k: (received.tensors[k].double() + t * (limit / norm)).to(message.tensors[k].dtype)
+            for k, t in change.items()
+        }
+        return Message({**message.tensors, **clipped}, message.scalars)
+
+    def _loaders(self, client: str) -> Loaders:
+        run, limit = self._run, self._settings.limit_train
+        modalities = run.federation.parties.profiles[client].modalities
+        pooled = run.algorithm.pools_private
+        private = run.data.pooled(modalities) if pooled else run.data.private(client, "train")
+        public = run.data.public("train", modalities=modalities)
+        return Loaders(run.data.loader(public, limit=limit), run.data.loader(private, limit=limit))
+
+    # All ranks ------------------------------------------------------------------------------
+
+    def stop_together(self) -> None:
+        """Stop on all ranks, if any has been asked to."""
+        requested = self._run.federation.ranks.gather(self._stop.requested)
+        for signum in requested:
+            if signum is not None:
+                raise Interrupted(signum)
+
+    def _seed(self, ctx: RoundContext, party: str, stage: str) -> None:
+        """Seed every generator for one party's stage: a round depends on nothing before it.
+
+        Ranks that train the server together draw different dropout masks for their parts.
+        """
+        offset = self._run.federation.ranks.rank if party == "server" else 0
+        seed_everything((ctx.seed_for(party, stage) + offset) % 2**32, verbose=False)

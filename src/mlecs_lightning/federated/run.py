@@ -1,0 +1,189 @@
+"""Everything that belongs to one call of a trainer, and how it is saved and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric import Fabric
+
+from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.federated.algorithm import Algorithm, Loaders
+from mlecs_lightning.federated.channel import Channel, Ledger
+from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.federated.faults import Fault, FaultLog
+from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.federated.messages import Message
+from mlecs_lightning.federated.output import RunFolder, communication
+
+__all__ = ["Outcome", "Run"]
+
+
+class Outcome(NamedTuple):
+    """What became of one client in one round.
+
+    Attributes:
+        client: The client.
+        down: Bytes that it received, by component.
+        up: Bytes that it sent and that were accepted, by component.
+        data: The accepted message, as bytes.
+        message: The accepted message, decoded; only in the process that served the client.
+        metrics: Its training losses.
+        fault: Why there is no message, if there should be one.
+    """
+
+    client: str
+    down: dict[str, int] = {}  # noqa: RUF012 - never changed
+    up: dict[str, int] = {}  # noqa: RUF012
+    data: bytes | None = None
+    message: Message | None = None
+    metrics: dict[str, float] = {}  # noqa: RUF012
+    fault: Fault | None = None
+
+
+@dataclass
+class Run:
+    """The parts of a run, and its progress.
+
+    Attributes:
+        served: Outcomes of this process's clients in the round under way, messages left out: the
+            store keeps these.
+        next_round: The round to go on with.
+        seconds: Spent so far, over all processes that went on from one another.
+        restored: Whether it goes on from a checkpoint.
+    """
+
+    algorithm: Algorithm
+    data: FederatedDataModule
+    federation: Federation
+    evaluator: Evaluator
+    channel: Channel
+    folder: RunFolder
+    server_loaders: Loaders
+    fabric: Fabric
+    config: Mapping[str, Any]
+    monitor: str
+    ledger: Ledger = field(default_factory=Ledger)
+    faults: FaultLog = field(default_factory=FaultLog)
+    history: list[dict[str, float]] = field(default_factory=list)
+    warmup: dict[str, float] = field(default_factory=dict)
+    served: dict[str, Outcome] = field(default_factory=dict)
+    next_round: int = 0
+    seconds: float = 0.0
+    restored: bool = False
+
+    # Between rounds all ranks know the same, except for the clients' states: each has its own.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all but the clients' states, as plain values and tensors on the CPU."""
+        return {
+            "names": list(self.federation.clients),
+            "server": self.federation.server.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "faults": self.faults.state_dict(),
+            "history": list(self.history),
+            "warmup": self.warmup,
+            "monitor": self.monitor,
+            "config": dict(self.config),
+        }
+
+    def client_states(self) -> dict[str, Any]:
+        """Return the states of all clients, from all ranks."""
+        return self.federation.ranks.merge(self.federation.store.state_dict())
+
+    def partial_state(self) -> dict[str, Any]:
+        """Return what the clients served so far in this round have done, from all ranks."""
+        return self.federation.ranks.merge(
+            {
+                client: {
+                    "down": outcome.down,
+                    "up": outcome.up,
+                    "metrics": outcome.metrics,
+                    "fault": None if outcome.fault is None else vars(outcome.fault),
+                    "message": _as_tensor(self.federation.store.message(client))
+                    if outcome.up
+                    else None,
+                }
+                for client, outcome in self.served.items()
+            }
+        )
+
+    def restore(self, state: Mapping[str, Any], *, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `load_checkpoint` returned.
+            folder: Where the checkpoint is; files of clients that it names are beside it.
+
+        Raises:
+            CheckpointError: If it does not fit the federation.
+        """
+        federation = self.federation
+        unlike = sorted(set(state["names"]) ^ set(federation.clients))
+        if unlike:
+            raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
+        partial = state.get("partial")
+        try:
+            federation.server.load_state_dict(state["server"])
+            for client in federation.own:
+                if client in state["clients"]:
+                    saved = _client_state(state["clients"][client], folder)
+                    federation.store.put(client, saved, round=int(state["round"]))
+                federation.edge(client)
+                if partial is not None and client in partial:
+                    self._restore_outcome(client, partial[client])
+        except (KeyError, RuntimeError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"ckpt_path: the checkpoint is of other models: {error}"
+            ) from error
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.faults.load_state_dict(state["faults"])
+        self.history, self.warmup = list(state["history"]), state["warmup"]
+        self.next_round = int(state["round"]) + (partial is None)
+        self.seconds, self.restored = state["seconds"], True
+        self.folder.log(self.warmup, step=0)
+        for row in self.history:
+            self.folder.log(row, step=int(row["round"]) + 1)
+
+    def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
+        if saved["message"] is not None:
+            self.federation.store.put_message(client, saved["message"].numpy().tobytes())
+        fault = None if saved["fault"] is None else Fault(**saved["fault"])
+        self.served[client] = Outcome(
+            client, saved["down"], saved["up"], metrics=saved["metrics"], fault=fault
+        )
+
+    def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what summary.json holds, with the scores of an evaluation."""
+        return {
+            "algorithm": type(self.algorithm).__name__,
+            "seed": self.federation.parties.seed,
+            "rounds": len(self.history),
+            **results,
+            "aggregation_error": [
+                r["aggregate/error"] for r in self.history if "aggregate/error" in r
+            ],
+            "faults": {**self.faults.counts(), "events": self.faults.state_dict()},
+            "communication": communication(self.ledger, self.federation),
+            "seconds": self.seconds,
+        }
+
+
+def _client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:
+    """Return a state that the checkpoint holds, or that of the file it names."""
+    if isinstance(saved, dict):
+        return saved
+    state: dict[str, Any] = torch.load(
+        folder / "clients" / saved, weights_only=True, map_location="cpu"
+    )
+    return state
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

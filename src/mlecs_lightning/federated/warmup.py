@@ -1,0 +1,318 @@
+"""The warm-up by itself: Lightning's own `Trainer` trains the server, alone and on public data.
+
+On as many processes and nodes as `Trainer` can use, with its callbacks, loggers and checkpoints.
+The checkpoint is what a `fit` starts from (``trainer.warmup_ckpt_path``). In one process the result
+is that of the warm-up inside `fit`: the same initial weights, batches and random numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+import torch
+import yaml
+from lightning.fabric import Fabric, seed_everything
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mlecs_lightning.data import FederatedDataModule, SeededLoader
+from mlecs_lightning.data.sampling import sequential_loader, whole_batch
+from mlecs_lightning.federated.algorithm import Algorithm
+from mlecs_lightning.federated.context import RoundContext, derive_seed
+from mlecs_lightning.federated.federation import _with_backbone
+from mlecs_lightning.federated.learner import NonFiniteError
+from mlecs_lightning.federated.parties import FederationSettings, Parties
+from mlecs_lightning.federated.warmup_checkpoint import load_warmup
+from mlecs_lightning.modules import Objective, ServerModule
+from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.types import Batch
+
+__all__ = ["INHERITED", "OWN", "ServerWarmup", "build_server", "load_warmup"]
+
+INHERITED = (
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val"),
+    *("limit_val_batches", "fast_dev_run", "enable_progress_bar", "default_root_dir"),
+)
+"""Options of Lightning's `Trainer` that are those of ``trainer`` unless ``warmup`` sets them."""
+
+OWN = frozenset(
+    {"max_epochs", "min_epochs", "limit_train_batches", "overfit_batches"}
+    | {"use_distributed_sampler", "reload_dataloaders_every_n_epochs"}
+)
+"""Options of `Trainer` that a warm-up decides: it is one pass of ``max_steps`` steps."""
+
+
+@runtime_checkable
+class _WarmsUp(Protocol):
+    """What a warm-up asks of an algorithm, beside `Algorithm.prepare`."""
+
+    steps: Any
+
+    def warmup_objective(self) -> Objective | None:
+        """Return what the warm-up minimises; L_LM of the LLM by default."""
+
+
+class _Server:
+    """The server as `Algorithm.prepare` sees it."""
+
+    def __init__(self, module: ServerModule) -> None:
+        self.name, self.module = "server", module
+
+
+def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
+    """Return the server with the initial weights that it has in a federation.
+
+    Args:
+        parties: The checked settings.
+        data: Says what the modalities look like.
+    """
+    seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
+    return ServerModule(
+        _with_backbone(parties.server, data, key="server"),
+        _with_backbone(parties.hosted, data, key="edge"),
+        dict(data.modalities),
+    )
+
+
+class ServerWarmup:
+    """Trains the server with Lightning's `Trainer`.
+
+    Attributes:
+        config: What ``config.yaml`` says of the run; the command line sets it.
+        trainer: The `Trainer` of the last `warmup`.
+        module: The server that it trained.
+    """
+
+    def __init__(self, options: Mapping[str, Any], *, trainer: Mapping[str, Any]) -> None:
+        """Set the options.
+
+        Args:
+            options: Arguments of `lightning.Trainer`, key ``warmup``; ``None`` is not given.
+            trainer: Arguments of the `FederatedTrainer`, which stand in for those not given.
+        """
+        given = {k: v for k, v in options.items() if v is not None}
+        self._options = {k: trainer[k] for k in INHERITED if k in trainer} | given
+        self._limit = 1 if trainer.get("fast_dev_run") else trainer.get("limit_train_batches")
+        self.config: Mapping[str, Any] = {}
+        self.trainer: L.Trainer | None = None
+        self.module: ServerModule | None = None
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the process that prints and writes for all."""
+        return self.trainer is None or self.trainer.is_global_zero
+
+    def warmup(
+        self,
+        algorithm: Algorithm,
+        datamodule: FederatedDataModule,
+        federation: FederationSettings,
+        ckpt_path: str | None = None,
+    ) -> Path | None:
+        """Train the server alone on public data, with Lightning's own Trainer.
+
+        Args:
+            algorithm: Says what is minimised, and for how many steps.
+            datamodule: The data.
+            federation: Server, edges and clients.
+            ckpt_path: A checkpoint of this warm-up to go on from.
+
+        Returns:
+            The checkpoint, if one was written: the best one where a callback monitors something.
+
+        Raises:
+            ValueError: If the settings do not fit together.
+            NonFiniteError: If the weights are not finite at the end.
+        """
+        parties = Parties.resolve(federation, algorithm, datamodule)
+        if not isinstance(algorithm, _WarmsUp):
+            raise ConfigurationError(
+                f"algorithm: {type(algorithm).__name__} has no steps.warmup and warmup_objective"
+            )
+        steps = int(self._options.get("max_steps", algorithm.steps.warmup))
+        if steps < 1:
+            raise ConfigurationError(
+                f"warmup.max_steps is {steps}: set it, or algorithm.init_args.steps.warmup, to "
+                "at least 1"
+            )
+        # Round -1, as in the federated loop.
+        ctx = RoundContext(-1, parties.seed, tuple(parties.profiles))
+        batches = steps * int(self._options.get("accumulate_grad_batches", 1))
+        public = _PublicData(datamodule, batches=batches, limit=self._limit, ctx=ctx)
+        self.trainer = self._build_trainer(steps, ctx)
+        self.module = build_server(parties, datamodule)
+        algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
+        self.module.objective = algorithm.warmup_objective()
+        self.trainer.fit(self.module, datamodule=public, ckpt_path=ckpt_path, weights_only=True)
+        saved = self.trainer.checkpoint_callback
+        if not isinstance(saved, ModelCheckpoint):
+            return None
+        path = saved.best_model_path or saved.last_model_path
+        return Path(path) if path else None
+
+    def _build_trainer(self, steps: int, ctx: RoundContext) -> L.Trainer:
+        options = {**self._options, "max_steps": steps, "use_distributed_sampler": False}
+        elastic = TorchElasticEnvironment.detect()
+        if elastic and options["devices"] == "auto" and options["accelerator"] in ("auto", "cpu"):
+            # On the CPU Lightning takes auto for one process, however many torchrun has started.
+            gpus = options["accelerator"] == "auto" and torch.cuda.is_available()
+            options["devices"] = "auto" if gpus else int(os.environ["LOCAL_WORLD_SIZE"])
+        callbacks = options.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        config = {} if options.get("fast_dev_run") else self.config
+        options["callbacks"] = [_AsInFederation(ctx, config), *callbacks]
+        try:
+            options["strategy"] = _strategy(options)
+            trainer = L.Trainer(**options)
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            raise ConfigurationError(f"warmup: {error}") from error
+        started = int(os.environ["WORLD_SIZE"]) if elastic else trainer.world_size
+        if trainer.world_size != started:
+            raise ConfigurationError(
+                f"warmup.devices and warmup.num_nodes (or those of trainer) are for "
+                f"{trainer.world_size} processes, torchrun has started {started}; on the CPU "
+                "set devices to the processes of a node and num_nodes to the nodes"
+            )
+        return trainer
+
+
+def _strategy(options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as in Lightning
+    """Return the strategy; under DDP parameters may go without a gradient.
+
+    The readout of the server's view has none where nothing is contrasted.
+    """
+    asked = options["strategy"]
+    if asked not in ("auto", "ddp"):
+        return asked
+    # Fabric tells what `auto` is, without a word on the console.
+    known = {k: options[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
+    ddp = isinstance(Fabric(**known).strategy, DDPStrategy)
+    return "ddp_find_unused_parameters_true" if ddp else asked
+
+
+class _AsInFederation(L.Callback):
+    """Makes Lightning's training the warm-up of a federation."""
+
+    def __init__(self, ctx: RoundContext, config: Mapping[str, Any]) -> None:
+        self._seed, self._config = ctx.seed_for("server", "warmup"), config
+        self._saved: list[Tensor] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Shard the batches; write the configuration beside the logs."""
+        assert isinstance(pl_module, ServerModule)
+        pl_module.sharded = trainer.world_size > 1
+        folder = trainer.log_dir  # all ranks must ask
+        if self._config and folder and trainer.loggers and trainer.is_global_zero:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(dict(self._config), sort_keys=False)
+            (Path(folder) / "config.yaml").write_text(text)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Seed as the federated loop does; ranks draw different dropout masks for their parts."""
+        seed_everything((self._seed + trainer.global_rank) % 2**32, verbose=False)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Restore the random numbers of a checkpoint, once loaders have drawn theirs."""
+        if len(self._saved) == trainer.world_size:
+            _set_rng(self._saved[trainer.global_rank], pl_module.device)
+        self._saved = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse weights that are not finite, before they are saved."""
+        assert isinstance(pl_module, ServerModule)
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in pl_module.trainable_parameters()])
+        if not bool(torch.isfinite(norm)):
+            raise NonFiniteError(
+                "server: weights are not finite after stage 'warmup'; a smaller learning rate or "
+                "precision 32-true may help"
+            )
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the state of the random numbers of every rank."""
+        own = _get_rng(pl_module.device)
+        states: list[Tensor] = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, own)
+        checkpoint["rng_states"] = states
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the state of the random numbers until training begins."""
+        self._saved = checkpoint.get("rng_states", [])
+
+
+def _get_rng(device: torch.device) -> Tensor:
+    """Return the state of the generator that dropout draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_rng(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    else:
+        torch.set_rng_state(state.cpu())
+
+
+class _Pass:
+    """The batches of the warm-up, which a resumed run goes on with where it stopped."""
+
+    def __init__(self, loader: SeededLoader, batches: int, *, seed: int) -> None:
+        self._loader, self._batches, self._seed = loader, batches, seed
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader.take(self._batches, seed=self._seed, start=self._taken):
+            self._taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._taken = state["taken"]
+
+
+class _PublicData(L.LightningDataModule):
+    """The public split as `Trainer` takes it: each process gets its part."""
+
+    def __init__(
+        self, data: FederatedDataModule, *, batches: int, limit: int | None, ctx: RoundContext
+    ) -> None:
+        super().__init__()
+        self._data, self._seed = data, ctx.seed_for("server", "public")
+        self._batches = batches if limit is None else min(batches, limit)
+
+    def _shard(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def train_dataloader(self) -> _Pass:
+        """Return this process's rows of each batch."""
+        loader = self._data.loader(self._data.public("train"), shard=self._shard())
+        return _Pass(loader, self._batches, seed=self._seed)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
+        """Return whole batches, dealt to the processes; all to each if there are too few."""
+        table = self._data.public("val")
+        if not len(table):
+            return []
+        rank, size = self._shard()
+        batches = list(sequential_loader(table, self._data.eval_batch_size).batch_sampler or ())
+        mine = batches[rank::size] if len(batches) >= size else batches
+        return DataLoader(table, batch_sampler=mine, collate_fn=whole_batch)

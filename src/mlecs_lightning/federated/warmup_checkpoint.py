@@ -1,0 +1,117 @@
+"""Starting a federation from a checkpoint of the warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.modules import ServerModule
+
+__all__ = ["load_warmup"]
+
+# What the weights mean depends on these; the rest of the settings may differ.
+_MEANING = {
+    "backbone": ("model", "revision"),
+    "lora": ("r", "alpha", "target_modules"),
+    "connector": ("width", "prompt_length"),
+}
+
+
+def load_warmup(path: Path, server: ServerModule, optimizer: Optimizer | None = None) -> None:
+    """Start a server from a checkpoint of the warm-up.
+
+    Args:
+        path: The checkpoint.
+        server: The server of the federation, after `Algorithm.prepare`.
+        optimizer: Its optimiser. It takes over moments and step count if it has the settings that
+            it had in the warm-up, so that a `fit` goes on as after a warm-up of its own. Its
+            learning rate and other options stay.
+
+    Raises:
+        CheckpointError: If the file is missing, is no checkpoint of a warm-up, or is one of another
+            server; it says what differs. Nothing is written then.
+    """
+    saved = _read(path)
+    there = saved["hyper_parameters"]
+    differences = _differences(there, dict(server.hparams))
+    if differences:
+        raise CheckpointError("\n  ".join([f"{_key(path)} is of another server:", *differences]))
+    try:
+        server.load_trainable_state(saved["state_dict"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{_key(path)} is of another server: {error}") from error
+    moments = saved.get("optimizer_states")
+    if optimizer and moments and there["settings"]["optimizer"] == server.settings.optimizer:
+        _load_moments(moments[0]["state"], server, optimizer)
+
+
+def _key(path: Path) -> str:
+    return f"trainer.warmup_ckpt_path: {str(path)!r}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{_key(path)}: there is no such file")
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise CheckpointError(f"{_key(path)}: cannot be read: {error}") from error
+    parts = {"state_dict", "hyper_parameters"}
+    if not (isinstance(saved, dict) and parts <= saved.keys()) or not (
+        {"settings", "hosted", "modalities"} <= saved["hyper_parameters"].keys()
+    ):
+        raise CheckpointError(f"{_key(path)}: this is no checkpoint that `warmup` wrote")
+    return saved
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return what differs, one line for each key."""
+    values = [
+        (f"{party}.{part}.{name}", there[which][part][name], here[which][part][name])
+        for which, party, parts in (
+            ("settings", "server", _MEANING.keys()),
+            ("hosted", "clients", ("backbone", "lora")),  # its other parts are the server's
+        )
+        for part in parts
+        for name in _MEANING[part]
+    ]
+    values += [
+        ("server.extractors", there["settings"]["extractors"], here["settings"]["extractors"]),
+        ("modalities", there["modalities"], here["modalities"]),
+    ]
+    return [f"{key} is {a!r} there and {b!r} here" for key, a, b in values if not _alike(a, b)]
+
+
+def _alike(one: Any, other: Any) -> bool:  # noqa: ANN401 - any setting
+    """Return whether two settings may mean the same."""
+    if one is None or other is None:
+        return True  # a library's choice: names and shapes of the tensors will tell
+    if isinstance(one, str) and isinstance(other, str):
+        first, second = Path(one), Path(other)
+        # A model may lie in another folder here.
+        return one == other or (
+            first.is_absolute() and second.is_absolute() and first.name == second.name
+        )
+    return bool(one == other)
+
+
+def _load_moments(state: Mapping[int, Any], server: ServerModule, optimizer: Optimizer) -> None:
+    """Write what an optimiser over the trainable parameters has of each into another one.
+
+    The other one may hold parameters beside them that an algorithm has frozen since.
+    """
+    own = optimizer.state_dict()
+    position = {
+        id(parameter): n
+        for n, parameter in enumerate(
+            p for group in optimizer.param_groups for p in group["params"]
+        )
+    }
+    names = server.trainable_parameters()
+    moments = {position[id(names[n])]: values for n, values in state.items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
