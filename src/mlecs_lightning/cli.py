@@ -1,16 +1,21 @@
-"""The command line: ``python cli.py fit|validate|test|predict --config FILE``."""
+"""The command line: ``python cli.py fit|validate|test|predict|warmup --config FILE``."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
-from collections.abc import Mapping
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Iterator
+from inspect import isabstract
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional
 
-from jsonargparse import ArgumentError, ArgumentParser, get_loader
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -18,8 +23,8 @@ from lightning.pytorch.cli import (
     OptimizerCallable,
 )
 from rich.console import Console
+from torch.optim import Optimizer
 from transformers.utils import logging as transformers_logging
-from yaml import YAMLError
 
 import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
 from mlecs_lightning.data import FederatedDataModule
@@ -27,25 +32,44 @@ from mlecs_lightning.federated import (
     Algorithm,
     ChannelError,
     CheckpointError,
-    ClientSettings,
-    DrawnClients,
+    ClientsFailedError,
     FederatedTrainer,
     FederationSettings,
+    Interrupted,
     NonFiniteError,
 )
+from mlecs_lightning.federated.parties import are_drawn, client_settings, party_faults
+from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.report import print_summary
-from mlecs_lightning.settings import ConfigurationError, ModelSettings, override
+from mlecs_lightning.settings import (
+    ConfigurationError,
+    FaultList,
+    ModelSettings,
+    import_class,
+    override,
+)
 
 __all__ = ["FederatedCLI", "main"]
 
-T = TypeVar("T", ClientSettings, DrawnClients)
+_BASES: dict[str, type] = {
+    "data": FederatedDataModule,
+    "algorithm": Algorithm,
+    "optimizer": Optimizer,
+}
+_CLASS_PATH = r"class_path[= ]'([\w.]+)'"
+
+
+class _Commands(FederatedTrainer):
+    """Where Lightning looks up the subcommands."""
+
+    warmup = ServerWarmup.warmup
 
 
 class FederatedCLI(LightningCLI):
     """LightningCLI over a `FederatedTrainer`: the same commands, configs and overrides.
 
-    Keys: ``seed_everything``, ``trainer``, ``data``, ``algorithm``, ``server``, ``edge``,
-        ``clients``.
+    Keys: ``seed_everything``, ``trainer``, ``warmup``, ``data``, ``algorithm``, ``server``,
+        ``edge``, ``clients``.
     """
 
     def __init__(self, args: ArgsType = None) -> None:
@@ -56,7 +80,7 @@ class FederatedCLI(LightningCLI):
         """
         self.result: Any = None
         super().__init__(
-            trainer_class=FederatedTrainer,  # type: ignore[arg-type]
+            trainer_class=_Commands,  # type: ignore[arg-type]
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -66,17 +90,25 @@ class FederatedCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse a command line, or a namespace as `LightningCLI` does."""
-        if args is None or isinstance(args, list):
-            self.config = parser.parse_args(
-                with_merged_clients(sys.argv[1:] if args is None else args)
-            )
-        else:
-            super().parse_arguments(parser, args)
+        """Parse a command line, or a namespace as `LightningCLI` does.
+
+        Raises:
+            ConfigurationError: If that fails; it says which names are known.
+        """
+        try:
+            if args is None or isinstance(args, list):
+                merged = with_merged_clients(sys.argv[1:] if args is None else args)
+                self.config = parser.parse_args(merged)
+            else:
+                super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            known = known_names(str(error), defaults=self._parser("fit").get_defaults())
+            raise ConfigurationError(f"{error}{known}") from error
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare the keys of a federation."""
         parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
+        self._add_warmup_arguments(parser)
         parser.add_argument("--data", type=FederatedDataModule, required=True, help="the data set")
         parser.add_argument("--algorithm", type=Algorithm, required=True, help="the method")
         for party in ("server", "edge"):
@@ -101,33 +133,113 @@ class FederatedCLI(LightningCLI):
         )
 
     @staticmethod
+    def _add_warmup_arguments(parser: LightningArgumentParser) -> None:
+        """Declare the arguments of Lightning's `Trainer`; some are those of ``trainer``."""
+        apart = {*INHERITED, "max_steps"}
+        parser.add_class_arguments(
+            Trainer, "warmup", instantiate=False, sub_configs=True, skip={*apart, *OWN}
+        )
+        for name in sorted(apart):
+            default = "algorithm.init_args.steps.warmup" if name == "max_steps" else "trainer"
+            parser.add_argument(
+                f"--warmup.{name}",
+                type=Optional[Trainer.__init__.__annotations__[name]],  # noqa: UP045 - a value
+                default=None,
+                help=f"As in lightning.Trainer; that of {default} if not given.",
+            )
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        if subcommand != "warmup":
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = self.init_parser(**kwargs)
+        self._add_arguments(parser)
+        # No group for the method: it would have the name of the key.
+        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(
+            klass, subcommand, skip=set(self.subcommands()[subcommand]), as_group=False
+        )
+        return parser
+
+    @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands and their arguments that do not come from the command line."""
         given = {"algorithm", "datamodule", "federation"}
-        return dict.fromkeys(("fit", "validate", "test", "predict"), given)
+        return dict.fromkeys(("fit", "validate", "test", "predict", "warmup"), given)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the trainer reads checkpoints, and they hold no arguments of ours."""
 
+    def _set_seed(self) -> None:
+        """Seed everything, unless `instantiate_classes` will refuse the seed."""
+        if not self._seed_faults():
+            super()._set_seed()
+
+    def _seed_faults(self) -> list[str]:
+        seed = int(self._get(self.config, "seed_everything"))
+        allowed = range(2**32)  # numpy's
+        return [] if seed in allowed else [f"seed_everything must lie in [0, 2**32), got {seed}"]
+
     def instantiate_classes(self) -> None:
-        """Build the settings of the parties, data, algorithm and trainer."""
+        """Build the settings of the parties, data, algorithm and trainer.
+
+        Raises:
+            ConfigurationError: If anything is wrong with them; all faults in one message.
+        """
+        faults = FaultList(self._seed_faults())
+        models = {
+            party: model
+            for party in ("server", "edge")
+            if (model := faults.attempt(self._model_settings, party))
+        }
+        data = faults.attempt(self._instantiate, "data")
+        algorithm = faults.attempt(self._instantiate, "algorithm")
+        trainer = faults.attempt(self._build_trainer)
+        written = self._get(self.config, "clients")
+        clients, wrong = client_settings(written, list(data.modalities) if data else [])
+        faults += wrong
+        if faults:
+            # What is sound can still be checked, and a user wants to hear of it now.
+            faults += party_faults(clients, models, algorithm=algorithm, data=data)
+            faults.raise_any(title="the configuration has faults:")
         self.federation = FederationSettings(
-            self._model_settings("server"),
-            self._model_settings("edge"),
-            client_settings(self._get(self.config, "clients")),
+            models["server"],
+            models["edge"],
+            clients,
             int(self._get(self.config, "seed_everything")),
         )
-        try:
-            self.config_init = self.parser.instantiate(self.config)
-            trainer = FederatedTrainer(**self._get(self.config_init, "trainer"))
-        except ValueError as error:
-            raise ConfigurationError(_innermost(error)) from error
-        except (RuntimeError, MisconfigurationException) as error:  # from Fabric
-            raise ConfigurationError(f"trainer: {error}") from error
+        assert trainer is not None
+        self.algorithm, self.datamodule = algorithm, data
         self.trainer = trainer  # type: ignore[assignment]
-        self.datamodule = self._get(self.config_init, "data")
         self._dump_config()
         trainer.config = self.config_dump
+
+    def _instantiate(self, key: str) -> Any:  # noqa: ANN401 - whatever the YAML names
+        """Build the objects under one key.
+
+        Raises:
+            ConfigurationError: If a class refuses its arguments.
+        """
+        parser = self._parser(self.subcommand)
+        try:
+            part = Namespace({key: self._get(self.config, key)})  # type: ignore[no-untyped-call]
+            return parser.instantiate(part)[key]
+        except ValueError as error:
+            raise ConfigurationError(_innermost(error)) from error
+
+    def _build_trainer(self) -> FederatedTrainer | ServerWarmup:
+        values = self._instantiate("trainer").as_dict()
+        root = Path(values["default_root_dir"])
+        place = next(p for p in (root, *root.absolute().parents) if p.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise ConfigurationError(f"trainer.default_root_dir: cannot write into {str(place)!r}")
+        if self.subcommand == "warmup":
+            return ServerWarmup(self._instantiate("warmup").as_dict(), trainer=values)
+        try:
+            return FederatedTrainer(**values)
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            named = str(error) if str(error).startswith("trainer.") else f"trainer: {error}"
+            raise ConfigurationError(named) from error
 
     def _model_settings(self, party: str) -> ModelSettings:
         values = self._get(self.config, party).as_dict()
@@ -137,10 +249,10 @@ class FederatedCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {
-            "algorithm": self._get(self.config_init, "algorithm"),
+            "algorithm": self.algorithm,
             "datamodule": self.datamodule,
             "federation": self.federation,
-            "ckpt_path": self._get(self.config_init, "ckpt_path"),
+            "ckpt_path": self._get(self.config, "ckpt_path"),
         }
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -155,6 +267,41 @@ def _innermost(error: BaseException) -> str:
     return str(error)
 
 
+def known_names(message: str, *, defaults: Namespace) -> str:
+    """Return what a user could have written in place of a name that jsonargparse does not know.
+
+    Args:
+        message: What jsonargparse says.
+        defaults: All keys.
+
+    Returns:
+        The names, to be put behind the message; empty if it is of something else.
+    """
+    names: list[str] = []
+    if key := re.search(r"(?:accept option '|unrecognized arguments: --)([\w.]+)", message):
+        siblings = defaults.get(key[1].rpartition(".")[0], defaults)
+        names = list(vars(siblings)) if isinstance(siblings, Namespace) else []
+    elif "is not accepted" in message and (paths := re.findall(_CLASS_PATH, message)):
+        refused = import_class({"class_path": paths[-1]}, home="builtins", key="class_path")
+        names = ArgumentParser().add_class_arguments(refused)
+    elif re.search("import path|No module|no attribute|is abstract|subclass of", message):
+        *_, kind = re.findall(r'Parser key "(?:\w+\.)*(\w+)"', message) or [""]
+        names = sorted(_subclass_names(_BASES[kind])) if kind in _BASES else []
+    return f"\n  known: {names}" if names else ""
+
+
+def _subclass_names(base: type) -> set[str]:
+    """Return bare names that jsonargparse takes for a class path; others offer theirs in full."""
+    names: set[str] = set()
+    kinds: list[type] = base.__subclasses__()
+    for kind in kinds:
+        names |= _subclass_names(kind)
+        ours = kind.__module__.startswith(("mlecs_lightning", "torch.optim"))
+        if ours and not isabstract(kind):
+            names.add(kind.__name__)
+    return names
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -162,7 +309,8 @@ def main(args: list[str] | None = None) -> int:
         args: Arguments in place of ``sys.argv[1:]``.
 
     Returns:
-        0, or 1 after a fault of the input, which is printed without a traceback.
+        0; 1 after a fault of the input, which is printed without a traceback; 128 + the number of
+        the signal that stopped the run (130 for SIGINT, 143 for SIGTERM).
     """
     if not sys.stderr.isatty():
         # A bar in a log file is a line of rubbish.
@@ -170,14 +318,19 @@ def main(args: list[str] | None = None) -> int:
     try:
         cli = FederatedCLI(args)
     except (
-        ArgumentError,
         ConfigurationError,
         CheckpointError,
         ChannelError,
+        ClientsFailedError,
         NonFiniteError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stopped:
+        print(f"{stopped}; --ckpt_path last goes on", file=sys.stderr)
+        return 128 + stopped.signum
+    if not cli.trainer.is_global_zero:
+        return 0
     match cli.subcommand:
         case "fit" | "test":
             print_summary(cli.result)
@@ -210,14 +363,16 @@ def with_merged_clients(args: list[str]) -> list[str]:
         ConfigurationError: If an option is to change a client that is not there.
     """
     clients: dict[str, Any] = {}
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip(args, [*args[1:], ""], strict=False):
         flag, given, value = argument.partition("=")
-        said = _load(value if given else following, file=flag in ("-c", "--config"))
-        if flag in ("-c", "--config") and isinstance(said, dict):
-            clients = _merge_clients(clients, said.get("clients"))
-        elif flag == "--clients" and isinstance(said, dict):
-            clients = said
+        text = value if given else following
+        if flag in ("-c", "--config"):
+            clients = _merge_clients(clients, _read(text).get("clients"))
+        elif flag == "--clients":
+            said = _yaml(text, key=flag)
+            clients = said if isinstance(said, dict) else clients
         elif flag.startswith("--clients."):
+            said = _yaml(text, key=flag)
             name, *keys = flag.removeprefix("--clients.").split(".")
             if keys and name not in clients:
                 raise ConfigurationError(
@@ -230,22 +385,44 @@ def with_merged_clients(args: list[str]) -> list[str]:
     return [*args, f"--clients={json.dumps(clients)}"] if clients else args
 
 
-def _load(text: str, *, file: bool) -> Any:  # noqa: ANN401 - whatever stands in a YAML file
-    """Read YAML; ``None`` if that fails: the parser will say so, better than we could."""
+def _read(file: str) -> dict[str, Any]:
+    """Read a configuration file; empty if there is none, as the parser will say."""
+    key = f"--config {file}"
     try:
-        return get_loader("yaml")(Path(text).read_text() if file else text)
-    except (OSError, YAMLError):
-        return None
+        text = Path(file).read_text()
+    except OSError:
+        return {}
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{key}: no text in UTF-8: {error}") from error
+    values = _yaml(text, key=key)
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{key}: expected keys and their values, got {values!r}")
+    twice = list(_written_twice(yaml.compose(text, yaml.SafeLoader)))
+    if twice:
+        raise ConfigurationError(f"{key}: written twice, and the first would be lost: {twice}")
+    return values
+
+
+def _yaml(text: str, *, key: str) -> Any:  # noqa: ANN401 - whatever stands there
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{key}: no YAML: {error}") from error
+
+
+def _written_twice(node: yaml.Node, above: str = "") -> Iterator[str]:
+    """Yield the keys that a mapping holds more than once; YAML takes the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        names = Counter(str(key.value) for key, _ in node.value)
+        yield from (f"{above}{name}" for name, times in names.items() if times > 1)
+        for key, value in node.value:
+            yield from _written_twice(value, f"{above}{key.value}.")
 
 
 def _merge_clients(old: dict[str, Any], new: object) -> dict[str, Any]:
     if not isinstance(new, dict):
         return old
-    return _merge(old, new) if _are_named(old) == _are_named(new) else new
-
-
-def _are_named(clients: Mapping[str, Any]) -> bool:
-    return all(isinstance(client, dict) for client in clients.values())
+    return _merge(old, new) if are_drawn(old) == are_drawn(new) else new
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -257,37 +434,3 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         else value
         for key, value in new.items()
     }
-
-
-def client_settings(clients: Mapping[str, Any]) -> dict[str, ClientSettings] | DrawnClients:
-    """Check the type of every value, and build the settings of the clients.
-
-    Args:
-        clients: What the YAML says: clients by name, or how they are drawn.
-
-    Raises:
-        ConfigurationError: If a key is unknown or missing or a value has another type; all faults
-            in one message.
-    """
-    if not _are_named(clients):
-        return _build(DrawnClients, clients, key="clients that are not named but drawn")
-    faults: list[str] = []
-    named: dict[str, ClientSettings] = {}
-    for name, values in clients.items():
-        try:
-            named[name] = _build(ClientSettings, values, key=f"clients.{name}")
-        except ConfigurationError as error:
-            faults.append(str(error))
-    if faults:
-        raise ConfigurationError("\n".join(faults))
-    return named
-
-
-def _build(kind: type[T], values: Mapping[str, Any], *, key: str) -> T:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    try:
-        return kind(**parser.parse_object(dict(values)).as_dict())
-    except ArgumentError as error:
-        known = [field.name for field in fields(kind)]
-        raise ConfigurationError(f"{key}: {error}; known keys: {known}") from error

@@ -6,28 +6,68 @@ The YAML keys `server`, `edge` and the overrides under `clients.<name>` are thes
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = [
     "BackboneSettings",
     "ClassPath",
     "ConfigurationError",
     "ConnectorSettings",
+    "FaultList",
     "LoraSettings",
     "ModelSettings",
     "build_class",
     "cache_dir",
+    "check_call",
     "check_class_path",
+    "import_class",
     "override",
+    "value_faults",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ConfigurationError(ValueError):
     """What a user wrote does not fit; says which keys and what is allowed."""
+
+
+class FaultList(list[str]):
+    """What is wrong with a configuration, collected: a user wants to read all of it at once."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the message of a `ValueError` and go on behind the block."""
+        try:
+            yield
+        except ValueError as error:
+            self.append(str(error))
+
+    def attempt(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call a function; if it raises a `ValueError`, keep the message and return ``None``."""
+        with self.collecting():
+            return function(*args, **kwargs)
+        return None
+
+    def raise_any(self, *, title: str | None = None) -> None:
+        """Raise all in one message, one a line.
+
+        Args:
+            title: First line of the message.
+
+        Raises:
+            ConfigurationError: If there are any.
+        """
+        if self:
+            raise ConfigurationError("\n".join([*([title] if title else []), *self]))
 
 
 def cache_dir() -> Path:
@@ -73,17 +113,70 @@ def build_class(setting: ClassPath, *args: Any, home: str, key: str) -> Any:  # 
     Raises:
         ConfigurationError: If the class does not exist or does not take ``init_args``.
     """
+    cls = import_class(setting, home=home, key=key)
+    try:
+        return cls(*args, **(setting.get("init_args") or {}))
+    except (TypeError, ValueError) as error:
+        given = setting.get("init_args") or {}
+        raise ConfigurationError(
+            f"{key}.init_args: {setting['class_path']}: {error}; got {given}"
+        ) from error
+
+
+def import_class(setting: ClassPath, *, home: str, key: str) -> Any:  # noqa: ANN401 - the user's
+    """Import a class.
+
+    Args:
+        setting: The class path.
+        home: Package in which a bare name is looked up.
+        key: The YAML key that holds this setting, for error messages.
+
+    Raises:
+        ConfigurationError: If there is no such class; it names those of ``home``.
+    """
     check_class_path(setting, key=key)
     path = setting["class_path"]
     module, _, name = path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module or home), name)
+        return getattr(importlib.import_module(module or home), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{key}.class_path: cannot import {path!r}: {error}") from error
+        here = importlib.import_module(home)
+        exported = getattr(here, "__all__", ())
+        known = sorted(
+            k
+            for k, v in vars(here).items()
+            if isinstance(v, type) and k[0] != "_"
+            if k in exported or v.__module__.startswith(home)
+        )
+        raise ConfigurationError(
+            f"{key}.class_path: cannot import {path!r}: {error}; a bare name is one of {known}"
+        ) from error
+
+
+def check_call(setting: ClassPath, *args: Any, home: str, key: str) -> None:
+    """Check that a class exists and takes these arguments, without calling it.
+
+    Args:
+        setting: The class path.
+        *args: Positional arguments, before ``init_args``.
+        home: Package in which a bare name is looked up.
+        key: The YAML key that holds this setting, for error messages.
+
+    Raises:
+        ConfigurationError: If it does not; it names the arguments that it takes.
+    """
+    cls = import_class(setting, home=home, key=key)
     try:
-        return cls(*args, **(setting.get("init_args") or {}))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{key}.init_args: {path}: {error}") from error
+        signature = inspect.signature(cls)
+    except (TypeError, ValueError):
+        return  # written in C, and silent about its arguments
+    try:
+        signature.bind(*args, **(setting.get("init_args") or {}))
+    except TypeError as error:
+        known = list(signature.parameters)[len(args) :]
+        raise ConfigurationError(
+            f"{key}.init_args: {setting['class_path']}: {error}; known: {known}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -97,6 +190,10 @@ class BackboneSettings:
         dtype: Storage of the frozen weights; ``auto`` keeps the checkpoint's own.
         attn_implementation: As in transformers (``eager``, ``sdpa``, ``flash_attention_2``).
         local_files_only: Never ask the hub.
+        quantization: Frozen weights in 4 bits (NF4, as in QLoRA, arXiv 2305.14314) or 8 (LLM.int8,
+            arXiv 2208.07339). Needs a CUDA GPU and the extra ``quantized``.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, about
+            a third more time, the same gradients.
     """
 
     model: str = "pocket/slm"
@@ -104,6 +201,8 @@ class BackboneSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None
     local_files_only: bool = False
+    quantization: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,10 +280,14 @@ class ModelSettings:
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
-        """Check the form of the class paths."""
-        check_class_path(self.optimizer, key="optimizer")
+        """Check the form of the class paths, and the range of what is not checked elsewhere."""
+        faults = FaultList()
+        faults.attempt(check_class_path, self.optimizer, key="optimizer")
         for modality, extractor in self.extractors.items():
-            check_class_path(extractor, key=f"extractors.{modality}")
+            faults.attempt(check_class_path, extractor, key=f"extractors.{modality}")
+        if self.max_new_tokens < 1:
+            faults.append(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        faults.raise_any()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, strings and numbers: what a weights-only checkpoint may hold."""
@@ -210,33 +313,80 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
         key: The YAML key of ``values``, for error messages.
 
     Raises:
-        ConfigurationError: If a name does not exist, a value is no dict where one belongs, or a
-            dataclass refuses its new value; it names the key.
+        ConfigurationError: If names do not exist, values have another type, or a dataclass refuses
+            its new values; all faults in one message, each with its key.
     """
-    known = [f.name for f in fields(settings)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise ConfigurationError(f"{key}: unknown keys {unknown}, known: {known}")
-    changed: dict[str, Any] = {}
+    sound: dict[str, Any] = {}
+    faults = FaultList()
     for name, value in values.items():
-        current = getattr(settings, name)
-        nested = is_dataclass(current) or isinstance(current, Mapping)
-        if nested and not isinstance(value, Mapping):
-            raise ConfigurationError(f"{key}.{name}: expected keys and their values, got {value!r}")
-        if is_dataclass(current):
-            changed[name] = override(current, value, key=f"{key}.{name}")
+        current: Any = getattr(settings, name, None)
+        if not (is_dataclass(current) or isinstance(current, Mapping)):
+            wrong = value_faults(type(settings), {name: value}, key=key)
+            faults += wrong
+            sound |= {} if wrong else {name: value}
+        elif not isinstance(value, Mapping):
+            faults.append(f"{key}.{name}: expected keys and their values, got {value!r}")
+        elif is_dataclass(current):
+            with faults.collecting():
+                sound[name] = override(current, value, key=f"{key}.{name}")
         elif name == "optimizer":
             # A part of a class path will do, but nothing else: a bare `lr` would be lost.
-            check_class_path({**current, **value}, key=f"{key}.{name}")
-            changed[name] = _merge_class_path(current, value)
-        elif nested:
-            changed[name] = {**current, **value}
+            with faults.collecting():
+                check_class_path({**current, **value}, key=f"{key}.{name}")
+                sound[name] = _merge_class_path(dict(current), dict(value))
         else:
-            changed[name] = value
+            sound[name] = {**current, **value}
     try:
-        return replace(settings, **changed)
+        replaced = replace(settings, **sound)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{key}: {error}") from error
+        faults += [f"{key}: {line}" for line in str(error).splitlines()]
+    faults.raise_any()
+    return replaced
+
+
+def value_faults(kind: type, values: Mapping[str, Any], *, key: str) -> list[str]:
+    """Say which values a dataclass has no field for, and which have another type than theirs.
+
+    Args:
+        kind: The dataclass.
+        values: Values of some of its fields.
+        key: The YAML key of ``values``.
+    """
+    kinds = get_type_hints(kind)
+    unknown = [name for name in values if name not in kinds]
+    faults = [f"{key}: unknown keys {unknown}, known: {list(kinds)}"] if unknown else []
+    return faults + [
+        f"{key}.{name}: expected {_in_words(kinds[name])}, got {value!r}"
+        for name, value in values.items()
+        if name in kinds and not _fits(value, kinds[name])
+    ]
+
+
+def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - an annotation
+    """Check a value of a YAML file against an annotation; a whole number is a float, too."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in options
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _in_words(kind: Any) -> str:  # noqa: ANN401 - an annotation
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {list(options)}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, options))
+    if origin is list:
+        return f"a list of {_in_words(options[0])}"
+    if origin is dict:
+        return "keys and their values"
+    return "null" if kind is NoneType else str(kind.__name__)
 
 
 def _merge_class_path(current: ClassPath, value: ClassPath) -> ClassPath:

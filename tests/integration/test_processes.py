@@ -1,16 +1,19 @@
 """The same federation on one process and on two."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.integration import processes
+from tests.integration.processes import ended
 
 # Three clients on two ranks, and nothing random that would depend on which rank draws it. SGD: Adam
 # takes steps of one size however small a gradient is, so that a sum in another order, different in
@@ -19,36 +22,39 @@ ODD = """
 edge:
   lora: {dropout: 0.0}
   connector: {dropout: 0.0}
-  optimizer: {class_path: SGD, init_args: {lr: 0.02}}
+  optimizer: {class_path: SGD, init_args: {lr: 0.005}}
 server:
   lora: {dropout: 0.0}
   connector: {dropout: 0.0}
-  optimizer: {class_path: SGD, init_args: {lr: 0.02, momentum: 0.9}}
+  optimizer: {class_path: SGD, init_args: {lr: 0.005, momentum: 0.9}}
 clients:
   study: {modalities: [pixels, profile, fourier]}
 """
 # Of 7 samples of a batch one rank gets 4, the other 3.
 SETTINGS = ("--data.batch_size", "7", "--trainer.limit_test_batches", "3")
 
-Launch = Callable[..., Path]
+Fit = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def launch(
-    repo_root: Path, tiny_yaml: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Launch:
-    """Run a subcommand in processes of its own; returns the folder of checkpoints."""
+def fit(tiny_yaml: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Fit on some ranks; returns the folder of checkpoints."""
     odd = tmp_path_factory.mktemp("odd") / "odd.yaml"
     odd.write_text(ODD)
 
-    def run(root: Path, *more: str, launcher: tuple[str, ...] = ()) -> Path:
-        command = [sys.executable, *launcher, str(repo_root / "cli.py"), "fit"]
-        command += ["--config", str(tiny_yaml), "--config", str(odd), *SETTINGS]
-        command += ["--trainer.default_root_dir", str(root), *more]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("communication") == 1  # one process speaks for all
+    def run(root: Path, *more: object, ranks: int = 1) -> Path:
+        args = ["fit", "--config", tiny_yaml, "--config", odd, *SETTINGS]
+        args += ["--trainer.default_root_dir", root, "--trainer.devices", ranks, *more]
+        root.mkdir(exist_ok=True)
+        output = root / "output.txt"
+        output.unlink(missing_ok=True)
+        started = (
+            [processes.start(*args, output=str(output))]
+            if ranks == 1
+            else processes.start_ranks(ranks, *args, output=str(output))
+        )
+        assert [ended(process) for process in started] == [0] * ranks, output.read_text()
+        assert output.read_text().count("direction") == 1  # one process speaks for all
         return root / "tiny" / "version_0" / "checkpoints"
 
     return run
@@ -74,45 +80,92 @@ COMPARED = ("names", "server", "clients", "ledger", "faults", "history", "warmup
 
 
 def check_equal(one: Path, other: Path) -> None:
-    states = [
-        torch.load(folder / "round=0001.ckpt", weights_only=True) for folder in (one, other)
-    ]
-    assert [d for key in COMPARED for d in differences(states[0][key], states[1][key], key)] == []
+    states = [torch.load(folder / "round=0001.ckpt", weights_only=True) for folder in (one, other)]
+    found = [d for key in COMPARED for d in differences(states[0][key], states[1][key], key)]
+    assert found == []
 
 
 @pytest.fixture(scope="module")
-def alone(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    root = tmp_path_factory.mktemp("alone")
-    return SimpleNamespace(root=root, checkpoints=launch(root))
+def alone(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of two rounds in one process: read them, do not change them."""
+    return fit(tmp_path_factory.mktemp("alone"))
 
 
-def test_two_processes_do_what_one_does_and_one_goes_on_from_there(
-    launch: Launch, alone: SimpleNamespace, tmp_path: Path
+def test_two_ranks_do_what_one_does_and_one_goes_on_from_there(
+    fit: Fit, alone: Path, tmp_path: Path
 ) -> None:
-    folder = launch(tmp_path, "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    check_equal(alone.checkpoints, folder)
-    said = [(p / "summary.json").read_text() for p in (alone.checkpoints.parent, folder.parent)]
-    assert len(said[0].splitlines()) == len(said[1].splitlines())
+    folder = fit(tmp_path, ranks=2)
+    check_equal(alone, folder)
+    said = [json.loads((f.parent / "summary.json").read_text()) for f in (alone, folder)]
+    assert differences(*({**s, "seconds": 0} for s in said)) == []
     adapters = sorted(p.name for p in (folder.parent / "adapters").iterdir())
     assert adapters == ["hall", "kitchen", "server", "study"]
     (folder / "round=0001.ckpt").unlink()
-    check_equal(alone.checkpoints, launch(tmp_path, "--ckpt_path", "last"))
+    check_equal(alone, fit(tmp_path, "--ckpt_path", "last"))
 
 
-def test_torchrun_launches_it_too_and_two_go_on_where_one_stopped(
-    launch: Launch, alone: SimpleNamespace, tmp_path: Path
-) -> None:
-    launch(tmp_path, "--trainer.max_rounds", "1")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    folder = launch(
-        tmp_path,
-        *("--trainer.devices", "2", "--trainer.store", "disk", "--ckpt_path", "last"),
-        launcher=torchrun,
-    )
-    state = torch.load(folder / "round=0001.ckpt", weights_only=True)
+def test_two_ranks_go_on_where_one_stopped(fit: Fit, alone: Path, tmp_path: Path) -> None:
+    fit(tmp_path, "--trainer.max_rounds", "1")
+    folder = fit(tmp_path, "--trainer.store", "disk", "--ckpt_path", "last", ranks=2)
+    path = folder / "round=0001.ckpt"
+    state = torch.load(path, weights_only=True)
     state["clients"] = {
         name: torch.load(folder / "clients" / file, weights_only=True)
         for name, file in state["clients"].items()
     }
-    torch.save(state, folder / "round=0001.ckpt")
-    check_equal(alone.checkpoints, folder)
+    torch.save(state, path)
+    check_equal(alone, folder)
+
+
+def test_more_ranks_than_clients_and_faults_among_them(
+    fit: Fit, alone: Path, tmp_path: Path
+) -> None:
+    """Three ranks for two participants; the aggregate and the record are those of one process."""
+    trouble = ("--trainer.client_fraction", "0.67", "--trainer.faults.crash_rate", "0.5")
+    trouble += ("--trainer.faults.crash_within", "2", "--trainer.faults.seed", "1")
+    one, three = fit(tmp_path / "1", *trouble), fit(tmp_path / "3", *trouble, ranks=3)
+    check_equal(one, three)
+    assert torch.load(three / "round=0001.ckpt", weights_only=True)["faults"]
+
+
+def test_predictions_of_two_ranks_are_those_of_one(alone: Path, tiny_yaml: Path) -> None:
+    odd = alone.parents[2] / "odd.yaml"
+    odd.write_text(ODD)
+    root = alone.parents[2]
+    args = ["--config", tiny_yaml, "--config", odd, *SETTINGS, "--trainer.default_root_dir", root]
+    said = []
+    for ranks in (1, 2):
+        command = ["predict", *args, "--ckpt_path", "last", "--trainer.devices", ranks]
+        assert [ended(p) for p in processes.start_ranks(ranks, *command)] == [0] * ranks
+        said.append((alone.parent / "predictions.jsonl").read_text())
+    assert said[0] == said[1]
+    assert len(said[0].splitlines()) > 10
+
+
+LAUNCHERS = {
+    "the script itself": (),
+    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+}
+
+
+@pytest.mark.parametrize(
+    "launcher", ["the script itself", pytest.param("torchrun", marks=pytest.mark.slow)]
+)
+def test_two_processes_are_launched_by(
+    launcher: str, repo_root: Path, tiny_yaml: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, *LAUNCHERS[launcher], str(repo_root / "cli.py"), "fit"]
+    command += ["--config", str(tiny_yaml), "--trainer.fast_dev_run", "true"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ran = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 processes" in ran.stderr
+    assert ran.stdout.count("direction") == 1
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused(tiny_yaml: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    args = ("fit", "--config", tiny_yaml, "--data.batch_size", "2", "--trainer.devices", "3")
+    started = processes.start_ranks(3, *args, output=str(output))
+    assert [ended(process) for process in started] == [1, 1, 1]
+    assert "data.init_args.batch_size is 2: the 3 processes of" in output.read_text()

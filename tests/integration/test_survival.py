@@ -1,12 +1,10 @@
 """Runs that are killed or stopped, and go on."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
@@ -15,20 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.integration import processes
+from tests.integration.processes import ended
+
 ROUNDS = 4
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mlecs_lightning.cli", "peft", "transformers"])
-
 Start = Callable[..., ForkServerProcess]
-
-
-def command(args: list[str]) -> None:
-    """The command line in a process of its own."""
-    from mlecs_lightning.cli import main
-
-    torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until it ends
-    sys.exit(main(args))
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +29,7 @@ def start(tiny_yaml: Path, cache_dir: Path) -> Start:
         args += ["--trainer.default_root_dir", str(root), *more]
         if saved(root):
             args += ["--ckpt_path", "last"]
-        process = CONTEXT.Process(target=command, args=(args,))
-        process.start()
-        return process
+        return processes.start(*args)
 
     return begin
 
@@ -80,12 +67,6 @@ def digest(root: Path) -> str:
     for key in sorted(state.keys() - {"seconds", "config"}):
         add(state[key])
     return result.hexdigest()
-
-
-def ended(process: ForkServerProcess) -> int:
-    process.join(120)
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_fault_is_found(file: str, source: str) -> None:
         ("nn/backbone.py", "from ..types import Batch\nfrom . import connector"),
         ("modules/edge.py", "import lightning as L\nL.LightningModule"),
         ("federated/trainer.py", "from lightning import Fabric\nfrom ..modules import EdgeModule"),
-        ("callbacks/progress.py", "from ..federated.context import RoundContext"),
+        ("callbacks/progress.py", "from ..metrics.text import TextMetrics"),
         ("cli.py", "from . import __version__\nfrom .algorithms.base import Algorithm"),
         ("nn/backbone.py", "\n" * MAX_LINES),
     ],

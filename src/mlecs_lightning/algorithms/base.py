@@ -54,6 +54,8 @@ class LocalTraining(Algorithm):
     data. Subclasses add what they exchange and what else they minimise.
     """
 
+    communicates = False
+
     def __init__(self, *, steps: Steps | None = None, order: PassOrder = "private_first") -> None:
         """Set the passes.
 

@@ -40,6 +40,8 @@ class FedAvg(LocalTraining):
     sensors can take part at all.
     """
 
+    communicates = True
+
     def __init__(
         self,
         *,

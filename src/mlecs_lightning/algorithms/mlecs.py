@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -23,11 +24,11 @@ from mlecs_lightning.federated import (
     ServerLearner,
     TensorField,
 )
+from mlecs_lightning.federated.messages import ScalarField
 from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
 from mlecs_lightning.modules.server import RepresentationSource
-from mlecs_lightning.nn import Embeddings
-from mlecs_lightning.settings import LoraSettings
+from mlecs_lightning.settings import FaultList, LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["MLECS", "Component"]
@@ -71,6 +72,7 @@ class MLECS(FedAvg):
         order: PassOrder = "private_first",
         aggregation: Aggregation = "separate",
         adapter_mix: float = 1.0,
+        trim: float = 0.1,
     ) -> None:
         """Set the method.
 
@@ -90,22 +92,32 @@ class MLECS(FedAvg):
             order: See `FedAvg`.
             aggregation: See `FedAvg`.
             adapter_mix: See `FedAvg`.
+            trim: See `FedAvg`.
 
         Raises:
             ValueError: If a value is out of range.
         """
-        super().__init__(steps=steps, order=order, aggregation=aggregation, adapter_mix=adapter_mix)
+        faults = FaultList()
+        with faults.collecting():
+            super().__init__(
+                steps=steps,
+                order=order,
+                aggregation=aggregation,
+                adapter_mix=adapter_mix,
+                trim=trim,
+            )
         self.components = frozenset(_COMPONENTS if components is None else components)
         unknown = self.components - set(_COMPONENTS)
         if unknown:
-            raise ValueError(
+            faults.append(
                 f"algorithm.init_args.components: {sorted(unknown)} are none of {list(_COMPONENTS)}"
             )
-        if not temperature > 0 or contrast_weight < 0:
-            raise ValueError(
+        if not temperature > 0 or not contrast_weight >= 0:
+            faults.append(
                 "algorithm.init_args: temperature must be positive and contrast_weight not "
                 f"negative, got {temperature} and {contrast_weight}"
             )
+        faults.raise_any()
         self.temperature = temperature
         self.contrast_weight = contrast_weight
         self.class_aware = class_aware
@@ -133,7 +145,8 @@ class MLECS(FedAvg):
             return schema
         width = server.module.settings.connector.width
         return Schema(
-            {**schema.tensors, "fused/anchors": TensorField((None, width))}, {"ids": tuple}
+            {**schema.tensors, "fused/anchors": TensorField((None, width))},
+            {"ids": ScalarField(tuple)},
         )
 
     def broadcast(
@@ -189,7 +202,9 @@ class MLECS(FedAvg):
         """L = L_LM + lambda * L_vol(server's representation; z_m, f)."""
         output = edge.read(batch)
         rows = torch.tensor([row[i] for i in batch.ids], device=anchors.device)
-        contrast = self._contrast(anchors[rows], output.embeddings, batch)
+        contrast = self._contrast(
+            anchors[rows], *output.embeddings.vectors(), self._classes(batch, rows.device)
+        )
         return {
             "loss": output.loss + self.contrast_weight * contrast.loss,
             "lm": output.loss,
@@ -225,57 +240,64 @@ class MLECS(FedAvg):
         text = (batch.instructions, batch.targets)
         llm = server.tower("llm")(features, present, *text)
         slm = server.tower("slm")(features, present, *text)
-        return {"loss": llm.loss + slm.loss, "lm_llm": llm.loss, "lm_slm": slm.loss}
+        lm_llm, lm_slm = server.mean_loss(llm), server.mean_loss(slm)
+        return {"loss": lm_llm + lm_slm, "lm_llm": lm_llm, "lm_slm": lm_slm}
 
     def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
         """Both towers' L_LM and four volume terms, so that knowledge flows both ways.
 
         The first two pull each path's vectors towards the other model's view; the last two pull
-        each model's view towards its own path's vectors (docs/method.md, SE-CCL).
+        each model's view towards its own path's vectors (docs/method.md, SE-CCL). The contrast is
+        between all samples of the global batch, on whatever ranks they are.
         """
         features, present = server.features(batch)
         text = (batch.instructions, batch.targets)
         llm = server.tower("llm")(features, present, *text)
         slm = server.tower("slm")(features, present, *text)
+        lm_llm, lm_slm = server.mean_loss(llm), server.mean_loss(slm)
+        exists = server.gather(llm.embeddings.vectors()[1])
+        classes = server.gather(self._classes(batch, exists.device))
+        (llm_view, llm_vectors), (slm_view, slm_vectors) = (
+            (server.gather(path.view), server.gather(path.embeddings.vectors()[0]))
+            for path in (llm, slm)
+        )
         across = [
-            self._contrast(slm.view.detach(), llm.embeddings, batch),
-            self._contrast(llm.view.detach(), slm.embeddings, batch),
+            self._contrast(slm_view.detach(), llm_vectors, exists, classes),
+            self._contrast(llm_view.detach(), slm_vectors, exists, classes),
         ]
         within = [
-            self._contrast(llm.view, _detached(llm.embeddings), batch),
-            self._contrast(slm.view, _detached(slm.embeddings), batch),
+            self._contrast(llm_view, llm_vectors.detach(), exists, classes),
+            self._contrast(slm_view, slm_vectors.detach(), exists, classes),
         ]
-        volume = sum((c.loss for c in (*across, *within)), llm.loss.new_zeros(()))
+        volume = sum((c.loss for c in (*across, *within)), lm_llm.new_zeros(()))
         return {
-            "loss": llm.loss + slm.loss + self.contrast_weight * volume,
-            "lm_llm": llm.loss,
-            "lm_slm": slm.loss,
+            "loss": lm_llm + lm_slm + self.contrast_weight * volume,
+            "lm_llm": lm_llm,
+            "lm_slm": lm_slm,
             "volume": volume,
             "volume_diagonal": across[0].diagonal,
             "volume_off_diagonal": across[0].off_diagonal,
             "gram_det": across[0].gram_det,
         }
 
-    def _contrast(self, anchors: Tensor, embeddings: Embeddings, batch: Batch) -> VolumeContrast:
-        vectors, present = embeddings.vectors()
+    def _contrast(
+        self, anchors: Tensor, vectors: Tensor, present: Tensor, classes: Tensor
+    ) -> VolumeContrast:
         return volume_contrastive_loss(
-            anchors,
-            vectors,
-            present=present,
-            classes=_classes(batch, vectors.device, by_target=self.class_aware),
-            temperature=self.temperature,
+            anchors, vectors, present=present, classes=classes, temperature=self.temperature
         )
 
+    def _classes(self, batch: Batch, device: torch.device) -> Tensor:
+        """Return (B,) equal numbers for samples that are no negatives of each other.
 
-def _classes(batch: Batch, device: torch.device, *, by_target: bool) -> Tensor:
-    """Return (B,) equal numbers for samples that are no negatives of each other.
-
-    Samples of the same target text, or at least of the same id.
-    """
-    names = batch.targets if by_target else batch.ids
-    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([number[name] for name in names], device=device)
+        Samples of the same target text, or at least of the same id. The numbers mean the same on
+        every rank.
+        """
+        names = batch.targets if self.class_aware else batch.ids
+        return torch.tensor([_number(name) for name in names], device=device)
 
 
-def _detached(embeddings: Embeddings) -> Embeddings:
-    return Embeddings(*(t.detach() for t in embeddings))
+@lru_cache(maxsize=65536)
+def _number(name: str) -> int:
+    """Return 63 bits of a hash: two of a billion names are alike with a probability of 5 %."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1

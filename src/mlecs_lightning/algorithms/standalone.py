@@ -18,13 +18,9 @@ __all__ = ["Centralized", "Standalone", "StandalonePublic"]
 class StandalonePublic(LocalTraining):
     """Every client trains on its private data and on the public data; nothing is sent."""
 
-    communicates = False
-
 
 class Standalone(LocalTraining):
     """Every client trains on its private data alone, as many steps as the others take in all."""
-
-    communicates = False
 
     def local_passes(
         self,
@@ -48,7 +44,6 @@ class Centralized(LocalTraining):
     the public one.
     """
 
-    communicates = False
     pools_private = True
 
     def server_update(

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlecs_lightning.settings import FaultList
+
 __all__ = ["draw_client_modalities", "draw_sample_mask"]
 
 
@@ -43,10 +45,12 @@ def draw_client_modalities(
     Raises:
         ValueError: If ``count`` is not positive or ``rate`` is outside (0, 1].
     """
+    faults = FaultList()
     if count < 1:
-        raise ValueError(f"clients.count must be at least 1, got {count}")
+        faults.append(f"clients.count must be at least 1, got {count}")
     if not 0.0 < rate <= 1.0:
-        raise ValueError(f"clients.modality_rate must lie in (0, 1], got {rate}")
+        faults.append(f"clients.modality_rate must lie in (0, 1], got {rate}")
+    faults.raise_any()
     keep = _draw(np.random.default_rng(seed), count, len(modalities), rate)
     width = max(2, len(str(count - 1)))
     return {

@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.table import SampleTable
+from mlecs_lightning.settings import FaultList
 from mlecs_lightning.types import ModalitySpec
 
 __all__ = ["Digits"]
@@ -68,14 +69,17 @@ class Digits(FederatedDataModule):
             **kwargs: See `FederatedDataModule`.
 
         Raises:
-            ValueError: If no private samples would be left.
+            ValueError: If no private samples would be left, or a value is out of range.
         """
-        super().__init__(partition=partition, **kwargs)
+        faults = FaultList()
+        with faults.collecting():
+            super().__init__(partition=partition, **kwargs)
         if not (public_fraction > 0 and test_fraction > 0 and public_fraction + test_fraction < 1):
-            raise ValueError(
+            faults.append(
                 "data.init_args.public_fraction and test_fraction must be positive and leave "
                 f"private samples, got {public_fraction} and {test_fraction}"
             )
+        faults.raise_any()
         self.modalities = _MODALITIES
         self.classes = _WORDS
         self.public_fraction = public_fraction

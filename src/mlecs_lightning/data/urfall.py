@@ -22,6 +22,7 @@ from mlecs_lightning.data.urfall_windows import (
     cut_windows,
     median_background,
 )
+from mlecs_lightning.settings import FaultList
 
 __all__ = ["URFall"]
 
@@ -89,18 +90,23 @@ class URFall(FederatedDataModule):
         Raises:
             ValueError: If a value is out of range.
         """
-        super().__init__(partition=partition, **kwargs)
+        faults = FaultList()
+        with faults.collecting():
+            super().__init__(partition=partition, **kwargs)
         chosen = list(MODALITIES) if modalities is None else modalities
         if not chosen or not set(chosen) <= set(MODALITIES):
-            raise ValueError(
+            faults.append(
                 f"data.init_args.modalities must be some of {list(MODALITIES)}, got {chosen}"
             )
         if not window_seconds > 0 or stride < 1:
-            raise ValueError(
+            faults.append(
                 "data.init_args.window_seconds must be positive and stride at least 1, "
                 f"got {window_seconds} and {stride}"
             )
-        self.sequences = split_sequences(split, test_scene)
+        sequences = faults.attempt(split_sequences, split, test_scene)
+        faults.raise_any()
+        assert sequences is not None
+        self.sequences = sequences
         self.modalities = {name: spec for name, spec in MODALITIES.items() if name in chosen}
         self.root = Path(root).expanduser()
         self.window_seconds = window_seconds

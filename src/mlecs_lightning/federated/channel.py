@@ -90,8 +90,9 @@ def encode(message: Message, envelope: Mapping[str, int | str] | None = None) ->
     """
     try:
         tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
+        # One entry: safetensors writes several in an order that differs from process to process.
         about = {"scalars": dict(message.scalars), "envelope": dict(envelope or {})}
-        return save(tensors, metadata={key: json.dumps(value) for key, value in about.items()})
+        return save(tensors, metadata={"message": json.dumps(about)})
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ChannelError(f"unwritable message: {error}") from error
 
@@ -107,10 +108,9 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
         # them would differ in the last bit.
         tensors = dict(sorted(load(data).items()))
         length = int.from_bytes(data[:8], "little")
-        about = json.loads(data[8 : 8 + length])["__metadata__"]
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
         scalars, envelope = (
-            {k: _scalar(k, v) for k, v in json.loads(about[part]).items()}
-            for part in ("scalars", "envelope")
+            {k: _scalar(k, v) for k, v in about[part].items()} for part in ("scalars", "envelope")
         )
         return Message(tensors, scalars), envelope
     except (

@@ -79,7 +79,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise CheckpointError(f"ckpt_path: cannot read {str(path)!r}: {error}") from error
+        raise CheckpointError(
+            f"ckpt_path: {str(path)!r} is no checkpoint, or is damaged: {error}"
+        ) from error
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
 
-__all__ = ["Ranks", "spread"]
+__all__ = ["Ranks", "make_fabric", "processes", "spread"]
 
 T = TypeVar("T")
 
@@ -63,3 +67,41 @@ def spread(costs: Mapping[str, float], ranks: int) -> dict[str, int]:
         owner[client] = rank
         heapq.heappush(load, (total + costs[client], rank))
     return {client: owner[client] for client in costs}
+
+
+def make_fabric(**options: Any) -> Fabric:
+    """Return a Fabric for the processes that are asked for, or that torchrun has started.
+
+    Its DDP lets parameters go without a gradient: the readout of the server's view has none where
+    nothing is contrasted.
+
+    Args:
+        **options: Those of `Fabric`, all of accelerator, devices, num_nodes and strategy.
+
+    Raises:
+        ValueError: If torchrun has started another number of processes.
+    """
+    elastic = TorchElasticEnvironment.detect()
+    on_cpu = options["accelerator"] == "cpu" or (
+        options["accelerator"] == "auto" and not torch.cuda.is_available()
+    )
+    if elastic and on_cpu and options["devices"] == "auto":
+        # On the CPU Fabric takes auto for one process, however many torchrun has started.
+        options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(**options)
+    if elastic and processes(fabric) != int(os.environ["WORLD_SIZE"]):
+        raise ValueError(
+            f"trainer.devices and trainer.num_nodes ask for {processes(fabric)} processes, "
+            f"torchrun has started {os.environ['WORLD_SIZE']}"
+        )
+    if isinstance(fabric.strategy, DDPStrategy) and options["strategy"] in ("auto", "ddp"):
+        return Fabric(**{**options, "strategy": "ddp_find_unused_parameters_true"})
+    return fabric
+
+
+def processes(fabric: Fabric) -> int:
+    """Return the number of processes that a Fabric is for, launched or not."""
+    strategy = fabric.strategy
+    if isinstance(strategy, DDPStrategy):
+        return strategy.num_processes * strategy.num_nodes
+    return fabric.world_size

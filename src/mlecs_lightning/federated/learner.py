@@ -51,6 +51,8 @@ class Learner(Generic[M]):
         self.before_step: Callable[[], None] = _go_on
         self._clip = gradient_clip_val or 0.0
         optimizer = module.configure_optimizers()
+        if isinstance(module, ServerModule):
+            module.sharded = sync and fabric.world_size > 1
         if sync:
             self._wrapped, self.optimizer = fabric.setup(module, optimizer)
         else:
@@ -84,8 +86,6 @@ class Learner(Generic[M]):
         """
         self.stage = stage
         self.module.train()
-        if isinstance(self.module, ServerModule):
-            self.module.sharded = self._fabric.world_size > 1
         history: list[dict[str, Tensor]] = []
         for batch in batches:
             self.before_step()
@@ -123,7 +123,7 @@ class Learner(Generic[M]):
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch]) -> float:
         """Return the mean L_LM over held-out batches, weighted by their size."""
-        self._evaluating()
+        self.module.eval()
         total, count = 0.0, 0
         for batch in batches:
             value = self._evaluate(batch, None)["loss"]
@@ -134,7 +134,7 @@ class Learner(Generic[M]):
     @torch.no_grad()
     def map(self, batches: Iterable[Batch], function: Callable[[M, Batch], Tensor]) -> list[Tensor]:
         """Apply a function of the module to each batch, in evaluation mode and this precision."""
-        self._evaluating()
+        self.module.eval()
         with self._fabric.autocast():
             return [function(self.module, self._fabric.to_device(batch)) for batch in batches]
 
@@ -145,7 +145,7 @@ class Learner(Generic[M]):
         Returns:
             For each sample ``id``, ``prediction`` and ``target``.
         """
-        self._evaluating()
+        self.module.eval()
         rows: list[dict[str, str]] = []
         for batch in batches:
             with self._fabric.autocast():
@@ -155,11 +155,6 @@ class Learner(Generic[M]):
                 for answer, target in zip(answers, batch.targets, strict=True)
             ]
         return rows
-
-    def _evaluating(self) -> None:
-        self.module.eval()
-        if isinstance(self.module, ServerModule):
-            self.module.sharded = False  # whole batches, on any rank alone
 
     # State ----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ class RunFolder:
         """
         self._writes = writes
         self.root = root / name
+        self._fresh = version is None
         self.path = self.root / (version or f"version_{self._next()}")
         self.path.mkdir(parents=True, exist_ok=True)
         self.loggers: list[Logger] = (
@@ -61,6 +63,11 @@ class RunFolder:
             warnings.filterwarnings("ignore", message="Experiment logs directory")
             for opened in self.loggers:
                 getattr(opened, "experiment", None)
+
+    def discard(self) -> None:
+        """Remove the folder again, if it is a new one: the run was refused before it began."""
+        if self._fresh and self._writes:
+            shutil.rmtree(self.path)
 
     def _next(self) -> int:
         taken = [int(p.name.rpartition("_")[2]) for p in self.root.glob("version_*")]

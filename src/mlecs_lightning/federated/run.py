@@ -50,6 +50,8 @@ class Run:
     """The parts of a run, and its progress.
 
     Attributes:
+        evaluator: Judges after a round.
+        tester: Judges at the end, with all metrics.
         served: Outcomes of this process's clients in the round under way, messages left out: the
             store keeps these.
         next_round: The round to go on with.
@@ -61,6 +63,7 @@ class Run:
     data: FederatedDataModule
     federation: Federation
     evaluator: Evaluator
+    tester: Evaluator
     channel: Channel
     folder: RunFolder
     server_loaders: Loaders

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.strategies.ddp import DDPStrategy
 
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
 from mlecs_lightning.data import FederatedDataModule
@@ -23,7 +21,7 @@ from mlecs_lightning.federated.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from mlecs_lightning.federated.distributed import Ranks
+from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation, FederationSettings, Parties
@@ -32,6 +30,7 @@ from mlecs_lightning.federated.output import RunFolder
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, StoreKind
+from mlecs_lightning.federated.warmup_checkpoint import load_warmup
 from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["FederatedTrainer", "Precision"]
@@ -140,6 +139,7 @@ class FederatedTrainer:
                 f"{min_clients} and {save_top_k}"
             )
         for key, limit in (
+            ("gradient_clip_val", gradient_clip_val or None),
             ("max_update_norm", max_update_norm),
             ("max_message_norm", max_message_norm),
             ("max_message_bytes", max_message_bytes),
@@ -147,7 +147,7 @@ class FederatedTrainer:
             if limit is not None and not limit > 0:
                 raise ValueError(f"trainer.{key} must be above 0, got {limit}")
         self.max_rounds = 1 if fast_dev_run else max_rounds
-        self._fabric = _fabric(
+        self._fabric = make_fabric(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -208,8 +208,6 @@ class FederatedTrainer:
             Interrupted: After SIGTERM or SIGINT, when everything is saved.
         """
         run = self._open(algorithm, datamodule, federation, ckpt_path)
-        # Before the training: that a model of BERTScore is missing must not come out after it.
-        tester = self._evaluator(run, self._limit_test)
         started = time.perf_counter() - run.seconds
         clients = run.federation.clients
         self._call(
@@ -218,7 +216,7 @@ class FederatedTrainer:
         try:
             with StopSignals() as stop:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop), started)
-            summary = run.summary(tester.test(run.federation))
+            summary = run.summary(run.tester.test(run.federation))
             summary["seconds"] = time.perf_counter() - started
             run.folder.write_adapters(run.federation)
             run.folder.write_summary(summary)
@@ -232,13 +230,8 @@ class FederatedTrainer:
     def _train(self, run: Run, loop: RoundLoop, started: float) -> None:
         """Warm up and run the rounds, with a checkpoint after each and wherever a signal stops."""
         fresh = not run.restored
-        if fresh:
-            if self._warmup is None:
-                loop.warm_up()
-            else:
-                from mlecs_lightning.federated.warmup import load_warmup
-
-                load_warmup(Path(self._warmup), run.federation.server.module)
+        if fresh and self._warmup is None:
+            loop.warm_up()
         state = run.state_dict() if self._checkpointing else {}
         if fresh and self._checkpointing:  # a warm-up can be long
             self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})
@@ -267,7 +260,7 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits."""
         run = self._trained(algorithm, datamodule, federation, ckpt_path)
-        return self._evaluator(run, self._limit_val).validate(run.federation)
+        return self._evaluator(run.data, self._limit_val).validate(run.federation)
 
     def test(
         self,
@@ -278,8 +271,7 @@ class FederatedTrainer:
     ) -> dict[str, Any]:
         """Return the summary of a checkpoint, with the scores on the test splits."""
         run = self._trained(algorithm, datamodule, federation, ckpt_path)
-        results = self._evaluator(run, self._limit_test).test(run.federation)
-        return run.summary(results)
+        return run.summary(run.tester.test(run.federation))
 
     def predict(
         self,
@@ -294,14 +286,14 @@ class FederatedTrainer:
             The path of ``predictions.jsonl``: party, id, prediction and target on each line.
         """
         run = self._trained(algorithm, datamodule, federation, ckpt_path)
-        evaluator, ranks = self._evaluator(run, self._limit_test), run.federation.ranks
+        ranks = run.federation.ranks
         own: dict[str, list[dict[str, str]]] = {}
         for client in run.federation.own:
             table = run.data.held_out(client, run.federation.parties.profiles[client])
-            own[client] = evaluator.predictions(run.federation.edge(client), table)
+            own[client] = run.tester.predictions(run.federation.edge(client), table)
         if ranks.rank == 0:
             table = run.data.public("test")
-            own["server"] = evaluator.predictions(run.federation.server, table)
+            own["server"] = run.tester.predictions(run.federation.server, table)
         said = ranks.merge(own)
         return run.folder.write_predictions(
             {"party": party, **row}
@@ -346,15 +338,26 @@ class FederatedTrainer:
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
+        if self._loop.min_clients > len(parties.profiles):
+            raise ConfigurationError(
+                f"trainer.min_clients is {self._loop.min_clients}, there are "
+                f"{len(parties.profiles)} clients"
+            )
+        # Before the launch: ranks that leave a rendezvous at once leave others waiting in it.
+        if data.batch_size < processes(self._fabric):
+            raise ConfigurationError(
+                f"data.init_args.batch_size is {data.batch_size}: the {processes(self._fabric)} "
+                "processes of trainer.devices and num_nodes share every batch of the server"
+            )
         self._fabric.launch()
         ranks = Ranks(self._fabric)
-        if data.batch_size < ranks.size:
-            raise ConfigurationError(
-                f"data.init_args.batch_size is {data.batch_size}: the {ranks.size} processes of "
-                "trainer.devices and num_nodes share every batch of the server"
-            )
+        # Early: that a model of BERTScore is missing must not come out at the end.
+        tester = self._evaluator(data, self._limit_test)
         federation = Federation(parties, data, fabric=self._fabric, gradient_clip_val=self._clip)
         federation.prepare(algorithm)
+        if training and checkpoint is None and self._warmup is not None:
+            server = federation.server
+            load_warmup(Path(self._warmup), server.module, server.optimizer)
         first = ranks.rank == 0
         if not first:
             self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
@@ -373,6 +376,7 @@ class FederatedTrainer:
             data,
             federation,
             Evaluator(data, fabric=self._fabric, bertscore=False, limit=self._limit_val),
+            tester,
             Channel(max_norm=self._max_norm, max_bytes=self._max_bytes),
             run_folder,
             Loaders(
@@ -386,14 +390,18 @@ class FederatedTrainer:
             monitor=self._monitor,
         )
         if checkpoint is not None:
-            run.restore(checkpoint, folder=folder)
+            try:
+                run.restore(checkpoint, folder=folder)
+            except CheckpointError:
+                run_folder.discard()
+                raise
         if self.config and training:
             run.folder.write_config(self.config)
         return run
 
-    def _evaluator(self, run: Run, limit: int | None) -> Evaluator:
+    def _evaluator(self, data: FederatedDataModule, limit: int | None) -> Evaluator:
         try:
-            return Evaluator(run.data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
+            return Evaluator(data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
         except (ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
 
@@ -425,14 +433,3 @@ class FederatedTrainer:
     def _call(self, hook: str, **facts: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, hook)(**facts)
-
-
-def _fabric(**options: Any) -> Fabric:
-    """Return a Fabric whose DDP lets parameters go without a gradient.
-
-    The readout of the server's view has none where nothing is contrasted.
-    """
-    fabric = Fabric(**options)
-    if isinstance(fabric.strategy, DDPStrategy) and options["strategy"] in ("auto", "ddp"):
-        return Fabric(**{**options, "strategy": "ddp_find_unused_parameters_true"})
-    return fabric

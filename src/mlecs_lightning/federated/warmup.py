@@ -8,6 +8,7 @@ is that of the warm-up inside `fit`: the same initial weights, batches and rando
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,7 +32,7 @@ from mlecs_lightning.federated.context import RoundContext, derive_seed
 from mlecs_lightning.federated.federation import _with_backbone
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import FederationSettings, Parties
-from mlecs_lightning.federated.warmup_checkpoint import load_warmup
+from mlecs_lightning.federated.warmup_checkpoint import load_warmup, read_warmup
 from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
@@ -43,11 +45,19 @@ INHERITED = (
 )
 """Options of Lightning's `Trainer` that are those of ``trainer`` unless ``warmup`` sets them."""
 
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("accelerator", "devices", "strategy"), "auto"),
+    "num_nodes": 1,
+    "gradient_clip_val": 1.0,
+}
+
 OWN = frozenset(
-    {"max_epochs", "min_epochs", "limit_train_batches", "overfit_batches"}
+    {"max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches"}
     | {"use_distributed_sampler", "reload_dataloaders_every_n_epochs"}
 )
 """Options of `Trainer` that a warm-up decides: it is one pass of ``max_steps`` steps."""
+
+_FOUND_BY_LIGHTNING = ("last", "hpc")
 
 
 @runtime_checkable
@@ -91,7 +101,9 @@ class ServerWarmup:
         module: The server that it trained.
     """
 
-    def __init__(self, options: Mapping[str, Any], *, trainer: Mapping[str, Any]) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], *, trainer: Mapping[str, Any] | None = None
+    ) -> None:
         """Set the options.
 
         Args:
@@ -99,7 +111,8 @@ class ServerWarmup:
             trainer: Arguments of the `FederatedTrainer`, which stand in for those not given.
         """
         given = {k: v for k, v in options.items() if v is not None}
-        self._options = {k: trainer[k] for k in INHERITED if k in trainer} | given
+        trainer = trainer or {}
+        self._options = _DEFAULTS | {k: trainer[k] for k in INHERITED if k in trainer} | given
         self._limit = 1 if trainer.get("fast_dev_run") else trainer.get("limit_train_batches")
         self.config: Mapping[str, Any] = {}
         self.trainer: L.Trainer | None = None
@@ -123,14 +136,17 @@ class ServerWarmup:
             algorithm: Says what is minimised, and for how many steps.
             datamodule: The data.
             federation: Server, edges and clients.
-            ckpt_path: A checkpoint of this warm-up to go on from.
+            ckpt_path: A checkpoint of this warm-up to go on from: a file, or ``last`` where a
+                `ModelCheckpoint` with a folder of its own keeps one.
 
         Returns:
             The checkpoint, if one was written: the best one where a callback monitors something.
 
         Raises:
             ValueError: If the settings do not fit together.
+            CheckpointError: If the checkpoint cannot be used.
             NonFiniteError: If the weights are not finite at the end.
+            SystemExit: After SIGTERM, as Lightning does at the end of a batch; with 143.
         """
         parties = Parties.resolve(federation, algorithm, datamodule)
         if not isinstance(algorithm, _WarmsUp):
@@ -138,20 +154,30 @@ class ServerWarmup:
                 f"algorithm: {type(algorithm).__name__} has no steps.warmup and warmup_objective"
             )
         steps = int(self._options.get("max_steps", algorithm.steps.warmup))
-        if steps < 1:
+        batches = steps * (every := int(self._options.get("accumulate_grad_batches", 1)))
+        if self._limit is not None:
+            batches = min(batches, self._limit)
+        if batches < 1:
             raise ConfigurationError(
-                f"warmup.max_steps is {steps}: set it, or algorithm.init_args.steps.warmup, to "
-                "at least 1"
+                f"warmup.max_steps is {steps}, trainer.limit_train_batches {self._limit}: set the "
+                "first (or algorithm.init_args.steps.warmup) to at least 1, and the second or none"
             )
         # Round -1, as in the federated loop.
         ctx = RoundContext(-1, parties.seed, tuple(parties.profiles))
-        batches = steps * int(self._options.get("accumulate_grad_batches", 1))
-        public = _PublicData(datamodule, batches=batches, limit=self._limit, ctx=ctx)
+        public = _PublicData(datamodule, batches=batches, ctx=ctx)
+        steps = -(-batches // every)
         self.trainer = self._build_trainer(steps, ctx)
         self.module = build_server(parties, datamodule)
         algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
         self.module.objective = algorithm.warmup_objective()
-        self.trainer.fit(self.module, datamodule=public, ckpt_path=ckpt_path, weights_only=True)
+        if ckpt_path is not None and ckpt_path not in _FOUND_BY_LIGHTNING:
+            read_warmup(Path(ckpt_path), self.module, key="ckpt_path")
+        try:
+            self.trainer.fit(self.module, datamodule=public, ckpt_path=ckpt_path, weights_only=True)
+        except MisconfigurationException as error:
+            raise ConfigurationError(f"warmup: {error}") from error
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None  # Lightning's own says 0: all is well
         saved = self.trainer.checkpoint_callback
         if not isinstance(saved, ModelCheckpoint):
             return None
@@ -228,7 +254,8 @@ class _AsInFederation(L.Callback):
         self._saved = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse weights that are not finite, before they are saved."""
+        """End with the pass; refuse weights that are not finite, before they are saved."""
+        trainer.should_stop = True
         assert isinstance(pl_module, ServerModule)
         norm = torch.nn.utils.get_total_norm([p.detach() for p in pl_module.trainable_parameters()])
         if not bool(torch.isfinite(norm)):
@@ -291,12 +318,10 @@ class _Pass:
 class _PublicData(L.LightningDataModule):
     """The public split as `Trainer` takes it: each process gets its part."""
 
-    def __init__(
-        self, data: FederatedDataModule, *, batches: int, limit: int | None, ctx: RoundContext
-    ) -> None:
+    def __init__(self, data: FederatedDataModule, *, batches: int, ctx: RoundContext) -> None:
         super().__init__()
-        self._data, self._seed = data, ctx.seed_for("server", "public")
-        self._batches = batches if limit is None else min(batches, limit)
+        self._data, self._batches = data, batches
+        self._seed = ctx.seed_for("server", "public")
 
     def _shard(self) -> tuple[int, int]:
         assert self.trainer is not None

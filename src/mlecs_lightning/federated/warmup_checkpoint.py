@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.modules import ServerModule
 
-__all__ = ["load_warmup"]
+__all__ = ["load_warmup", "read_warmup"]
 
 # What the weights mean depends on these; the rest of the settings may differ.
 _MEANING = {
@@ -36,36 +36,45 @@ def load_warmup(path: Path, server: ServerModule, optimizer: Optimizer | None = 
         CheckpointError: If the file is missing, is no checkpoint of a warm-up, or is one of another
             server; it says what differs. Nothing is written then.
     """
-    saved = _read(path)
-    there = saved["hyper_parameters"]
-    differences = _differences(there, dict(server.hparams))
-    if differences:
-        raise CheckpointError("\n  ".join([f"{_key(path)} is of another server:", *differences]))
+    key = "trainer.warmup_ckpt_path"
+    saved = read_warmup(path, server, key=key)
     try:
         server.load_trainable_state(saved["state_dict"])
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{_key(path)} is of another server: {error}") from error
+        raise CheckpointError(f"{key}: {str(path)!r} is of another server: {error}") from error
     moments = saved.get("optimizer_states")
-    if optimizer and moments and there["settings"]["optimizer"] == server.settings.optimizer:
+    settings = saved["hyper_parameters"]["settings"]
+    if optimizer and moments and settings["optimizer"] == server.settings.optimizer:
         _load_moments(moments[0]["state"], server, optimizer)
 
 
-def _key(path: Path) -> str:
-    return f"trainer.warmup_ckpt_path: {str(path)!r}"
+def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]:
+    """Read a checkpoint of the warm-up, weights only.
 
+    Args:
+        path: The checkpoint.
+        server: The server that it should fit.
+        key: What the user calls the path, for error messages.
 
-def _read(path: Path) -> dict[str, Any]:
+    Returns:
+        The checkpoint, as Lightning wrote it.
+
+    Raises:
+        CheckpointError: If the file is missing, is no checkpoint of a warm-up, or the settings of
+            its server differ from those of this one; it says which.
+    """
+    name = f"{key}: {str(path)!r}"
     if not path.is_file():
-        raise CheckpointError(f"{_key(path)}: there is no such file")
+        raise CheckpointError(f"{name}: there is no such file")
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise CheckpointError(f"{_key(path)}: cannot be read: {error}") from error
-    parts = {"state_dict", "hyper_parameters"}
-    if not (isinstance(saved, dict) and parts <= saved.keys()) or not (
-        {"settings", "hosted", "modalities"} <= saved["hyper_parameters"].keys()
-    ):
-        raise CheckpointError(f"{_key(path)}: this is no checkpoint that `warmup` wrote")
+        raise CheckpointError(f"{name}: cannot be read: {error}") from error
+    settings = saved.get("hyper_parameters", {}) if isinstance(saved, dict) else {}
+    if not {"settings", "hosted", "modalities"} <= settings.keys() or "state_dict" not in saved:
+        raise CheckpointError(f"{name}: this is no checkpoint that `warmup` wrote")
+    if differences := _differences(settings, dict(server.hparams)):
+        raise CheckpointError("\n  ".join([f"{name} is of another server:", *differences]))
     return saved
 
 

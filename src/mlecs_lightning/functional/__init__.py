@@ -16,6 +16,8 @@ from mlecs_lightning.functional.lora import (
     compress,
     stack_factors,
 )
+from mlecs_lightning.functional.robust import coordinate_median, trimmed_mean
+from mlecs_lightning.functional.sharding import gather_rows, sum_over_ranks, world_size
 from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
 
 __all__ = [
@@ -27,11 +29,16 @@ __all__ = [
     "aggregate_svd",
     "aggregation_error",
     "compress",
+    "coordinate_median",
+    "gather_rows",
     "gram_log_det",
     "gram_log_volume",
     "modality_aware_weights",
     "normalise_weights",
     "stack_factors",
+    "sum_over_ranks",
+    "trimmed_mean",
     "volume_contrastive_loss",
     "weighted_mean",
+    "world_size",
 ]

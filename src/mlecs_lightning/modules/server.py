@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mlecs_lightning.functional import gather_rows, sum_over_ranks, world_size
 from mlecs_lightning.modules.base import MultimodalLM, as_settings
+from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
 
@@ -20,6 +22,12 @@ class ServerModule(MultimodalLM):
     """One set of extractors, a tower for the LLM (which answers), a tower for the hosted SLM.
 
     The hosted SLM carries the aggregated adapter of the clients; SE-CCL trains it beside the LLM.
+
+    Attributes:
+        sharded: Whether each rank holds a part of a global batch, and gradients are averaged over
+            ranks. An objective that uses `mean_loss` and `gather` then has the value (mean over
+            ranks) and the gradient of the whole batch. In training mode only: ranks may evaluate
+            different numbers of batches.
     """
 
     def __init__(
@@ -40,7 +48,31 @@ class ServerModule(MultimodalLM):
         """
         settings, hosted = as_settings(settings), as_settings(hosted)
         super().__init__({"llm": settings, "slm": hosted}, modalities, key=key)
+        self.sharded = False
         self._remember(settings=settings, hosted=hosted)
+
+    # A global batch -------------------------------------------------------------------------
+
+    def mean_loss(self, output: TowerOutput) -> Tensor:
+        """Return L_LM, scaled so that its mean over ranks is the mean over all target tokens.
+
+        With n_r tokens on rank r of W, and N on all, L_LM = sum_r n_r/N L_r = 1/W sum_r (W n_r/N)
+        L_r: each rank returns W n_r/N times its own mean.
+        """
+        if not (self.sharded and self.training):
+            return output.loss
+        tokens = output.tokens()
+        return output.loss * (world_size() * tokens / sum_over_ranks(tokens))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of the global batch, for a loss that compares its samples.
+
+        See `gather_rows` on order and gradient. Every rank must then compute the same loss, in
+        full.
+        """
+        return gather_rows(rows) if self.sharded and self.training else rows
+
+    # The hosted SLM -------------------------------------------------------------------------
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Return copies of the hosted SLM's adapter, under PEFT's names."""

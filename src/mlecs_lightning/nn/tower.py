@@ -31,6 +31,10 @@ class TowerOutput(NamedTuple):
     logits: Tensor
     labels: Tensor
 
+    def tokens(self) -> Tensor:
+        """Return the number of target tokens that ``loss`` is the mean over, integer scalar."""
+        return (self.labels >= 0).sum()
+
 
 class Tower(nn.Module):
     """Connector C, backbone B and the readout g = Linear(mean hidden state over the prompt)."""

@@ -60,6 +60,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     table.add_row("constant sentence", *_cells(summary["constant"]["server"], metrics), style="dim")
     console.print(table)
     _print_communication(summary["communication"], console)
+    counts = {k: n for k, n in summary["faults"].items() if k != "events" and n}
+    if counts:
+        told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        console.print(f"faults of clients: {told} (summary.json has the reasons)")
     console.print(f"{summary['seconds']:.1f} s")
 
 

@@ -168,7 +168,7 @@ def test_nothing_but_adapter_modalities_and_count_goes_up_and_an_adapter_down(
     for way, client, data in log.messages:
         assert load(data).keys() == {f"adapter/{name}" for name in NAMES}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        scalars = json.loads(header["__metadata__"]["scalars"])
+        scalars = json.loads(header["__metadata__"]["message"])["scalars"]
         up = {"modalities": tiny.clients[client].modalities, "samples": counts[client]}
         assert scalars == (up if way == "uplink" else {})
 

@@ -31,8 +31,11 @@ def without(component: Component) -> list[Component]:
 def scalars(data: bytes) -> dict[str, Any]:
     """Read the scalars without our own decoder; there must be no other metadata."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert header["__metadata__"].keys() == {"scalars"}
-    return json.loads(header["__metadata__"]["scalars"])
+    assert header["__metadata__"].keys() == {"message"}
+    about = json.loads(header["__metadata__"]["message"])
+    assert about.keys() == {"scalars", "envelope"}
+    assert about["envelope"].keys() == {"client", "round"}
+    return about["scalars"]
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -11,8 +11,6 @@ from mlecs_lightning.algorithms import FedAvg, Steps
 from mlecs_lightning.algorithms.mlecs import Component
 from mlecs_lightning.federated import Message, RoundContext
 from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
-from mlecs_lightning.nn import Embeddings
-from mlecs_lightning.types import Batch
 
 ALL: list[Component] = ["ccl", "amt", "mma", "se_ccl"]
 CTX = RoundContext(0, 0, ("kitchen", "hall", "study"))
@@ -151,10 +149,8 @@ def test_each_volume_term_reaches_the_tensors_it_should(
     terms: list[Tensor] = []
     contrast = MLECS._contrast
 
-    def record(
-        self: MLECS, anchors: Tensor, embeddings: Embeddings, batch: Batch
-    ) -> VolumeContrast:
-        terms.append((result := contrast(self, anchors, embeddings, batch)).loss)
+    def record(self: MLECS, *vectors: Tensor) -> VolumeContrast:
+        terms.append((result := contrast(self, *vectors)).loss)
         return result
 
     monkeypatch.setattr(MLECS, "_contrast", record)

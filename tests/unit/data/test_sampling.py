@@ -104,6 +104,40 @@ def test_limit_caps_a_pass_and_its_ids() -> None:
     assert loader.ids(5, seed=1) == loader.ids(2, seed=1)
 
 
+@settings(deadline=None)
+@given(samples=st.integers(3, 20), batch_size=st.integers(3, 9), ranks=st.integers(1, 3))
+def test_ranks_share_every_batch(samples: int, batch_size: int, ranks: int) -> None:
+    whole = SeededLoader(table(samples), batch_size=batch_size)
+    parts = [
+        SeededLoader(table(samples), batch_size=batch_size, shard=(rank, ranks))
+        for rank in range(ranks)
+    ]
+    passes = [[batch.ids for batch in part.take(4, seed=5)] for part in parts]
+    for n, batch in enumerate(whole.take(4, seed=5)):
+        assert [mine[n] for mine in passes] == [batch.ids[rank::ranks] for rank in range(ranks)]
+    assert all(part.ids(4, seed=5) == whole.ids(4, seed=5) for part in parts)
+
+
+@pytest.mark.parametrize(("batch_size", "samples"), [(2, 10), (8, 2)])
+def test_a_batch_with_fewer_samples_than_ranks_is_refused(batch_size: int, samples: int) -> None:
+    SeededLoader(table(samples), batch_size=batch_size, shard=(1, 2))
+    with pytest.raises(ValueError, match=r"data\.init_args\.batch_size is .*3 processes cannot"):
+        SeededLoader(table(samples), batch_size=batch_size, shard=(1, 3))
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_a_rank_that_is_none_is_refused(shard: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="0 <= rank < size"):
+        SeededLoader(table(10), batch_size=4, shard=shard)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_a_resumed_pass_goes_on_where_it_stopped(start: int) -> None:
+    loader = SeededLoader(table(10), batch_size=4, shard=(1, 2))
+    whole = [batch.ids for batch in loader.take(5, seed=3)]
+    assert [batch.ids for batch in loader.take(5, seed=3, start=start)] == whole[start:]
+
+
 def test_sequential_loader_goes_through_the_table_once_in_order() -> None:
     batches = list(sequential_loader(table(10), 4))
     assert [len(batch.ids) for batch in batches] == [4, 4, 2]

@@ -77,7 +77,11 @@ def test_what_arrives_equals_what_was_sent_and_shares_nothing_with_it() -> None:
 def test_bytes_are_a_safetensors_file_with_the_scalars_beside() -> None:
     length = int.from_bytes(VALID[:8], "little")
     header = json.loads(VALID[8 : 8 + length])
-    assert json.loads(header["__metadata__"]["scalars"]) == {**SCALARS, "ids": ["x", "y"]}
+    assert header["__metadata__"].keys() == {"message"}
+    assert json.loads(header["__metadata__"]["message"]) == {
+        "scalars": {**SCALARS, "ids": ["x", "y"]},
+        "envelope": {"client": "hall", "round": 0},
+    }
     assert load(VALID).keys() == TENSORS.keys()
 
 
@@ -190,7 +194,7 @@ def test_a_message_over_the_limit_is_refused_unread() -> None:
 
 
 def test_a_safetensors_file_without_scalars_is_refused() -> None:
-    for metadata in (None, {"other": "1"}, {"scalars": "{"}, {"scalars": "[1]"}):
+    for metadata in (None, {"other": "1"}, {"message": "{"}, {"message": "[1]"}):
         with pytest.raises(ChannelError, match="unreadable message"):
             decode(save(TENSORS, metadata=metadata))
 
@@ -231,12 +235,13 @@ ANY_JSON = st.recursive(
 def test_any_json_in_place_of_the_scalars(value: object) -> None:
     for part, other in (("scalars", "envelope"), ("envelope", "scalars")):
         for written in (value, {"ids": value}):
-            read_or_refuse(save(TENSORS, metadata={part: json.dumps(written), other: "{}"}))
+            about = json.dumps({part: written, other: {}})
+            read_or_refuse(save(TENSORS, metadata={"message": about}))
 
 
 def test_scalars_nested_too_deeply_to_be_read_are_refused() -> None:
     with pytest.raises(ChannelError, match="unreadable message"):
-        decode(save(TENSORS, metadata={"scalars": "[" * 100_000}))
+        decode(save(TENSORS, metadata={"message": "[" * 100_000}))
 
 
 # What is counted ------------------------------------------------------------------------------

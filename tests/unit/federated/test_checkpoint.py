@@ -51,10 +51,10 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no file"):
         load_checkpoint(tmp_path)
     file.write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match=r"cannot read '.*x\.ckpt'"):
+    with pytest.raises(CheckpointError, match=r"x\.ckpt' is no checkpoint"):
         load_checkpoint(file)
     torch.save(pytest.approx, file)  # code
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
         load_checkpoint(file)
     for state, version in (([1], None), ({"x": 1}, None), ({"format_version": 2}, 2)):
         torch.save(state, file)

@@ -104,3 +104,26 @@ def test_representation_is_what_the_connector_fused_or_what_the_llm_made_of_it(
     other = server.read(batch, tower="slm")
     assert not torch.allclose(fused, other.embeddings.fused)
     assert not torch.allclose(view, other.view)
+
+
+def test_a_server_that_shares_no_batch_takes_losses_and_rows_as_they_are(
+    server: ServerModule, batch: Batch
+) -> None:
+    output = server.train().read(batch)
+    assert output.tokens() == (output.labels != -100).sum() > len(batch.ids)
+    assert server.mean_loss(output) is output.loss
+    assert server.gather(output.view) is output.view
+    server.sharded = True  # by one process
+    assert torch.equal(server.mean_loss(output), output.loss)
+    assert server.gather(output.view) is output.view
+
+
+def test_a_trainer_minimises_the_objective_that_the_module_is_given(
+    server: ServerModule, loader: DataLoader[Batch], trainer_of: Callable[..., L.Trainer]
+) -> None:
+    hosted = {k: v for k, v in server.trainable_state().items() if k.startswith("towers.slm.")}
+    server.objective = both
+    trainer = trainer_of(max_steps=1, max_epochs=-1)
+    trainer.fit(server.train(), loader)
+    state = server.trainable_state()
+    assert not all(torch.equal(state[k], v) for k, v in hosted.items())

@@ -29,6 +29,7 @@ def summary() -> dict[str, Any]:
         "mean": {"own": row(0.15), "all": row(0.65)},
         "server": row(0.912),
         "constant": {"own": row(0.222), "all": row(0.333), "server": row(0.444)},
+        "faults": {"dropout": 0, "crash": 0, "refused": 0, "events": []},
         "communication": {
             "uplink_bytes": 60_448,
             "downlink_bytes": 1_234_567,
@@ -136,6 +137,15 @@ def test_a_run_that_sends_nothing_says_so() -> None:
     lines = printed(content)
     find(lines, "communication: none")
     assert not any("uplink" in line for line in lines)
+
+
+def test_faults_are_told_by_kind_and_only_if_there_are_any() -> None:
+    content = summary()
+    assert not any("faults" in line for line in printed(content))
+    content["faults"] |= {"dropout": 3, "refused": 1}
+    assert find(printed(content), "faults") == (
+        "faults of clients: 3 dropout, 1 refused (summary.json has the reasons)"
+    )
 
 
 @pytest.mark.parametrize("view", ["own", "all"])

@@ -1,0 +1,80 @@
+"""Peak memory of a round against the number of clients.
+
+    python benchmarks/memory.py [--clients 16 256] [--store disk memory]
+
+One round of ML-ECS on Digits with pocket models, one step a pass, each case in its own process:
+the peak resident set that the kernel counted (`ru_maxrss`), beside that of the first case. Written
+as JSON lines with ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+
+
+def measure(clients: int, store: str) -> dict[str, object]:
+    """Run one round in this process and return what it took."""
+    from mlecs_lightning.cli import FederatedCLI
+
+    steps = dict.fromkeys(("warmup", "public", "private", "server"), 1)
+    with tempfile.TemporaryDirectory() as root:
+        began = time.perf_counter()
+        FederatedCLI(
+            [
+                *("fit", "--config", str(CONFIG)),
+                *("--clients", json.dumps({"count": clients, "modality_rate": 0.7, "seed": 0})),
+                *("--data.init_args.partition", "domain"),  # leaves nobody without samples
+                *("--algorithm.init_args.steps", json.dumps(steps)),
+                *("--trainer.max_rounds", "1", "--trainer.store", store),
+                *("--trainer.default_root_dir", root, "--trainer.enable_progress_bar", "false"),
+                *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
+            ]
+        )
+        seconds = time.perf_counter() - began
+        kept = sum(p.stat().st_size for p in Path(root).rglob("*.pt"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
+    return {
+        **{"clients": clients, "store": store, "peak_mib": round(peak, 1)},
+        **{"client_files_mib": round(kept / 2**20, 1), "seconds": round(seconds, 1)},
+    }
+
+
+def main() -> None:
+    """Measure every case in its own process and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, nargs="+", default=[16, 256])
+    parser.add_argument("--store", nargs="+", default=["disk", "memory"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measure(args.clients[0], args.store[0])))
+        return
+    for store in args.store:
+        first = None
+        for clients in args.clients:
+            command = [sys.executable, __file__, "--child"]
+            command += ["--clients", str(clients), "--store", store]
+            ran = subprocess.run(command, capture_output=True, text=True, check=True)
+            row = json.loads(ran.stdout.splitlines()[-1])
+            first = first or row["peak_mib"]
+            row["ratio"] = round(row["peak_mib"] / first, 3)
+            print(row, flush=True)
+            if args.out:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
