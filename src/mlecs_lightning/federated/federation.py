@@ -26,7 +26,14 @@ from mlecs_lightning.modules.pocket import is_pocket, make_pocket
 from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.settings import ConfigurationError, ModelSettings
 
-__all__ = ["ClientSettings", "DrawnClients", "Federation", "FederationSettings", "Parties"]
+__all__ = [
+    "ClientSettings",
+    "DrawnClients",
+    "Federation",
+    "FederationSettings",
+    "Parties",
+    "build_server",
+]
 
 
 def _with_backbone(
@@ -78,6 +85,21 @@ def _with_backbone(
     return settings
 
 
+def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
+    """Return the server with the initial weights that it has in a federation.
+
+    Args:
+        parties: The checked settings.
+        data: Says what the modalities look like.
+    """
+    seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
+    return ServerModule(
+        _with_backbone(parties.server, data, key="server"),
+        _with_backbone(parties.hosted, data, key="edge"),
+        dict(data.modalities),
+    )
+
+
 class Federation:
     """The live modules: one for the server, and one for each architecture among the clients.
 
@@ -107,16 +129,7 @@ class Federation:
         self.store: ClientStore = MemoryStore()
         specs = dict(data.modalities)
         learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
-        seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
-        self.server: ServerLearner = learner(
-            "server",
-            ServerModule(
-                _with_backbone(parties.server, data, key="server"),
-                _with_backbone(parties.hosted, data, key="edge"),
-                specs,
-            ),
-            sync=True,
-        )
+        self.server: ServerLearner = learner("server", build_server(parties, data), sync=True)
         self._edges: dict[str, EdgeLearner] = {}
         self._architecture: dict[str, str] = {}
         for name, profile in parties.profiles.items():

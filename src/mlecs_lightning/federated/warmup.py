@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader
 from mlecs_lightning.data import FederatedDataModule, SeededLoader
 from mlecs_lightning.data.sampling import sequential_loader, whole_batch
 from mlecs_lightning.federated.algorithm import Algorithm
-from mlecs_lightning.federated.context import RoundContext, derive_seed
-from mlecs_lightning.federated.federation import _with_backbone
+from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.federation import build_server
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import FederationSettings, Parties
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup, read_warmup
@@ -37,7 +37,7 @@ from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
 
-__all__ = ["INHERITED", "OWN", "ServerWarmup", "build_server", "load_warmup"]
+__all__ = ["INHERITED", "OWN", "ServerWarmup", "load_warmup"]
 
 INHERITED = (
     *("accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val"),
@@ -75,21 +75,6 @@ class _Server:
 
     def __init__(self, module: ServerModule) -> None:
         self.name, self.module = "server", module
-
-
-def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
-    """Return the server with the initial weights that it has in a federation.
-
-    Args:
-        parties: The checked settings.
-        data: Says what the modalities look like.
-    """
-    seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
-    return ServerModule(
-        _with_backbone(parties.server, data, key="server"),
-        _with_backbone(parties.hosted, data, key="edge"),
-        dict(data.modalities),
-    )
 
 
 class ServerWarmup:

@@ -68,6 +68,8 @@ class MultimodalLM(L.LightningModule):
         widths = {m: int(e.out_features) for m, e in self.extractors.items()}  # type: ignore[arg-type]
         self.towers = nn.ModuleDict({name: Tower(widths, s) for name, s in towers.items()})
         self.first = next(iter(towers))
+        self.objective: Objective | None = None
+        """What a `Trainer` minimises; L_LM of the answering tower if there is none."""
         # DDP leaves the frozen weights where they are: every rank has loaded the same.
         self._ddp_params_and_buffers_to_ignore = sorted(self._frozen_names())
 
@@ -83,9 +85,18 @@ class MultimodalLM(L.LightningModule):
         return self.towers[name or self.first]  # type: ignore[return-value]
 
     def _frozen_names(self) -> set[str]:
-        buffers = (name for name, _ in self.named_buffers())
-        names = {*self.state_dict(), *buffers}
-        return {name for name in names if ".backbone.lm." in name and ".lora_" not in name}
+        """Ask every part that can load its frozen tensors again (backbones, encoders) for theirs.
+
+        Not all that has no gradient: what an extractor drew at random and fixed must be stored.
+        Asked once, when the model is built: what is frozen for a while later on still counts as
+        trained.
+        """
+        return {
+            f"{part}.{name}"
+            for part, module in self.named_modules()
+            if hasattr(module, "frozen_names")
+            for name in module.frozen_names()
+        }
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return copies of all that can be trained: extractors, connectors, adapters, readouts."""
@@ -175,13 +186,17 @@ class MultimodalLM(L.LightningModule):
         """Evaluate an objective; language modelling (L_LM of the answering tower) by default."""
         if objective is not None:
             return objective(self, batch)
-        return {"loss": self.read(batch).loss}
+        return {"loss": self.mean_loss(self.read(batch))}
+
+    def mean_loss(self, output: TowerOutput) -> Tensor:
+        """Return L_LM of a pass: what an objective adds up, in place of ``output.loss``."""
+        return output.loss
 
     # Lightning hooks ------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
-        """Return L_LM of a batch."""
-        return self._logged(self(batch), "train", batch)
+        """Return what ``objective`` says of a batch."""
+        return self._logged(self(batch, self.objective), "train", batch)
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
         """Return L_LM of a held-out batch."""
@@ -223,7 +238,8 @@ class MultimodalLM(L.LightningModule):
         # Only under a Trainer: Fabric would write the value to the loggers without a step.
         if self._trainer is not None:
             values = {f"{stage}_{name}": value.detach() for name, value in losses.items()}
-            self.log_dict(values, prog_bar=True, batch_size=len(batch.ids))
+            # Over all ranks: that of one alone is the loss of a part of the batch.
+            self.log_dict(values, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         return losses
 
     def _remember(self, **settings: ModelSettings) -> None:

@@ -3,6 +3,7 @@
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector, Embeddings
 from mlecs_lightning.nn.extractors import ImageCNN, SeriesCNN, VectorMLP
+from mlecs_lightning.nn.pretrained import PretrainedExtractor
 from mlecs_lightning.nn.tower import Tower, TowerOutput
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Connector",
     "Embeddings",
     "ImageCNN",
+    "PretrainedExtractor",
     "SeriesCNN",
     "Tower",
     "TowerOutput",

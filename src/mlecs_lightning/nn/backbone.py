@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.nn.frozen import add_lora, frozen_tensors, share
 from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ class BackboneOutput(NamedTuple):
     labels: Tensor
 
 
-@functools.cache
 def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, once in a process.
 
@@ -49,35 +48,68 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
         ask for the same settings: never change it, take a `Backbone`.
 
     Raises:
-        ConfigurationError: If transformers cannot load it: neither a directory nor on the hub.
+        ConfigurationError: If transformers cannot load it (neither a directory nor on the hub), or
+            this machine cannot quantise it.
     """
+    # Checkpointing changes how a copy trains, not what is loaded.
+    return _load(replace(settings, gradient_checkpointing=False))
+
+
+@functools.cache
+def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {
         "revision": settings.revision,
         "local_files_only": settings.local_files_only,
     }
-    options = {k: v for k, v in (("attn_implementation", settings.attn_implementation),) if v}
+    options = _quantized(settings)
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
         model = AutoModelForCausalLM.from_pretrained(
             settings.model, dtype=settings.dtype, **where, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(f"backbone.model {settings.model!r}: {error}") from error
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
 
-def _share(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of the modules that holds the very same frozen tensors.
+def _quantized(settings: BackboneSettings) -> dict[str, Any]:
+    """Return what `from_pretrained` needs for weights of few bits; nothing without quantization.
 
-    PEFT inserts its layers into the modules it is given. With a copy of the modules (kilobytes)
-    over one set of weights (gigabytes), every architecture gets an adapter of its own and an
-    ordinary `PeftModel`.
+    Raises:
+        ConfigurationError: If there is no GPU or no bitsandbytes; it names all that is missing.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(t): t for t in tensors})
+    if settings.quantization is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
+    missing = []
+    if not torch.cuda.is_available():
+        missing.append("a CUDA GPU (there is none here)")
+    if not is_bitsandbytes_available():
+        missing.append("bitsandbytes (pip install 'mlecs_lightning[quantized]')")
+    if missing:
+        raise ConfigurationError(
+            f"backbone.quantization {settings.quantization!r} needs {' and '.join(missing)}; leave "
+            "it out, or store fewer bytes with backbone.dtype: bfloat16"
+        )
+    # NF4, double quantization and arithmetic in bfloat16 are those of QLoRA.
+    arithmetic = "bfloat16" if settings.dtype == "auto" else settings.dtype
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if settings.quantization == "4bit":
+        options = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": arithmetic,
+        }
+    config = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
 class Backbone(nn.Module):
@@ -98,26 +130,20 @@ class Backbone(nn.Module):
                 token, or PEFT finds no layer to adapt.
         """
         super().__init__()
-        from peft import LoraConfig, get_peft_model
-
         model, self.tokenizer = load_frozen(settings)
         self.settings, self.lora = settings, lora
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
+        own = share(model)
+        self.lm = add_lora(
+            own,
+            lora,
+            task="CAUSAL_LM",
+            key="lora.target_modules",
+            what=f"backbone.model {settings.model!r}",
         )
-        with warnings.catch_warnings():
-            # GPT-2's Conv1D layers store the transpose; PEFT sees it, corrects itself and warns.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            # PEFT asks transformers 5 in the words of transformers 4.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            try:
-                self.lm = get_peft_model(_share(model), config)
-            except ValueError as error:
-                raise ConfigurationError(f"lora.target_modules: {error}") from error
+        if settings.gradient_checkpointing:
+            # After PEFT, which would make the word embeddings require a gradient for the re-entrant
+            # variant; this one does not need it.
+            own.activation_checkpointing_enable({"use_reentrant": False})
         # We always pass attention masks. `generate` drops one that masks nothing, and the model
         # would then warn of every answer that ended before the others.
         self.lm.config.pad_token_id = None
@@ -131,9 +157,15 @@ class Backbone(nn.Module):
                 f"backbone.model {settings.model!r}: its tokenizer has no end-of-sequence token"
             )
         self._eos: int = eos
+        # Tokenizers may know more tokens than the model embeds, the padding token among them.
+        self._words: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
         pad = self.tokenizer.pad_token_id
-        self._pad: int = eos if pad is None else pad
+        self._pad: int = eos if pad is None or pad >= self._words else pad
         self._encode = functools.lru_cache(maxsize=65536)(self._encode_text)
+
+    def frozen_names(self) -> set[str]:
+        """Return the names of the tensors that loading restores: a checkpoint needs none."""
+        return frozen_tensors(self)
 
     # Adapter --------------------------------------------------------------------------------
 
@@ -198,7 +230,13 @@ class Backbone(nn.Module):
     # Text -----------------------------------------------------------------------------------
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if max(tokens, default=0) >= self._words:
+            raise ConfigurationError(
+                f"backbone.model {self.settings.model!r}: its tokenizer makes token {max(tokens)} "
+                f"of {text!r}, but the model embeds {self._words}: they do not belong together"
+            )
+        return tokens
 
     def _pack(
         self, instructions: Sequence[str], targets: Sequence[str] | None
@@ -253,7 +291,8 @@ class Backbone(nn.Module):
             use_cache=False,
             logits_to_keep=keep,
         )
-        logits, answer = output.logits[:, :-1], labels[:, first:]
+        # A family that does not know `logits_to_keep` returns them all.
+        logits, answer = output.logits[:, -keep:-1], labels[:, first:]
         loss = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
         )

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.nn.pretrained import PretrainedExtractor
 from mlecs_lightning.settings import ClassPath, ConfigurationError, build_class
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
-__all__ = ["ImageCNN", "SeriesCNN", "VectorMLP", "build_extractor"]
+__all__ = ["ImageCNN", "PretrainedExtractor", "SeriesCNN", "VectorMLP", "build_extractor"]
 
 
 class VectorMLP(nn.Module):

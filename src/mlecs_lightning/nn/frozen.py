@@ -1,0 +1,99 @@
+"""Frozen Hugging Face models: one copy of the weights for all who use them, adapted by PEFT."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mlecs_lightning.settings import ConfigurationError, LoraSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["add_lora", "frozen_tensors", "linear_layers", "share"]
+
+
+def share(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of the modules that holds the very same frozen tensors.
+
+    PEFT inserts its layers into the modules it is given. With a copy of the modules (kilobytes)
+    over one set of weights (gigabytes), every architecture gets an adapter of its own and an
+    ordinary `PeftModel`.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(t): t for t in tensors})
+
+
+def frozen_tensors(module: nn.Module) -> set[str]:
+    """Return the names of all tensors but the parameters that train, buffers included."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    learned = {name for name, p in parameters.items() if p.requires_grad}
+    # Quantised layers keep more in their state than parameters and buffers.
+    return {*module.state_dict(), *parameters, *buffers} - learned
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the last names of the layers that LoRA adapts as a rule: all linear but the output."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+    )
+
+
+def add_lora(
+    model: PreTrainedModel, lora: LoraSettings, *, task: str | None, key: str, what: str
+) -> PeftModel:
+    """Insert a fresh adapter into a model by PEFT.
+
+    Args:
+        model: The model; it is changed.
+        lora: The adapter.
+        task: PEFT's task type.
+        key: The YAML key of ``target_modules``, for error messages.
+        what: Whose layers these are, for error messages.
+
+    Raises:
+        ConfigurationError: If a name that is given is no layer that LoRA can adapt, or none is
+            given and PEFT has no default for the family. It names the linear layers that there are.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    layers, given = linear_layers(model), lora.target_modules
+    names = [f".{name}" for name, _ in model.named_modules()]
+    # PEFT leaves out a name that is no layer as long as another one is.
+    unknown = [t for t in given or () if not any(name.endswith(f".{t}") for name in names)]
+    if unknown:
+        raise ConfigurationError(
+            f"{key}: {what} has no layers {unknown}; its linear layers are {layers}"
+        )
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=given,
+        task_type=task,
+    )
+    with warnings.catch_warnings():
+        # GPT-2's Conv1D layers store the transpose; PEFT sees it, corrects itself and warns.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        # PEFT asks transformers 5 in the words of transformers 4.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            family = model.config.model_type
+            why = f"PEFT has no default for the family {family!r}" if given is None else error
+            raise ConfigurationError(
+                f"{key}: {what}: {why}; name some of its linear layers: {layers}"
+            ) from error
