@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlecs_lightning.algorithms import MLECS, Centralized, FedAvg, Standalone, StandalonePublic
-    from mlecs_lightning.data import Digits, FederatedDataModule, URFall
+    from mlecs_lightning.data import Digits, FederatedDataModule, Manifest, URFall
     from mlecs_lightning.federated import FederatedTrainer
     from mlecs_lightning.modules import EdgeModule, ServerModule
 
@@ -23,6 +23,7 @@ __all__ = [
     "FedAvg",
     "FederatedDataModule",
     "FederatedTrainer",
+    "Manifest",
     "ServerModule",
     "Standalone",
     "StandalonePublic",
@@ -38,6 +39,7 @@ _HOME = {
     "StandalonePublic": "algorithms",
     "Digits": "data",
     "FederatedDataModule": "data",
+    "Manifest": "data",
     "URFall": "data",
     "FederatedTrainer": "federated",
     "EdgeModule": "modules",

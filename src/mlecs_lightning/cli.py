@@ -1,4 +1,4 @@
-"""The command line: ``python cli.py fit|validate|test|predict|warmup --config FILE``."""
+"""The command line: ``python cli.py fit|validate|test|predict|warmup|data check --config FILE``."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from mlecs_lightning.federated import (
     Interrupted,
     NonFiniteError,
 )
-from mlecs_lightning.federated.parties import are_drawn, client_settings, party_faults
+from mlecs_lightning.federated.parties import Parties, are_drawn, client_settings, party_faults
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
-from mlecs_lightning.report import print_summary
+from mlecs_lightning.report import check_data, print_summary
 from mlecs_lightning.settings import (
     ConfigurationError,
     FaultList,
@@ -260,6 +260,15 @@ class FederatedCLI(LightningCLI):
         self.result = run(**self._prepare_subcommand_kwargs(subcommand))
 
 
+class _DataCheck(FederatedCLI):
+    """``data check``: takes the arguments of ``fit``, and looks at its data in place of a run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        assert self.algorithm is not None
+        parties = Parties.resolve(self.federation, self.algorithm, self.datamodule)
+        self.result = check_data(self.datamodule, parties.profiles)
+
+
 def _innermost(error: BaseException) -> str:
     """Return what a class said of its arguments, without what jsonargparse wraps around it."""
     while error.__cause__ and str(error).startswith("Does not validate"):
@@ -315,8 +324,10 @@ def main(args: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         # A bar in a log file is a line of rubbish.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    words = sys.argv[1:] if args is None else args
+    checks = words[:2] == ["data", "check"]
     try:
-        cli = FederatedCLI(args)
+        cli = _DataCheck(["fit", *words[2:]]) if checks else FederatedCLI(args)
     except (
         ConfigurationError,
         CheckpointError,
@@ -329,7 +340,7 @@ def main(args: list[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"{stopped}; --ckpt_path last goes on", file=sys.stderr)
         return 128 + stopped.signum
-    if not cli.trainer.is_global_zero:
+    if checks or not cli.trainer.is_global_zero:
         return 0
     match cli.subcommand:
         case "fit" | "test":

@@ -1,5 +1,6 @@
 """The configurations in configs/: each runs by the command in its head, and says what it sets."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -7,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from mlecs_lightning.cli import FederatedCLI
-from mlecs_lightning.data import URFall
+from mlecs_lightning.data import Manifest, URFall
 from mlecs_lightning.federated.federation import Parties
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,14 +28,43 @@ class Parsed(FederatedCLI):
         return
 
 
+def write_manifest(config: dict[str, Any], path: Path) -> Path:
+    """Write two samples of every split for each client of a configuration, or for five domains."""
+    data, clients = config["data"]["init_args"], config["clients"]
+    drawn = "count" in clients
+    owners = [f"topic {i}" for i in range(5)] if drawn else list(clients)
+    words = [word for words in (data.get("labels") or {"": ["video"]}).values() for word in words]
+    lines = [
+        {
+            "id": f"{split} {owner} {i}",
+            "split": split,
+            **({} if split == "public" else {"domain" if drawn else "client": owner}),
+            "target": f"{words[i % len(words)]} .",
+            "modalities": {
+                modality: np.full(declared["shape"], float(i)).tolist()
+                for modality, declared in data["modalities"].items()
+            },
+        }
+        for split in ("public", "train", "test")
+        for owner in owners
+        for i in range(2)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 @pytest.fixture
-def resolve(request: pytest.FixtureRequest) -> Callable[..., Parties]:
+def resolve(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Parties]:
     """Check a configuration as a run does before it builds models; skip without its data."""
 
     def call(path: Path, *args: str) -> Parties:
-        named = yaml.safe_load((ROOT / path).read_text())["data"]["class_path"]
-        if named.rpartition(".")[2] == URFall.__name__:
+        config = yaml.safe_load((ROOT / path).read_text())
+        named = config["data"]["class_path"].rpartition(".")[2]
+        if named == URFall.__name__:
             args += ("--data.init_args.root", str(request.getfixturevalue("urfd_root")))
+        elif named == Manifest.__name__:
+            file = write_manifest(config, tmp_path / "lines.jsonl")
+            args += ("--data.init_args.file", str(file))
         cli = Parsed(["fit", "--config", str(ROOT / path), *args])
         return Parties.resolve(cli.federation, cli.algorithm, cli.datamodule)
 

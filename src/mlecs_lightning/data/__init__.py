@@ -2,8 +2,17 @@
 
 from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.digits import Digits
+from mlecs_lightning.data.manifest import Manifest
 from mlecs_lightning.data.sampling import SeededLoader
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.data.urfall import URFall
 
-__all__ = ["Digits", "FederatedDataModule", "Pools", "SampleTable", "SeededLoader", "URFall"]
+__all__ = [
+    "Digits",
+    "FederatedDataModule",
+    "Manifest",
+    "Pools",
+    "SampleTable",
+    "SeededLoader",
+    "URFall",
+]

@@ -2,6 +2,7 @@
 
 from mlecs_lightning.metrics.evaluation import TextMetrics, constant_row
 from mlecs_lightning.metrics.labels import LabelReader, LabelScores, keyword_label_reader
+from mlecs_lightning.metrics.references import ReferencedText, references_of
 from mlecs_lightning.metrics.text import BertScore, ExactMatch, RougeLsum
 
 __all__ = [
@@ -9,8 +10,10 @@ __all__ = [
     "ExactMatch",
     "LabelReader",
     "LabelScores",
+    "ReferencedText",
     "RougeLsum",
     "TextMetrics",
     "constant_row",
     "keyword_label_reader",
+    "references_of",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
@@ -19,7 +21,9 @@ class TextMetrics(MetricCollection):
 
     ``update(predictions, targets)`` takes two sequences of texts. `compute` returns ``rouge_lsum``
     and ``exact_match``, with a label reader also ``accuracy`` and ``macro_f1``, and with a
-    BERTScore also ``bertscore``.
+    BERTScore also ``bertscore``. Where a target is a `ReferencedText` the best of its references
+    counts, the label is that of the target itself, and ``rouge_lsum_mean`` (``bertscore_mean``) is
+    there as well: the mean over the references.
 
     Args:
         reader: Reads the class index out of a text; ``None`` for free text without classes.
@@ -42,9 +46,10 @@ class TextMetrics(MetricCollection):
         sync_on_compute: bool = True,
     ) -> None:
         # Of the constructor, not set later: torchmetrics reads the flag only there.
-        sync = {"sync_on_compute": sync_on_compute}
+        sync: dict[str, Any] = {"sync_on_compute": sync_on_compute}
         metrics: dict[str, Metric | MetricCollection] = {
             "rouge_lsum": RougeLsum(**sync),
+            "rouge_lsum_mean": RougeLsum(over="mean", **sync),
             "exact_match": ExactMatch(**sync),
         }
         if reader is not None and num_classes is not None:
@@ -52,7 +57,9 @@ class TextMetrics(MetricCollection):
         elif reader is not None or num_classes is not None:
             raise ValueError("accuracy and macro_f1 need both `reader` and `num_classes`")
         if bertscore is not None:
-            metrics["bertscore"] = BertScore(bertscore.model, bertscore.num_layers, **sync)
+            like = (bertscore.model, bertscore.num_layers)
+            metrics["bertscore"] = BertScore(*like, **sync)
+            metrics["bertscore_mean"] = BertScore(*like, over="mean", **sync)
         # Compute groups share one state among metrics whose states agree after the first batch: a
         # first batch without errors would make ROUGE-Lsum a copy of the exact match.
         super().__init__(metrics, compute_groups=False)
@@ -64,7 +71,8 @@ class TextMetrics(MetricCollection):
 
     def compute(self) -> dict[str, float]:
         """Return every score by name, in 0..1; NaN without samples."""
-        return {name: float(value) for name, value in super().compute().items()}
+        values = {name: float(value) for name, value in super().compute().items()}
+        return {k: v for k, v in values.items() if not (k.endswith("_mean") and math.isnan(v))}
 
 
 def constant_row(

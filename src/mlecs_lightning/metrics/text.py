@@ -13,11 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from mlecs_lightning.metrics.references import references_of
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -42,7 +44,7 @@ def normalise(text: str) -> str:
 
 
 class _MeanScore(Metric, ABC):
-    """Mean over the samples of the best score among each sample's references."""
+    """Mean over the samples of one score each: the best among the references, or their mean."""
 
     is_differentiable = False
     higher_is_better = True
@@ -50,11 +52,14 @@ class _MeanScore(Metric, ABC):
 
     total: Tensor
     count: Tensor
+    several: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, over: Literal["best", "mean"] = "best", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.over = over
         self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("several", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(
         self, predictions: Sequence[str], targets: Sequence[str] | Sequence[Sequence[str]]
@@ -63,7 +68,8 @@ class _MeanScore(Metric, ABC):
 
         Args:
             predictions: The generated texts.
-            targets: For each prediction its reference, or its references, of which the best counts.
+            targets: For each prediction its reference, a `ReferencedText`, or its references. Of
+                several the best counts, or their mean.
 
         Raises:
             ValueError: If there are not as many targets as predictions, or a sample has no
@@ -71,9 +77,9 @@ class _MeanScore(Metric, ABC):
         """
         if len(predictions) != len(targets):
             raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
-        references = [[target] if isinstance(target, str) else list(target) for target in targets]
+        references = [references_of(target) for target in targets]
         if not all(references):
-            raise ValueError(f"sample {references.index([])} of the batch has no reference")
+            raise ValueError(f"sample {references.index(())} of the batch has no reference")
         scores = iter(
             self._scores(
                 [
@@ -83,13 +89,21 @@ class _MeanScore(Metric, ABC):
                 ]
             )
         )
-        best = sum(max(islice(scores, len(of_sample))) for of_sample in references)
+        of_samples = [list(islice(scores, len(of_sample))) for of_sample in references]
+        total = sum(max(s) if self.over == "best" else sum(s) / len(s) for s in of_samples)
         # Not in place: a state reset under `torch.inference_mode` could not be updated outside it.
-        self.total = self.total + best
+        self.total = self.total + total
         self.count = self.count + len(predictions)
+        self.several = self.several + sum(len(of_sample) > 1 for of_sample in references)
 
     def compute(self) -> Tensor:
-        """Return the mean score, a float32 scalar in 0..1; NaN without samples."""
+        """Return the mean score, a float32 scalar in 0..1.
+
+        NaN without samples, and over ``mean`` also without a sample of several references: it would
+        repeat the score over ``best``.
+        """
+        if self.over == "mean" and not self.several:
+            return torch.full_like(self.total, torch.nan)
         return self.total / self.count
 
     @abstractmethod
@@ -105,7 +119,8 @@ class RougeLsum(_MeanScore):
     and stemming is usual for summaries]
 
     Args:
-        **kwargs: Of `torchmetrics.Metric`, such as ``sync_on_compute``.
+        **kwargs: ``over``: which of a sample's references count, the ``best`` (the usual score of
+            captions) or their ``mean``; and those of `torchmetrics.Metric`.
     """
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:

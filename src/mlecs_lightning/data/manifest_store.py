@@ -1,0 +1,116 @@
+"""Where the files of a manifest lie, and what was decoded of them before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from mlecs_lightning.data.manifest_files import VERSION, decode
+from mlecs_lightning.data.manifest_shapes import Declared, Decoded, DecodeError
+from mlecs_lightning.settings import cache_dir
+
+__all__ = ["DecodeCache", "OutsideRootError", "read_below"]
+
+# Files are decoded in memory. Twenty minutes of CD sound, an hour of a small video.
+_MAX_BYTES = 2**28
+
+
+class OutsideRootError(ValueError):
+    """A path that could lead out of the folder in which all files have to lie."""
+
+
+def read_below(root: Path, written: str) -> bytes:
+    """Read a file that a manifest names.
+
+    A manifest may come from somebody else than the machine's owner: it must not be able to put a
+    file of the machine into a data set.
+
+    Args:
+        root: The folder in which all files lie.
+        written: What stands in the manifest: a path relative to ``root``, with ``/``.
+
+    Raises:
+        OutsideRootError: If the path is absolute, has a ``..``, or a symbolic link leads out.
+        DecodeError: If there is no such file, or it is too large.
+    """
+    for flavour in (PurePosixPath(written), PureWindowsPath(written)):
+        if flavour.anchor:
+            raise OutsideRootError("is no relative path")
+        if ".." in flavour.parts:
+            raise OutsideRootError("has a '..': files lie below data.init_args.root")
+    try:
+        root = root.resolve()
+        path = (root / written).resolve()
+        if not path.is_relative_to(root):
+            raise OutsideRootError("leads out of data.init_args.root by a symbolic link")
+        if not path.is_file():
+            raise DecodeError("there is no such file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise DecodeError(f"is larger than {_MAX_BYTES // 2**20} MiB")
+        return path.read_bytes()
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        raise DecodeError(f"cannot be read: {error}") from error
+    except ValueError as error:
+        if isinstance(error, OutsideRootError | DecodeError):
+            raise
+        raise DecodeError(f"is no path: {error}") from error  # a null byte in it
+
+
+class DecodeCache:
+    """Decoded files, by their content, the declaration of their modality, and our version."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Say where they are kept.
+
+        Args:
+            folder: `mlecs_lightning.settings.cache_dir` by default.
+        """
+        self._folder = (folder or cache_dir()) / "manifest"
+
+    def decode(self, data: bytes, suffix: str, declared: Declared) -> Decoded:
+        """Return what `mlecs_lightning.data.manifest_files.decode` does, once for every content."""
+        content = hashlib.sha256(data).hexdigest()
+        options = {k: v for k, v in asdict(declared).items() if k != "standardise"}  # comes later
+        key = json.dumps([VERSION, suffix, options, content])
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        path = self._folder / digest[:2] / f"{digest}.npz"
+        known = _load(path, declared)
+        if known is None:
+            known = decode(data, suffix, declared)
+            with contextlib.suppress(OSError):  # a full or read-only disk makes it slow, not wrong
+                _store(path, known)
+        return known
+
+
+def _load(path: Path, declared: Declared) -> Decoded | None:
+    """Read what was decoded, ``None`` if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values, facts = arrays["values"], arrays["facts"].tolist()
+    except Exception:  # numpy and zipfile have many words for a damaged file
+        return None
+    if values.shape != tuple(declared.shape) or values.dtype != np.float32:
+        return None
+    return Decoded(values, tuple(facts[1:]), facts[0])
+
+
+def _store(path: Path, decoded: Decoded) -> None:
+    """Write and rename, so that another process never sees half a file."""
+    content = io.BytesIO()
+    np.savez(content, values=decoded.values, facts=np.array([decoded.rate, *decoded.source]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.getbuffer())
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,276 @@
+"""What a run would see of its data, and what looks wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
+from mlecs_lightning.types import ClientProfile
+
+__all__ = ["check_data", "suspicions"]
+
+# Deviation of a signal that is about 1, standardised or sound in -1..1: -60 dB, less than the noise
+# of a room.
+_FLAT = 1e-3
+
+
+def check_data(
+    data: FederatedDataModule, clients: Mapping[str, ClientProfile], console: Console | None = None
+) -> list[str]:
+    """Print samples, modalities, targets and what is suspicious.
+
+    Args:
+        data: Has the clients attached.
+        clients: The clients, by name.
+        console: Where to; the process's own by default.
+
+    Returns:
+        What is suspicious.
+    """
+    console = console or Console()
+    console.print(_samples(data, clients))
+    console.print(_modalities(data))
+    console.print(_targets(data))
+    found = suspicions(data, clients)
+    console.print(f"suspicious: {len(found) or 'nothing'}")
+    for each in found:
+        console.print(f"- {escape(each)}", highlight=False)
+    return found
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def _samples(data: FederatedDataModule, clients: Mapping[str, ClientProfile]) -> Table:
+    table = Table(title="samples")
+    for name in ("party", "train", "val", "test", "modalities, of all training samples"):
+        table.add_column(name, overflow="fold")
+    parties = {"server": {s: data.public(s) for s in ("train", "val", "test")}} | {
+        name: {s: data.private(name, s) for s in ("train", "val", "test")} for name in clients
+    }
+    for party, splits in parties.items():
+        train = splits["train"]
+        shares = train.present.float().mean(0).tolist()
+        has = ", ".join(f"{m} {s:.0%}" for m, s in zip(train.modalities, shares, strict=True))
+        table.add_row(escape(party), *(f"{len(t):,}" for t in splits.values()), escape(has))
+    return table
+
+
+def _modalities(data: FederatedDataModule) -> Table:
+    table = Table(title="modalities")
+    for name in ("name", "kind", "shape", "public", "train", "test", "as it was read"):
+        table.add_column(name, overflow="fold")
+    inputs = data.inputs if isinstance(data, Manifest) else None
+    for k, (name, spec) in enumerate(data.modalities.items()):
+        counts = [f"{int(pool.present[:, k].sum()):,}" for pool in data.pools]
+        read = _span(inputs.sources[name]) if inputs else "-"
+        if inputs and inputs.rates[name]:
+            read += " at " + ", ".join(f"{rate:,} Hz" for rate in sorted(inputs.rates[name]))
+        table.add_row(escape(name), spec.kind, _shape(spec.shape), *counts, read)
+    return table
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _span(shapes: Iterable[tuple[int, ...]]) -> str:
+    """Return the smallest and the largest of shapes, by their length."""
+    ordered = sorted(shapes, key=lambda shape: (shape[-1], shape))
+    ends = [_shape(ordered[0]), _shape(ordered[-1])] if ordered else ["-"]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _targets(data: FederatedDataModule) -> Table:
+    table = Table(title="targets")
+    for name in ("split", "different", "words", "longest", "most frequent"):
+        table.add_column(name, overflow="fold")
+    for split, pool in _splits(data):
+        counts = Counter(pool.targets)
+        lengths = [len(target.split()) for target in counts]
+        top = "; ".join(f"{target[:60]} ({n})" for target, n in counts.most_common(3))
+        table.add_row(
+            split, f"{len(counts):,}", f"{len(_words(pool)):,}", str(max(lengths)), escape(top)
+        )
+    return table
+
+
+def _words(pool: SampleTable) -> set[str]:
+    return {word for target in set(pool.targets) for word in target.split()}
+
+
+def _splits(data: FederatedDataModule) -> Iterator[tuple[str, SampleTable]]:
+    """Yield the pools that have samples, as they lie in the files."""
+    val = data.named_val if isinstance(data, Manifest) else None
+    named = zip(("public", "train", "test", "val"), (*data.pools, val), strict=True)
+    yield from ((split, pool) for split, pool in named if pool is not None and len(pool))
+
+
+# Suspicions ---------------------------------------------------------------------------------------
+
+
+def suspicions(data: FederatedDataModule, clients: Mapping[str, ClientProfile]) -> list[str]:
+    """Say what is allowed, but is rarely meant.
+
+    Args:
+        data: Has the clients attached.
+        clients: The clients, by name.
+    """
+    return [
+        *_of_reading(data),
+        *_repeated(data),
+        *_without_signal(data),
+        *_of_clients(data, clients),
+        *_of_targets(data),
+    ]
+
+
+def _some(names: Sequence[object], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + rest
+
+
+def _of_reading(data: FederatedDataModule) -> Iterator[str]:
+    """What was lost between the files and the table."""
+    if not isinstance(data, Manifest) or data.inputs is None:
+        return
+    if unread := data.inputs.unread:
+        yield f"{len(unread):,} inputs could not be read and count as absent: {_some(unread, 3)}"
+    for name, spec in data.modalities.items():
+        rates, sources = data.inputs.rates[name], data.inputs.sources[name]
+        if len(rates) > 1 and data.declared[name].rate is None:
+            yield (
+                f"{name} has sounds of {sorted(rates)} points a second, which are not brought to "
+                f"one: give data.init_args.modalities.{name}.rate"
+            )
+        if spec.kind == "series" and not rates and data.declared[name].fit == "last":
+            length, total = spec.shape[1], sources.total()
+            longer = sum(n for source, n in sources.items() if source[-1] > length)
+            shorter = sum(n for source, n in sources.items() if source[-1] < length)
+            if longer:
+                yield f"{name}: of {longer:,} of {total:,} series only the last {length} are used"
+            if shorter:
+                yield f"{name}: {shorter:,} of {total:,} series are filled up to {length}"
+
+
+def _repeated(data: FederatedDataModule) -> Iterator[str]:
+    """The same content, or parts of one recording, in two splits."""
+    splits = dict(_splits(data))
+    whole = {
+        split: [_digest(pool, i, pool.modalities) for i in range(len(pool))]
+        for split, pool in splits.items()
+    }
+    yield from _shared("samples", splits, whole)
+    found_in = Counter(digest for digests in whole.values() for digest in set(digests))
+    for k, (name, spec) in enumerate(data.modalities.items()):
+        if spec.kind == "vector":
+            continue  # a few numbers can be the same by chance, and so can silence
+        single = {}
+        for split, pool in splits.items():
+            flat, present = _flat(pool, k), pool.present[:, k].tolist()
+            single[split] = [
+                _digest(pool, i, [name])
+                if present[i] and not flat[i] and found_in[whole[split][i]] == 1
+                else None
+                for i in range(len(pool))
+            ]
+        yield from _shared(f"inputs of {name}", splits, single)
+    groups = {split: list(pool.groups) for split, pool in splits.items()}
+    yield from _shared("parts of one group", splits, groups)
+
+
+def _digest(pool: SampleTable, row: int, modalities: Iterable[str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in modalities:
+        present = bool(pool.present[row, pool.modalities.index(name)])
+        digest.update(pool.inputs[name][row].numpy().tobytes() if present else b"absent")
+    return digest.digest()
+
+
+def _shared(
+    what: str, splits: Mapping[str, SampleTable], keys: Mapping[str, Sequence[object]]
+) -> Iterator[str]:
+    names = list(splits)
+    for i, one in enumerate(names):
+        first = {key: splits[one].ids[row] for row, key in enumerate(keys[one]) if key is not None}
+        for other in names[i + 1 :]:
+            pairs = [
+                f"{first[key]} = {splits[other].ids[row]}"
+                for row, key in enumerate(keys[other])
+                if key in first
+            ]
+            if pairs:
+                yield f"{len(pairs):,} {what} are in split {one} and in {other}: {_some(pairs)}"
+
+
+def _flat(pool: SampleTable, k: int) -> list[bool]:
+    """Say of each sample whether a modality has the same value everywhere."""
+    column = pool.inputs[pool.modalities[k]].flatten(2)
+    flat = column.std(-1, correction=0).amax(-1) < _FLAT
+    return (flat & pool.present[:, k]).tolist()
+
+
+def _without_signal(data: FederatedDataModule) -> Iterator[str]:
+    pools = [pool for _, pool in _splits(data)]
+    for k, (name, spec) in enumerate(data.modalities.items()):
+        if spec.kind != "vector" and max(spec.shape[1:]) > 1:
+            flat = [
+                pool.ids[i] for pool in pools for i, is_flat in enumerate(_flat(pool, k)) if is_flat
+            ]
+            if flat:
+                word = "silent, or do not change in time" if spec.kind == "series" else "one colour"
+                yield f"{len(flat):,} inputs of {name} are {word}: {_some(flat)}"
+        present = torch.cat([pool.inputs[name][pool.present[:, k]] for pool in pools])
+        if len(present) > 1:
+            by_channel = present.transpose(0, 1).flatten(1)
+            constant = (by_channel.amax(1) == by_channel.amin(1)).nonzero().flatten().tolist()
+            if constant:
+                what = "features" if spec.kind == "vector" else "channels"
+                yield f"{name}: the same value in all samples in {what} {_some(constant)}"
+
+
+def _of_clients(data: FederatedDataModule, clients: Iterable[str]) -> Iterator[str]:
+    held: set[str] = set()
+    for name in clients:
+        train, val, test = (data.private(name, split) for split in ("train", "val", "test"))
+        held |= {*train.ids, *val.ids}
+        if data.classes and len(set(train.labels.tolist())) == 1:
+            yield f"clients.{name} has one class only: {data.classes[int(train.labels[0])]!r}"
+        elif len(set(train.targets)) == 1:
+            yield f"clients.{name} has one target only: {train.targets[0]!r}"
+        for modality, column in zip(train.modalities, train.present.T, strict=True):
+            if not column.any():
+                yield f"clients.{name}: none of its training samples has {modality!r}"
+        for split, table in (("validation", val), ("test", test)):
+            if not len(table):
+                yield f"clients.{name} has no {split} samples"
+    pool = data.pools.private
+    nobody = Counter(d for d, i in zip(pool.domains, pool.ids, strict=True) if i not in held)
+    if nobody:
+        what = ", ".join(f"{count:,} of {domain!r}" for domain, count in nobody.items())
+        yield f"no client holds these samples of split train: {what}"
+    if not len(data.public("val")):
+        yield "the server has no validation samples"
+    if not len(data.pools.test):
+        yield "split test is empty: nothing will be scored"
+
+
+def _of_targets(data: FederatedDataModule) -> Iterator[str]:
+    known = _words(data.pools.public)
+    for split, pool in _splits(data):
+        unknown = Counter(
+            word for target in pool.targets for word in target.split() if word not in known
+        )
+        if unknown:
+            words = [word for word, _ in unknown.most_common()]
+            yield (
+                f"{len(words):,} words of targets of split {split} are in no public target, and a "
+                f"pocket model cannot say them: {_some(words, 10)}"
+            )

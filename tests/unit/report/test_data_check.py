@@ -1,0 +1,205 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mlecs_lightning.data import Digits, Manifest
+from mlecs_lightning.report.data_check import check_data, suspicions
+from mlecs_lightning.types import ClientProfile
+
+MODALITIES: dict[str, dict[str, Any]] = {
+    "mic": {"kind": "series", "shape": [2, 8]},
+    "tilt": {"kind": "vector", "shape": [3]},
+}
+CLIENTS = {name: ClientProfile(("mic", "tilt")) for name in ("hall", "kitchen")}
+Row = dict[str, Any]
+
+
+def sound(seed: int, length: int = 8) -> list[list[float]]:
+    return np.random.default_rng(seed).normal(size=(2, length)).round(3).tolist()
+
+
+def sound_lines() -> list[Row]:
+    """Lines that nothing is wrong with."""
+    counts = {
+        ("public", None): 8,
+        ("train", "hall"): 8,
+        ("train", "kitchen"): 8,
+        ("test", "hall"): 3,
+        ("test", "kitchen"): 3,
+    }
+    lines: list[Row] = []
+    for (split, client), count in counts.items():
+        for i in range(count):
+            n = len(lines)
+            lines.append(
+                {
+                    "id": f"{split}-{client}-{i}",
+                    "split": split,
+                    "client": client,
+                    "modalities": {"mic": sound(n), "tilt": [n, -n, n % 3]},
+                    "target": ("it is up .", "it is down .")[i % 2],
+                }
+            )
+    return lines
+
+
+def found(folder: Path, lines: list[Row], **values: Any) -> list[str]:
+    file = folder / "m.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = Manifest(file, **{"modalities": MODALITIES, "cache_dir": folder, **values})
+    data.attach(CLIENTS)
+    return suspicions(data, CLIENTS)
+
+
+def test_nothing_is_suspicious_of_sound_data(tmp_path: Path) -> None:
+    assert found(tmp_path, sound_lines()) == []
+
+
+def test_digits_have_features_that_say_nothing() -> None:
+    data = Digits()
+    clients = {"a": ClientProfile(("pixels",)), "b": ClientProfile(("profile",))}
+    data.attach(clients)
+    # The first column and the last of the images are blank nearly everywhere: not constant.
+    assert suspicions(data, clients) == []
+
+
+def test_the_same_sample_in_two_splits(tmp_path: Path) -> None:
+    lines = sound_lines()
+    lines[-1]["modalities"] = lines[0]["modalities"]
+    assert found(tmp_path, lines) == [
+        "1 samples are in split public and in test: public-None-0 = test-kitchen-2"
+    ]
+
+
+def test_the_same_sound_in_two_splits(tmp_path: Path) -> None:
+    lines = sound_lines()
+    for i in range(6):
+        lines[24 + i]["modalities"]["mic"] = lines[10 + i]["modalities"]["mic"]
+    (said,) = found(tmp_path, lines)
+    assert said.startswith(
+        "6 inputs of mic are in split train and in test: train-hall-2 = test-hall-0"
+    )
+    assert said.endswith("and 1 more")
+
+
+def test_the_same_numbers_in_a_vector_are_no_news(tmp_path: Path) -> None:
+    lines = sound_lines()
+    lines[-1]["modalities"]["tilt"] = lines[0]["modalities"]["tilt"]
+    assert found(tmp_path, lines) == []
+
+
+def test_a_recording_cut_into_two_splits(tmp_path: Path) -> None:
+    lines = sound_lines()
+    lines[0]["group"] = lines[-1]["group"] = "walk-1"
+    assert found(tmp_path, lines) == [
+        "1 parts of one group are in split public and in test: public-None-0 = test-kitchen-2"
+    ]
+
+
+def test_silence_and_constant_channels(tmp_path: Path) -> None:
+    lines = sound_lines()
+    for i in (1, 9, 26):  # silence may be the same anywhere
+        lines[i]["modalities"]["mic"] = [[0.25] * 8, [0] * 8]
+    for line in lines:
+        line["modalities"]["tilt"][1] = 4
+    assert found(tmp_path, lines) == [
+        "3 inputs of mic are silent, or do not change in time: "
+        "public-None-1, train-hall-1, test-hall-2",
+        "tilt: the same value in all samples in features 1",
+    ]
+
+
+def test_a_dead_channel_of_a_sensor(tmp_path: Path) -> None:
+    lines = sound_lines()
+    for line in lines:
+        line["modalities"]["mic"][1] = [0.5] * 8
+    assert found(tmp_path, lines) == ["mic: the same value in all samples in channels 1"]
+
+
+def test_clients_that_have_too_little_to_learn_from(tmp_path: Path) -> None:
+    lines = [line for line in sound_lines() if line["id"][:9] != "test-hall"]
+    for line in lines:
+        if line["client"] == "hall":
+            line["target"] = "it is up ."
+            del line["modalities"]["mic"]
+    expected = [
+        "clients.hall: none of its training samples has 'mic'",
+        "clients.hall has no test samples",
+    ]
+    assert found(tmp_path, lines) == ["clients.hall has one target only: 'it is up .'", *expected]
+    labels = {"up": ["up"], "down": ["down"]}
+    assert found(tmp_path, lines, labels=labels) == [
+        "clients.hall has one class only: 'up'",
+        *expected,
+    ]
+
+
+def test_samples_that_nobody_holds_and_splits_that_are_empty(tmp_path: Path) -> None:
+    lines = [line for line in sound_lines() if line["split"] != "test"]
+    lines += [
+        {
+            **lines[-1],
+            "id": f"x{i}",
+            "client": "attic",
+            "modalities": {"mic": sound(99 + i), "tilt": [i, 1, 2]},
+        }
+        for i in range(3)
+    ]
+    assert found(tmp_path, lines, val_fraction=0.0) == [
+        "clients.hall has no validation samples",
+        "clients.hall has no test samples",
+        "clients.kitchen has no validation samples",
+        "clients.kitchen has no test samples",
+        "no client holds these samples of split train: 3 of 'attic'",
+        "the server has no validation samples",
+        "split test is empty: nothing will be scored",
+    ]
+
+
+def test_words_that_a_pocket_model_cannot_say(tmp_path: Path) -> None:
+    lines = sound_lines()
+    lines[9]["target"] = lines[10]["target"] = "it is upside down ."
+    assert found(tmp_path, lines) == [
+        "1 words of targets of split train are in no public target, and a pocket model cannot say "
+        "them: upside"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:2 inputs count as absent")
+def test_what_was_dropped_cut_and_filled(tmp_path: Path) -> None:
+    lines = sound_lines()
+    lines[1]["modalities"]["mic"] = lines[2]["modalities"]["mic"] = "none.wav"
+    lines[3]["modalities"]["mic"] = sound(3, 12)
+    lines[4]["modalities"]["mic"] = sound(4, 4)
+    (unread, longer, shorter) = found(tmp_path, lines, on_error="drop")
+    assert unread.startswith("2 inputs could not be read and count as absent: m.jsonl:2 (id 'publ")
+    assert longer == "mic: of 1 of 28 series only the last 8 are used"
+    assert shorter == "mic: 1 of 28 series are filled up to 8"
+
+
+def test_the_tables_say_what_a_run_would_see(tmp_path: Path) -> None:
+    lines = sound_lines()
+    for line in lines[8:12]:
+        line["modalities"]["mic"] = None
+    found(tmp_path, lines)
+    data = Manifest(tmp_path / "m.jsonl", MODALITIES, val_fraction=0.25, cache_dir=tmp_path)
+    data.attach(CLIENTS)
+    out = io.StringIO()
+    assert check_data(data, CLIENTS, Console(file=out, width=120)) == []
+    rows = {
+        cells[0]: cells[1:]
+        for line in out.getvalue().splitlines()
+        if "│" in line and (cells := [cell.strip() for cell in line.split("│")[1:-1]])
+    }
+    assert rows["server"][:3] == ["6", "2", "6"]
+    assert rows["kitchen"] == ["6", "2", "3", "mic 100%, tilt 100%"]
+    has = int(data.private("hall").present[:, 0].sum())
+    assert rows["hall"] == ["6", "2", "3", f"mic {has / 6:.0%}, tilt 100%"]
+    assert rows["mic"] == ["series", "2 x 8", "8", "12", "6", "2 x 8"]
+    assert rows["train"][:3] == ["2", "5", "4"]
+    assert "suspicious: nothing" in out.getvalue()
