@@ -28,6 +28,7 @@ RANK = {
     "federated": 6,
     "algorithms": 8,
     "__init__": 9,
+    "cli_config": 9,
     "cli": 10,
 }
 # What no file of a layer up to and including this rank may import.
