@@ -32,8 +32,11 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "unknown algorithm": ("--algorithm FedSprox", ['"algorithm"', "FedSprox", ALGORITHMS]),
     "algorithm of another kind": ("--algorithm torch.nn.Linear", ["torch.nn.Linear", ALGORITHMS]),
     "abstract algorithm": ("--algorithm Algorithm", ["Algorithm is abstract", ALGORITHMS]),
-    "unknown data": ("--data MNIST", ['"data"', "MNIST", "['Digits', 'URFall']"]),
-    "abstract data": ("--data FederatedDataModule", ["is abstract", "['Digits', 'URFall']"]),
+    "unknown data": ("--data MNIST", ['"data"', "MNIST", "['Digits', 'Manifest', 'URFall']"]),
+    "abstract data": (
+        "--data FederatedDataModule",
+        ["is abstract", "['Digits', 'Manifest', 'URFall']"],
+    ),
     "unknown argument of the data": ("--data.colour red", ['"data"', "colour", "'batch_size'"]),
     "unknown argument of the algorithm": (
         "--algorithm.colour red",
@@ -260,7 +263,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "client without keys": ("clients: {attic: }", ["clients.attic", "None", CLIENT_KEYS]),
     "unknown class": (
         "data: {class_path: mlecs_lightning.MNIST}",
-        ['"data"', "mlecs_lightning.MNIST", "['Digits', 'URFall']"],
+        ['"data"', "mlecs_lightning.MNIST", "['Digits', 'Manifest', 'URFall']"],
     ),
 }
 

@@ -64,7 +64,7 @@ class Manifest(FederatedDataModule):
 
     def __init__(
         self,
-        file: str | Path | list[str],
+        file: list[str] | str | Path,
         modalities: dict[str, dict[str, Any]],
         *,
         root: str | Path | None = None,

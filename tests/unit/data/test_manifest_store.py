@@ -100,6 +100,15 @@ def test_a_file_is_decoded_once_whatever_its_name(
         DecodeCache(tmp_path).decode(b"7,8", ".csv", VECTOR)
 
 
+def test_each_declaration_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    cache, data = DecodeCache(tmp_path), b"1\n3\n5\n"
+    by_fit = {
+        fit: cache.decode(data, ".csv", Declared("series", [1, 1], fit=fit)).values.item()
+        for fit in ("last", "resample")
+    }
+    assert by_fit == {"last": 5, "resample": 3}
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"no zip"])
 def test_a_damaged_cache_is_written_anew(tmp_path: Path, damage: bytes) -> None:
     cache = DecodeCache(tmp_path)
