@@ -46,16 +46,11 @@ def sample_clients(
     Returns:
         The drawn clients, in their old order.
     """
-    count = max(1, round_half_up(fraction * len(clients)))
+    count = max(1, int(fraction * len(clients) + 0.5))
     if count == len(clients):
         return clients
     drawn = random.Random(derive_seed(seed, round, "participants")).sample(clients, count)
     return tuple(client for client in clients if client in set(drawn))
-
-
-def round_half_up(value: float) -> int:
-    """Return the nearest integer, halves upwards."""
-    return int(value + 0.5)
 
 
 @dataclass(frozen=True)
