@@ -170,6 +170,14 @@ def test_faults_stop_every_command_with_their_lines(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_files_can_be_named_on_the_command_line(
+    merged: Callable[..., dict[str, Any]], config: Path
+) -> None:
+    for said, read in (("[a.jsonl, b.jsonl]", ["a.jsonl", "b.jsonl"]), ("a.jsonl", "a.jsonl")):
+        values = merged("--config", config, "--data.init_args.file", said)
+        assert values["data"]["init_args"]["file"] == read
+
+
 def test_the_check_takes_any_data_set_and_any_option_of_fit(mlecs: Mlecs, tiny_yaml: Path) -> None:
     ran = mlecs("data", "check", "--config", tiny_yaml, "--clients.kitchen.modalities", "[pixels]")
     assert ran.code == 0, ran.err

@@ -149,9 +149,11 @@ class Manifest(FederatedDataModule):
 
         Raises:
             ValueError: If lines or files have faults; all in one message, each with its line.
-            FileNotFoundError: If there is no manifest.
+            FileNotFoundError: If there is no manifest, or no folder ``root``.
             ImportError: If a package is missing that a file needs.
         """
+        if self.root is not None and not self.root.is_dir():
+            raise FileNotFoundError(f"data.init_args.root: there is no folder {str(self.root)!r}")
         lines, faults = read_lines(self.files, self.root, self.declared)
         inputs = decode_inputs(lines, self.declared, self._cache)
         labels = [self._label(line) for line in lines]

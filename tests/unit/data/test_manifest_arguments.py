@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from mlecs_lightning.data import Manifest
@@ -33,3 +35,12 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
         Manifest("m.jsonl", MODALITIES, partition="dirichlet")
     with pytest.raises(ConfigurationError, match="modalities is empty: name at least one"):
         Manifest("m.jsonl", {})
+
+
+def test_a_root_that_is_no_folder_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    file.touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.init_args\.root: there is no folder '.*no'"
+    ):
+        _ = Manifest(file, MODALITIES, root=tmp_path / "no").pools
