@@ -170,27 +170,27 @@ class RoundLoop:
                 stopped = error.signum
             # The decoded message stays here; the others decode it themselves.
             told = outcome if ranks.size == 1 or outcome is None else outcome._replace(message=None)
-            signals = []
-            for rank, (other, signum) in enumerate(ranks.gather((told, stopped))):
-                signals += [signum] if signum is not None else []
-                if other is None:
+            gathered = ranks.gather((told, stopped))
+            gathered[ranks.rank] = (outcome, stopped)
+            for settled, _ in gathered:
+                if settled is None:
                     continue
-                delivered = self._settle(outcome if rank == ranks.rank else other, ctx, metrics)
-                if other.fault is not None and other.fault.kind == "error":
-                    failed.append(other.fault)
+                delivered = self._settle(settled, ctx, metrics)
+                if settled.fault is not None and settled.fault.kind == "error":
+                    failed.append(settled.fault)
                 if delivered is not None:
-                    yield other.client, delivered
-            if signals:
-                raise Interrupted(signals[0])
+                    yield settled.client, delivered
+            for _, signum in gathered:
+                if signum is not None:
+                    raise Interrupted(signum)
         if failed and len(failed) == len(ctx.participants):
             reasons = "\n".join(fault.reason for fault in failed)
             raise ClientsFailedError(f"round {ctx.round}: every client failed:\n{reasons}")
 
     def _settle(
-        self, outcome: Outcome | None, ctx: RoundContext, metrics: dict[str, float]
+        self, outcome: Outcome, ctx: RoundContext, metrics: dict[str, float]
     ) -> Message | None:
         """Count and report what became of a client, the same way on every rank."""
-        assert outcome is not None
         run, client = self._run, outcome.client
         if outcome.down:
             run.ledger.add("downlink", client, outcome.down)

@@ -157,13 +157,13 @@ class FederatedTrainer:
         self._clip = gradient_clip_val
         self._limit_train, self._limit_val, self._limit_test = (1, 1, 1) if fast_dev_run else limits
         self._loop = LoopSettings(
-            check_val_every_n_rounds,
-            self._limit_train,
-            client_fraction,
-            min_clients,
-            faults,
-            max_update_norm,
-            large_update,
+            val_every=check_val_every_n_rounds,
+            limit_train=self._limit_train,
+            client_fraction=client_fraction,
+            min_clients=min_clients,
+            faults=faults,
+            max_update_norm=max_update_norm,
+            large_update=large_update,
         )
         self._bertscore = bertscore
         self._max_norm, self._max_bytes = max_message_norm, max_message_bytes
