@@ -8,7 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlecs_lightning.algorithms import MLECS, Centralized, FedAvg, Standalone, StandalonePublic
+    from mlecs_lightning.algorithms import (
+        MLECS,
+        Centralized,
+        CoPLMs,
+        FedAvg,
+        FedProx,
+        Standalone,
+        StandalonePublic,
+    )
     from mlecs_lightning.data import Digits, FederatedDataModule, Manifest, URFall
     from mlecs_lightning.federated import FederatedTrainer
     from mlecs_lightning.modules import EdgeModule, ServerModule
@@ -18,9 +26,11 @@ __version__ = "0.1.0"
 __all__ = [
     "MLECS",
     "Centralized",
+    "CoPLMs",
     "Digits",
     "EdgeModule",
     "FedAvg",
+    "FedProx",
     "FederatedDataModule",
     "FederatedTrainer",
     "Manifest",
@@ -34,7 +44,9 @@ __all__ = [
 _HOME = {
     "MLECS": "algorithms",
     "Centralized": "algorithms",
+    "CoPLMs": "algorithms",
     "FedAvg": "algorithms",
+    "FedProx": "algorithms",
     "Standalone": "algorithms",
     "StandalonePublic": "algorithms",
     "Digits": "data",

@@ -1,14 +1,18 @@
 """The methods: one file each."""
 
 from mlecs_lightning.algorithms.base import LocalTraining, Steps
+from mlecs_lightning.algorithms.coplms import CoPLMs
 from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.algorithms.fedprox import FedProx
 from mlecs_lightning.algorithms.mlecs import MLECS
 from mlecs_lightning.algorithms.standalone import Centralized, Standalone, StandalonePublic
 
 __all__ = [
     "MLECS",
     "Centralized",
+    "CoPLMs",
     "FedAvg",
+    "FedProx",
     "LocalTraining",
     "Standalone",
     "StandalonePublic",

@@ -108,25 +108,46 @@ class LocalTraining(Algorithm):
         loaders: Loaders,
         ctx: RoundContext,
         broadcast: Message | None = None,
+        *,
+        objective: Objective | None = None,
     ) -> dict[str, float]:
-        """Take both passes in their order; return the losses."""
+        """Take both passes in their order; return the losses.
+
+        Args:
+            edge: The client.
+            loaders: Its data.
+            ctx: The round.
+            broadcast: What it received.
+            objective: What both passes minimise; L_LM by default.
+        """
         if self.order == "public_first":
-            losses = self.public_pass(edge, loaders, ctx, broadcast)
-            return losses | self.private_pass(edge, loaders, ctx)
-        losses = self.private_pass(edge, loaders, ctx)
-        return losses | self.public_pass(edge, loaders, ctx, broadcast)
+            losses = self.public_pass(edge, loaders, ctx, broadcast, objective=objective)
+            return losses | self.private_pass(edge, loaders, ctx, objective=objective)
+        losses = self.private_pass(edge, loaders, ctx, objective=objective)
+        return losses | self.public_pass(edge, loaders, ctx, broadcast, objective=objective)
 
     def public_pass(
-        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        broadcast: Message | None,
+        *,
+        objective: Objective | None = None,
     ) -> dict[str, float]:
-        """Train a client on public data with L_LM."""
-        seed = ctx.seed_for(edge.name, "public")
-        return edge.fit(loaders.public.take(self.steps.public, seed=seed), stage="public")
+        """Train a client on public data."""
+        batches = loaders.public.take(self.steps.public, seed=ctx.seed_for(edge.name, "public"))
+        return edge.fit(batches, objective, stage="public")
 
     def private_pass(
-        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        *,
+        objective: Objective | None = None,
     ) -> dict[str, float]:
-        """Train a client on its private data with L_LM."""
+        """Train a client on its private data."""
         assert loaders.private is not None
-        seed = ctx.seed_for(edge.name, "private")
-        return edge.fit(loaders.private.take(self.steps.private, seed=seed), stage="private")
+        batches = loaders.private.take(self.steps.private, seed=ctx.seed_for(edge.name, "private"))
+        return edge.fit(batches, objective, stage="private")

@@ -172,29 +172,38 @@ class MLECS(FedAvg):
         return torch.cat(parts).float().cpu()
 
     def public_pass(
-        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        broadcast: Message | None,
+        *,
+        objective: Objective | None = None,
     ) -> dict[str, float]:
         """CCL: train towards the server's representations; frozen extractors stay as they are."""
         if "ccl" not in self.components:
-            return super().public_pass(edge, loaders, ctx, broadcast)
+            return super().public_pass(edge, loaders, ctx, broadcast, objective=objective)
         assert broadcast is not None
         ids = broadcast.scalars["ids"]
         assert isinstance(ids, tuple)
         anchors = broadcast.component("fused")["anchors"].to(edge.module.device)
-        objective = partial(self.ccl, anchors=anchors, row={i: n for n, i in enumerate(ids)})
+        ccl = partial(self.ccl, anchors=anchors, row={i: n for n, i in enumerate(ids)})
         seed = ctx.seed_for(edge.name, "public")
         with edge.module.frozen_extractors() if self.freeze_extractors else nullcontext():
-            return edge.fit(
-                loaders.public.take(self.steps.public, seed=seed), objective, stage="ccl"
-            )
+            return edge.fit(loaders.public.take(self.steps.public, seed=seed), ccl, stage="ccl")
 
     def private_pass(
-        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        *,
+        objective: Objective | None = None,
     ) -> dict[str, float]:
         """AMT: train on private data."""
         if "amt" not in self.components:
             return {}
-        return super().private_pass(edge, loaders, ctx)
+        return super().private_pass(edge, loaders, ctx, objective=objective)
 
     def ccl(
         self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]

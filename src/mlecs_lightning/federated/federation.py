@@ -142,7 +142,11 @@ class Federation:
                 seed_everything(derive_seed(parties.seed, key) % 2**32, verbose=False)
                 own = f"clients.{name}"
                 settings = _with_backbone(parties.models[name], data, key=own)
-                module = EdgeModule(settings, ordered, key=own)
+                proxy = None
+                if parties.uses_proxy:
+                    hosted = _with_backbone(parties.hosted, data, key="edge")
+                    proxy = replace(settings, backbone=hosted.backbone, lora=hosted.lora)
+                module = EdgeModule(settings, ordered, proxy=proxy, key=own)
                 self._edges[key] = learner(name, module, sync=False)
         self._initial: dict[str, dict[str, Any]] = {}
         costs = {name: self.module(name).parameter_count() for name in parties.profiles}

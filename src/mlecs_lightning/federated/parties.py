@@ -163,6 +163,7 @@ class Parties:
         profiles: For each client what the data layer knows of it.
         models: For each client its settings.
         seed: Base seed of the run.
+        uses_proxy: Whether clients have a proxy, with the hosted backbone and adapter.
     """
 
     server: ModelSettings
@@ -170,6 +171,7 @@ class Parties:
     profiles: dict[str, ClientProfile]
     models: dict[str, ModelSettings]
     seed: int
+    uses_proxy: bool = False
 
     @classmethod
     def resolve(
@@ -197,7 +199,9 @@ class Parties:
         first = next(iter(models.values()))
         lora = algorithm.hosted_lora({name: m.lora for name, m in models.items()})
         hosted = replace(settings.server, backbone=first.backbone, lora=lora)
-        return cls(settings.server, hosted, _profiles(clients), models, settings.seed)
+        profiles = _profiles(clients)
+        proxy = algorithm.uses_proxy
+        return cls(settings.server, hosted, profiles, models, settings.seed, proxy)
 
 
 def party_faults(

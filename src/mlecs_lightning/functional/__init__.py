@@ -6,6 +6,7 @@ from mlecs_lightning.functional.averaging import (
     weighted_mean,
 )
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
+from mlecs_lightning.functional.distillation import logit_distillation
 from mlecs_lightning.functional.lora import (
     LoraFactors,
     aggregate_freeze_a,
@@ -33,6 +34,7 @@ __all__ = [
     "gather_rows",
     "gram_log_det",
     "gram_log_volume",
+    "logit_distillation",
     "modality_aware_weights",
     "normalise_weights",
     "stack_factors",

@@ -190,7 +190,11 @@ class MultimodalLM(L.LightningModule):
 
     def mean_loss(self, output: TowerOutput) -> Tensor:
         """Return L_LM of a pass: what an objective adds up, in place of ``output.loss``."""
-        return output.loss
+        return self.token_mean(output.loss, output)
+
+    def token_mean(self, mean: Tensor, output: TowerOutput) -> Tensor:
+        """Return what an objective adds up, in place of a mean over the target tokens of a pass."""
+        return mean
 
     # Lightning hooks ------------------------------------------------------------------------
 

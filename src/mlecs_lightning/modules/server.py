@@ -53,16 +53,16 @@ class ServerModule(MultimodalLM):
 
     # A global batch -------------------------------------------------------------------------
 
-    def mean_loss(self, output: TowerOutput) -> Tensor:
-        """Return L_LM, scaled so that its mean over ranks is the mean over all target tokens.
+    def token_mean(self, mean: Tensor, output: TowerOutput) -> Tensor:
+        """Return a mean over target tokens, scaled so that its mean over ranks is that over all.
 
         With n_r tokens on rank r of W, and N on all, L_LM = sum_r n_r/N L_r = 1/W sum_r (W n_r/N)
         L_r: each rank returns W n_r/N times its own mean.
         """
         if not (self.sharded and self.training):
-            return output.loss
+            return mean
         tokens = output.tokens()
-        return output.loss * (world_size() * tokens / sum_over_ranks(tokens))
+        return mean * (world_size() * tokens / sum_over_ranks(tokens))
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of the global batch, for a loss that compares its samples.

@@ -188,7 +188,11 @@ class Backbone(nn.Module):
         Tensors that do not train (``lora_A`` under ``freeze_a``) are left out: they never change,
         so they never travel.
         """
-        return {k: p.detach().clone() for k, p in self._adapter.items() if p.requires_grad}
+        return {k: p.detach().clone() for k, p in self.adapter_parameters().items()}
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the adapter's live parameters, those that train, under PEFT's own names."""
+        return {k: p for k, p in self._adapter.items() if p.requires_grad}
 
     @torch.no_grad()
     def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
-from mlecs_lightning import MLECS, Digits
+from mlecs_lightning import MLECS, CoPLMs, Digits
 from mlecs_lightning.data.sampling import SeededLoader, draw_batches
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
@@ -34,6 +34,7 @@ RUNS: dict[str, tuple[Objective | None, bool]] = {
     "se_ccl": (ALGORITHM.se_ccl, False),
     "se_ccl, lacking": (ALGORITHM.se_ccl, True),
     "se_ccl of ids": (MLECS(class_aware=False).se_ccl, False),
+    "mutual": (CoPLMs().mutual, True),
 }
 DIGITS = Digits()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-OBJECTIVES = ("language", "both towers", "se_ccl", "se_ccl, lacking", "se_ccl of ids")
+OBJECTIVES = ("language", "both towers", "se_ccl", "se_ccl, lacking", "se_ccl of ids", "mutual")
 
 
 @pytest.fixture(scope="module")

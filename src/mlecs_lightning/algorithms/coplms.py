@@ -1,0 +1,129 @@
+"""Co-PLMs: co-tuning through proxy models (arXiv 2511.11678)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.federated import EdgeLearner, Loaders, Message, RoundContext, ServerLearner
+from mlecs_lightning.functional import logit_distillation
+from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective
+from mlecs_lightning.nn.tower import TowerOutput
+from mlecs_lightning.settings import FaultList
+from mlecs_lightning.types import Batch
+
+__all__ = ["CoPLMs"]
+
+
+class CoPLMs(FedAvg):
+    """A proxy on each side learns with the model there, mutually; the proxies are averaged.
+
+    One round:
+
+    1. The clients' proxies take over the hosted adapter.
+    2. Private data: each client's own model minimises L_LM. Its adapter never leaves the device.
+    3. Public data: own model and proxy minimise L_LM each, and the divergence of their next-token
+       distributions from one another.
+    4. The proxies' adapters go up and are averaged by samples.
+    5. The server does with its LLM and the hosted proxy what the clients did in step 3.
+
+    After the paper's structure-agnostic mutual learning. Where it bridges tokenizers we ask for one
+    vocabulary, and the distillation is on public data alone (our choice): what a proxy knows of
+    private data is what it learned from the answers of its device's own model.
+    """
+
+    uses_proxy = True
+
+    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0, **options: Any) -> None:
+        """Set passes, aggregation and the distillation.
+
+        Args:
+            weight: Weight of each divergence.
+            temperature: T of the softened distributions.
+            **options: See `FedAvg`.
+
+        Raises:
+            ConfigurationError: If weight or temperature are out of range.
+            ValueError: If another value is.
+        """
+        super().__init__(**options)
+        faults = FaultList()
+        if weight < 0:
+            faults.append(f"algorithm.init_args.weight must not be negative, got {weight}")
+        if not temperature > 0:
+            faults.append(f"algorithm.init_args.temperature must be positive, got {temperature}")
+        faults.raise_any()
+        self.distillation_weight = weight
+        self.temperature = temperature
+
+    def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
+        """Check that all who learn from one another predict the same tokens.
+
+        Raises:
+            ConfigurationError: If a vocabulary differs; it names the party.
+        """
+        super().prepare(server, clients)
+        hosted = _vocabulary(server.module, "slm")
+        others = {"server": _vocabulary(server.module)}
+        others |= {f"clients.{name}": _vocabulary(module) for name, module in clients.items()}
+        faults = FaultList()
+        for party, vocabulary in others.items():
+            if vocabulary != hosted:
+                faults.append(
+                    f"{party}.backbone.model has another vocabulary than edge.backbone.model "
+                    f"({len(vocabulary)} and {len(hosted)} tokens); CoPLMs compares next-token "
+                    "distributions and needs one for all"
+                )
+        faults.raise_any()
+
+    def local_passes(
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        broadcast: Message | None = None,
+        *,
+        objective: Objective | None = None,
+    ) -> dict[str, float]:
+        """Take both passes; the proxy learns in the public one alone."""
+        if self.order == "public_first":
+            losses = self.public_pass(edge, loaders, ctx, broadcast, objective=self.mutual)
+            return losses | self.private_pass(edge, loaders, ctx)
+        losses = self.private_pass(edge, loaders, ctx)
+        return losses | self.public_pass(edge, loaders, ctx, broadcast, objective=self.mutual)
+
+    def warmup_objective(self) -> Objective | None:
+        """Warm up LLM and proxy together."""
+        return self.mutual
+
+    def server_objective(self) -> Objective | None:
+        """Mutual learning of LLM and proxy."""
+        return self.mutual
+
+    def mutual(self, module: MultimodalLM, batch: Batch) -> Losses:
+        """L_LM of both towers + weight T^2 [KL(sg own || proxy) + KL(sg proxy || own)]."""
+        features, present = module.features(batch)
+        text = (batch.instructions, batch.targets)
+        own, proxy = (tower(features, present, *text) for tower in module.towers.values())
+        lm_own, lm_proxy = module.mean_loss(own), module.mean_loss(proxy)
+        divergence = self._divergence(own, proxy) + self._divergence(proxy, own)
+        distance = module.token_mean(divergence, own)
+        return {
+            "loss": lm_own + lm_proxy + self.distillation_weight * distance,
+            "lm": lm_own,
+            "lm_proxy": lm_proxy,
+            "divergence": distance,
+        }
+
+    def _divergence(self, student: TowerOutput, teacher: TowerOutput) -> Tensor:
+        spoken = student.labels >= 0
+        return logit_distillation(
+            student.logits, teacher.logits, spoken, temperature=self.temperature
+        )
+
+
+def _vocabulary(module: MultimodalLM, tower: str | None = None) -> dict[str, int]:
+    return module.tower(tower).backbone.tokenizer.get_vocab()

@@ -1,0 +1,64 @@
+"""FedProx over LoRA adapters (arXiv 1812.06127)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.federated import EdgeLearner, Loaders, Message, RoundContext
+from mlecs_lightning.modules import EdgeModule, Losses, Objective
+from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.types import Batch
+
+__all__ = ["FedProx"]
+
+
+class FedProx(FedAvg):
+    """FedAvg whose clients pay for leaving the adapter that they received.
+
+    L = L_LM + mu/2 ||w - w_received||^2, over what travels: extractors and connectors have no
+    common value to stay near to.
+    """
+
+    def __init__(self, *, mu: float = 0.01, **options: Any) -> None:
+        """Set passes, aggregation and the price.
+
+        Args:
+            mu: Weight of the proximal term; 0 is FedAvg.
+            **options: See `FedAvg`.
+
+        Raises:
+            ConfigurationError: If ``mu`` is negative.
+            ValueError: If another value is out of range.
+        """
+        super().__init__(**options)
+        if mu < 0:
+            raise ConfigurationError(f"algorithm.init_args.mu must not be negative, got {mu}")
+        self.mu = mu
+
+    def local_passes(
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        broadcast: Message | None = None,
+        *,
+        objective: Objective | None = None,
+    ) -> dict[str, float]:
+        """Take both passes with the proximal term."""
+        assert broadcast is not None
+        received = broadcast.component("adapter")
+        near = {k: v.to(edge.module.device) for k, v in received.items()}
+        proximal = partial(self.proximal, received=near)
+        return super().local_passes(edge, loaders, ctx, broadcast, objective=proximal)
+
+    def proximal(self, edge: EdgeModule, batch: Batch, *, received: dict[str, Tensor]) -> Losses:
+        """L = L_LM + mu/2 ||w - w_received||^2."""
+        lm = edge.read(batch).loss
+        own = edge.backbone.adapter_parameters()
+        distance = torch.stack([(own[k] - v).square().sum() for k, v in received.items()]).sum()
+        return {"loss": lm + self.mu / 2 * distance, "lm": lm, "proximal": distance}
