@@ -14,12 +14,13 @@ from mlecs_lightning.federated import (
     Message,
     RoundContext,
     ServerLearner,
+    TrainingPass,
 )
 from mlecs_lightning.modules import Objective
 
 __all__ = ["LocalTraining", "PassOrder", "Steps"]
 
-PassOrder = Literal["public_first", "private_first"]
+PassOrder = Literal["public_first", "private_first", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class LocalTraining(Algorithm):
             steps: Optimiser steps of each pass.
             order: Which of a client's two passes comes first. The last one decides what the client
                 is best at: ``public_first`` ends on its own domain, ``private_first`` on all
-                domains.
+                domains. ``interleaved`` takes a step of each in turn.
         """
         self.steps = steps or Steps()
         self.order = order
@@ -102,52 +103,39 @@ class LocalTraining(Algorithm):
         """Return what the server minimises in a round; L_LM of the LLM by default."""
         return None
 
+    def edge_objective(self, edge: EdgeLearner, broadcast: Message | None) -> Objective | None:
+        """Return what a client minimises in both passes; L_LM by default."""
+        return None
+
     def local_passes(
         self,
         edge: EdgeLearner,
         loaders: Loaders,
         ctx: RoundContext,
         broadcast: Message | None = None,
-        *,
-        objective: Objective | None = None,
     ) -> dict[str, float]:
-        """Take both passes in their order; return the losses.
-
-        Args:
-            edge: The client.
-            loaders: Its data.
-            ctx: The round.
-            broadcast: What it received.
-            objective: What both passes minimise; L_LM by default.
-        """
-        if self.order == "public_first":
-            losses = self.public_pass(edge, loaders, ctx, broadcast, objective=objective)
-            return losses | self.private_pass(edge, loaders, ctx, objective=objective)
-        losses = self.private_pass(edge, loaders, ctx, objective=objective)
-        return losses | self.public_pass(edge, loaders, ctx, broadcast, objective=objective)
+        """Take both passes in their order; return the losses."""
+        public = self.public_pass(edge, loaders, ctx, broadcast)
+        private = self.private_pass(edge, loaders, ctx, broadcast)
+        passes = [public, private] if self.order == "public_first" else [private, public]
+        if self.order == "interleaved":
+            return edge.fit_in_turns(passes)
+        losses: dict[str, float] = {}
+        for stage, batches, objective in passes:
+            losses |= edge.fit(batches, objective, stage=stage)
+        return losses
 
     def public_pass(
-        self,
-        edge: EdgeLearner,
-        loaders: Loaders,
-        ctx: RoundContext,
-        broadcast: Message | None,
-        *,
-        objective: Objective | None = None,
-    ) -> dict[str, float]:
-        """Train a client on public data."""
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+    ) -> TrainingPass:
+        """Return a client's pass over public data."""
         batches = loaders.public.take(self.steps.public, seed=ctx.seed_for(edge.name, "public"))
-        return edge.fit(batches, objective, stage="public")
+        return TrainingPass("public", batches, self.edge_objective(edge, broadcast))
 
     def private_pass(
-        self,
-        edge: EdgeLearner,
-        loaders: Loaders,
-        ctx: RoundContext,
-        *,
-        objective: Objective | None = None,
-    ) -> dict[str, float]:
-        """Train a client on its private data."""
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+    ) -> TrainingPass:
+        """Return a client's pass over its private data."""
         assert loaders.private is not None
         batches = loaders.private.take(self.steps.private, seed=ctx.seed_for(edge.name, "private"))
-        return edge.fit(batches, objective, stage="private")
+        return TrainingPass("private", batches, self.edge_objective(edge, broadcast))

@@ -8,7 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
-from mlecs_lightning.federated import EdgeLearner, Loaders, Message, RoundContext, ServerLearner
+from mlecs_lightning.federated import (
+    EdgeLearner,
+    Loaders,
+    Message,
+    RoundContext,
+    ServerLearner,
+    TrainingPass,
+)
 from mlecs_lightning.functional import logit_distillation
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective
 from mlecs_lightning.nn.tower import TowerOutput
@@ -79,21 +86,11 @@ class CoPLMs(FedAvg):
                 )
         faults.raise_any()
 
-    def local_passes(
-        self,
-        edge: EdgeLearner,
-        loaders: Loaders,
-        ctx: RoundContext,
-        broadcast: Message | None = None,
-        *,
-        objective: Objective | None = None,
-    ) -> dict[str, float]:
-        """Take both passes; the proxy learns in the public one alone."""
-        if self.order == "public_first":
-            losses = self.public_pass(edge, loaders, ctx, broadcast, objective=self.mutual)
-            return losses | self.private_pass(edge, loaders, ctx)
-        losses = self.private_pass(edge, loaders, ctx)
-        return losses | self.public_pass(edge, loaders, ctx, broadcast, objective=self.mutual)
+    def public_pass(
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+    ) -> TrainingPass:
+        """Return the pass in which own model and proxy learn from one another."""
+        return super().public_pass(edge, loaders, ctx, broadcast)._replace(objective=self.mutual)
 
     def warmup_objective(self) -> Objective | None:
         """Warm up LLM and proxy together."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
-from mlecs_lightning.federated import EdgeLearner, Loaders, Message, RoundContext
+from mlecs_lightning.federated import EdgeLearner, Message
 from mlecs_lightning.modules import EdgeModule, Losses, Objective
 from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
@@ -40,21 +40,12 @@ class FedProx(FedAvg):
             raise ConfigurationError(f"algorithm.init_args.mu must not be negative, got {mu}")
         self.mu = mu
 
-    def local_passes(
-        self,
-        edge: EdgeLearner,
-        loaders: Loaders,
-        ctx: RoundContext,
-        broadcast: Message | None = None,
-        *,
-        objective: Objective | None = None,
-    ) -> dict[str, float]:
-        """Take both passes with the proximal term."""
+    def edge_objective(self, edge: EdgeLearner, broadcast: Message | None) -> Objective | None:
+        """Return L_LM with the proximal term."""
         assert broadcast is not None
         received = broadcast.component("adapter")
         near = {k: v.to(edge.module.device) for k, v in received.items()}
-        proximal = partial(self.proximal, received=near)
-        return super().local_passes(edge, loaders, ctx, broadcast, objective=proximal)
+        return partial(self.proximal, received=near)
 
     def proximal(self, edge: EdgeModule, batch: Batch, *, received: dict[str, Tensor]) -> Losses:
         """L = L_LM + mu/2 ||w - w_received||^2."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Literal
@@ -23,17 +23,20 @@ from mlecs_lightning.federated import (
     Schema,
     ServerLearner,
     TensorField,
+    TrainingPass,
 )
 from mlecs_lightning.federated.messages import ScalarField
 from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
 from mlecs_lightning.modules.server import RepresentationSource
+from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.settings import FaultList, LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["MLECS", "Component"]
 
 Component = Literal["ccl", "amt", "mma", "se_ccl"]
+Alignment = Literal["volume", "cosine"]
 _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
 
 
@@ -67,7 +70,9 @@ class MLECS(FedAvg):
         class_aware: bool = True,
         representation: RepresentationSource = "connector",
         weigh_by_samples: bool = False,
+        alignment: Alignment = "volume",
         freeze_extractors: bool = True,
+        private_contrast: bool = False,
         steps: Steps | None = None,
         order: PassOrder = "private_first",
         aggregation: Aggregation = "separate",
@@ -88,6 +93,12 @@ class MLECS(FedAvg):
             freeze_extractors: Whether CCL leaves the extractors as they are, as in the reference
                 configuration, where they are pretrained. Extractors that start from random weights
                 need every step they can get.
+            alignment: What draws a client to the server's representations: the contrast of volumes
+                over z_m and f, or plain feature distillation, 1 - cos(f, anchor).
+            private_contrast: Whether AMT, too, minimises the contrast. The anchor of a private
+                sample is the mean direction of the representations that came down of public samples
+                with the same target text; where there are none the sample is left out. Nothing more
+                travels (our choice).
             steps: See `FedAvg`.
             order: See `FedAvg`.
             aggregation: See `FedAvg`.
@@ -124,6 +135,8 @@ class MLECS(FedAvg):
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples
         self.freeze_extractors = freeze_extractors
+        self.alignment: Alignment = alignment
+        self.private_contrast = private_contrast
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say, beside FedAvg's faults, if a batch is too small for a contrast."""
@@ -172,48 +185,74 @@ class MLECS(FedAvg):
         return torch.cat(parts).float().cpu()
 
     def public_pass(
-        self,
-        edge: EdgeLearner,
-        loaders: Loaders,
-        ctx: RoundContext,
-        broadcast: Message | None,
-        *,
-        objective: Objective | None = None,
-    ) -> dict[str, float]:
-        """CCL: train towards the server's representations; frozen extractors stay as they are."""
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+    ) -> TrainingPass:
+        """CCL: train towards the server's representations."""
+        usual = super().public_pass(edge, loaders, ctx, broadcast)
         if "ccl" not in self.components:
-            return super().public_pass(edge, loaders, ctx, broadcast, objective=objective)
+            return usual
+        anchors, ids = self._received(edge, broadcast)
+        row = {sample: n for n, sample in enumerate(ids)}
+        return TrainingPass("ccl", usual.batches, partial(self.ccl, anchors=anchors, row=row))
+
+    def private_pass(
+        self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
+    ) -> TrainingPass:
+        """AMT: train on private data."""
+        usual = super().private_pass(edge, loaders, ctx, broadcast)
+        if "amt" not in self.components:
+            return usual._replace(batches=())
+        if not ("ccl" in self.components and self.private_contrast):
+            return usual
+        anchors, ids = self._received(edge, broadcast)
+        table = loaders.public.table
+        said = dict(zip(table.ids, table.targets, strict=True))
+        prototypes = _means(anchors, [said[sample] for sample in ids])
+        return usual._replace(objective=partial(self.amt, prototypes=prototypes))
+
+    @staticmethod
+    def _received(edge: EdgeLearner, broadcast: Message | None) -> tuple[Tensor, tuple[str, ...]]:
+        """Return the server's representations (N, D) and the public ids that they are of."""
         assert broadcast is not None
         ids = broadcast.scalars["ids"]
         assert isinstance(ids, tuple)
-        anchors = broadcast.component("fused")["anchors"].to(edge.module.device)
-        ccl = partial(self.ccl, anchors=anchors, row={i: n for n, i in enumerate(ids)})
-        seed = ctx.seed_for(edge.name, "public")
-        with edge.module.frozen_extractors() if self.freeze_extractors else nullcontext():
-            return edge.fit(loaders.public.take(self.steps.public, seed=seed), ccl, stage="ccl")
-
-    def private_pass(
-        self,
-        edge: EdgeLearner,
-        loaders: Loaders,
-        ctx: RoundContext,
-        *,
-        objective: Objective | None = None,
-    ) -> dict[str, float]:
-        """AMT: train on private data."""
-        if "amt" not in self.components:
-            return {}
-        return super().private_pass(edge, loaders, ctx, objective=objective)
+        return broadcast.component("fused")["anchors"].to(edge.module.device), ids
 
     def ccl(
         self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]
     ) -> Losses:
-        """L = L_LM + lambda * L_vol(server's representation; z_m, f)."""
-        output = edge.read(batch)
+        """L = L_LM + lambda * L_vol(server's representation; z_m, f), extractors frozen or not."""
+        with edge.frozen_extractors() if self.freeze_extractors else nullcontext():
+            output = edge.read(batch)
         rows = torch.tensor([row[i] for i in batch.ids], device=anchors.device)
-        contrast = self._contrast(
-            anchors[rows], *output.embeddings.vectors(), self._classes(batch, rows.device)
-        )
+        return self._aligned(output, anchors[rows], self._classes(batch, rows.device))
+
+    def amt(self, edge: EdgeModule, batch: Batch, *, prototypes: dict[str, Tensor]) -> Losses:
+        """L = L_LM + lambda * L_vol(prototype of the sample's target; z_m, f).
+
+        Samples whose target no public sample has are left out of the contrast.
+        """
+        output = edge.read(batch)
+        known = [n for n, target in enumerate(batch.targets) if target in prototypes]
+        if len(known) < 2:
+            return {"loss": output.loss, "lm": output.loss}
+        anchors = torch.stack([prototypes[batch.targets[n]] for n in known])
+        classes = self._classes(batch, anchors.device)[known]
+        vectors, present = output.embeddings.vectors()
+        contrast = self._contrast(anchors, vectors[known], present[known], classes)
+        return {
+            "loss": output.loss + self.contrast_weight * contrast.loss,
+            "lm": output.loss,
+            "volume": contrast.loss,
+        }
+
+    def _aligned(self, output: TowerOutput, anchors: Tensor, classes: Tensor) -> Losses:
+        if self.alignment == "cosine":
+            fused = output.embeddings.fused.float()
+            distance = (1 - torch.cosine_similarity(fused, anchors.float(), dim=-1)).mean()
+            total = output.loss + self.contrast_weight * distance
+            return {"loss": total, "lm": output.loss, "cosine_distance": distance}
+        contrast = self._contrast(anchors, *output.embeddings.vectors(), classes)
         return {
             "loss": output.loss + self.contrast_weight * contrast.loss,
             "lm": output.loss,
@@ -310,3 +349,12 @@ class MLECS(FedAvg):
 def _number(name: str) -> int:
     """Return 63 bits of a hash: two of a billion names are alike with a probability of 5 %."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _means(rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return for each name the direction of the mean of its rows (N, D), each of length 1."""
+    units = torch.nn.functional.normalize(rows, dim=-1)
+    members: dict[str, list[int]] = {}
+    for n, name in enumerate(names):
+        members.setdefault(name, []).append(n)
+    return {name: units[each].mean(dim=0) for name, each in members.items()}

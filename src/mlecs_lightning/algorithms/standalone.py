@@ -11,7 +11,6 @@ from mlecs_lightning.federated import (
     RoundContext,
     ServerLearner,
 )
-from mlecs_lightning.modules import Objective
 
 __all__ = ["Centralized", "Standalone", "StandalonePublic"]
 
@@ -29,14 +28,12 @@ class Standalone(LocalTraining):
         loaders: Loaders,
         ctx: RoundContext,
         broadcast: Message | None = None,
-        *,
-        objective: Objective | None = None,
     ) -> dict[str, float]:
         """Take the steps of both passes on private data."""
         assert loaders.private is not None
         steps = self.steps.public + self.steps.private
         batches = loaders.private.take(steps, seed=ctx.seed_for(edge.name, "private"))
-        return edge.fit(batches, objective, stage="private")
+        return edge.fit(batches, stage="private")
 
 
 class Centralized(LocalTraining):

@@ -12,7 +12,13 @@ from mlecs_lightning.federated.federation import (
     Federation,
     FederationSettings,
 )
-from mlecs_lightning.federated.learner import EdgeLearner, Learner, NonFiniteError, ServerLearner
+from mlecs_lightning.federated.learner import (
+    EdgeLearner,
+    Learner,
+    NonFiniteError,
+    ServerLearner,
+    TrainingPass,
+)
 from mlecs_lightning.federated.loop import ClientsFailedError
 from mlecs_lightning.federated.messages import Message, ScalarField, Schema, TensorField
 from mlecs_lightning.federated.signals import Interrupted
@@ -45,4 +51,5 @@ __all__ = [
     "Schema",
     "ServerLearner",
     "TensorField",
+    "TrainingPass",
 ]

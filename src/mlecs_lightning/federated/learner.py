@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -14,9 +14,23 @@ from torch import Tensor
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective, ServerModule
 from mlecs_lightning.types import Batch
 
-__all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner"]
+__all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner", "TrainingPass"]
 
 M = TypeVar("M", bound=MultimodalLM)
+
+
+class TrainingPass(NamedTuple):
+    """One optimiser step for each batch.
+
+    Attributes:
+        stage: Name of the pass, for metrics and errors.
+        batches: The batches.
+        objective: What to minimise; L_LM by default.
+    """
+
+    stage: str
+    batches: Iterable[Batch]
+    objective: Objective | None = None
 
 
 class NonFiniteError(RuntimeError):
@@ -84,10 +98,21 @@ class Learner(Generic[M]):
             NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a
                 check in every step would make a GPU wait for the host.
         """
-        self.stage = stage
+        return self.fit_in_turns([TrainingPass(stage, batches, objective)])
+
+    def fit_in_turns(self, passes: Sequence[TrainingPass]) -> dict[str, float]:
+        """Take one step of each pass in turn until all have ended.
+
+        Returns:
+            As `fit`, of all passes.
+
+        Raises:
+            NonFiniteError: As `fit`.
+        """
         self.module.train()
-        history: list[dict[str, Tensor]] = []
-        for batch in batches:
+        histories: dict[str, list[dict[str, Tensor]]] = {}
+        for stage, batch, objective in _in_turns(passes):
+            self.stage = stage
             self.before_step()
             losses = self._evaluate(batch, objective)
             self._fabric.backward(losses["loss"])
@@ -97,10 +122,11 @@ class Learner(Generic[M]):
                 )
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            history.append({k: v.detach() for k, v in losses.items()})
-        if not history:
-            return {}
-        return self._summary(history, stage)
+            histories.setdefault(stage, []).append({k: v.detach() for k, v in losses.items()})
+        means: dict[str, float] = {}
+        for stage, history in histories.items():
+            means |= self._summary(history, stage)
+        return means
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
         curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}
@@ -172,6 +198,20 @@ class Learner(Generic[M]):
 
 EdgeLearner = Learner[EdgeModule]
 ServerLearner = Learner[ServerModule]
+
+
+def _in_turns(
+    passes: Sequence[TrainingPass],
+) -> Iterator[tuple[str, Batch, Objective | None]]:
+    going = [(each, iter(each.batches)) for each in passes]
+    while going:
+        unfinished = []
+        for each, batches in going:
+            batch = next(batches, None)
+            if batch is not None:
+                yield each.stage, batch, each.objective
+                unfinished.append((each, batches))
+        going = unfinished
 
 
 def _go_on() -> None:
