@@ -117,7 +117,8 @@ class LocalTraining(Algorithm):
         """Take both passes in their order; return the losses."""
         public = self.public_pass(edge, loaders, ctx, broadcast)
         private = self.private_pass(edge, loaders, ctx, broadcast)
-        passes = [public, private] if self.order == "public_first" else [private, public]
+        both = (public, private) if self.order == "public_first" else (private, public)
+        passes = [each for each in both if each is not None]
         if self.order == "interleaved":
             return edge.fit_in_turns(passes)
         losses: dict[str, float] = {}
@@ -134,8 +135,8 @@ class LocalTraining(Algorithm):
 
     def private_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
-    ) -> TrainingPass:
-        """Return a client's pass over its private data."""
+    ) -> TrainingPass | None:
+        """Return a client's pass over its private data, if it takes one."""
         assert loaders.private is not None
         batches = loaders.private.take(self.steps.private, seed=ctx.seed_for(edge.name, "private"))
         return TrainingPass("private", batches, self.edge_objective(edge, broadcast))

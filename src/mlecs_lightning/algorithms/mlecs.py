@@ -197,12 +197,12 @@ class MLECS(FedAvg):
 
     def private_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
-    ) -> TrainingPass:
+    ) -> TrainingPass | None:
         """AMT: train on private data."""
-        usual = super().private_pass(edge, loaders, ctx, broadcast)
         if "amt" not in self.components:
-            return usual._replace(batches=())
-        if not ("ccl" in self.components and self.private_contrast):
+            return None
+        usual = super().private_pass(edge, loaders, ctx, broadcast)
+        if usual is None or not ("ccl" in self.components and self.private_contrast):
             return usual
         anchors, ids = self._received(edge, broadcast)
         table = loaders.public.table

@@ -4,9 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mlecs_lightning.algorithms import FedAvg, LocalTraining, StandalonePublic, Steps
 from mlecs_lightning.algorithms.base import PassOrder
+from mlecs_lightning.federated import RoundContext
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 
@@ -73,3 +75,26 @@ def test_the_frame_alone_is_a_method(tiny: SimpleNamespace, tapped: Tap, tmp_pat
     assert log.messages == []
     assert len(log.passes) == 1 + 3 * 2 + 1
     assert summary["rounds"] == 1
+
+
+def test_interleaved_takes_a_step_of_each_pass_in_turn(tiny: SimpleNamespace) -> None:
+    algorithm = StandalonePublic(steps=Steps(0, 3, 2, 0), order="interleaved")
+    data = tiny.data()
+    edge = tiny.build(algorithm, None, data).edge("hall")
+    stages = []
+    edge.before_step = lambda: stages.append(edge.stage)
+    losses = algorithm.local_passes(edge, tiny.loaders(data, "hall"), RoundContext(0, 0, ("hall",)))
+    assert stages == ["private", "public", "private", "public", "public"]
+    assert {"public/loss", "private/loss"} == losses.keys()
+
+
+def test_a_short_private_pass_in_turns_is_that_pass_alone(tiny: SimpleNamespace) -> None:
+    """Taking turns with nobody changes no bit."""
+    data = tiny.data()
+    states = []
+    for order in ("interleaved", "private_first"):
+        algorithm = StandalonePublic(steps=Steps(0, 0, 2, 0), order=order)
+        edge = tiny.build(algorithm, None, data).edge("hall")
+        algorithm.local_passes(edge, tiny.loaders(data, "hall"), RoundContext(0, 0, ("hall",)))
+        states.append(edge.module.trainable_state())
+    assert all(torch.equal(t, states[1][k]) for k, t in states[0].items())

@@ -65,7 +65,7 @@ def test_the_own_adapter_stays_and_the_proxy_learns_on_public_data_alone(
         return any(not torch.equal(t, after[k]) for k, t in before.items())
 
     own, proxy = adapters()
-    algorithm.private_pass(edge, loaders, CTX)
+    edge.fit_in_turns([algorithm.private_pass(edge, loaders, CTX, None)])
     trained, same = adapters()
     assert moved(own, trained)
     assert not moved(proxy, same)
@@ -75,7 +75,7 @@ def test_the_own_adapter_stays_and_the_proxy_learns_on_public_data_alone(
     kept, received = adapters()
     assert not moved(trained, kept)
     assert moved(proxy, received)
-    algorithm.public_pass(edge, loaders, CTX, None, objective=algorithm.mutual)
+    edge.fit_in_turns([algorithm.public_pass(edge, loaders, CTX, None)])
     assert moved(kept, adapters()[0])
     assert moved(received, adapters()[1])
 

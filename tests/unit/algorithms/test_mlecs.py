@@ -193,7 +193,8 @@ def test_extractors_stay_as_they_are_in_ccl_and_train_in_amt(tiny: SimpleNamespa
     federation = tiny.build(algorithm, None, data)
     edge, loaders = federation.edge("kitchen"), tiny.loaders(data, "kitchen")
     start = edge.module.trainable_state()
-    losses = algorithm.public_pass(edge, loaders, CTX, received(tiny, algorithm, federation, data))
+    broadcast = received(tiny, algorithm, federation, data)
+    losses = edge.fit_in_turns([algorithm.public_pass(edge, loaders, CTX, broadcast)])
     assert {"ccl/lm", "ccl/volume", "ccl/gram_det"} <= losses.keys()
     after_ccl = edge.module.trainable_state()
     changed = moved(start, after_ccl)
@@ -201,7 +202,7 @@ def test_extractors_stay_as_they_are_in_ccl_and_train_in_amt(tiny: SimpleNamespa
     for part in ("projections.pixels", "projections.profile", "fuse", "to_prompt", "lora_A"):
         assert any(part in k for k in changed), part
     assert all(p.requires_grad for p in edge.module.extractors.parameters())
-    algorithm.private_pass(edge, loaders, CTX)
+    edge.fit_in_turns([algorithm.private_pass(edge, loaders, CTX, broadcast)])
     changed = moved(after_ccl, edge.module.trainable_state())
     extractors = {k for k in start if k.startswith("extractors.")}
     assert extractors <= changed
@@ -213,7 +214,8 @@ def test_extractors_may_train_in_ccl_too(tiny: SimpleNamespace) -> None:
     edge = federation.edge("kitchen")
     start = edge.module.trainable_state()
     broadcast = received(tiny, algorithm, federation, data)
-    algorithm.public_pass(edge, tiny.loaders(data, "kitchen"), CTX, broadcast)
+    loaders = tiny.loaders(data, "kitchen")
+    edge.fit_in_turns([algorithm.public_pass(edge, loaders, CTX, broadcast)])
     extractors = {k for k in start if k.startswith("extractors.")}
     assert extractors <= moved(start, edge.module.trainable_state())
 
@@ -246,7 +248,7 @@ def test_without_ccl_the_gradient_of_the_public_pass_is_that_of_the_language_mod
         edge, loaders = federation.edge("kitchen"), tiny.loaders(data, "kitchen")
         before = edge.module.trainable_state()
         broadcast = received(tiny, algorithm, federation, data)
-        losses = algorithm.public_pass(edge, loaders, CTX, broadcast)
+        losses = edge.fit_in_turns([algorithm.public_pass(edge, loaders, CTX, broadcast)])
         assert any("volume" in name for name in losses) == ("ccl" in components)
         after = edge.module.trainable_state()
         steps["ccl" in components] = {k: before[k] - t for k, t in after.items()}
@@ -327,3 +329,72 @@ def test_no_components_is_plain_federated_training_on_public_data(
     stages = [(party, stage) for party, stage, _ in log.passes]
     clients = [(name, "public") for name in CTX.participants]
     assert stages == [("server", "warmup"), *clients, ("server", "public")]
+
+
+# Our additions --------------------------------------------------------------------------------
+
+
+def test_cosine_alignment_by_hand(tiny: SimpleNamespace) -> None:
+    data = tiny.data()
+    algorithm = MLECS(contrast_weight=0.3, alignment="cosine")
+    module = tiny.build(algorithm, None, data).edge("kitchen").module.eval()
+    table = data.public("train", modalities=module.modalities)
+    batch = table.__getitems__([0, 1, 2])
+    anchors = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        losses = algorithm.ccl(
+            module, batch, anchors=anchors, row={i: n for n, i in enumerate(batch.ids)}
+        )
+        output = module.read(batch)
+    f = output.embeddings.fused
+    cosine = (f * anchors).sum(1) / f.norm(dim=1) / anchors.norm(dim=1)
+    assert losses["cosine_distance"].item() == pytest.approx(1 - cosine.mean().item(), rel=1e-4)
+    expected = output.loss.item() + 0.3 * (1 - cosine.mean().item())
+    assert losses["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_private_contrast_by_hand(tiny: SimpleNamespace) -> None:
+    """Anchors are mean directions by target; a sample without one is in L_LM alone."""
+    data = tiny.data()
+    algorithm = MLECS(contrast_weight=0.3, temperature=0.2, private_contrast=True)
+    federation = tiny.build(algorithm, None, data)
+    edge, loaders = federation.edge("kitchen"), tiny.loaders(data, "kitchen")
+    batch = data.private("kitchen").__getitems__(list(range(8)))
+    assert len(set(batch.targets)) > 2
+    table = loaders.public.table
+    lacking = batch.targets[0]
+    rows = [n for n, target in enumerate(table.targets) if target != lacking]
+    anchors = torch.randn(len(rows), 16, generator=torch.Generator().manual_seed(1))
+    message = Message({"fused/anchors": anchors}, {"ids": tuple(table.ids[n] for n in rows)})
+    objective = algorithm.private_pass(edge, loaders, CTX, message).objective
+    edge.module.eval()
+    with torch.no_grad():
+        losses = objective(edge.module, batch)
+        output = edge.module.read(batch)
+    known = [n for n, target in enumerate(batch.targets) if target != lacking]
+    assert 2 <= len(known) < 8
+    units = anchors / anchors.norm(dim=1, keepdim=True)
+    said = [table.targets[n] for n in rows]
+    means = torch.stack(
+        [
+            units[[n for n, target in enumerate(said) if target == batch.targets[k]]].mean(0)
+            for k in known
+        ]
+    )
+    vectors = torch.cat([output.embeddings.modalities, output.embeddings.fused[:, None]], dim=1)
+    classes = [batch.targets[k] for k in known]
+    volume = naive_contrast(means, vectors[known], classes, 0.2)
+    assert losses["volume"].item() == pytest.approx(volume, rel=1e-3)
+    assert losses["loss"].item() == pytest.approx(output.loss.item() + 0.3 * volume, rel=1e-3)
+
+
+def test_private_contrast_without_a_known_target_is_the_language_loss(
+    tiny: SimpleNamespace,
+) -> None:
+    data = tiny.data()
+    algorithm = MLECS()
+    module = tiny.build(algorithm, None, data).module("kitchen").eval()
+    batch = data.private("kitchen").__getitems__([0, 1])
+    losses = algorithm.amt(module, batch, prototypes={})
+    assert losses.keys() == {"loss", "lm"}
+    assert torch.equal(losses["loss"], losses["lm"])
