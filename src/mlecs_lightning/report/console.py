@@ -9,23 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlecs_lightning.report.labels import SCORES, size
+
 __all__ = ["print_summary"]
-
-_NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "rouge_lsum": "Rouge-Lsum",
-    "bertscore": "BERTScore",
-}
-
-
-def _size(count: float) -> str:
-    """Return bytes in a unit that reads well."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def _cells(scores: Mapping[str, float], metrics: list[str]) -> list[str]:
@@ -40,7 +26,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         console: Where to; the process's own by default.
     """
     console = console or Console()
-    metrics = [m for m in _NAMES if m in summary["mean"]["all"] or m in summary["server"]]
+    metrics = [m for m in SCORES if m in summary["mean"]["all"] or m in summary["server"]]
     table = Table(
         title=f"{summary['algorithm']}, {summary['rounds']} rounds, seed {summary['seed']}: "
         "test, on all domains (on the client's own)"
@@ -48,7 +34,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     # In a narrow terminal names are folded; figures must stay whole.
     table.add_column("party", overflow="fold")
     for metric in metrics:
-        table.add_column(_NAMES[metric], justify="right", no_wrap=True)
+        table.add_column(SCORES[metric], justify="right", no_wrap=True)
     for name, client in summary["clients"].items():
         party = f"{escape(name)}\n  [dim]{escape(' '.join(client['modalities']))}[/dim]"
         table.add_row(party, *_pairs(client, metrics))
@@ -83,20 +69,18 @@ def _print_communication(wire: Mapping[str, Any], console: Console) -> None:
     table.add_column("/ client", justify="right")
     table.add_column("/ server", justify="right")
     for way in ("uplink", "downlink"):
-        parts = ", ".join(f"{k} {_size(v)}" for k, v in wire["by_component"][way].items())
+        parts = ", ".join(f"{k} {size(v)}" for k, v in wire["by_component"][way].items())
         table.add_row(
             way,
-            _size(wire[f"{way}_bytes"]),
+            size(wire[f"{way}_bytes"]),
             parts,
             f"{wire['ratio_of_edge_parameters'][way]:.2%}",
             f"{wire['ratio_of_server_parameters'][way]:.2%}",
         )
     console.print(table)
     edges = wire["edge_parameter_bytes"].values()
-    span = (
-        _size(min(edges)) if len(set(edges)) == 1 else f"{_size(min(edges))} to {_size(max(edges))}"
-    )
+    span = size(min(edges)) if len(set(edges)) == 1 else f"{size(min(edges))} to {size(max(edges))}"
     console.print(
         f"ratios: one client's round over all parameters of its model ({span}) and of the server's "
-        f"models ({_size(wire['server_parameter_bytes'])})"
+        f"models ({size(wire['server_parameter_bytes'])})"
     )
