@@ -10,6 +10,7 @@ learning rate and seeds.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ ALGORITHMS: dict[str, Options] = {
     "ML-ECS": _mlecs(),
     **{
         name: {"algorithm": name}
-        for name in ("FedAvg", "StandalonePublic", "Standalone", "Centralized")
+        for name in ("FedAvg", "FedProx", "CoPLMs", "StandalonePublic", "Standalone", "Centralized")
     },
 }
 ABLATIONS: dict[str, Options] = {
@@ -71,10 +73,14 @@ STUDIES: dict[str, tuple[Iterable[str], Mapping[str, Options]]] = {
     "digits": (("digits",), ALGORITHMS),
     "ablation": (("urfall", "digits"), ABLATIONS),
 }
+QUICK: Options = {
+    "trainer.max_rounds": 2,
+    "algorithm.init_args.steps": {"warmup": 60, "public": 20, "private": 20, "server": 20},
+}
 
 
 class Case(NamedTuple):
-    """One run: a label, a setting and a seed, and what they mean in the configuration."""
+    """One run: its labels, and what they mean in the configuration."""
 
     algorithm: str
     setting: str
@@ -88,7 +94,7 @@ class Case(NamedTuple):
         text = (REPOSITORY / self.config).read_text() + json.dumps(self.options, sort_keys=True)
         return hashlib.sha256(f"{self.seed}/{text}".encode()).hexdigest()[:16]
 
-    def command(self, folder: str) -> list[str]:
+    def command(self, folder: Path, root: Path | None) -> list[str]:
         """Return the command line of the run."""
         fixed = {
             "seed_everything": self.seed,
@@ -96,16 +102,33 @@ class Case(NamedTuple):
             "trainer.check_val_every_n_rounds": 0,
             "trainer.enable_checkpointing": False,
             "trainer.enable_progress_bar": False,
-            "trainer.default_root_dir": folder,
-            "trainer.name": "case",
+            "trainer.bertscore": True,
+            "trainer.default_root_dir": str(folder),
+            "trainer.name": self.key,
         }
+        if self.config == URFALL and root is not None:
+            fixed["data.init_args.root"] = str(root)
         command = [sys.executable, "cli.py", "fit", "--config", self.config]
         for name, value in {**self.options, **fixed}.items():
             command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
         return command
 
 
-def run(case: Case, threads: int) -> dict[str, Any]:
+def matrix(studies: Sequence[str], seeds: Sequence[int], extra: Options) -> list[Case]:
+    """Return the cases of the studies, seed by seed: a matrix that is cut short is balanced."""
+    cases: dict[str, Case] = {}
+    for seed in seeds:
+        for study in studies:
+            settings, algorithms = STUDIES[study]
+            for setting in settings:
+                config, options = SETTINGS[setting]
+                for label, method in algorithms.items():
+                    case = Case(label, setting, seed, config, {**method, **options, **extra})
+                    cases.setdefault(case.key, case)
+    return list(cases.values())
+
+
+def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
     """Run a case and return its line.
 
     Raises:
@@ -114,7 +137,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         ran = subprocess.run(
-            case.command(folder),
+            case.command(Path(folder), root),
             cwd=REPOSITORY,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True,
@@ -123,17 +146,17 @@ def run(case: Case, threads: int) -> dict[str, Any]:
         )
         if ran.returncode:
             raise RuntimeError("\n".join(ran.stderr.splitlines()[-5:]))
-        summary = json.loads((Path(folder) / "case/version_0/summary.json").read_text())
-        metrics = (Path(folder) / "case/version_0/metrics.csv").read_text()
+        summary = json.loads((Path(folder) / case.key / "version_0/summary.json").read_text())
     return {
         **{"algorithm": case.algorithm, "setting": case.setting, "seed": case.seed},
-        **{"key": case.key, "config": case.config, "options": case.options},
         **{"rounds": summary["rounds"], "seconds": round(time.perf_counter() - began, 1)},
-        **{"commit": _commit(), "summary": summary, "metrics": metrics},
+        **{"commit": commit(), "key": case.key, "config": case.config, "options": case.options},
+        "summary": summary,
     }
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit that is checked out; ``-dirty`` if files differ from it."""
     said = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=REPOSITORY,
@@ -144,25 +167,132 @@ def _commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file; none if there is no file."""
+def held(path: Path) -> dict[tuple[str, str, int], str]:
+    """Return the key of each run that a file holds, by setting, algorithm and seed."""
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return {(each["setting"], each["algorithm"], each["seed"]): each["key"] for each in lines}
 
 
-def matrix(studies: Sequence[str], seeds: Sequence[int], root: Path, extra: Options) -> list[Case]:
-    """Return the cases of the studies, seed by seed, so that a matrix cut short is balanced."""
-    cases: dict[str, Case] = {}
-    for seed in seeds:
-        for study in studies:
-            settings, algorithms = STUDIES[study]
-            for setting in settings:
-                config, options = SETTINGS[setting]
-                data = {"data.init_args.root": str(root)} if config == URFALL else {}
-                for label, method in algorithms.items():
-                    case = Case(
-                        label, setting, seed, config, {**method, **options, **data, **extra}
-                    )
-                    cases[case.key] = case
-    return list(cases.values())
+def complete(cases: Sequence[Case], out: Path, *, root: Path | None, jobs: int) -> int:
+    """Run the cases that the file lacks, and add their lines; return how many failed."""
+    from rich.console import Console
+
+    console, failed = Console(stderr=True), 0
+    known = held(out)
+    todo = [case for case in cases if (case.setting, case.algorithm, case.seed) not in known]
+    other = [c for c in cases if known.get((c.setting, c.algorithm, c.seed), c.key) != c.key]
+    if other:
+        raise SystemExit(
+            f"{out} holds {len(other)} runs of another configuration, such as {other[0].setting}, "
+            f"{other[0].algorithm}, seed {other[0].seed}: move it away, or name another with --out"
+        )
+    console.print(f"{len(cases) - len(todo)} of {len(cases)} runs are in {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(run, case, root=root, threads=threads): case for case in todo}
+        for count, each in enumerate(as_completed(running), start=1):
+            case = running[each]
+            name = f"[{count}/{len(todo)}] {case.setting}, {case.algorithm}, seed {case.seed}"
+            try:
+                line = each.result()
+            except RuntimeError as error:
+                failed += 1
+                console.print(f"{name}: FAILED\n{error}", markup=False)
+                continue
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            mean = line["summary"]["mean"]
+            console.print(
+                f"{name}: macro-F1 all {mean['all']['macro_f1']:.3f}, own "
+                f"{mean['own'].get('macro_f1', float('nan')):.3f}, server "
+                f"{line['summary']['server']['macro_f1']:.3f}; {line['seconds']:.0f} s",
+                markup=False,
+                highlight=False,
+            )
+    return failed
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+SCORES = ("mean.all.macro_f1", "mean.own.macro_f1", "server.macro_f1")
+METRICS = (
+    *SCORES,
+    *("mean.all.rouge_lsum", "mean.all.bertscore_f1", "server.bertscore_f1"),
+    *("communication.uplink_bytes", "communication.downlink_bytes", "seconds"),
+)
+
+
+def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str, str]:
+    """Return for each study its Markdown: means, and differences to ML-ECS seed by seed."""
+    from mlecs_lightning.report.matrix import paired, read_lines, table, to_markdown
+
+    wanted = {(case.setting, case.algorithm, case.seed) for case in cases}
+    rows = [r for r in read_lines(out) if (r.setting, r.algorithm, r.seed) in wanted]
+    texts = {}
+    for study in studies:
+        settings, algorithms = STUDIES[study]
+        labels = ["ML-ECS", *(name for name in algorithms if name != "ML-ECS")]
+        own = [r for r in rows if r.setting in settings and r.algorithm in labels]
+        if not own:
+            continue
+        entries = table(own, METRICS, order=[*settings, *labels])
+        present = {r.algorithm for r in own}
+        differences = [
+            each
+            for label in labels[1:]
+            if {label, "ML-ECS"} <= present
+            for metric in SCORES
+            for each in paired(own, label, "ML-ECS", metric)
+        ]
+        texts[study] = f"{to_markdown(entries)}\n{to_markdown(differences)}".strip()
+    return texts
+
+
+def write(document: Path, studies: Mapping[str, str], head: str) -> None:
+    """Put each study between its markers in a document; a study without markers is left out."""
+    from mlecs_lightning.report.matrix import replace_between
+
+    text = document.read_text()
+    for study, block in studies.items():
+        if f"<!-- {study}:begin -->" in text:
+            text = replace_between(text, f"{head}\n\n{block}", name=study)
+    document.write_text(text)
+
+
+def main() -> int:
+    """Run what is missing, print the tables, and write them into documents."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, help="folder of the UR Fall data")
+    parser.add_argument("--study", nargs="+", choices=[*STUDIES], default=[*STUDIES])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks/results/quality.jsonl")
+    parser.add_argument("--quick", action="store_true", help="main study, two seeds, two rounds")
+    parser.add_argument("--tables", action="store_true", help="run nothing, print what there is")
+    parser.add_argument("--write", nargs="*", type=Path, default=[], help="documents with markers")
+    args = parser.parse_args()
+    if args.quick:
+        args.study, args.seeds, extra = ["main"], args.seeds[:2], QUICK
+        args.out = args.out.with_name("quality-quick.jsonl")
+    else:
+        extra = {}
+    cases = matrix(args.study, args.seeds, extra)
+    if args.root is None and any(case.config == URFALL for case in cases) and not args.tables:
+        parser.error("--root: the folder of the UR Fall data")
+    root = args.root.resolve() if args.root else None
+    failed = 0 if args.tables else complete(cases, args.out, root=root, jobs=args.jobs)
+    texts = tables(args.study, cases, args.out)
+    for study, text in texts.items():
+        print(f"## {study}\n\n{text}\n")
+    for document in args.write:
+        write(document, texts, "Made by `make bench-quality`.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
