@@ -126,7 +126,7 @@ class FederatedCLI(LightningCLI):
             type=dict,
             required=True,
             help="by name: modalities, domains, and what differs from edge (backbone, lora, "
-            "connector, extractors, optimizer); or drawn: count, modality_rate, seed",
+            "connector, extractors, optimizer, lr_scheduler); or drawn: count, modality_rate, seed",
         )
 
     @staticmethod

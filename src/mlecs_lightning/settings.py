@@ -268,6 +268,8 @@ class ModelSettings:
         optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference
             configuration.
         max_new_tokens: Longest answer that is generated.
+        lr_scheduler: Changes the learning rate after every round that the party took part in; none
+            by default. Under Lightning's own `Trainer`, which has no rounds, it does nothing.
     """
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -278,11 +280,14 @@ class ModelSettings:
         default_factory=lambda: {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-4}}
     )
     max_new_tokens: int = 32
+    lr_scheduler: ClassPath | None = None
 
     def __post_init__(self) -> None:
         """Check the form of the class paths, and the range of what is not checked elsewhere."""
         faults = FaultList()
         faults.attempt(check_class_path, self.optimizer, key="optimizer")
+        if self.lr_scheduler is not None:
+            faults.attempt(check_class_path, self.lr_scheduler, key="lr_scheduler")
         for modality, extractor in self.extractors.items():
             faults.attempt(check_class_path, extractor, key=f"extractors.{modality}")
         if self.max_new_tokens < 1:

@@ -11,8 +11,14 @@ from mlecs_lightning.cli import FederatedCLI
 from mlecs_lightning.federated import Federation
 
 MODALITIES = "['pixels', 'profile', 'fourier']"
-CLIENT_KEYS = "'modalities', 'domains', 'backbone', 'lora', 'connector', 'extractors', 'optimizer'"
-ALGORITHMS = "'Centralized', 'FedAvg', 'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
+CLIENT_KEYS = (
+    "'modalities', 'domains', 'backbone', 'lora', 'connector', 'extractors', 'optimizer', "
+    "'lr_scheduler'"
+)
+ALGORITHMS = (
+    "'Centralized', 'CoPLMs', 'FedAvg', 'FedProx', 'LocalTraining', 'MLECS', 'Standalone', "
+    "'StandalonePublic'"
+)
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"
 
 # What is typed behind a configuration that runs, and what must be in the message. TMP is a folder.
@@ -58,6 +64,18 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "learning rate below 0": (
         "--edge.optimizer.init_args.lr -1",
         ["edge.optimizer.init_args", "torch.optim.AdamW", "learning rate: -1", "'lr': -1"],
+    ),
+    "unknown scheduler": (
+        "--edge.lr_scheduler '{class_path: CosineX}'",
+        ["edge.lr_scheduler.class_path", "'CosineX'", "'CosineAnnealingLR'"],
+    ),
+    "argument that a scheduler needs": (
+        "--server.lr_scheduler '{class_path: CosineAnnealingLR}'",
+        ["server.lr_scheduler", "T_max"],
+    ),
+    "scheduler that waits for a loss": (
+        "--clients.hall.lr_scheduler '{class_path: ReduceLROnPlateau}'",
+        ["clients.hall.lr_scheduler.class_path", "'ReduceLROnPlateau'", "by rounds"],
     ),
     "unknown optimizer of a client": (
         "--clients.hall.optimizer '{class_path: AdamX}'",

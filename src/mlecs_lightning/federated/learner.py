@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -72,6 +73,7 @@ class Learner(Generic[M]):
         else:
             module.to(fabric.device)
             self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
+        self._scheduler = module.configure_lr_scheduler(optimizer)
 
     def _evaluate(self, batch: Batch, objective: Objective | None) -> Losses:
         batch = self._fabric.to_device(batch)
@@ -146,6 +148,14 @@ class Learner(Generic[M]):
             raise NonFiniteError(f"{self.name}: weights are not finite after stage {stage!r}")
         return {f"{stage}/{k}": float(v.mean()) for k, v in curves.items()}
 
+    def end_round(self) -> None:
+        """Let the learning rate go on to its value of the next round."""
+        if self._scheduler is not None:
+            with warnings.catch_warnings():
+                # A round may have no step, under a limit of 0 or as one's own objective wants it.
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                self._scheduler.step()
+
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch]) -> float:
         """Return the mean L_LM over held-out batches, weighted by their size."""
@@ -187,13 +197,18 @@ class Learner(Generic[M]):
     def state_dict(self) -> dict[str, Any]:
         """Return trainable tensors and optimiser state, copied to the CPU."""
         model = {k: v.cpu() for k, v in self.module.trainable_state().items()}
-        return {"model": model, "optimizer": _to_cpu(self.optimizer.state_dict())}
+        state = {"model": model, "optimizer": _to_cpu(self.optimizer.state_dict())}
+        if self._scheduler is not None:
+            state["lr_scheduler"] = _to_cpu(self._scheduler.state_dict())
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.module.load_trainable_state(state["model"])
         # A copy: an optimiser goes on working in the very tensors that it is given.
         self.optimizer.load_state_dict(_to_cpu(state["optimizer"]))
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(_to_cpu(state["lr_scheduler"]))
 
 
 EdgeLearner = Learner[EdgeModule]

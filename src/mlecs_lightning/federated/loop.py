@@ -122,6 +122,7 @@ class RoundLoop:
         losses = run.algorithm.server_update(
             run.federation.server, aggregate, run.server_loaders, ctx
         )
+        run.federation.server.end_round()
         metrics |= {f"server/{k}": v for k, v in losses.items()}
         if settings.val_every and (number + 1) % settings.val_every == 0:
             metrics |= run.evaluator.validate(run.federation)
@@ -280,6 +281,7 @@ class RoundLoop:
             log.debug("client %r failed", client, exc_info=True)
             reason = f"client {client!r}, stage {edge.stage!r}: {type(error).__name__}: {error}"
             return Outcome(client, down, fault=Fault(ctx.round, client, "error", reason))
+        edge.end_round()
         federation.keep(edge, round=ctx.round)
         if data is None:
             return Outcome(client, down, metrics=update.metrics)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.data.availability import draw_client_modalities
@@ -53,6 +54,7 @@ class ClientSettings:
         connector: Values that differ from ``edge.connector``.
         extractors: For each modality a class that differs from ``edge.extractors``.
         optimizer: Values that differ from ``edge.optimizer``.
+        lr_scheduler: The client's own in place of ``edge.lr_scheduler``.
     """
 
     modalities: list[str]
@@ -62,12 +64,13 @@ class ClientSettings:
     connector: dict[str, Any] | None = None
     extractors: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
+    lr_scheduler: dict[str, Any] | None = None
 
     def model(self, edge: ModelSettings, *, key: str) -> ModelSettings:
         """Return the edge's settings with this client's own values."""
         own = {
             name: value
-            for name in ("backbone", "lora", "connector", "extractors", "optimizer")
+            for name in ("backbone", "lora", "connector", "extractors", "optimizer", "lr_scheduler")
             if (value := getattr(self, name)) is not None
         }
         return override(edge, own, key=key)  # type: ignore[no-any-return]
@@ -326,9 +329,15 @@ def _optimizer_faults(
 ) -> list[str]:
     """Say which optimisers cannot be built."""
     faults = FaultList()
-    own = {f"clients.{name}": m for name, m in models.items() if clients[name].optimizer}
+    own = {
+        f"clients.{name}": m
+        for name, m in models.items()
+        if clients[name].optimizer or clients[name].lr_scheduler
+    }
     for party, settings in {**common, **own}.items():
         faults.attempt(_try_optimizer, settings.optimizer, key=f"{party}.optimizer")
+        if settings.lr_scheduler:
+            faults.attempt(_try_scheduler, settings.lr_scheduler, key=f"{party}.lr_scheduler")
     return faults
 
 
@@ -372,3 +381,20 @@ def _try_optimizer(setting: ClassPath, *, key: str) -> None:
     check_call(setting, [parameter], home=home, key=key)
     if not isinstance(build_class(setting, [parameter], home=home, key=key), Optimizer):
         raise ConfigurationError(f"{key}.class_path: {setting['class_path']!r} is no optimiser")
+
+
+def _try_scheduler(setting: ClassPath, *, key: str) -> None:
+    """Build a scheduler over an optimiser of one parameter.
+
+    Raises:
+        ConfigurationError: If that fails, or the class is no scheduler that goes by rounds alone.
+    """
+    home = "torch.optim.lr_scheduler"
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    check_call(setting, optimizer, home=home, key=key)
+    built = build_class(setting, optimizer, home=home, key=key)
+    if not isinstance(built, LRScheduler) or isinstance(built, ReduceLROnPlateau):
+        raise ConfigurationError(
+            f"{key}.class_path: {setting['class_path']!r} is no scheduler that goes by rounds "
+            "alone, such as CosineAnnealingLR, LinearLR, ExponentialLR or StepLR"
+        )

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
@@ -224,6 +225,21 @@ class MultimodalLM(L.LightningModule):
             self.trainable_parameters(),
             home="torch.optim",
             key=f"{self._key}.optimizer",
+        )
+
+    def configure_lr_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
+        """Build the scheduler of the settings over the optimiser, if they name one.
+
+        Apart from `configure_optimizers`: it goes by rounds, which Lightning's `Trainer` has none
+        of.
+        """
+        if self.settings.lr_scheduler is None:
+            return None
+        return build_class(  # type: ignore[no-any-return]
+            self.settings.lr_scheduler,
+            optimizer,
+            home="torch.optim.lr_scheduler",
+            key=f"{self._key}.lr_scheduler",
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

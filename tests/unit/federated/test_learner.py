@@ -1,5 +1,7 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -222,3 +224,53 @@ def test_server_trains_through_fabric_and_an_edge_does_not(tiny: SimpleNamespace
     federation = tiny.build(FedAvg())
     assert federation.server._wrapped is not None
     assert federation.edge("hall")._wrapped is None
+
+
+# Learning rate --------------------------------------------------------------------------------
+
+
+def rates(tiny: SimpleNamespace, root: Path, number: int) -> dict[str, float]:
+    path = root / f"tiny/version_0/checkpoints/round={number:04d}.ckpt"
+    state = torch.load(path, weights_only=True)
+    parties = {"server": state["server"], **state["clients"]}
+    return {k: v["optimizer"]["param_groups"][0]["lr"] for k, v in parties.items()}
+
+
+def test_rates_follow_the_rounds_that_a_party_took_part_in(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A quarter of the base rate is left after two halvings; one client halves alone."""
+    half = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}
+    tenth = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.1}}
+    model = tiny.model(lr_scheduler=half)
+    clients = dict(tiny.clients)
+    clients["hall"] = replace(clients["hall"], lr_scheduler=tenth)
+    settings = tiny.parties(clients, edge=model)
+    values = {"max_rounds": 2, "enable_checkpointing": True}
+    tiny.fit(FedAvg(steps=tiny.steps()), tmp_path, settings, **values)
+    assert rates(tiny, tmp_path, 1) == pytest.approx(
+        {"server": 1e-2, "kitchen": 2.5e-3, "study": 2.5e-3, "hall": 1e-4}
+    )
+
+
+def test_a_resumed_run_goes_on_with_its_rates(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    cosine = {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 3}}
+    model = tiny.model(lr_scheduler=cosine)
+    settings = tiny.parties(edge=model, server=model)
+    values = {"enable_checkpointing": True}
+    algorithm = FedAvg(steps=tiny.steps())
+    tiny.fit(algorithm, tmp_path / "whole", settings, max_rounds=3, **values)
+    tiny.fit(algorithm, tmp_path / "part", settings, max_rounds=1, **values)
+    trainer = tiny.trainer(tmp_path / "part", max_rounds=3, **values)
+    trainer.fit(algorithm, tiny.data(), settings, ckpt_path="last")
+    states = [
+        torch.load(
+            tmp_path / name / "tiny/version_0/checkpoints/round=0002.ckpt", weights_only=True
+        )
+        for name in ("whole", "part")
+    ]
+    for party in (lambda s: s["server"], lambda s: s["clients"]["hall"]):
+        whole, part = (party(state) for state in states)
+        assert all(torch.equal(t, part["model"][k]) for k, t in whole["model"].items())
+    assert rates(tiny, tmp_path / "whole", 0)["hall"] == pytest.approx(0.75e-2)
+    assert rates(tiny, tmp_path / "part", 2)["hall"] == pytest.approx(0.0, abs=1e-9)
