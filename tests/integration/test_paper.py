@@ -1,5 +1,6 @@
 """configs/paper/: the reference models and values, built on meta tensors, which hold no numbers."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import transformers
 import yaml
 
 from mlecs_lightning.cli import FederatedCLI
+from mlecs_lightning.federated import Schema
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.nn import backbone
 from mlecs_lightning.types import Batch
@@ -161,3 +163,34 @@ def test_every_key_says_what_it_is_for(path: Path) -> None:
     # But those that only open what the next lines fill.
     opening = re.compile(r"\s*(init_args:|backbone:|class_path: \w+)$")
     assert [line for line in keys if "#" not in line and not opening.match(line)] == []
+
+
+def test_a_client_s_round_is_at_most_0_65_percent_of_the_parameters(
+    cli: Parsed, server: ServerModule, edge: EdgeModule
+) -> None:
+    """Counted in numbers that cross the channel, as its schemas declare them (arXiv 2602.14107)."""
+    algorithm, steps = cli.algorithm, cli.algorithm.steps  # type: ignore[attr-defined]
+    learner = SimpleNamespace(module=server)
+    samples = steps.public * cli.datamodule.batch_size
+
+    def numbers(schema: Schema, rows: int) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for name, tensor in schema.tensors.items():
+            component = name.partition("/")[0]
+            size = math.prod(rows if n is None else n for n in tensor.shape)
+            sizes[component] = sizes.get(component, 0) + size
+        return sizes
+
+    slm = edge.tower().backbone
+    own = sum(p.numel() for p in slm.parameters())
+    pair = own + sum(p.numel() for p in server.tower("llm").backbone.parameters())
+    up = numbers(algorithm.uplink(edge), samples)
+    down = numbers(algorithm.downlink(learner, edge), samples)  # type: ignore[arg-type]
+    assert up == {"adapter": trained(edge, "slm")}
+    assert down == {"adapter": trained(edge, "slm"), "fused": samples * 256}
+    assert sum(up.values()) / own == pytest.approx(0.0052, abs=5e-5)
+    assert sum(down.values()) / own <= 0.0065
+    # Were the representations of 3,900 public samples to travel, it would be the paper's figure.
+    everything = sum(numbers(algorithm.downlink(learner, edge), 3900).values())  # type: ignore[arg-type]
+    assert everything / own == pytest.approx(0.0065, abs=5e-5)
+    assert (sum(up.values()) + everything) / pair < 0.0014
