@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check clean
+.PHONY: help quickstart test test-slow check bench-quality bench-quality-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,6 +27,15 @@ check: $(STAMP) ## Lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Folder of the UR Fall data, for the benchmarks.
+URFD ?= data/urfd
+
+bench-quality: $(STAMP) ## Compare all methods on real data (hours); fills the tables of the documents
+	$(PY) benchmarks/quality.py --root $(URFD) --write docs/results.md README.md
+
+bench-quality-quick: $(STAMP) ## The main comparison in short, under ten minutes
+	$(PY) benchmarks/quality.py --root $(URFD) --quick --write docs/results.md
 
 clean: ## Remove caches and build output; keep .venv and runs/
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist lightning_logs

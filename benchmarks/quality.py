@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,20 +58,51 @@ def _drawn(count: int, rate: float) -> Options:
     return {"clients": {"count": count, "modality_rate": rate, "seed": 0}}
 
 
+def _left_out(scene: str) -> Options:
+    split = {"data.init_args.split": "leave_one_scene_out", "data.init_args.test_scene": scene}
+    return {**_drawn(5, 0.7), **split}
+
+
+SCENES = (
+    *("living_bright", "living_dark", "bedroom", "corner_empty"),
+    *("office_A1", "office_A2", "office_B"),
+)
 URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "configs/quickstart.yaml"
 SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
     **{f"urfall rate {rate}": (URFALL, _drawn(5, rate)) for rate in (0.5, 0.7, 0.9)},
     **{f"urfall {count} clients": (URFALL, _drawn(count, 0.7)) for count in (3, 7)},
+    **{f"urfall without {scene}": (URFALL, _left_out(scene)) for scene in SCENES},
     "digits": (DIGITS, {}),
     "digits rate 0.7": (DIGITS, _drawn(5, 0.7)),
+    "digits skew 0.3": (DIGITS, {"data.init_args.alpha": 0.3}),
 }
-STUDIES: dict[str, tuple[Iterable[str], Mapping[str, Options]]] = {
-    "main": (("urfall",), ALGORITHMS),
-    "settings": ([name for name in SETTINGS if name not in ("urfall", "digits")], ALGORITHMS),
-    "digits": (("digits",), ALGORITHMS),
-    "ablation": (("urfall", "digits"), ABLATIONS),
+
+
+class Study(NamedTuple):
+    """A part of the matrix.
+
+    Attributes:
+        settings: Data and clients.
+        algorithms: By label.
+        seeds: At most this many of the seeds.
+    """
+
+    settings: Sequence[str]
+    algorithms: Mapping[str, Options]
+    seeds: int = len(SEEDS)
+
+
+STUDIES = {
+    "main": Study(["urfall"], ALGORITHMS),
+    "settings": Study(
+        [n for n in SETTINGS if n.startswith("urfall ") and "without" not in n], ALGORITHMS
+    ),
+    # The scenes take the place of the seeds.
+    "scenes": Study([n for n in SETTINGS if n.startswith("urfall without")], ALGORITHMS, seeds=1),
+    "digits": Study([n for n in SETTINGS if n.startswith("digits")], ALGORITHMS),
+    "ablation": Study(["urfall", "digits"], ABLATIONS),
 }
 QUICK: Options = {
     "trainer.max_rounds": 2,
@@ -117,12 +148,11 @@ class Case(NamedTuple):
 def matrix(studies: Sequence[str], seeds: Sequence[int], extra: Options) -> list[Case]:
     """Return the cases of the studies, seed by seed: a matrix that is cut short is balanced."""
     cases: dict[str, Case] = {}
-    for seed in seeds:
-        for study in studies:
-            settings, algorithms = STUDIES[study]
-            for setting in settings:
+    for n, seed in enumerate(seeds):
+        for study in (STUDIES[name] for name in studies if n < STUDIES[name].seeds):
+            for setting in study.settings:
                 config, options = SETTINGS[setting]
-                for label, method in algorithms.items():
+                for label, method in study.algorithms.items():
                     case = Case(label, setting, seed, config, {**method, **options, **extra})
                     cases.setdefault(case.key, case)
     return list(cases.values())
@@ -233,7 +263,7 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
     rows = [r for r in read_lines(out) if (r.setting, r.algorithm, r.seed) in wanted]
     texts = {}
     for study in studies:
-        settings, algorithms = STUDIES[study]
+        settings, algorithms, _ = STUDIES[study]
         labels = ["ML-ECS", *(name for name in algorithms if name != "ML-ECS")]
         own = [r for r in rows if r.setting in settings and r.algorithm in labels]
         if not own:
@@ -251,14 +281,14 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
     return texts
 
 
-def write(document: Path, studies: Mapping[str, str], head: str) -> None:
+def write(document: Path, studies: Mapping[str, str]) -> None:
     """Put each study between its markers in a document; a study without markers is left out."""
     from mlecs_lightning.report.matrix import replace_between
 
     text = document.read_text()
     for study, block in studies.items():
         if f"<!-- {study}:begin -->" in text:
-            text = replace_between(text, f"{head}\n\n{block}", name=study)
+            text = replace_between(text, block, name=study)
     document.write_text(text)
 
 
@@ -290,7 +320,8 @@ def main() -> int:
     for study, text in texts.items():
         print(f"## {study}\n\n{text}\n")
     for document in args.write:
-        write(document, texts, "Made by `make bench-quality`.")
+        named = {f"{study}-quick": text for study, text in texts.items()} if args.quick else texts
+        write(document, named)
     return 1 if failed else 0
 
 
