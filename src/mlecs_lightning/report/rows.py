@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MatrixError", "Row", "is_ceiling", "read_lines", "value"]
+__all__ = ["MatrixError", "Row", "is_ceiling", "read_lines", "summary_fault", "value"]
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "algorithm": str,
@@ -101,7 +101,20 @@ def _row(line: str) -> Row:
             raise ValueError(f"the key {key!r} is missing; a line has {list(_KEYS)}")
         if not isinstance(content[key], kind) or isinstance(content[key], bool):
             raise ValueError(f"{key!r} is {content[key]!r:.60}, allowed: {_kind(kind)}")
+    if fault := summary_fault(content["summary"]):
+        raise ValueError(f"'summary': {fault}")
     return Row(**{key: content[key] for key in _KEYS})
+
+
+def summary_fault(summary: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the form of a summary, if anything; it may lack what it likes."""
+    for key in ("clients", "mean", "server", "constant", "faults", "communication"):
+        if not isinstance(summary.get(key, {}), dict):
+            return f"{key!r} is {summary[key]!r:.60}, allowed: an object"
+    for name, client in summary.get("clients", {}).items():
+        if not isinstance(client, dict):
+            return f"client {name!r} is {client!r:.60}, allowed: an object"
+    return None
 
 
 def _kind(kind: type | tuple[type, ...]) -> str:
