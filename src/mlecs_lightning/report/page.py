@@ -7,7 +7,6 @@ from importlib.resources import files
 
 from jinja2 import Environment
 
-from mlecs_lightning import __version__
 from mlecs_lightning.report import plots, tables
 from mlecs_lightning.report.charts import distinct_ids, swatch
 from mlecs_lightning.report.matrix import escape_markdown, markdown_table
@@ -38,7 +37,6 @@ def to_html(runs: Sequence[Run], *, reference: str | None = None) -> str:
     settings = arrange(runs, reference=_reference(runs, reference))
     page = template.render(
         title=title(runs),
-        version=__version__,
         overview=tables.overview(runs),
         settings=[(s.label, _sections(s, _reference(runs, reference))) for s in settings],
     )

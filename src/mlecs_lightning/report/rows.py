@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MatrixError", "Row", "is_ceiling", "read_lines", "summary_fault", "value"]
+__all__ = ["MatrixError", "Row", "is_ceiling", "number_at", "read_lines", "summary_fault", "value"]
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "algorithm": str,
@@ -142,22 +142,19 @@ def value(row: Row, metric: str) -> float | None:
         return None
     if head == "worst":
         clients = row.summary.get("clients", {})
-        found = [_number(_walk(client, rest)) for client in clients.values()]
+        found = [number_at(client, *rest) for client in clients.values()]
         return min((each for each in found if each is not None), default=None)
-    return _number(_walk(row.summary, [head, *rest]))
+    return number_at(row.summary, head, *rest)
 
 
-def _walk(tree: Any, keys: Sequence[str]) -> Any:  # noqa: ANN401 - JSON
+def number_at(tree: Any, *keys: str) -> float | None:  # noqa: ANN401 - JSON
+    """Return the number below nested keys; ``None`` if there is none, or NaN."""
     for key in keys:
         if not isinstance(tree, Mapping) or key not in tree:
             return None
         tree = tree[key]
-    return tree
-
-
-def _number(found: Any) -> float | None:  # noqa: ANN401 - JSON
-    sound = isinstance(found, (int, float)) and not isinstance(found, bool) and found == found
-    return float(found) if sound else None
+    sound = isinstance(tree, (int, float)) and not isinstance(tree, bool) and tree == tree
+    return float(tree) if sound else None
 
 
 def is_ceiling(row: Row) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 from mlecs_lightning.report.charts import interval
 from mlecs_lightning.report.labels import SCORES, VIEWS, heading, size
@@ -18,6 +19,7 @@ from mlecs_lightning.report.matrix import (
 )
 from mlecs_lightning.report.parts import Cell, Column, Grid, Section, Setting
 from mlecs_lightning.report.reading import Run
+from mlecs_lightning.report.rows import number_at
 
 __all__ = ["clients", "communication", "differences", "faults", "overview", "results"]
 
@@ -152,7 +154,7 @@ def _constant(setting: Setting, metrics: Sequence[str]) -> list[list[Cell]]:
     }
     if not any(found.values()):
         return []
-    means = [f"{sum(found[m]) / len(found[m]):.3f}" if found[m] else "" for m in metrics]
+    means = [f"{fmean(found[m]):.3f}" if found[m] else "" for m in metrics]
     return [[Cell("best constant sentence"), Cell(""), *map(Cell, means)]]
 
 
@@ -273,28 +275,34 @@ def clients(setting: Setting) -> Section | None:
     if not has:
         return None
     names = list(dict.fromkeys(m for given in has.values() for _, some in given for m in some))
-    views = {"all": f"all.{setting.main}", "own": f"own.{setting.main}"}
-    entries = _entries(
-        setting, [f"clients.{name}.{path}" for name in has for path in views.values()]
-    )
+    labels = [entry.algorithm for entry in _entries(setting, [])]
     columns = [Column("client", text=True), *(Column(name, "modalities") for name in names)]
-    columns += [Column(view, entry.algorithm) for entry in entries for view in views]
+    columns += [Column(view, label) for label in labels for view in ("all", "own")]
     rows = []
     for name, given in has.items():
         counts = [sum(modality in some for _, some in given) for modality in names]
         scores = [
-            Cell(cell("", stat and stat._replace(std=None)))
-            for entry in entries
-            for path in views.values()
-            for stat in [entry.stats[f"clients.{name}.{path}"]]
+            Cell(_mean_of_client(setting, label, name, view))
+            for label in labels
+            for view in ("all", "own")
         ]
         rows.append([Cell(name), *(Cell(_share(n, len(given))) for n in counts), *scores])
     note = "●: the client has the modality."
     if any("/" in each.text for row in rows for each in row[1 : 1 + len(names)]):
         note += " 2/5: with two of five seeds."
-    if entries:
+    if labels:
         note += f" {setting.main_name}, mean over the seeds."
     return Section("Clients", note, grids=[Grid(columns, rows)])
+
+
+def _mean_of_client(setting: Setting, label: str, client: str, view: str) -> str:
+    found = [
+        number_at(row.summary, "clients", client, view, setting.main)
+        for row in setting.rows
+        if row.algorithm == label
+    ]
+    numbers = [each for each in found if each is not None]
+    return f"{fmean(numbers):.3f}" if numbers else _NONE
 
 
 def _share(count: int, of: int) -> str:

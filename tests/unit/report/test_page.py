@@ -198,6 +198,22 @@ def test_modalities_that_differ_by_seed_are_shares(tmp_path: Path) -> None:
     assert found.row("hall")[1:4] == ["1/3", "-", "●"]
 
 
+def test_the_reference_comes_first_everywhere(four: list[Run]) -> None:
+    for reference, first in ((None, "MLECS"), ("FedAvg", "FedAvg")):
+        found = page(list(reversed(four)), reference=reference)
+        assert found.rows[2][0] == first
+        text = to_html(list(reversed(four)), reference=reference)
+        legend = re.findall(r"<span>(\w+)</span>", text)
+        assert legend[0] == first
+
+
+def test_a_client_may_have_dots_in_its_name(tmp_path: Path) -> None:
+    summary = a_summary()
+    summary["clients"] = {"room 1.2": summary["clients"]["hall"]}
+    found = page(read_runs([write_run(tmp_path / "v", config=a_config(), summary=summary)]))
+    assert found.row("room 1.2") == ["room 1.2", "●", "0.500", "0.600"]
+
+
 def test_faults_are_counted_and_told(tmp_path: Path) -> None:
     event = {"round": 1, "client": EVIL, "kind": "crash", "reason": f"crashed: {EVIL}"}
     faults = {"dropout": 0, "crash": 150, "events": [event] * 150}
