@@ -2,7 +2,7 @@
 
 import sys
 
-from mlecs_lightning.cli import main
+from mlecs_lightning.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,6 +30,7 @@ RANK = {
     "__init__": 9,
     "cli_config": 9,
     "cli": 10,
+    "__main__": 11,
 }
 # What no file of a layer up to and including this rank may import.
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")

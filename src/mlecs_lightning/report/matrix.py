@@ -211,7 +211,7 @@ def best(entries: Sequence[Entry], metric: str) -> set[int]:
     """Return which entries are best in a metric, to the digits that are shown.
 
     Only entries of one setting should be given. A ceiling is no rival, and neither is, of bytes,
-    who sends nothing. One entry alone is not the best of anything.
+    who sends nothing. Where all are equal, or there is only one, none is best.
 
     Returns:
         Indices of entries.
@@ -224,11 +224,12 @@ def best(entries: Sequence[Entry], metric: str) -> set[int]:
         and (stat := entry.stats.get(metric)) is not None
         and not (metric.startswith("communication.") and stat.mean == 0)
     }
-    if len(means) < 2:
+    if not means:
         return set()
     first = min(means.values()) if down else max(means.values())
     shown = cell(metric, Stat(first, None, 1))
-    return {i for i, mean in means.items() if cell(metric, Stat(mean, None, 1)) == shown}
+    found = {i for i, mean in means.items() if cell(metric, Stat(mean, None, 1)) == shown}
+    return set() if len(found) == len(means) else found
 
 
 def cell(metric: str, stat: Stat | None, *, n: int | None = None) -> str:
@@ -307,7 +308,7 @@ def _entries(entries: Sequence[Entry]) -> str:
                 ]
             )
     head = ["setting", "algorithm", *map(heading, metrics), "seeds"]
-    return markdown_table(head, lines, left=2, drop_first=len(by_setting) == 1)
+    return _without_setting(head, lines, words=2, single=len(by_setting) == 1)
 
 
 def _differences(differences: Sequence[Difference]) -> str:
@@ -325,29 +326,36 @@ def _differences(differences: Sequence[Difference]) -> str:
     ]
     head = ["setting", "difference", "metric", "mean", "95 % interval", "seeds"]
     single = len({each.setting for each in differences}) == 1
-    return markdown_table(head, lines, left=3, drop_first=single)
+    return _without_setting(head, lines, words=3, single=single)
+
+
+def _without_setting(
+    head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int, single: bool
+) -> str:
+    """Return a table, without its first column if that says the same everywhere."""
+    text = [i < words for i in range(len(head))]
+    return markdown_table(head[single:], [row[single:] for row in lines], text=text[single:])
 
 
 def markdown_table(
-    head: Sequence[str], lines: Iterable[Sequence[str]], *, left: int, drop_first: bool = False
+    head: Sequence[str], lines: Iterable[Sequence[str]], *, text: Sequence[bool]
 ) -> str:
     """Return a Markdown table.
 
     Args:
         head: Names of the columns.
         lines: Cells, escaped.
-        left: That many columns are text; the others are right-aligned.
-        drop_first: Leave out the first column: it says the same everywhere.
+        text: For each column, whether it holds words; the others are right-aligned.
     """
-    rule = ["---" if i < left else "---:" for i in range(len(head))]
-    rows = [list(head), rule, *map(list, lines)]
-    return "".join(f"| {' | '.join(row[drop_first:])} |\n" for row in rows)
+    rule = ["---" if words else "---:" for words in text]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *lines))
 
 
 def escape_markdown(text: str) -> str:
     """Return text from outside as it may stand in a cell of a table, showing as it is."""
     line = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|$~])", r"\\\1", line)
+    # Underscores within a word are no emphasis, and brackets without a target no link.
+    return re.sub(r"([\\`*|$~]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[])", r"\\\1", line)
 
 
 def replace_between(document: str, block: str, *, name: str = "results") -> str:

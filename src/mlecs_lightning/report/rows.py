@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MatrixError", "Row", "is_ceiling", "read_lines", "value"]
+__all__ = ["MatrixError", "Row", "is_ceiling", "number_at", "read_lines", "summary_fault", "value"]
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "algorithm": str,
@@ -101,7 +101,20 @@ def _row(line: str) -> Row:
             raise ValueError(f"the key {key!r} is missing; a line has {list(_KEYS)}")
         if not isinstance(content[key], kind) or isinstance(content[key], bool):
             raise ValueError(f"{key!r} is {content[key]!r:.60}, allowed: {_kind(kind)}")
+    if fault := summary_fault(content["summary"]):
+        raise ValueError(f"'summary': {fault}")
     return Row(**{key: content[key] for key in _KEYS})
+
+
+def summary_fault(summary: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the form of a summary, if anything; it may lack what it likes."""
+    for key in ("clients", "mean", "server", "constant", "faults", "communication"):
+        if not isinstance(summary.get(key, {}), dict):
+            return f"{key!r} is {summary[key]!r:.60}, allowed: an object"
+    for name, client in summary.get("clients", {}).items():
+        if not isinstance(client, dict):
+            return f"client {name!r} is {client!r:.60}, allowed: an object"
+    return None
 
 
 def _kind(kind: type | tuple[type, ...]) -> str:
@@ -129,22 +142,19 @@ def value(row: Row, metric: str) -> float | None:
         return None
     if head == "worst":
         clients = row.summary.get("clients", {})
-        found = [_number(_walk(client, rest)) for client in clients.values()]
+        found = [number_at(client, *rest) for client in clients.values()]
         return min((each for each in found if each is not None), default=None)
-    return _number(_walk(row.summary, [head, *rest]))
+    return number_at(row.summary, head, *rest)
 
 
-def _walk(tree: Any, keys: Sequence[str]) -> Any:  # noqa: ANN401 - JSON
+def number_at(tree: Any, *keys: str) -> float | None:  # noqa: ANN401 - JSON
+    """Return the number below nested keys; ``None`` if there is none, or NaN."""
     for key in keys:
         if not isinstance(tree, Mapping) or key not in tree:
             return None
         tree = tree[key]
-    return tree
-
-
-def _number(found: Any) -> float | None:  # noqa: ANN401 - JSON
-    sound = isinstance(found, (int, float)) and not isinstance(found, bool) and found == found
-    return float(found) if sound else None
+    sound = isinstance(tree, (int, float)) and not isinstance(tree, bool) and tree == tree
+    return float(tree) if sound else None
 
 
 def is_ceiling(row: Row) -> bool:

@@ -1,0 +1,32 @@
+"""The entry point of all commands: ``python cli.py``, ``mlecs`` and ``python -m mlecs_lightning``.
+
+It stands apart from `mlecs_lightning.cli`, which takes seconds to import: a report is a matter of
+reading files.
+"""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments in place of ``sys.argv[1:]``.
+
+    Returns:
+        The exit code; see `mlecs_lightning.cli.main` and `mlecs_lightning.report.command.report`.
+    """
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["report"]:
+        from mlecs_lightning.report.command import report
+
+        return report(words[1:])
+    from mlecs_lightning.cli import main as run
+
+    return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""Run folders and files of JSON lines, as one list of runs with labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlecs_lightning.report.rows import MatrixError, Row, read_lines, summary_fault
+
+__all__ = ["ReportError", "Run", "read_runs"]
+
+_FILES = ("config.yaml", "metrics.csv", "summary.json")
+
+# What does not change what a run learns, and how far it has come.
+_SAME = {
+    *("seed_everything", "config", "ckpt_path", "warmup", "data.init_args.num_workers"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
+    *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
+    *("trainer.save_top_k", "trainer.monitor", "trainer.allow_other_config", "trainer.bertscore"),
+    *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
+    *("trainer.max_message_bytes", "trainer.warmup_ckpt_path"),
+}
+_MOST_DIFFERENCES = 2  # in a label; more would not fit beside a number
+
+
+class ReportError(ValueError):
+    """A run cannot be reported on; the message names it and what was looked for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, from its folder or from a line of a matrix.
+
+    Attributes:
+        place: Where it was read.
+        algorithm: Label: the class, with what tells it apart from others of the report.
+        setting: Label of data and clients: runs of one setting can be compared.
+        seed: Seed of the training.
+        rounds: Rounds that have ended.
+        planned: Rounds that were to be; ``None`` if that is not known.
+        history: Metrics by round, ``step`` being the number of rounds that have ended.
+        summary: Its summary.json; ``None`` if it has not ended.
+        modalities: Those of each client, as far as they are known.
+        commit: What it ran with, if that was noted.
+    """
+
+    place: str
+    algorithm: str
+    setting: str
+    seed: int | None
+    rounds: int
+    planned: int | None
+    history: tuple[Mapping[str, float], ...]
+    summary: Mapping[str, Any] | None
+    modalities: Mapping[str, tuple[str, ...]]
+    commit: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended and was tested."""
+        return self.summary is not None
+
+    def row(self) -> Row:
+        """Return a run that has ended as a row of a matrix."""
+        assert self.summary is not None
+        seconds = float(self.summary.get("seconds", math.nan))
+        seed = -1 if self.seed is None else self.seed
+        return Row(
+            self.algorithm, self.setting, seed, self.rounds, seconds, self.commit, self.summary
+        )
+
+
+def read_runs(places: Sequence[str | Path]) -> list[Run]:
+    """Read runs.
+
+    Args:
+        places: Run folders; folders of ``version_k``, which stand for all of them; files of JSON
+            lines (see `mlecs_lightning.report.matrix`).
+
+    Raises:
+        ReportError: If one is missing or broken; all faults in one message.
+    """
+    folders: list[Path] = []
+    files: list[Path] = []
+    faults: list[str] = []
+    for place in map(Path, places):
+        if place.is_file():
+            files.append(place)
+        elif place.is_dir():
+            found = _folders(place)
+            folders += found
+            if not found:
+                faults.append(_nothing_in(place))
+        else:
+            faults.append(
+                f"{place}: there is no such folder or file; a run is a folder with "
+                f"{', '.join(_FILES)}, or a file of JSON lines"
+            )
+    runs = []
+    read: list[tuple[Run, dict[str, Any]]] = []
+    for folder in dict.fromkeys(folders):
+        try:
+            read.append(_read_folder(folder))
+        except ReportError as error:
+            faults.append(str(error))
+    try:
+        files = list(dict.fromkeys(files))
+        read_lines(*files)  # no run may be in two of them
+        runs = [_of_row(row, file) for file in files for row in read_lines(file)]
+    except MatrixError as error:
+        faults.append(str(error))
+    if faults:
+        raise ReportError("\n".join(faults))
+    return _labelled(read) + runs
+
+
+def _nothing_in(place: Path) -> str:
+    inside = sorted(p.parent for p in place.glob("*/version_*") if _is_run(p))
+    hint = f"; there are runs in {', '.join(map(str, dict.fromkeys(inside)))}" if inside else ""
+    return f"{place}: no run: found neither metrics.csv nor summary.json, nor version_k{hint}"
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.csv").is_file() or (folder / "summary.json").is_file()
+
+
+def _folders(place: Path) -> list[Path]:
+    if _is_run(place):
+        return [place]
+    versions = [p for p in place.glob("version_*") if _is_run(p)]
+    return sorted(versions, key=lambda p: (len(p.name), p.name))
+
+
+# One folder ---------------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """Return a run, without labels, and its configuration; empty if there is none."""
+    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    summary = _mapping(folder / "summary.json", json.loads)
+    if fault := summary_fault(summary):
+        raise ReportError(f"{folder}: summary.json: {fault}")
+    history = tuple(_history(folder / "metrics.csv"))
+    rounds = max([int(row["step"]) for row in history], default=0)
+    trainer = _part(config, "trainer")
+    planned = 1 if trainer.get("fast_dev_run") else trainer.get("max_rounds")
+    planned = planned if isinstance(planned, int) else None
+    # A run that went on has the summary of where it ended the first time, until it ends again.
+    finished = bool(summary) and summary.get("rounds", rounds) >= max(rounds, planned or 0)
+    if finished:
+        rounds = summary.get("rounds", rounds)
+    class_path = str(_part(config, "algorithm").get("class_path", ""))
+    algorithm = str(summary.get("algorithm") or class_path.rpartition(".")[2] or "unknown")
+    run = Run(
+        str(folder),
+        algorithm,
+        "",
+        summary.get("seed", config.get("seed_everything")),
+        rounds,
+        planned,
+        history,
+        summary if finished else None,
+        _modalities(summary, config),
+    )
+    return run, config
+
+
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = config.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _mapping(path: Path, parse: Any) -> dict[str, Any]:  # noqa: ANN401 - a parser
+    """Return what a file holds; empty if it is not there.
+
+    Raises:
+        ReportError: If it is broken.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ReportError(f"{path.parent}: {path.name} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"{path.parent}: {path.name} holds no object with keys")
+    return content
+
+
+def _history(path: Path) -> Iterator[dict[str, float]]:
+    """Yield the rounds of metrics.csv; the warm-up, step 0, is not one."""
+    if not path.is_file():
+        return
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if "step" not in (reader.fieldnames or ["step"]):
+                raise ReportError(f"{path.parent}: {path.name} has no column 'step'")
+            for number, line in enumerate(reader, start=2):
+                try:
+                    row = {key: float(text) for key, text in line.items() if text}
+                except (TypeError, ValueError) as error:
+                    raise ReportError(
+                        f"{path.parent}: {path.name}, line {number}, cannot be read: {error}"
+                    ) from error
+                if row.get("step", 0) >= 1:
+                    yield {k: v for k, v in row.items() if math.isfinite(v)}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ReportError(f"{path.parent}: {path.name} cannot be read: {error}") from error
+
+
+def _modalities(
+    summary: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
+    """Return the modalities of each client; empty where clients are drawn and none has ended."""
+    clients = summary.get("clients") or _part(config, "clients")
+    return {
+        str(name): tuple(map(str, client["modalities"]))
+        for name, client in clients.items()
+        if isinstance(client, dict) and isinstance(client.get("modalities"), list)
+    }
+
+
+def _of_row(row: Row, file: Path) -> Run:
+    return Run(
+        str(file),
+        row.algorithm,
+        row.setting,
+        row.seed,
+        row.rounds,
+        row.rounds,
+        (),
+        row.summary,
+        _modalities(row.summary, {}),
+        row.commit,
+    )
+
+
+# Labels -------------------------------------------------------------------------------------------
+
+
+def _labelled(read: Sequence[tuple[Run, dict[str, Any]]]) -> list[Run]:
+    """Give runs of one configuration, but for the seed, one label."""
+    data = [_flat({k: config[k] for k in ("data", "clients") if k in config}) for _, config in read]
+    bases = []
+    for run, config in read:
+        kind = str(_part(config, "data").get("class_path", "")).rpartition(".")[2]
+        count = len(run.modalities) or _part(config, "clients").get("count", "?")
+        bases.append(f"{kind or 'unknown data'}, {count} client{'s' * (count != 1)}")
+    settings = _told_apart(bases, data)
+    rest = [
+        _flat({k: v for k, v in config.items() if k not in ("data", "clients")})
+        for _, config in read
+    ]
+    within = [(setting, run.algorithm) for setting, (run, _) in zip(settings, read, strict=True)]
+    algorithms = [
+        label if run.finished else f"{label}, unfinished"
+        for label, (run, _) in zip(
+            _told_apart([algorithm for _, algorithm in within], rest, within), read, strict=True
+        )
+    ]
+    return [
+        replace(run, setting=setting, algorithm=algorithm)
+        for (run, _), setting, algorithm in zip(read, settings, algorithms, strict=True)
+    ]
+
+
+def _told_apart(
+    bases: Sequence[str], contents: Sequence[Mapping[str, str]], within: Sequence[Any] | None = None
+) -> list[str]:
+    """Return labels: equal for equal contents, different for different ones.
+
+    Args:
+        bases: What a label begins with.
+        contents: Flat configurations.
+        within: Only those that are equal in this are compared; by default the bases.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, key in enumerate(bases if within is None else within):
+        groups.setdefault(key, []).append(i)
+    labels = list(bases)
+    for members in groups.values():
+        first = contents[members[0]]
+        taken: dict[str, Mapping[str, str]] = {}
+        for i in members:
+            ours = contents[i]
+            keys = [k for k in dict.fromkeys([*ours, *first]) if ours.get(k) != first.get(k)]
+            label = _with_differences(bases[i], ours, keys) if keys else bases[i]
+            number = 2
+            while taken.setdefault(label, ours) != ours:
+                label = f"{label.rpartition(' #')[0] or label} #{number}"
+                number += 1
+            labels[i] = label
+    return labels
+
+
+def _with_differences(base: str, ours: Mapping[str, str], keys: Sequence[str]) -> str:
+    # What is off, or does nothing, says least.
+    told = sorted(keys, key=lambda k: ours.get(k, "null") in ("null", "0", "0.0", "false"))
+    words = [f"{k.rpartition('.')[2]} {ours.get(k, 'null')}" for k in told[:_MOST_DIFFERENCES]]
+    more = ["..."] if len(keys) > _MOST_DIFFERENCES else []
+    return f"{base}: {', '.join(words + more)}"
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return the leaves by dotted key as JSON, without those that change nothing."""
+    flat: dict[str, str] = {}
+
+    def walk(key: str, node: Any) -> None:  # noqa: ANN401 - YAML
+        if key in _SAME:
+            return
+        if isinstance(node, dict) and node:
+            for name, below in node.items():
+                walk(f"{key}.{name}" if key else str(name), below)
+        else:
+            flat[key] = json.dumps(node, default=str)
+
+    walk("", tree)
+    return flat

@@ -1,0 +1,269 @@
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlecs_lightning.report.page import to_html, to_markdown_page
+from mlecs_lightning.report.reading import ReportError, Run, read_runs
+from tests.unit.report.run_files import a_config, a_history, a_summary, whole, write_run
+
+EVIL = "<script>alert('x')</script> & $x_1$ | `b` <b onclick=\"y\">"
+
+
+class Page(HTMLParser):
+    """The page as a browser sees it: tags, headings, rows of cells, text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.best: list[str] = []
+        self.titles: list[str] = []
+        self.captions: list[str] = []
+        self.open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.marked = "best" in (found.get("class") or "")
+        elif tag in ("h2", "h3", "figcaption"):
+            {"figcaption": self.captions}.get(tag, self.titles).append("")
+        if tag != "small":
+            self.open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self.marked:
+            self.best.append(self.rows[-1][-1])
+        if tag != "small":
+            self.open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open in ("td", "th"):
+            self.rows[-1][-1] += data
+        elif self.open in ("h2", "h3"):
+            self.titles[-1] += data
+        elif self.open == "figcaption":
+            self.captions[-1] += data
+
+    def row(self, first: str, number: int = 0) -> list[str]:
+        return [row for row in self.rows if row and row[0] == first][number]
+
+
+def page(runs: list[Run], **options: Any) -> Page:
+    return Page(to_html(runs, **options))
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> list[Run]:
+    """Two algorithms with two seeds each."""
+    scores = {("MLECS", 1): 0.50, ("MLECS", 2): 0.54, ("FedAvg", 1): 0.6, ("FedAvg", 2): 0.6}
+    return read_runs([whole(tmp_path / f"{a}{s}", a, s, x) for (a, s), x in scores.items()])
+
+
+def test_a_real_run_has_every_section_that_it_can_have(mlecs_run: SimpleNamespace) -> None:
+    found = page(read_runs([mlecs_run.folder]))
+    assert found.titles == [
+        "unknown data, 3 clients",
+        "Results",
+        "Learning curves: macro-F1",
+        "Learning curves: loss",
+        "Quality against bytes",
+        "Communication",
+        "Clients",
+        "Volumes",
+        "Aggregation error",
+        "Runs",
+    ]
+    score = mlecs_run.summary["clients"]["hall"]["all"]["macro_f1"]
+    assert found.row("hall") == ["hall", "-", "-", "●", f"{score:.3f}", found.row("hall")[5]]
+    assert {"mean of the clients", "server", "kitchen", "hall", "study"} <= set(found.captions)
+    assert {"MLECS: mean of the clients", "MLECS: server"} <= set(found.captions)
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(four: list[Run]) -> None:
+    text = to_html(four)
+    found = Page(text)
+    names = {tag for tag, _ in found.tags}
+    assert not names & {"script", "link", "iframe", "img", "object", "embed", "base"}
+    for _, attributes in found.tags:
+        for key in ("src", "href", "srcset", "data"):
+            assert (attributes.get(key) or "#").startswith("#")
+        assert not [key for key in attributes if key.startswith("on")]
+    assert not re.search(r"@import|@font-face|url\((?!#)", text)
+    assert text.count("http") == text.count("http://www.w3.org/2000/svg")
+    assert len(text) < 500_000
+
+
+def test_the_same_runs_give_the_same_bytes(four: list[Run]) -> None:
+    assert to_html(four) == to_html(four)
+
+
+def test_results_are_means_over_seeds_with_the_best_marked(four: list[Run]) -> None:
+    found = page(four)
+    assert found.row("MLECS") == [
+        *("MLECS", "2", "0.520 ± 0.028", "0.620 ± 0.028", "0.720 ± 0.028", "1 kB", "3 kB")
+    ]
+    assert found.row("FedAvg")[2] == "0.600 ± 0.000"
+    assert found.row("MLECS", 1)[2] == "0.620 ± 0.028"  # Rouge-Lsum, in a table of its own
+    assert {cell.split()[0] for cell in found.best} == {"0.600", "0.700", "0.800", "0.900"}
+    assert found.row("best constant sentence") == [
+        *("best constant sentence", "", "0.100", "0.200", "0.300", "", "")
+    ]
+
+
+def test_differences_are_paired_by_seed_against_the_reference(four: list[Run]) -> None:
+    found = page(four)
+    assert "Differences from MLECS" in found.titles
+    cells = found.row("FedAvg", 2)
+    # 0.10 and 0.06: mean 0.08, s / sqrt(2) = 0.02, t(0.975, 1) = 12.706
+    assert cells[:4] == ["FedAvg", "+0.080", "[-0.174, +0.334]", "2"]
+    other = page(four, reference="FedAvg")
+    assert other.row("MLECS", 2)[:3] == ["MLECS", "-0.080", "[-0.334, +0.174]"]
+    with pytest.raises(ReportError, match=r"'FedSGD'.*\['MLECS', 'FedAvg'\]"):
+        to_html(four, reference="FedSGD")
+
+
+def test_one_seed_has_no_differences_and_one_run_no_best(tmp_path: Path) -> None:
+    found = page(read_runs([whole(tmp_path / "a"), whole(tmp_path / "b", "FedAvg")]))
+    assert not [title for title in found.titles if title.startswith("Differences")]
+    alone = page(read_runs([tmp_path / "a"]))
+    assert alone.best == []
+    assert "±" not in to_html(read_runs([tmp_path / "a"]))
+
+
+def test_a_run_that_was_done_again_is_counted_once(tmp_path: Path) -> None:
+    places = [whole(tmp_path / "a", score=0.4), whole(tmp_path / "b", score=0.5)]
+    found = page(read_runs(places))
+    assert found.row("MLECS")[1:3] == ["1", "0.500"]
+    assert found.row(str(places[0]))[-1] == "done again: not counted"
+    assert found.row(str(places[1]))[-1] == "finished"
+
+
+def test_an_unfinished_run_is_marked_and_has_its_curves(tmp_path: Path) -> None:
+    whole(tmp_path / "a")
+    stopped = write_run(tmp_path / "b", config=a_config(max_rounds=9), history=a_history(1, 0.3))
+    found = page(read_runs([tmp_path / "a", stopped]))
+    label = "MLECS: max_rounds 9, unfinished"
+    assert found.row(f"{label} after 1 round")[1:4] == ["1", "-", "-"]
+    assert found.row(str(stopped))[-4:] == ["1", "1 of 9", "-", "unfinished"]
+    assert f"<span>{label}</span>" in to_html(read_runs([tmp_path / "a", stopped]))
+    alone = page(read_runs([stopped]))
+    assert "Learning curves: macro-F1" in alone.titles
+    assert "Clients" in alone.titles
+
+
+def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
+    summary = a_summary(communication={}, aggregation_error=[], faults={})
+    found = page(read_runs([write_run(tmp_path / "v", config=a_config(), summary=summary)]))
+    assert found.titles == ["URFall, 2 clients", "Results", "Clients", "Runs"]
+
+
+def test_text_alone_is_scored_by_rouge(tmp_path: Path) -> None:
+    summary = copy.deepcopy(a_summary())
+    for views in (summary["mean"], summary["constant"], *summary["clients"].values()):
+        for view in ("own", "all", "server"):
+            if view in views:
+                del views[view]["macro_f1"]
+    del summary["server"]["macro_f1"]
+    history = [{k: v for k, v in row.items() if "macro" not in k} for row in a_history()]
+    folder = write_run(tmp_path / "v", config=a_config(), summary=summary, history=history)
+    text = to_html(read_runs([folder]))
+    assert "macro-F1" not in text
+    assert Page(text).row("MLECS")[2] == "0.600"
+
+
+def test_modalities_that_differ_by_seed_are_shares(tmp_path: Path) -> None:
+    lines = []
+    for algorithm in ("MLECS", "FedAvg"):
+        for seed, has in ((1, ["acc", "rgb"]), (2, ["rgb"]), (3, ["rgb"])):
+            summary = a_summary(algorithm, seed)
+            summary["clients"]["hall"]["modalities"] = has
+            line = {"algorithm": algorithm, "setting": "drawn", "seed": seed, "rounds": 2}
+            lines.append(line | {"seconds": 1.0, "commit": "abc", "summary": summary})
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = page(read_runs([path]))
+    assert found.row("client")[1:4] == ["acc", "depth", "rgb"]
+    assert found.row("kitchen")[1:4] == ["●", "●", "-"]
+    assert found.row("hall")[1:4] == ["1/3", "-", "●"]
+
+
+def test_the_reference_comes_first_everywhere(four: list[Run]) -> None:
+    for reference, first in ((None, "MLECS"), ("FedAvg", "FedAvg")):
+        found = page(list(reversed(four)), reference=reference)
+        assert found.rows[2][0] == first
+        text = to_html(list(reversed(four)), reference=reference)
+        legend = re.findall(r"<span>(\w+)</span>", text)
+        assert legend[0] == first
+
+
+def test_a_client_may_have_dots_in_its_name(tmp_path: Path) -> None:
+    summary = a_summary()
+    summary["clients"] = {"room 1.2": summary["clients"]["hall"]}
+    found = page(read_runs([write_run(tmp_path / "v", config=a_config(), summary=summary)]))
+    assert found.row("room 1.2") == ["room 1.2", "●", "0.500", "0.600"]
+
+
+def test_faults_are_counted_and_told(tmp_path: Path) -> None:
+    event = {"round": 1, "client": EVIL, "kind": "crash", "reason": f"crashed: {EVIL}"}
+    faults = {"dropout": 0, "crash": 150, "events": [event] * 150}
+    folder = write_run(tmp_path / "v", config=a_config(), summary=a_summary(faults=faults))
+    text = to_html(read_runs([folder]))
+    found = Page(text)
+    assert found.row("algorithm", 3) == ["algorithm", "crash"]
+    assert ["MLECS", "150"] in found.rows
+    assert found.rows.count(["MLECS", "1", "1", EVIL, "crash", f"crashed: {EVIL}"]) == 100
+    assert "the first 100 of 150" in text
+
+
+def test_text_from_files_is_shown_and_never_run(tmp_path: Path) -> None:
+    summary = a_summary(EVIL)
+    summary["clients"] = {EVIL: summary["clients"]["kitchen"] | {"modalities": [EVIL]}}
+    summary["communication"]["by_component"] = {"uplink": {EVIL: 5}}
+    config = a_config() | {"clients": {EVIL: {"modalities": [EVIL]}}}
+    config["data"] = {"class_path": f"x.{EVIL}"}
+    history = [
+        {key.replace("kitchen", EVIL): number for key, number in row.items()} for row in a_history()
+    ]
+    for k in (0, 1):
+        write_run(
+            tmp_path / "<i>" / f"version_{k}",
+            config=config | {"seed_everything": k},
+            summary=summary | {"seed": k},
+            history=history,
+        )
+    runs = read_runs([tmp_path / "<i>"])
+    text = to_html(runs)
+    found = Page(text)
+    assert not {tag for tag, _ in found.tags} & {"script", "b", "i"}
+    assert "onclick" not in {key for _, attributes in found.tags for key in attributes}
+    assert EVIL in found.captions
+    assert found.row(EVIL)[1] == "2"
+    markdown = to_markdown_page(runs)
+    assert not re.search(r"<\w", markdown)
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if EVIL in line}
+    assert widths <= {8}
+
+
+def test_markdown_has_the_tables_of_the_page(four: list[Run]) -> None:
+    text = to_markdown_page(four)
+    assert text.startswith("# MLECS, FedAvg on URFall, 2 clients: 4 runs\n")
+    assert (
+        "| algorithm | seeds | macro-F1: all | macro-F1: own | macro-F1: server | bytes: up | "
+        "bytes: down |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| MLECS | 2 | 0.520 ± 0.028 | 0.620 ± 0.028 | 0.720 ± 0.028 | 1 kB | 3 kB |\n"
+        "| FedAvg | 2 | **0.600 ± 0.000** | **0.700 ± 0.000** | **0.800 ± 0.000** | 1 kB | 3 kB |\n"
+    ) in text
+    assert "| FedAvg | +0.080 | [-0.174, +0.334] | 2 |" in text
+    assert "Learning curves" not in text
+    assert "svg" not in text
