@@ -182,6 +182,19 @@ class Federation:
         """Return the module of a client's architecture, whatever state is in it: for its shapes."""
         return self._edges[self._architecture[client]].module
 
+    def describe(self) -> dict[str, Any]:
+        """Return what builds the modules again without data, as plain values; for a checkpoint.
+
+        ``server`` and each of ``architectures`` are arguments of a module, ``clients`` says which
+        architecture is whose.
+        """
+        keys = list(self._edges)
+        return {
+            "server": dict(self.server.module.hparams),
+            "architectures": [dict(self._edges[key].module.hparams) for key in keys],
+            "clients": {name: keys.index(self._architecture[name]) for name in self.clients},
+        }
+
     def keep(self, edge: EdgeLearner, *, round: int) -> None:
         """Store the state of the client that is live in the learner, after a round."""
         self.store.put(edge.name, edge.state_dict(), round=round)
