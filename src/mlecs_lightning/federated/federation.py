@@ -93,11 +93,18 @@ def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
         data: Says what the modalities look like.
     """
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
-    return ServerModule(
-        _with_backbone(parties.server, data, key="server"),
-        _with_backbone(parties.hosted, data, key="edge"),
-        dict(data.modalities),
-    )
+    server = _with_backbone(parties.server, data, key="server")
+    hosts = {
+        host: _with_backbone(settings, data, key=_named_by(parties, host))
+        for host, settings in parties.hosts.items()
+    }
+    first = hosts.pop(next(iter(hosts)))
+    return ServerModule(server, first, dict(data.modalities), further=hosts)
+
+
+def _named_by(parties: Parties, host: str) -> str:
+    """Return the key that a hosted SLM comes from, for error messages."""
+    return "edge" if len(parties.hosts) == 1 else f"clients.{parties.groups[host][0]}"
 
 
 class Federation:

@@ -178,11 +178,13 @@ class Run:
 
     def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Return what summary.json holds, with the scores of an evaluation."""
+        groups = {host: list(c) for host, c in self.federation.parties.groups.items()}
         return {
             "algorithm": type(self.algorithm).__name__,
             "seed": self.federation.parties.seed,
             "rounds": len(self.history),
             **results,
+            **({"groups": groups} if len(groups) > 1 else {}),
             "aggregation_error": [
                 r["aggregate/error"] for r in self.history if "aggregate/error" in r
             ],

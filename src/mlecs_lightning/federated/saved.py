@@ -71,7 +71,10 @@ class SavedModels:
         number = int(self._models["clients"][client])
         if self._built is None or self._built[0] != number:
             built = self._models["architectures"][number]
-            module = EdgeModule(_found(built["settings"]), built["modalities"])
+            proxy = built.get("proxy")
+            module = EdgeModule(
+                _found(built["settings"]), built["modalities"], proxy=proxy and _found(proxy)
+            )
             self._built = number, module
         module = self._built[1]
         try:
@@ -89,7 +92,10 @@ class SavedModels:
         """
         built = dict(self._models["server"])
         module = ServerModule(
-            _found(built["settings"]), _found(built["hosted"]), built["modalities"]
+            _found(built["settings"]),
+            _found(built["hosted"]),
+            built["modalities"],
+            further={host: _found(values) for host, values in built.get("further", {}).items()},
         )
         try:
             module.load_trainable_state(self.state["server"]["model"])

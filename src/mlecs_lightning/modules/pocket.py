@@ -63,6 +63,7 @@ class PocketRecipe:
 
 
 POCKETS = {
+    "pocket/xs": PocketRecipe(layers=2, width=64),
     "pocket/slm": PocketRecipe(layers=3, width=96),
     "pocket/llm": PocketRecipe(layers=4, width=128),
 }
