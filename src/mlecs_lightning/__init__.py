@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         StandalonePublic,
     )
     from mlecs_lightning.data import Digits, FederatedDataModule, Manifest, URFall
+    from mlecs_lightning.deploy import ExportedModel, load_exported
     from mlecs_lightning.federated import FederatedTrainer
     from mlecs_lightning.modules import EdgeModule, ServerModule
 
@@ -29,6 +30,7 @@ __all__ = [
     "CoPLMs",
     "Digits",
     "EdgeModule",
+    "ExportedModel",
     "FedAvg",
     "FedProx",
     "FederatedDataModule",
@@ -39,6 +41,7 @@ __all__ = [
     "StandalonePublic",
     "URFall",
     "__version__",
+    "load_exported",
 ]
 
 _HOME = {
@@ -53,6 +56,8 @@ _HOME = {
     "FederatedDataModule": "data",
     "Manifest": "data",
     "URFall": "data",
+    "ExportedModel": "deploy",
+    "load_exported": "deploy",
     "FederatedTrainer": "federated",
     "EdgeModule": "modules",
     "ServerModule": "modules",

@@ -1,4 +1,7 @@
-"""The command line: ``python cli.py fit|validate|test|predict|warmup|data check --config FILE``."""
+"""The command line: ``python cli.py fit|validate|test|predict|warmup|data check --config FILE``.
+
+And ``python cli.py export RUN --client NAME OUT``.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
 from mlecs_lightning.cli_config import with_merged_clients
+from mlecs_lightning.cli_export import export
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated import (
     Algorithm,
@@ -324,6 +328,9 @@ def main(args: list[str] | None = None) -> int:
     words = sys.argv[1:] if args is None else args
     checks = words[:2] == ["data", "check"]
     try:
+        if words[:1] == ["export"]:
+            print(export(words[1:]))
+            return 0
         cli = _DataCheck(["fit", *words[2:]]) if checks else FederatedCLI(args)
     except (
         ConfigurationError,

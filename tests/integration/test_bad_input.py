@@ -231,25 +231,25 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "--clients.hall.lora.r 4",
         ["clients.hall.lora has r=4", "clients.kitchen has r=2", "'separate'", "'stack'"],
     ),
-    "other layers": (
-        "--clients.hall.lora.target_modules [c_proj]",
-        ["clients.hall.lora.target_modules is ['c_proj']", "clients.kitchen has None"],
-    ),
     "other width": (
         "--clients.hall.connector.width 32",
         ["clients.hall: connector.width is 32", "server's is 16"],
     ),
-    "other backbone": (
-        "--clients.hall.backbone.model pocket/llm",
-        ["clients.hall.backbone.model is 'pocket/llm'", "edge.backbone.model is 'pocket/slm'"],
+    "unknown backbone of a client": (
+        "--clients.hall.backbone.model TMP/model",
+        ["clients.hall.backbone.model: there is no directory 'TMP/model'", "a hub id is"],
     ),
     "unknown pocket": (
         "--server.backbone.model pocket/xl",
-        ["server.backbone.model 'pocket/xl'", "['pocket/llm', 'pocket/slm']"],
+        ["server.backbone.model 'pocket/xl'", "['pocket/llm', 'pocket/slm', 'pocket/xs']"],
     ),
     "unknown folder of a backbone": (
         "--edge.backbone.model TMP/model",
-        ["edge.backbone.model", "no directory 'TMP/model'", "['pocket/llm', 'pocket/slm']"],
+        [
+            "edge.backbone.model",
+            "no directory 'TMP/model'",
+            "['pocket/llm', 'pocket/slm', 'pocket/xs']",
+        ],
     ),
     # Files ----------------------------------------------------------------------------------------
     "data without root": ("--data URFall", ['"data"', "URFall", "required: root"]),

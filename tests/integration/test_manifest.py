@@ -120,6 +120,47 @@ def test_a_folder_is_checked_trained_on_and_predicted(
         assert all(row["prediction"].strip() for row in own)
 
 
+def test_new_files_are_answered_without_the_data_of_the_training(
+    folder: Path, config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
+) -> None:
+    whole = ("--trainer.limit_test_batches", "null", "--trainer.default_root_dir", tmp_path)
+    trained = fit(tmp_path, "--trainer.max_rounds", 1, "--edge.max_new_tokens", 8, config=config)
+
+    def predict(*args: object) -> dict[tuple[str, str], dict[str, str]]:
+        ran = mlecs("predict", "--config", config, *whole, "--ckpt_path", "last", *args)
+        assert ran.code == 0, ran.err
+        lines = (trained.folder / "predictions.jsonl").read_text().splitlines()
+        return {(row["party"], row["id"]): row for row in map(json.loads, lines)}
+
+    known = predict()
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    asked = [line for line in lines if line["split"] == "test"]
+    for line in asked[1:]:
+        del line["targets"]
+    for line in asked[8:]:
+        del line["split"], line["client"]
+    (folder / "new.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    new = predict("--data.init_args.file", folder / "new.jsonl")
+    assert new.keys() == known.keys()
+    assert {k: row["prediction"] for k, row in new.items()} == {
+        k: row["prediction"] for k, row in known.items()
+    }
+    labelled = {sample for (_, sample), row in new.items() if "target" in row}
+    assert labelled == {asked[0]["id"]}
+
+    # A clear word instead of a run on other terms.
+    shapes = {**MODALITIES, "pixels": {"kind": "image", "shape": [1, 4, 4]}}
+    smaller = ("--data.init_args.modalities", json.dumps(shapes))
+    clients = ("--clients", "{kitchen: {modalities: [pixels]}, attic: {modalities: [wave]}}")
+    for args, message in (
+        (smaller, "data.init_args.modalities.pixels is Declared("),
+        (clients, "the checkpoint has other clients: ['attic', 'hall']"),
+        (("--data.init_args.file", folder / "none.jsonl"), "there is no file"),
+    ):
+        ran = mlecs("predict", "--config", config, *whole, "--ckpt_path", "last", *args)
+        assert (ran.code, message in ran.err) == (1, True), ran.err
+
+
 def test_the_folder_says_what_the_data_set_says(config: Path) -> None:
     """PNG and CSV instead of arrays in memory: the same digits, up to the rounding of PNG."""
     written = yaml.safe_load(config.read_text())["data"]["init_args"]

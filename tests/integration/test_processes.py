@@ -169,3 +169,17 @@ def test_a_batch_smaller_than_the_ranks_is_refused(tiny_yaml: Path, tmp_path: Pa
     started = processes.start_ranks(3, *args, output=str(output))
     assert [ended(process) for process in started] == [1, 1, 1]
     assert "data.init_args.batch_size is 2: the 3 processes of" in output.read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_three_groups_as_one_does(fit: Fit, tmp_path: Path) -> None:
+    groups = ("--clients.hall.lora", "{r: 4, alpha: 4}", "--clients.study.backbone.model")
+    groups += ("pocket/llm", "--clients.cellar", "{modalities: [pixels]}")
+    groups += ("--clients.cellar.backbone.model", "pocket/xs")
+    groups += ("--algorithm.init_args.aggregation", "svd")
+    one, two = fit(tmp_path / "1", *groups), fit(tmp_path / "2", *groups, ranks=2)
+    check_equal(one, two)
+    summary = json.loads((two.parent / "summary.json").read_text())
+    assert summary["groups"] == {
+        **{"slm": ["kitchen", "hall"], "slm_2": ["study"], "slm_3": ["cellar"]}
+    }

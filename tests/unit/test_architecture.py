@@ -25,10 +25,12 @@ RANK = {
     "data": 4,
     "report": 5,
     "callbacks": 5,
+    "deploy": 5,
     "federated": 6,
     "algorithms": 8,
     "__init__": 9,
     "cli_config": 9,
+    "cli_export": 9,
     "cli": 10,
     "__main__": 11,
 }

@@ -88,12 +88,7 @@ class FedAvg(LocalTraining):
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say which adapters cannot be averaged with the others."""
         first, lora = next(iter(clients.items()))
-        faults = [
-            f"clients.{name}.lora.target_modules is {other.target_modules}, clients.{first} has "
-            f"{lora.target_modules}; clients of one federation adapt the same layers"
-            for name, other in clients.items()
-            if other.target_modules != lora.target_modules
-        ]
+        faults: list[str] = []
         if self.aggregation not in ("stack", "svd"):
             faults += [
                 f"clients.{name}.lora has r={other.r}, alpha={other.alpha}, clients.{first} has "
@@ -120,15 +115,17 @@ class FedAvg(LocalTraining):
         return LoraSettings(rank, rank, widest.dropout, widest.target_modules)
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Register the clients' adapters; under ``freeze_a`` give all the same fixed A."""
+        """Register the clients' adapters; under ``freeze_a`` give a group the same fixed A."""
         self._loras = {name: module.backbone.lora for name, module in clients.items()}
+        self._hosts = {n: server.module.host_of(m.backbone) for n, m in clients.items()}
         if self.aggregation != "freeze_a":
             return
-        initial = server.module.adapter_state()
-        server.module.tower("slm").backbone.freeze_a()
-        for module in clients.values():
+        initial = {host: server.module.adapter_state(host) for host in server.module.hosts}
+        for host in server.module.hosts:
+            server.module.tower(host).backbone.freeze_a()
+        for name, module in clients.items():
             if module.backbone.trains_a():
-                module.load_adapter_state(initial)
+                module.load_adapter_state(initial[self._hosts[name]])
                 module.backbone.freeze_a()
 
     # The round ------------------------------------------------------------------------------
@@ -151,11 +148,11 @@ class FedAvg(LocalTraining):
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
-        """Send each client the hosted adapter, in the client's own rank."""
-        adapter = server.module.adapter_state()
-        scaling = server.module.tower("slm").backbone.scaling
+        """Send each client the adapter hosted for its group, in the client's own rank."""
+        adapters = {host: server.module.adapter_state(host) for host in server.module.hosts}
         for client in ctx.participants:
-            lora = self._loras[client]
+            lora, host = self._loras[client], self._hosts[client]
+            adapter, scaling = adapters[host], server.module.tower(host).backbone.scaling
             fitted = (
                 adapter
                 if self.aggregation == "freeze_a"
@@ -190,19 +187,25 @@ class FedAvg(LocalTraining):
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
     ) -> Aggregate | None:
-        """Average the adapters as they come in."""
-        lora = self.hosted_lora(self._loras)
-        total = AdapterAggregator(
-            self.aggregation, rank=lora.r, scaling=lora.alpha / lora.r, trim=self.trim
-        )
+        """Average the adapters of each group as they come in."""
+        groups: dict[str, dict[str, LoraSettings]] = {}
+        for client, host in self._hosts.items():
+            groups.setdefault(host, {})[client] = self._loras[client]
+        totals = {host: self._aggregator(loras) for host, loras in groups.items()}
         for client, message in updates:
             own = self._loras[client]
-            total.add(
+            totals[self._hosts[client]].add(
                 message.component("adapter"),
                 weight=self.weight(message),
                 scaling=own.alpha / own.r,
             )
-        return total.result()
+        return Aggregate.of_groups({host: total.result() for host, total in totals.items()})
+
+    def _aggregator(self, clients: Mapping[str, LoraSettings]) -> AdapterAggregator:
+        lora = self.hosted_lora(clients)
+        return AdapterAggregator(
+            self.aggregation, rank=lora.r, scaling=lora.alpha / lora.r, trim=self.trim
+        )
 
     def server_update(
         self,
@@ -211,7 +214,9 @@ class FedAvg(LocalTraining):
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
-        """Host the averaged adapter, then train on public data."""
+        """Host the averaged adapters, then train on public data."""
         if aggregate is not None:
             server.module.load_adapter_state(aggregate.adapter)
+            for host, group in aggregate.further.items():
+                server.module.load_adapter_state(group.adapter, host=host)
         return super().server_update(server, aggregate, loaders, ctx)

@@ -283,49 +283,52 @@ class MLECS(FedAvg):
 
     @staticmethod
     def both_towers(server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of the LLM and of the hosted SLM over the same features."""
+        """L_LM of the LLM and of each hosted SLM over the same features."""
         features, present = server.features(batch)
         text = (batch.instructions, batch.targets)
-        llm = server.tower("llm")(features, present, *text)
-        slm = server.tower("slm")(features, present, *text)
-        lm_llm, lm_slm = server.mean_loss(llm), server.mean_loss(slm)
-        return {"loss": lm_llm + lm_slm, "lm_llm": lm_llm, "lm_slm": lm_slm}
+        losses = {
+            f"lm_{name}": server.mean_loss(tower(features, present, *text))
+            for name, tower in server.towers.items()
+        }
+        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
 
     def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
-        """Both towers' L_LM and four volume terms, so that knowledge flows both ways.
+        """L_LM of all towers and volume terms between them, so that knowledge flows both ways.
 
-        The first two pull each path's vectors towards the other model's view; the last two pull
-        each model's view towards its own path's vectors (docs/method.md, SE-CCL). The contrast is
-        between all samples of the global batch, on whatever ranks they are.
+        For the LLM and a hosted SLM there are four: the first two pull each path's vectors towards
+        the other model's view; the last two pull each model's view towards its own path's vectors
+        (docs/method.md, SE-CCL). Several hosted SLMs, one for each group of clients, meet the LLM
+        and not each other; what pulls the LLM's vectors is then the mean over the groups. The
+        contrast is between all samples of the global batch, on whatever ranks they are.
         """
         features, present = server.features(batch)
         text = (batch.instructions, batch.targets)
-        llm = server.tower("llm")(features, present, *text)
-        slm = server.tower("slm")(features, present, *text)
-        lm_llm, lm_slm = server.mean_loss(llm), server.mean_loss(slm)
-        exists = server.gather(llm.embeddings.vectors()[1])
+        paths = {name: t(features, present, *text) for name, t in server.towers.items()}
+        lm = {f"lm_{name}": server.mean_loss(path) for name, path in paths.items()}
+        exists = server.gather(paths["llm"].embeddings.vectors()[1])
         classes = server.gather(self._classes(batch, exists.device))
-        (llm_view, llm_vectors), (slm_view, slm_vectors) = (
+        (llm_view, llm_vectors), *slms = (
             (server.gather(path.view), server.gather(path.embeddings.vectors()[0]))
-            for path in (llm, slm)
+            for path in paths.values()
         )
-        across = [
-            self._contrast(slm_view.detach(), llm_vectors, exists, classes),
-            self._contrast(llm_view.detach(), slm_vectors, exists, classes),
-        ]
-        within = [
-            self._contrast(llm_view, llm_vectors.detach(), exists, classes),
-            self._contrast(slm_view, slm_vectors.detach(), exists, classes),
-        ]
-        volume = sum((c.loss for c in (*across, *within)), lm_llm.new_zeros(()))
+
+        def contrast(anchors: Tensor, vectors: Tensor) -> VolumeContrast:
+            return self._contrast(anchors, vectors, exists, classes)
+
+        to_llm = [contrast(view.detach(), llm_vectors) for view, _ in slms]
+        to_slms = [contrast(llm_view.detach(), vectors) for _, vectors in slms]
+        within = [contrast(llm_view, llm_vectors.detach())]
+        within += [contrast(view, vectors.detach()) for view, vectors in slms]
+        terms = [c.loss / len(slms) for c in to_llm] + [c.loss for c in (*to_slms, *within)]
+        zero = lm["lm_llm"].new_zeros(())
+        volume = sum(terms, zero)
         return {
-            "loss": lm_llm + lm_slm + self.contrast_weight * volume,
-            "lm_llm": lm_llm,
-            "lm_slm": lm_slm,
+            "loss": sum(lm.values(), zero) + self.contrast_weight * volume,
+            **lm,
             "volume": volume,
-            "volume_diagonal": across[0].diagonal,
-            "volume_off_diagonal": across[0].off_diagonal,
-            "gram_det": across[0].gram_det,
+            "volume_diagonal": to_llm[0].diagonal,
+            "volume_off_diagonal": to_llm[0].off_diagonal,
+            "gram_det": to_llm[0].gram_det,
         }
 
     def _contrast(

@@ -13,14 +13,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.data.availability import draw_sample_mask
+from mlecs_lightning.data.manifest_shapes import Declared
 from mlecs_lightning.data.partition import (
     dirichlet_proportions,
     partition_by_domain,
     partition_dirichlet,
     split_groups,
 )
+from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole_batch
 from mlecs_lightning.data.table import SampleTable
+from mlecs_lightning.settings import FaultList
 from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
 
 __all__ = ["FederatedDataModule", "Partition", "Pools"]
@@ -134,6 +137,39 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
         They must hold no sample: only the words and sentence forms that targets are made of.
         """
+
+    @property
+    def preparations(self) -> dict[str, Preparation]:
+        """For each modality how a raw input becomes what a model reads.
+
+        By default an input has to be as the data set itself delivers it.
+        """
+        return {name: Preparation(declared) for name, declared in self._declared().items()}
+
+    def _declared(self) -> dict[str, Declared]:
+        return {
+            name: Declared(spec.kind, list(spec.shape), standardise=False)
+            for name, spec in self.modalities.items()
+        }
+
+    def prepare_as(self, preparations: Mapping[str, Preparation]) -> None:
+        """Prepare inputs as those of a training were, to ask its models about new ones.
+
+        Args:
+            preparations: What `preparations` was then.
+
+        Raises:
+            ValueError: If a modality is declared otherwise here; all faults in one message.
+        """
+        here = self._declared()
+        there = {m: p.declared for m, p in preparations.items()}
+        faults = FaultList(
+            f"data.init_args.modalities.{name} is {here.get(name)}, the models were trained with "
+            f"{there.get(name)}"
+            for name in {**there, **here}
+            if here.get(name) != there.get(name)
+        )
+        faults.raise_any()
 
     # Dealing it out -------------------------------------------------------------------------
 
@@ -283,9 +319,18 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             raise KeyError(f"unknown client {client!r}, attached: {list(self._private)}")
         return self._private[client][split]
 
-    def held_out(self, client: str, profile: ClientProfile) -> SampleTable:
-        """Return the held-out samples of all domains, as a client's sensors would see them."""
-        return self._as_seen_by(self.pools.test, profile, seed=self._seed(client, "all"))
+    def held_out(
+        self, client: str, profile: ClientProfile, *, table: SampleTable | None = None
+    ) -> SampleTable:
+        """Return the held-out samples of all domains, as a client's sensors would see them.
+
+        Args:
+            client: The client.
+            profile: Its modalities.
+            table: Other samples in their place.
+        """
+        table = self.pools.test if table is None else table
+        return self._as_seen_by(table, profile, seed=self._seed(client, "all"))
 
     def pooled(self, modalities: Sequence[str] | None = None) -> SampleTable:
         """Return the private training samples of all clients together, as their sensors saw them.
@@ -324,6 +369,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             limit=limit,
             shard=shard,
         )
+
+    def asked(self) -> SampleTable:
+        """Return what `predict` is asked: the held-out samples of all domains.
+
+        A sample whose answer nobody knows has an empty target.
+        """
+        return self.pools.test
 
     # Lightning hooks: the server alone, on public data --------------------------------------
 

@@ -14,11 +14,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
-from mlecs_lightning.data.manifest_inputs import Inputs, decode_inputs, standardised
+from mlecs_lightning.data.manifest_inputs import Inputs, decode_inputs
 from mlecs_lightning.data.manifest_lines import UNNAMED, Line, Split, raise_faults, read_lines
 from mlecs_lightning.data.manifest_shapes import Declared
 from mlecs_lightning.data.manifest_store import DecodeCache
 from mlecs_lightning.data.manifest_words import keyword_pairs
+from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.metrics import (
     LabelReader,
@@ -26,7 +27,7 @@ from mlecs_lightning.metrics import (
     keyword_label_reader,
     references_of,
 )
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.settings import ConfigurationError, FaultList
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["Manifest"]
@@ -45,7 +46,8 @@ class Manifest(FederatedDataModule):
                            the clients that name it under ``domains``, or are dealt
     ``modalities``         for each a path below ``root`` or inline numbers; absent or null is
                            absent
-    ``target``             the sentence to say; or ``targets``, several that are as right
+    ``target``             the sentence to say; or ``targets``, several that are as right. A line
+                           without any, of split ``test`` or none, is only answered by ``predict``
     ``instruction``        what the model is asked, if not the one of all
     ``group``              the recording that it is cut from; validation never cuts one in two
     ``meta``               anything; not read
@@ -59,7 +61,8 @@ class Manifest(FederatedDataModule):
     (-1..1) and mp4; `Declared` says how they are brought to the declared shape. They are decoded
     once and cached. Each modality is then standardised by channel, unless it says otherwise, with
     mean and deviation of the public samples, so that no private value is in a constant that
-    everybody shares: see `standardised`.
+    everybody shares: see `Preparation`. A checkpoint keeps these constants: `predict` needs no
+    public samples, only the lines that are to be answered.
     """
 
     def __init__(
@@ -140,6 +143,8 @@ class Manifest(FederatedDataModule):
         self._cache = DecodeCache(None if cache_dir is None else Path(cache_dir).expanduser())
         self.named_val: SampleTable | None = None
         """The samples of split val, if there are any."""
+        self._asked: SampleTable | None = None
+        self._preparations: dict[str, Preparation] = {}
         self._clients: tuple[str, ...] = ()
 
     # Reading --------------------------------------------------------------------------------
@@ -170,17 +175,23 @@ class Manifest(FederatedDataModule):
             rank_zero_warn(f"{len(inputs.unread)} inputs count as absent: {inputs.unread[0]} ...")
         raise_faults(faults)
         is_public = torch.tensor([line.split == "public" for line in lines], dtype=torch.bool)
-        raise_faults(self._missing(lines, inputs.present, is_public))
+        has = dict(zip(self.modalities, inputs.present.T, strict=True))
+        if not self._preparations:
+            raise_faults(self._missing(lines, inputs.present, is_public))
+            self._preparations = {
+                modality: Preparation.of(
+                    declared, inputs.columns[modality], has[modality] & is_public
+                )
+                if declared.standardise
+                else Preparation(declared)
+                for modality, declared in self.declared.items()
+            }
         table = SampleTable(
             ids=tuple(line.id for line in lines),
             modalities=tuple(self.modalities),
             inputs={
-                modality: standardised(column, has, has & is_public)
-                if self.declared[modality].standardise
-                else column
-                for (modality, column), has in zip(
-                    inputs.columns.items(), inputs.present.T, strict=True
-                )
+                modality: self._preparations[modality].scaled(column, has[modality])
+                for modality, column in inputs.columns.items()
             },
             present=inputs.present,
             instructions=tuple(line.instruction or self.instruction for line in lines),
@@ -195,6 +206,8 @@ class Manifest(FederatedDataModule):
             split: [i for i, line in enumerate(lines) if sound[i] and line.split == split]
             for split in get_args(Split)
         }
+        self._asked = table.select(rows["test"])
+        rows["test"] = [i for i in rows["test"] if lines[i].targets]
         named = (line.domain for line in lines if line.split == "train" and line.owner == "client")
         self._clients = tuple(dict.fromkeys(named))
         self.inputs = replace(inputs, columns={})
@@ -222,12 +235,14 @@ class Manifest(FederatedDataModule):
         ]
 
     def _label(self, line: Line) -> int | None:
-        return 0 if self._read_label is None else self._read_label(line.targets[0])
+        if self._read_label is None or not line.targets:
+            return 0
+        return self._read_label(line.targets[0])
 
     def _target(self, line: Line) -> str:
-        """Return the sentence to train on; it knows the others."""
-        if len(line.targets) == 1:
-            return line.targets[0]
+        """Return the sentence to train on; it knows the others. Empty if there is none."""
+        if len(line.targets) < 2:
+            return "".join(line.targets)
         chosen = line.targets[0]
         if self.reference == "any" and line.split in ("public", "train"):
             # A class is read from the target: only sentences of the same one can stand for it.
@@ -247,6 +262,37 @@ class Manifest(FederatedDataModule):
         return keyword_pairs(
             sentence for target in self.pools.public.targets for sentence in references_of(target)
         )
+
+    # New files ------------------------------------------------------------------------------
+
+    def _declared(self) -> dict[str, Declared]:
+        return self.declared
+
+    @property
+    def preparations(self) -> dict[str, Preparation]:
+        """See `FederatedDataModule.preparations`: with mean and deviation of public samples."""
+        _ = self.pools
+        return dict(self._preparations)
+
+    def prepare_as(self, preparations: Mapping[str, Preparation]) -> None:
+        """See `FederatedDataModule.prepare_as`. Then no public or private samples are needed."""
+        super().prepare_as(preparations)
+        self._preparations, self._pools = dict(preparations), None
+
+    def asked(self) -> SampleTable:
+        """Return the samples of split test, those without a target among them.
+
+        Raises:
+            ConfigurationError: If there are none.
+        """
+        _ = self.pools
+        assert self._asked is not None
+        if not len(self._asked):
+            raise ConfigurationError(
+                f"data.init_args.file: nothing to answer in {[f.name for f in self.files]}: no "
+                "line is of split test, or without split and target"
+            )
+        return self._asked
 
     # Dealing --------------------------------------------------------------------------------
 

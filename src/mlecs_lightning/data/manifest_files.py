@@ -13,7 +13,7 @@ import math
 import warnings
 import wave
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from mlecs_lightning.types import ModalityKind
 if TYPE_CHECKING:
     from av import VideoFrame
 
-__all__ = ["VERSION", "decode", "decode_inline"]
+__all__ = ["VERSION", "decode", "decode_array", "decode_inline"]
 
 VERSION = 1
 """Part of every cache key: raise it whenever the same file would give other values."""
@@ -91,6 +91,21 @@ def decode_inline(value: object, declared: Declared) -> Decoded:
     return fitted(Raw(np.atleast_1d(values)), declared)
 
 
+def decode_array(values: npt.NDArray[Any], declared: Declared) -> Decoded:
+    """Bring an array to the declared shape, as if it came from an npy file.
+
+    Args:
+        values: Numbers; whole ones of an image, of 8 or 16 bits, become 0..1.
+        declared: What they should be.
+
+    Raises:
+        DecodeError: If they are anything else.
+    """
+    if values.dtype.kind not in "iuf":
+        raise DecodeError(f"holds {values.dtype}, expected numbers")
+    return fitted(Raw(_in_unit_range(values, declared)), declared)
+
+
 # Reading ------------------------------------------------------------------------------------------
 
 
@@ -135,9 +150,14 @@ def _npy(data: bytes, declared: Declared) -> Raw:
         raise DecodeError(f"promises {promised:,} bytes of shape {shape}, {there:,} are there")
     values = np.frombuffer(data, dtype, math.prod(shape), file.tell())
     values = values.reshape(shape, order="F" if is_fortran else "C")
-    if declared.kind == "image" and dtype.kind == "u" and dtype.itemsize <= 2:
-        values = values / np.float32(np.iinfo(dtype).max)
-    return Raw(values)
+    return Raw(_in_unit_range(values, declared))
+
+
+def _in_unit_range(values: npt.NDArray[Any], declared: Declared) -> npt.NDArray[Any]:
+    """Return images of whole numbers in 0..1, all else as it is."""
+    if declared.kind == "image" and values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return values / np.float32(np.iinfo(values.dtype).max)
+    return values
 
 
 def _csv(data: bytes, declared: Declared) -> Raw:

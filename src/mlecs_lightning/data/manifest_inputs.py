@@ -16,7 +16,7 @@ from mlecs_lightning.data.manifest_lines import Line
 from mlecs_lightning.data.manifest_shapes import Declared, Decoded, DecodeError
 from mlecs_lightning.data.manifest_store import DecodeCache, OutsideRootError, read_below
 
-__all__ = ["Inputs", "decode_inputs", "standardised"]
+__all__ = ["Inputs", "decode_inputs"]
 
 
 @dataclass
@@ -85,25 +85,3 @@ def _decode(value: Any, line: Line, declared: Declared, cache: DecodeCache) -> D
         return decode_inline(value, declared)
     suffix = PurePosixPath(value).suffix.lower()
     return cache.decode(read_below(line.root, value), suffix, declared)
-
-
-def standardised(column: Tensor, present: Tensor, public: Tensor) -> Tensor:
-    """Scale each channel to zero mean and unit deviation over the public samples.
-
-    These are constants that everybody may know. A channel that hardly varies there keeps a tenth of
-    the mean deviation: its rare values elsewhere would be hundreds of deviations away. Our choice.
-
-    Args:
-        column: (N, channels, ...) or (N, features).
-        present: (N,) bool; the other rows stay zero.
-        public: (N,) bool, the present samples that mean and deviation are taken of, at least one.
-    """
-    others = [0, *range(2, column.dim())]
-    known = column[public].double()
-    mean, deviation = known.mean(others), known.std(others, correction=0)
-    floor = 0.1 * deviation.mean()
-    scale = torch.where(deviation > floor, deviation, floor if floor > 0 else 1.0)
-    shape = (1, -1, *[1] * (column.dim() - 2))
-    scaled = (column - mean.view(shape)) / scale.view(shape)
-    present = present.view(-1, *[1] * (column.dim() - 1))
-    return torch.where(present, scaled, 0.0).float()

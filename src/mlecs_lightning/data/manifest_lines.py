@@ -38,7 +38,7 @@ class Line:
         group: The recording that it is a part of.
         modalities: For each modality a path or inline numbers.
         instruction: What the model is asked; ``None`` for that of the data set.
-        targets: The reference sentences.
+        targets: The reference sentences; none where the line is only there to be answered.
     """
 
     where: str
@@ -154,7 +154,7 @@ def _faults(row: Mapping[str, Any], modalities: Collection[str]) -> list[str]:
         faults.append(f"unknown keys {unknown}, known: {list(_KEYS)}; put notes under 'meta'")
     if not _is_name(row.get("id")):
         faults.append(f"id: expected a text or a whole number, got {row.get('id')!r}")
-    if row.get("split") not in get_args(Split):
+    if row.get("split") not in get_args(Split) and not _is_unlabelled(row):
         faults.append(f"split: expected one of {list(get_args(Split))}, got {row.get('split')!r}")
     for key in ("client", "domain", "group"):
         if row.get(key) is not None and not _is_name(row[key]):
@@ -174,6 +174,12 @@ def _faults(row: Mapping[str, Any], modalities: Collection[str]) -> list[str]:
     return faults
 
 
+def _is_unlabelled(row: Mapping[str, Any]) -> bool:
+    """Return whether a line is only there to be answered: it has no target, and is of no split."""
+    nothing = all(row.get(key) is None for key in ("target", "targets"))
+    return nothing and row.get("split") in (None, "test")
+
+
 def _is_name(value: object) -> bool:
     return bool(value.strip()) if isinstance(value, str) else type(value) is int
 
@@ -184,8 +190,13 @@ def _text_faults(row: Mapping[str, Any]) -> list[str]:
     if asked is not None and not (isinstance(asked, str) and asked.strip()):
         faults.append(f"instruction: expected a text, got {asked!r}")
     one, several = row.get("target"), row.get("targets")
+    if _is_unlabelled(row):
+        return faults
     if (one is None) == (several is None):
-        faults.append("expected either target, a text, or targets, a list of texts")
+        faults.append(
+            "expected either target, a text, or targets, a list of texts; only a line of split "
+            "test may lack both, to be answered by predict"
+        )
         return faults
     texts = [one] if several is None else several
     if not isinstance(texts, list) or not texts:
@@ -198,17 +209,18 @@ def _text_faults(row: Mapping[str, Any]) -> list[str]:
 def _line(row: Mapping[str, Any], where: str, root: Path) -> Line:
     owner = next((k for k in ("client", "domain") if row.get(k) is not None), None)
     name, group, target = str(row["id"]), row.get("group"), row.get("target")
+    targets = row.get("targets") or [] if target is None else [target]
     return Line(
         where=where,
         root=root,
         id=name,
-        split=row["split"],
+        split=row.get("split") or "test",
         owner=owner,  # type: ignore[arg-type]
         domain=UNNAMED if owner is None else str(row[owner]),
         group=name if group is None else str(group),
         modalities={m: value for m, value in row["modalities"].items() if value is not None},
         instruction=row.get("instruction"),
-        targets=tuple(text.strip() for text in (row["targets"] if target is None else [target])),
+        targets=tuple(text.strip() for text in targets),
     )
 
 

@@ -33,11 +33,28 @@ class Aggregate(NamedTuple):
             the clients' updates, over all layers together; infinite if that mean is zero and the
             aggregate is not.
         clients: How many adapters went in.
+        further: The aggregates of other groups of clients, by the tower that hosts them; ``error``
+            is then the largest of all groups, and ``clients`` their sum.
     """
 
     adapter: dict[str, Tensor]
     error: float
     clients: int
+    further: Mapping[str, Aggregate] = {}
+
+    @classmethod
+    def of_groups(cls, groups: Mapping[str, Aggregate]) -> Aggregate:
+        """Put the aggregates of all groups into one; a single one stays as it is.
+
+        Args:
+            groups: By the tower that hosts each, at least one.
+        """
+        (_, first), *others = groups.items()
+        if not others:
+            return first
+        error = max(group.error for group in groups.values())
+        clients = sum(group.clients for group in groups.values())
+        return cls(first.adapter, error, clients, dict(others))
 
 
 class AdapterAggregator:

@@ -16,6 +16,7 @@ __all__ = [
     "FORMAT_VERSION",
     "CheckpointError",
     "check_config",
+    "checkpoint_of",
     "find_checkpoint",
     "load_checkpoint",
     "prune_checkpoints",
@@ -89,6 +90,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}"
         )
     return state
+
+
+def checkpoint_of(run: Path) -> Path:
+    """Return the newest complete checkpoint of a run folder, or the path itself if it is a file.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if run.is_file():
+        return run
+    complete, _ = _rounds(run / "checkpoints")
+    if not complete:
+        raise CheckpointError(
+            f"{str(run)!r}: no checkpoint of a whole round in it; expected a run folder, such as "
+            "runs/NAME/version_0, or a file round=....ckpt"
+        )
+    return complete[max(complete)]
 
 
 def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.learner import EdgeLearner, ServerLearner
+from mlecs_lightning.federated.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.metrics import BertScore, TextMetrics, constant_row
 from mlecs_lightning.types import Batch
 
@@ -61,9 +61,7 @@ class Evaluator:
     def _batches(self, table: SampleTable) -> Iterable[Batch]:
         return islice(sequential_loader(table, self._data.eval_batch_size), self._limit)
 
-    def predictions(
-        self, learner: EdgeLearner | ServerLearner, table: SampleTable
-    ) -> list[dict[str, str]]:
+    def predictions(self, learner: Learner[Any], table: SampleTable) -> list[dict[str, str]]:
         """Return id, prediction and target of every sample."""
         return learner.predict(self._batches(table))
 

@@ -93,11 +93,18 @@ def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
         data: Says what the modalities look like.
     """
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
-    return ServerModule(
-        _with_backbone(parties.server, data, key="server"),
-        _with_backbone(parties.hosted, data, key="edge"),
-        dict(data.modalities),
-    )
+    server = _with_backbone(parties.server, data, key="server")
+    hosts = {
+        host: _with_backbone(settings, data, key=_named_by(parties, host))
+        for host, settings in parties.hosts.items()
+    }
+    first = hosts.pop(next(iter(hosts)))
+    return ServerModule(server, first, dict(data.modalities), further=hosts)
+
+
+def _named_by(parties: Parties, host: str) -> str:
+    """Return the key that a hosted SLM comes from, for error messages."""
+    return "edge" if len(parties.hosts) == 1 else f"clients.{parties.groups[host][0]}"
 
 
 class Federation:
@@ -181,6 +188,19 @@ class Federation:
     def module(self, client: str) -> EdgeModule:
         """Return the module of a client's architecture, whatever state is in it: for its shapes."""
         return self._edges[self._architecture[client]].module
+
+    def describe(self) -> dict[str, Any]:
+        """Return what builds the modules again without data, as plain values; for a checkpoint.
+
+        ``server`` and each of ``architectures`` are arguments of a module, ``clients`` says which
+        architecture is whose.
+        """
+        keys = list(self._edges)
+        return {
+            "server": dict(self.server.module.hparams),
+            "architectures": [dict(self._edges[key].module.hparams) for key in keys],
+            "clients": {name: keys.index(self._architecture[name]) for name in self.clients},
+        }
 
     def keep(self, edge: EdgeLearner, *, round: int) -> None:
         """Store the state of the client that is live in the learner, after a round."""

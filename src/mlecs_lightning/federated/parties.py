@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.data.availability import draw_client_modalities
 from mlecs_lightning.federated.algorithm import Algorithm
+from mlecs_lightning.federated.groups import group_clients
 from mlecs_lightning.modules.pocket import POCKETS, is_pocket
 from mlecs_lightning.nn import extractors as extractor_classes
 from mlecs_lightning.settings import (
@@ -162,7 +163,8 @@ class Parties:
 
     Attributes:
         server: Settings of the server's LLM.
-        hosted: Settings of the SLM that the server hosts.
+        groups: For each SLM that the server hosts the clients whose adapters it carries.
+        hosts: For each of them its settings.
         profiles: For each client what the data layer knows of it.
         models: For each client its settings.
         seed: Base seed of the run.
@@ -170,11 +172,17 @@ class Parties:
     """
 
     server: ModelSettings
-    hosted: ModelSettings
+    groups: dict[str, tuple[str, ...]]
+    hosts: dict[str, ModelSettings]
     profiles: dict[str, ClientProfile]
     models: dict[str, ModelSettings]
     seed: int
     uses_proxy: bool = False
+
+    @property
+    def hosted(self) -> ModelSettings:
+        """Settings of the first hosted SLM: the only one, where all clients are of one group."""
+        return next(iter(self.hosts.values()))
 
     @classmethod
     def resolve(
@@ -199,12 +207,15 @@ class Parties:
             name: client.model(settings.edge, key=f"clients.{name}")
             for name, client in clients.items()
         }
-        first = next(iter(models.values()))
-        lora = algorithm.hosted_lora({name: m.lora for name, m in models.items()})
-        hosted = replace(settings.server, backbone=first.backbone, lora=lora)
+        groups = group_clients(models, one=algorithm.uses_proxy)
+        hosts = {}
+        for host, members in groups.items():
+            lora = algorithm.hosted_lora({name: models[name].lora for name in members})
+            own = settings.edge if algorithm.uses_proxy else models[members[0]]
+            hosts[host] = replace(settings.server, backbone=own.backbone, lora=lora)
         profiles = _profiles(clients)
         proxy = algorithm.uses_proxy
-        return cls(settings.server, hosted, profiles, models, settings.seed, proxy)
+        return cls(settings.server, groups, hosts, profiles, models, settings.seed, proxy)
 
 
 def party_faults(
@@ -248,8 +259,11 @@ def party_faults(
     if data:
         faults += _extractor_faults(clients, models, common, data)
         if models and algorithm:
-            loras = {name: m.lora for name, m in models.items()}
-            faults += algorithm.faults(loras, batch_size=data.batch_size)
+            said: dict[str, None] = {}
+            for members in group_clients(models, one=algorithm.uses_proxy).values():
+                loras = {name: models[name].lora for name in members}
+                said |= dict.fromkeys(algorithm.faults(loras, batch_size=data.batch_size))
+            faults += said
         try:
             if clients:
                 data.attach(_profiles(clients))
@@ -286,17 +300,12 @@ def _profiles(clients: Mapping[str, ClientSettings]) -> dict[str, ClientProfile]
 def _unlike(models: Mapping[str, ModelSettings], common: Mapping[str, ModelSettings]) -> list[str]:
     """Say which clients cannot be in one federation with the others."""
     faults = []
-    server, edge = common.get("server"), common.get("edge")
+    server = common.get("server")
     for name, model in models.items():
         if server and model.connector.width != server.connector.width:
             faults.append(
                 f"clients.{name}: connector.width is {model.connector.width}, the server's is "
                 f"{server.connector.width}; all parties share one latent space"
-            )
-        if edge and model.backbone.model != edge.backbone.model:
-            faults.append(
-                f"clients.{name}.backbone.model is {model.backbone.model!r}, edge.backbone.model "
-                f"is {edge.backbone.model!r}; clients of one federation share one SLM"
             )
     return faults
 
@@ -306,8 +315,11 @@ def _backbone_faults(
 ) -> list[str]:
     """Say which names can be of no backbone: no pocket model, no directory and no hub id."""
     faults = FaultList()
-    for party, settings in common.items():
-        model = settings.backbone.model
+    named = {party: settings.backbone.model for party, settings in common.items()}
+    for name, settings in models.items():
+        if settings.backbone.model not in named.values():
+            named[f"clients.{name}"] = settings.backbone.model
+    for party, model in named.items():
         try:
             if not (is_pocket(model) or Path(model).is_dir() or _HUB_ID.fullmatch(model)):
                 faults.append(
@@ -316,9 +328,6 @@ def _backbone_faults(
                 )
         except ValueError as error:
             faults.append(f"{party}.{error}")
-    named = {settings.backbone.model for settings in common.values()}
-    for model in sorted({m.backbone.model for m in models.values()} - named):
-        faults.attempt(is_pocket, model)
     return faults
 
 

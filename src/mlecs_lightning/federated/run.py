@@ -20,7 +20,7 @@ from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.output import RunFolder, communication
 
-__all__ = ["Outcome", "Run"]
+__all__ = ["Outcome", "Run", "client_state"]
 
 
 class Outcome(NamedTuple):
@@ -85,6 +85,7 @@ class Run:
         """Return all but the clients' states, as plain values and tensors on the CPU."""
         return {
             "names": list(self.federation.clients),
+            "about": self._about(),
             "server": self.federation.server.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "ledger": self.ledger.state_dict(),
@@ -93,6 +94,19 @@ class Run:
             "warmup": self.warmup,
             "monitor": self.monitor,
             "config": dict(self.config),
+        }
+
+    def _about(self) -> dict[str, Any]:
+        """Return what it takes to ask the models later on, without data and configuration."""
+        asked = set(self.data.public().instructions)
+        return {
+            "algorithm": type(self.algorithm).__name__,
+            "data": type(self.data).__name__,
+            "seed": self.federation.parties.seed,
+            "precision": str(self.fabric.strategy.precision.precision),
+            "models": self.federation.describe(),
+            "inputs": {m: p.to_dict() for m, p in self.data.preparations.items()},
+            "instruction": asked.pop() if len(asked) == 1 else None,
         }
 
     def client_states(self) -> dict[str, Any]:
@@ -135,7 +149,7 @@ class Run:
             federation.server.load_state_dict(state["server"])
             for client in federation.own:
                 if client in state["clients"]:
-                    saved = _client_state(state["clients"][client], folder)
+                    saved = client_state(state["clients"][client], folder)
                     federation.store.put(client, saved, round=int(state["round"]))
                 federation.edge(client)
                 if partial is not None and client in partial:
@@ -164,11 +178,13 @@ class Run:
 
     def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Return what summary.json holds, with the scores of an evaluation."""
+        groups = {host: list(c) for host, c in self.federation.parties.groups.items()}
         return {
             "algorithm": type(self.algorithm).__name__,
             "seed": self.federation.parties.seed,
             "rounds": len(self.history),
             **results,
+            **({"groups": groups} if len(groups) > 1 else {}),
             "aggregation_error": [
                 r["aggregate/error"] for r in self.history if "aggregate/error" in r
             ],
@@ -178,7 +194,7 @@ class Run:
         }
 
 
-def _client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:
+def client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:
     """Return a state that the checkpoint holds, or that of the file it names."""
     if isinstance(saved, dict):
         return saved

@@ -27,7 +27,9 @@ from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation, FederationSettings, Parties
 from mlecs_lightning.federated.loop import LargeUpdate, LoopSettings, RoundLoop
 from mlecs_lightning.federated.output import RunFolder
+from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
+from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
@@ -259,7 +261,7 @@ class FederatedTrainer:
         ckpt_path: str | None = None,
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits."""
-        run = self._trained(algorithm, datamodule, federation, ckpt_path)
+        run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
         return self._evaluator(run.data, self._limit_val).validate(run.federation)
 
     def test(
@@ -270,7 +272,7 @@ class FederatedTrainer:
         ckpt_path: str | None = None,
     ) -> dict[str, Any]:
         """Return the summary of a checkpoint, with the scores on the test splits."""
-        run = self._trained(algorithm, datamodule, federation, ckpt_path)
+        run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
         return run.summary(run.tester.test(run.federation))
 
     def predict(
@@ -282,37 +284,45 @@ class FederatedTrainer:
     ) -> Path:
         """Write what every party of a checkpoint says of the test split of all domains.
 
+        Lines of a `Manifest` without a target belong to it, and nothing else is needed: the models
+        and the scale of their inputs are those of the checkpoint.
+
         Returns:
-            The path of ``predictions.jsonl``: party, id, prediction and target on each line.
+            The path of ``predictions.jsonl``: party, id, prediction and, where it is known, target
+            on each line.
         """
-        run = self._trained(algorithm, datamodule, federation, ckpt_path)
-        ranks = run.federation.ranks
-        own: dict[str, list[dict[str, str]]] = {}
-        for client in run.federation.own:
-            table = run.data.held_out(client, run.federation.parties.profiles[client])
-            own[client] = run.tester.predictions(run.federation.edge(client), table)
-        if ranks.rank == 0:
-            table = run.data.public("test")
-            own["server"] = run.tester.predictions(run.federation.server, table)
-        said = ranks.merge(own)
-        return run.folder.write_predictions(
-            {"party": party, **row}
-            for party in (*run.federation.clients, "server")
-            for row in said[party]
+        path, version = self._checkpoint(ckpt_path, algorithm, datamodule)
+        saved = SavedModels(path)
+        names = tuple(federation.named_clients(datamodule.modalities))
+        self._fabric.launch()
+        rows = answers(
+            saved,
+            datamodule,
+            fabric=self._fabric,
+            evaluator=Evaluator(
+                datamodule, fabric=self._fabric, bertscore=False, limit=self._limit_test
+            ),
+            client_names=names,
         )
+        name = self._run_name(algorithm, datamodule)
+        return self._folder(name, version, logger=False).write_predictions(rows)
 
     # One run --------------------------------------------------------------------------------
 
-    def _trained(
-        self,
-        algorithm: Algorithm,
-        data: FederatedDataModule,
-        federation: FederationSettings,
-        ckpt_path: str | None,
-    ) -> Run:
+    def _run_name(self, algorithm: Algorithm, data: FederatedDataModule) -> str:
+        return self._name or f"{type(algorithm).__name__}-{type(data).__name__}"
+
+    def _checkpoint(
+        self, ckpt_path: str | None, algorithm: Algorithm, data: FederatedDataModule
+    ) -> tuple[Path, str | None]:
+        """Return a checkpoint, and the version to go on in: none, if it lies elsewhere."""
         if ckpt_path is None:
             raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
-        return self._open(algorithm, data, federation, ckpt_path, training=False)
+        root = self._root / self._run_name(algorithm, data)
+        path = find_checkpoint(ckpt_path, run_root=root).resolve()
+        version = path.parents[1].name
+        is_ours = path.parent == (root / version / "checkpoints").resolve()
+        return path, version if is_ours else None
 
     def _open(
         self,
@@ -327,14 +337,11 @@ class FederatedTrainer:
 
         Only training writes log and configuration: an evaluation leaves those of its run alone.
         """
-        name = self._name or f"{type(algorithm).__name__}-{type(data).__name__}"
+        name = self._run_name(algorithm, data)
         checkpoint, version, folder = None, None, Path()
-        if ckpt_path is not None:
-            path = find_checkpoint(ckpt_path, run_root=self._root / name).resolve()
+        if ckpt_path is not None or not training:
+            path, version = self._checkpoint(ckpt_path, algorithm, data)
             checkpoint, folder = load_checkpoint(path), path.parent
-            version = path.parents[1].name
-            if folder != (self._root / name / version / "checkpoints").resolve():
-                version = None
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
@@ -358,16 +365,9 @@ class FederatedTrainer:
         if training and checkpoint is None and self._warmup is not None:
             server = federation.server
             load_warmup(Path(self._warmup), server.module, server.optimizer)
-        first = ranks.rank == 0
-        if not first:
+        if ranks.rank:
             self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
-        # The first rank takes the number of the run; the others write nothing but their clients.
-        logger = training and self._logger
-        opened = RunFolder(self._root, name, version=version, logger=logger) if first else None
-        version = ranks.gather(opened.path.name if opened else "")[0]
-        run_folder = opened or RunFolder(
-            self._root, name, version=version, logger=False, writes=False
-        )
+        run_folder = self._folder(name, version, logger=training and self._logger)
         if self._store == "disk":
             federation.store = DiskStore(run_folder.checkpoints / "clients")
         shard = (ranks.rank, ranks.size)
@@ -398,6 +398,16 @@ class FederatedTrainer:
         if self.config and training:
             run.folder.write_config(self.config)
         return run
+
+    def _folder(self, name: str, version: str | None, *, logger: bool | list[Logger]) -> RunFolder:
+        """Open the run folder on all ranks.
+
+        The first one takes the number of the run; the others write nothing but their clients.
+        """
+        ranks = Ranks(self._fabric)
+        opened = None if ranks.rank else RunFolder(self._root, name, version=version, logger=logger)
+        version = ranks.gather(opened.path.name if opened else "")[0]
+        return opened or RunFolder(self._root, name, version=version, logger=False, writes=False)
 
     def _evaluator(self, data: FederatedDataModule, limit: int | None) -> Evaluator:
         try:

@@ -31,7 +31,7 @@ from mlecs_lightning.settings import cache_dir
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket"]
+__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_of"]
 
 _VERSION = 1
 _SLOTS = 16
@@ -63,6 +63,7 @@ class PocketRecipe:
 
 
 POCKETS = {
+    "pocket/xs": PocketRecipe(layers=2, width=64),
     "pocket/slm": PocketRecipe(layers=3, width=96),
     "pocket/llm": PocketRecipe(layers=4, width=128),
 }
@@ -78,6 +79,14 @@ def is_pocket(model: str) -> bool:
     if model.startswith("pocket/") and model not in POCKETS:
         raise ValueError(f"backbone.model {model!r}: the pocket models are {sorted(POCKETS)}")
     return model in POCKETS
+
+
+def pocket_of(directory: str) -> str | None:
+    """Return which pocket model a directory holds that `make_pocket` returned, on any machine."""
+    path = Path(directory)
+    name, _, digest = path.name.rpartition("-")
+    is_one = path.parent.name == "pocket" and f"pocket/{name}" in POCKETS and len(digest) == 16
+    return f"pocket/{name}" if is_one else None
 
 
 def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]) -> Path:

@@ -1,4 +1,4 @@
-"""The model of the cloud server: a large language model, and the clients' small one beside it."""
+"""The model of the cloud server: a large language model, and the clients' small ones beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlecs_lightning.functional import gather_rows, sum_over_ranks, world_size
 from mlecs_lightning.modules.base import MultimodalLM, as_settings
+from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
@@ -19,11 +20,13 @@ RepresentationSource = Literal["connector", "backbone"]
 
 
 class ServerModule(MultimodalLM):
-    """One set of extractors, a tower for the LLM (which answers), a tower for the hosted SLM.
+    """One set of extractors, a tower for the LLM (which answers), a tower for each hosted SLM.
 
-    The hosted SLM carries the aggregated adapter of the clients; SE-CCL trains it beside the LLM.
+    A hosted SLM carries the aggregated adapter of a group of clients, those with its backbone and
+    adapted layers; SE-CCL trains it beside the LLM. As a rule there is one group.
 
     Attributes:
+        hosts: Names of the towers of the hosted SLMs, ``slm`` first.
         sharded: Whether each rank holds a part of a global batch, and gradients are averaged over
             ranks. An objective that uses `mean_loss` and `gather` then has the value (mean over
             ranks) and the gradient of the whole batch. In training mode only: ranks may evaluate
@@ -36,6 +39,7 @@ class ServerModule(MultimodalLM):
         hosted: ModelSettings | Mapping[str, Any],
         modalities: Mapping[str, ModalitySpec | Mapping[str, Any]],
         *,
+        further: Mapping[str, ModelSettings | Mapping[str, Any]] | None = None,
         key: str = "server",
     ) -> None:
         """Build the model.
@@ -44,12 +48,17 @@ class ServerModule(MultimodalLM):
             settings: The LLM, its adapter and connector; the extractors; the optimiser.
             hosted: Backbone and adapter of the clients' SLM. Its connector has the server's sizes.
             modalities: All modalities, in column order.
+            further: The same as ``hosted`` for each further group of clients, by tower.
             key: The YAML key of the settings, for error messages.
         """
         settings, hosted = as_settings(settings), as_settings(hosted)
-        super().__init__({"llm": settings, "slm": hosted}, modalities, key=key)
+        beside = {"slm": hosted} | {h: as_settings(s) for h, s in (further or {}).items()}
+        super().__init__({"llm": settings, **beside}, modalities, key=key)
+        self.hosts = tuple(beside)
         self.sharded = False
         self._remember(settings=settings, hosted=hosted)
+        if further:
+            self.hparams["further"] = {h: beside[h].to_dict() for h in further}
 
     # A global batch -------------------------------------------------------------------------
 
@@ -72,15 +81,28 @@ class ServerModule(MultimodalLM):
         """
         return gather_rows(rows) if self.sharded and self.training else rows
 
-    # The hosted SLM -------------------------------------------------------------------------
+    # The hosted SLMs ------------------------------------------------------------------------
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return copies of the hosted SLM's adapter, under PEFT's names."""
-        return self.tower("slm").backbone.adapter_state()
+    def adapter_state(self, host: str = "slm") -> dict[str, Tensor]:
+        """Return copies of a hosted SLM's adapter, under PEFT's names."""
+        return self.tower(host).backbone.adapter_state()
 
-    def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:
-        """Write the hosted SLM's adapter; see `Backbone.load_adapter_state`."""
-        self.tower("slm").backbone.load_adapter_state(state, mix=mix)
+    def load_adapter_state(
+        self, state: Mapping[str, Tensor], *, mix: float = 1.0, host: str = "slm"
+    ) -> None:
+        """Write a hosted SLM's adapter; see `Backbone.load_adapter_state`."""
+        self.tower(host).backbone.load_adapter_state(state, mix=mix)
+
+    def host_of(self, backbone: Backbone) -> str:
+        """Return the tower that hosts the SLM of an edge.
+
+        Raises:
+            KeyError: If none has the edge's backbone and adapted layers.
+        """
+        for host in self.hosts:
+            if _kind(self.tower(host).backbone) == _kind(backbone):
+                return host
+        raise KeyError(f"none of {self.hosts} hosts {_kind(backbone)}")
 
     def represent(self, batch: Batch, *, source: RepresentationSource = "connector") -> Tensor:
         """Return the representation (B, D) that goes down to the clients as anchor of CCL.
@@ -92,3 +114,8 @@ class ServerModule(MultimodalLM):
         """
         embeddings = self.embed(batch)
         return embeddings.fused if source == "connector" else self.tower().view(embeddings)
+
+
+def _kind(backbone: Backbone) -> tuple[str, str | None, set[str]]:
+    """Return what two adapters must have in common to be averaged."""
+    return backbone.settings.model, backbone.settings.revision, backbone.adapted_layers()

@@ -177,6 +177,10 @@ class Backbone(nn.Module):
             if ".lora_" in name
         }
 
+    def adapted_layers(self) -> set[str]:
+        """Return the names of the layers that the adapter changes, in full."""
+        return {key.partition(".lora_")[0] for key in self._adapter}
+
     @property
     def scaling(self) -> float:
         """Scale alpha / r of the adapter's update."""

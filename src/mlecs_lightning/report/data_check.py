@@ -38,6 +38,8 @@ def check_data(
     console.print(_samples(data, clients))
     console.print(_modalities(data))
     console.print(_targets(data))
+    if unknown := len(data.asked()) - len(data.pools.test):
+        console.print(f"without a target, for predict alone: {unknown:,}")
     found = suspicions(data, clients)
     console.print(f"suspicious: {len(found) or 'nothing'}")
     for each in found:

@@ -393,3 +393,43 @@ def test_where_no_val_line_is_meant_a_share_is_held_out(
     data.attach(CLIENTS)
     tables = (data.public(), data.public("val"), data.private("hall"), data.private("hall", "val"))
     assert tuple(map(len, tables)) == sizes
+
+
+# New files ----------------------------------------------------------------------------------------
+
+
+def test_lines_without_a_target_are_asked_and_not_scored(build: Build) -> None:
+    new = {"id": "new", "modalities": {"tilt": [1, 2]}}
+    data = build([*BASIC, new], labels=LABELS)
+    assert "new" not in data.pools.test.ids
+    assert data.asked().ids == (*data.pools.test.ids, "new")
+    assert data.asked().targets[-1] == ""
+    assert torch.equal(data.asked().inputs["tilt"][-1], data.preparations["tilt"].read([1, 2]))
+
+
+def test_new_lines_alone_are_scaled_as_those_of_the_training(build: Build) -> None:
+    trained = build()
+    known = trained.pools.test.inputs["tilt"]
+    preparations = trained.preparations
+    data = build([line for line in BASIC if line["split"] == "test"])
+    data.prepare_as(preparations)
+    assert torch.equal(data.asked().inputs["tilt"], known)
+    assert data.preparations == preparations
+    seen = data.held_out("kitchen", CLIENTS["kitchen"], table=data.asked())
+    assert torch.equal(seen.inputs["tilt"], known)
+
+
+def test_another_form_of_a_modality_cannot_be_asked_about(build: Build) -> None:
+    preparations = build().preparations
+    tilt = {"kind": "vector", "shape": [2], "standardise": False}
+    for other in ({"tilt": tilt}, MODALITIES, {"camera": MODALITIES["camera"]}):
+        with pytest.raises(ConfigurationError, match=r"init_args\.modalities\.(tilt|camera) is"):
+            build(modalities=other).prepare_as(preparations)
+
+
+def test_nothing_to_answer_is_an_error(build: Build) -> None:
+    data = build(rows("public", 2))
+    data.prepare_as(build().preparations)
+    build(rows("public", 2))
+    with pytest.raises(ConfigurationError, match=r"nothing to answer in \['m.jsonl'\]"):
+        data.asked()

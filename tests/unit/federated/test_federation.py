@@ -146,11 +146,10 @@ def test_all_faults_come_in_one_error(tiny: SimpleNamespace) -> None:
         "kitchen": ClientSettings(["pixels"]),
         "rank": ClientSettings(["pixels"], lora={"r": 4}),
         "width": ClientSettings(["pixels"], connector={"width": 32}),
-        "backbone": ClientSettings(["pixels"], backbone={"model": "pocket/llm"}),
+        "hub": ClientSettings(["pixels"], backbone={"model": "no such/hub id"}),
         "nowhere": ClientSettings(["pixels"], backbone={"model": "pocket/xl"}),
         "key": ClientSettings(["pixels"], lora={"rank": 4}),
         "modality": ClientSettings(["smell"]),
-        "layers": ClientSettings(["pixels"], lora={"target_modules": ["c_proj"]}),
         "extractor": ClientSettings(["pixels"], extractors={"pixel": {"class_path": "ImageCNN"}}),
     }
     with pytest.raises(ConfigurationError) as caught:
@@ -162,16 +161,13 @@ def test_all_faults_come_in_one_error(tiny: SimpleNamespace) -> None:
         "algorithm.init_args.aggregation 'separate' needs equal ones, 'stack' and 'svd' do not",
         "clients.width: connector.width is 32, the server's is 16; all parties share one latent "
         "space",
-        "clients.backbone.backbone.model is 'pocket/llm', edge.backbone.model is 'pocket/slm'; "
-        "clients of one federation share one SLM",
-        "clients.nowhere.backbone.model is 'pocket/xl', edge.backbone.model is 'pocket/slm'; "
-        "clients of one federation share one SLM",
-        "backbone.model 'pocket/xl': the pocket models are ['pocket/llm', 'pocket/slm']",
+        "clients.hub.backbone.model: there is no directory 'no such/hub id', and a hub id is "
+        "'name' or 'owner/name'; made on this machine: ['pocket/llm', 'pocket/slm', 'pocket/xs']",
+        "clients.nowhere.backbone.model 'pocket/xl': the pocket models are ['pocket/llm', "
+        "'pocket/slm', 'pocket/xs']",
         "clients.key.lora: unknown keys ['rank'], known: ['r', 'alpha', 'dropout', "
         "'target_modules']",
         "clients.modality.modalities: 'smell' is none of ['pixels', 'profile', 'fourier']",
-        "clients.layers.lora.target_modules is ['c_proj'], clients.kitchen has None; clients of "
-        "one federation adapt the same layers",
         "clients.extractor.extractors: 'pixel' is none of ['pixels', 'profile', 'fourier']",
         "data.init_args.batch_size is 1; components ['ccl', 'se_ccl'] contrast the samples of a "
         "batch and need at least 2",

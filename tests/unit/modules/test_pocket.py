@@ -198,6 +198,7 @@ def test_pocket_names(make: Make) -> None:
     assert [is_pocket(name) for name in (*POCKETS, "gpt2", "./pocket/slm")] == [
         True,
         True,
+        True,
         False,
         False,
     ]

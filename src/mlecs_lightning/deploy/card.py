@@ -1,0 +1,170 @@
+"""The model card of an exported model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["model_card"]
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "rouge_lsum": "Rouge-Lsum",
+    "rouge_lsum_mean": "Rouge-Lsum, mean over references",
+    "bertscore": "BERTScore",
+}
+_TESTS = {"own": "own domain", "all": "all domains"}
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """Return README.md: the front matter that the hub reads, and what a user has to know.
+
+    Args:
+        config: The contents of ``mlecs_config.json``.
+    """
+    from huggingface_hub import ModelCardData
+
+    training, backbone = config["training"], config["backbone"]
+    on_hub = backbone["source"] == "hub"
+    data = ModelCardData(
+        base_model=backbone["model"] if on_hub else None,
+        library_name="peft",
+        tags=["lora", "federated-learning", "multimodal", "mlecs_lightning"],
+    )
+    modalities = ", ".join(config["modalities"])
+    inputs = "\n".join(_input_row(n, m) for n, m in config["modalities"].items())
+    arguments = ", ".join(f'{name}="{name}{_EXAMPLES[m["kind"]]}"' for name, m in _some(config))
+    rounds = f"{training['rounds']} round{'s' if training['rounds'] != 1 else ''}"
+    return f"""---
+{data.to_yaml().strip()}
+---
+
+# {training["client"]}: {modalities} to text
+
+A LoRA adapter for {_backbone_in_words(backbone)}, with the encoders and the connector that turn
+{modalities} into a soft prompt for it. It was the model of {_party(training["client"])} in a
+federation trained by mlecs_lightning {config["versions"]["mlecs_lightning"]}.
+
+## Use
+
+```python
+from mlecs_lightning import load_exported
+model = load_exported("this folder")
+print(model.ask({arguments}))
+```
+
+The adapter alone is in PEFT's format: `PeftModel.from_pretrained(backbone, "this folder")`. Without
+the soft prompt of the connector it has seen no sensor.
+
+| input | kind | shape | scaled by the training's mean and deviation |
+|---|---|---|---|
+{inputs}
+
+Inputs are paths of files (as `Manifest` of mlecs_lightning reads them) or arrays; what is left out
+is an absent modality. Asked in training: {_asked(config["instruction"])}.
+
+## Backbone
+
+{_where_it_is(backbone)}
+
+## Training
+
+| | |
+|---|---|
+| method | {training["algorithm"]} |
+| options of the method | {_code(training["options"])} |
+| data set | {training["data"]} |
+| clients of the federation | {training["clients"]} |
+| modalities | {modalities} |
+| rounds | {training["rounds"]} |
+| seed | {training["seed"]} |
+| precision | {config["precision"]} |
+| adapter | {_code(config["settings"]["lora"])} |
+| versions | {", ".join(f"{name} {number}" for name, number in config["versions"].items())} |
+
+## Scores
+
+{_scores(training)}
+
+## Limits
+
+- It was trained for {rounds} on the data of one federation, and is tested on held-out data of it
+  alone. Nothing is known of other places, sensors or people.
+- It answers in the form of its training targets, whatever it is shown, and can be wrong with
+  every appearance of certainty. It is no safety device.
+- An input is scaled by constants of the training: a sensor with another unit, rate or mounting
+  needs a model of its own.
+- The licences of the backbone, of the encoders and of the data bind this adapter, too. None is
+  stated here.
+"""
+
+
+_EXAMPLES = {"image": ".png", "series": ".csv", "vector": ".csv"}
+
+
+def _some(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(config["modalities"].items())[:2]
+
+
+def _party(client: str) -> str:
+    return "the server" if client == "server" else f"client `{client}`"
+
+
+def _input_row(name: str, modality: Mapping[str, Any]) -> str:
+    scaled = "yes" if "mean" in modality else "no"
+    shape = " x ".join(map(str, modality["shape"]))
+    return f"| {name} | {modality['kind']} | {shape} | {scaled} |"
+
+
+def _backbone_in_words(backbone: Mapping[str, Any]) -> str:
+    match backbone["source"]:
+        case "included":
+            return backbone.get("pocket") or "the language model in `backbone/`"
+        case "hub":
+            return f"[{backbone['model']}](https://huggingface.co/{backbone['model']})"
+        case _:
+            return f"the language model `{backbone['model']}`"
+
+
+def _where_it_is(backbone: Mapping[str, Any]) -> str:
+    if backbone["source"] == "included":
+        made = (
+            f"It is {backbone['pocket']}, a small model that mlecs_lightning made for this "
+            "data set on the machine of the training: no hub has it. "
+            if backbone.get("pocket")
+            else ""
+        )
+        return f"{made}It is stored in `backbone/` of this folder."
+    if backbone["source"] == "directory":
+        return (
+            f"It is not stored here: it was read from the directory `{backbone['model']}` of the "
+            "machine of the training. Elsewhere say where it lies: "
+            '`load_exported("this folder", backbone="directory or hub id")`.'
+        )
+    revision = backbone.get("commit") or backbone.get("revision") or "the newest at that time"
+    return f"It is fetched from the hub: `{backbone['model']}`, revision {revision}."
+
+
+def _asked(instruction: str | None) -> str:
+    return f"`{instruction}`" if instruction else "differently from sample to sample"
+
+
+def _code(values: Mapping[str, Any]) -> str:
+    return f"`{json.dumps(values)}`" if values else "defaults"
+
+
+def _scores(training: Mapping[str, Any]) -> str:
+    rows = []
+    for test, scores in training["scores"].items():
+        for metric, name in _NAMES.items():
+            if metric in scores:
+                constant = training["constant"].get(test, {}).get(metric)
+                beside = "" if constant is None else f"{constant:.3f}"
+                rows.append(f"| {_TESTS[test]} | {name} | {scores[metric]:.3f} | {beside} |")
+    if not rows:
+        return "Not known: the run has no `summary.json` of this round."
+    whose = "" if training["client"] == "server" else ", mean of all clients"
+    columns = ("held-out data of", "metric", "score", f"best constant sentence{whose}")
+    return "\n".join([f"| {' | '.join(columns)} |", "|---|---|---|---|", *rows])

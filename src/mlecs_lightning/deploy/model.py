@@ -1,0 +1,253 @@
+"""An exported model, ready to be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mlecs_lightning.data.manifest_shapes import DecodeError
+from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.deploy.folder import BACKBONE, CONFIG, FORMAT_VERSION, WEIGHTS
+from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.modules.base import as_settings
+from mlecs_lightning.nn import extractors as extractor_classes
+from mlecs_lightning.settings import ConfigurationError, FaultList, ModelSettings, import_class
+from mlecs_lightning.types import Batch
+
+__all__ = ["ExportedModel", "load_exported"]
+
+
+class ExportedModel:
+    """A trained model and all that it takes to ask it about new inputs.
+
+    Attributes:
+        module: The model itself, in evaluation mode.
+        preparations: How each input is read and scaled.
+        instruction: What it is asked if nothing else is said; ``None`` if its training had several
+            instructions.
+        config: The contents of ``mlecs_config.json``.
+    """
+
+    def __init__(
+        self, module: EdgeModule, preparations: dict[str, Preparation], config: dict[str, Any]
+    ) -> None:
+        """Take the parts; `load_exported` reads them from a folder."""
+        self.module = module.eval()
+        self.preparations = preparations
+        self.instruction: str | None = config["instruction"]
+        self.config = config
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The inputs that the model can take."""
+        return self.module.modalities
+
+    def ask(self, *, instruction: str | None = None, **inputs: object) -> str:
+        """Ask about one sample.
+
+        Args:
+            instruction: What to ask; that of the training by default.
+            **inputs: For each modality a path, an array, a tensor or lists of numbers, see
+                `Preparation.read`; what is left out or ``None`` is absent.
+
+        Returns:
+            The sentence.
+
+        Raises:
+            ValueError: If there is no input, one is none of the model's, or one cannot be read; all
+                faults in one message.
+            OSError: If there is no such file.
+        """
+        return self.ask_batch([inputs], instruction=instruction)[0]
+
+    def ask_batch(
+        self,
+        samples: Sequence[Mapping[str, object]],
+        *,
+        instruction: str | Sequence[str] | None = None,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """Ask about several samples.
+
+        Args:
+            samples: The inputs of each, as in `ask`, length N.
+            instruction: What to ask, one for all or one for each.
+            batch_size: Samples that are answered at once.
+
+        Returns:
+            N sentences.
+
+        Raises:
+            ValueError: As `ask`; or if there are not as many instructions as samples.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        asked = self._instructions(instruction, len(samples))
+        self._check_names(samples)
+        answers: list[str] = []
+        for start in range(0, len(samples), batch_size):
+            part = slice(start, start + batch_size)
+            batch = self._batch(samples[part], asked[part], first=start)
+            with torch.inference_mode(), self._arithmetic():
+                rows = self.module.predict_step(batch)
+            answers += [row["prediction"] for row in rows]
+        return answers
+
+    def _instructions(self, given: str | Sequence[str] | None, count: int) -> list[str]:
+        if given is None and self.instruction is None:
+            raise ValueError("instruction: the training had several, say which")
+        if given is None or isinstance(given, str):
+            return [given or str(self.instruction)] * count
+        if len(given) != count:
+            raise ValueError(f"instruction: expected one or {count}, got {len(given)}")
+        return list(given)
+
+    def _check_names(self, samples: Sequence[Mapping[str, object]]) -> None:
+        faults = FaultList()
+        for number, sample in enumerate(samples):
+            if unknown := [name for name in sample if name not in self.modalities]:
+                faults.append(
+                    f"sample {number}: {unknown} are none of the model's inputs "
+                    f"{list(self.modalities)}"
+                )
+            elif all(value is None for value in sample.values()):
+                faults.append(f"sample {number}: give at least one of {list(self.modalities)}")
+        faults.raise_any()
+
+    def _batch(
+        self, samples: Sequence[Mapping[str, object]], asked: Sequence[str], *, first: int
+    ) -> Batch:
+        specs, faults = self.module.specs, FaultList()
+        inputs = {name: torch.zeros(len(samples), *spec.shape) for name, spec in specs.items()}
+        present = torch.zeros(len(samples), len(specs), dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            for column, name in enumerate(specs):
+                if sample.get(name) is None:
+                    continue
+                try:
+                    inputs[name][row] = self.preparations[name].read(sample[name])
+                except DecodeError as error:
+                    faults.append(f"sample {first + row}, {name}: {error}")
+                present[row, column] = True
+        faults.raise_any()
+        device = self.module.device
+        return Batch(
+            ids=tuple(str(first + row) for row in range(len(samples))),
+            modalities=tuple(specs),
+            inputs={name: values.to(device) for name, values in inputs.items()},
+            present=present.to(device),
+            instructions=tuple(asked),
+            targets=("",) * len(samples),
+        )
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """Return the mixed precision of the training, so that answers are those of `predict`."""
+        kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
+            self.config["precision"]
+        )
+        return torch.autocast(self.module.device.type, dtype=kind, enabled=kind is not None)
+
+
+def load_exported(
+    folder: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    trust_extractors: bool = False,
+) -> ExportedModel:
+    """Load a model from the folder that ``export`` wrote.
+
+    Args:
+        folder: The folder.
+        backbone: Directory or hub id of the language model, if it lies elsewhere than the folder
+            says.
+        device: Where the model computes.
+        trust_extractors: Whether an encoder may be a class of another package than this one: the
+            folder says which class is imported and called.
+
+    Returns:
+        The model; ``model.ask(...)`` asks it.
+
+    Raises:
+        ConfigurationError: If the folder is none that ``export`` wrote, is of another version, a
+            file of it does not fit, or the language model cannot be loaded.
+
+    Example:
+        >>> from mlecs_lightning import load_exported  # doctest: +SKIP
+        >>> model = load_exported("kitchen")  # doctest: +SKIP
+        >>> model.ask(acc="window.csv")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    settings = as_settings(config["settings"])
+    if backbone is not None:
+        named = replace(settings.backbone, model=str(backbone), revision=None)
+        settings = replace(settings, backbone=replace(named, local_files_only=False))
+    elif config["backbone"]["source"] == "included":
+        path = str((folder / BACKBONE).resolve())
+        settings = replace(settings, backbone=replace(settings.backbone, model=path))
+    if not trust_extractors:
+        _check_extractors(settings)
+    preparations = {
+        name: Preparation.from_dict(values, key=f"{folder / CONFIG}: modalities.{name}")
+        for name, values in config["modalities"].items()
+    }
+    module = EdgeModule(settings, {n: p.declared.spec for n, p in preparations.items()})
+    try:
+        module.load_trainable_state(_read_state(folder, tower=module.first))
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigurationError(f"{str(folder)!r}: the weights do not fit: {error}") from error
+    return ExportedModel(module.to(device), preparations, config)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        found = config["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{str(path.parent)!r} is no folder that `export` wrote: {path.name}: {error}"
+        ) from error
+    if found != FORMAT_VERSION:
+        raise ConfigurationError(
+            f"{str(path)!r} has format_version {found}, this version reads {FORMAT_VERSION}"
+        )
+    return config
+
+
+def _check_extractors(settings: ModelSettings) -> None:
+    """Refuse classes of other packages: a folder could name one that does harm when it is called.
+
+    Raises:
+        ConfigurationError: If there is one.
+    """
+    home = extractor_classes.__name__
+    for modality, setting in settings.extractors.items():
+        key = f"extractors.{modality}"
+        path = str(setting["class_path"])
+        known = path in extractor_classes.__all__ or path.startswith("mlecs_lightning.nn.")
+        if not (known and issubclass(import_class(setting, home=home, key=key), torch.nn.Module)):
+            raise ConfigurationError(
+                f"{key}: the class {path!r} is not one of this package; if you trust it, "
+                "load_exported(..., trust_extractors=True)"
+            )
+
+
+def _read_state(folder: Path, *, tower: str) -> dict[str, torch.Tensor]:
+    """Return the files' tensors under the names that the module has for them."""
+    own = load_file(folder / WEIGHTS)
+    adapter = load_file(folder / "adapter_model.safetensors")
+    return {
+        name if name.startswith("extractors.") else f"towers.{tower}.{name}": tensor
+        for name, tensor in own.items()
+    } | {
+        f"towers.{tower}.backbone.lm.{name.removesuffix('.weight')}.default.weight": tensor
+        for name, tensor in adapter.items()
+    }

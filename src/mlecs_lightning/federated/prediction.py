@@ -1,0 +1,75 @@
+"""What the parties of a checkpoint say of samples that they are asked about."""
+
+from __future__ import annotations
+
+from lightning.fabric import Fabric
+
+from mlecs_lightning.data import FederatedDataModule, SampleTable
+from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.federated.distributed import Ranks, spread
+from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.federated.learner import Learner
+from mlecs_lightning.federated.saved import SavedModels
+from mlecs_lightning.modules import MultimodalLM
+from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.types import ClientProfile
+
+__all__ = ["answers"]
+
+
+def answers(
+    saved: SavedModels,
+    data: FederatedDataModule,
+    *,
+    fabric: Fabric,
+    evaluator: Evaluator,
+    client_names: tuple[str, ...],
+) -> list[dict[str, str]]:
+    """Ask the server and every client about all samples that their sensors could deliver.
+
+    The models come from the checkpoint alone, and inputs are prepared as in its training, so that
+    the data need hold nothing but the samples in question. The clients are spread over the ranks,
+    and every rank gets all answers.
+
+    Args:
+        saved: The checkpoint.
+        data: Delivers the samples, `FederatedDataModule.asked`.
+        fabric: Device and precision; launched.
+        evaluator: Knows the size of a batch, and how many there may be.
+        client_names: Those that the configuration names: they must be the checkpoint's.
+
+    Returns:
+        Rows of ``party``, ``id``, ``prediction`` and, where it is known, ``target``; the clients
+        one after another, the server last. A client that has not trained yet says nothing.
+
+    Raises:
+        ConfigurationError: If the data declare other modalities, or hold nothing to answer.
+        CheckpointError: If the checkpoint has other clients, or a model cannot be built.
+    """
+    if unlike := sorted(set(saved.clients) ^ set(client_names)):
+        raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
+    try:
+        data.prepare_as(saved.preparations)
+        asked = data.asked()
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigurationError(str(error)) from error
+    ranks = Ranks(fabric)
+
+    def said(party: str, module: MultimodalLM, table: SampleTable) -> list[dict[str, str]]:
+        learner = Learner(party, module, fabric=fabric, gradient_clip_val=None, sync=False)
+        return evaluator.predictions(learner, table)
+
+    own: dict[str, list[dict[str, str]]] = {}
+    for client, rank in spread(dict.fromkeys(saved.trained, 1.0), ranks.size).items():
+        if rank == ranks.rank:
+            edge = saved.edge(client)
+            seen = data.held_out(client, ClientProfile(edge.modalities), table=asked)
+            own[client] = said(client, edge, seen)
+    if ranks.rank == 0:
+        own["server"] = said("server", saved.server(), asked)
+    rows = ranks.merge(own)
+    return [
+        {"party": party, **{k: v for k, v in row.items() if k != "target" or v}}
+        for party in (*saved.trained, "server")
+        for row in rows[party]
+    ]

@@ -1,0 +1,45 @@
+"""A model that a run has left, exported once."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mlecs_lightning.federated.export import export_run
+
+
+@pytest.fixture(scope="session")
+def exported(mlecs_run: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client hall: read it, do not change it."""
+    return export_run(mlecs_run.folder, tmp_path_factory.mktemp("out") / "hall", client="hall")
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(exported, tmp_path / "hall"))
+
+
+@pytest.fixture(scope="session")
+def talking(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run whose models say different things of different samples, and what they say."""
+    from mlecs_lightning import FedAvg
+
+    root = tmp_path_factory.mktemp("talking")
+    model = tiny.model(max_new_tokens=12, optimizer={"init_args": {"lr": 1e-2}})
+    federation = tiny.parties(server=model, edge=model)
+    trainer = tiny.trainer(root, enable_checkpointing=True)
+    algorithm, data = FedAvg(steps=tiny.steps(warmup=60, public=60)), tiny.data()
+    trainer.fit(algorithm, data, federation)
+    path = trainer.predict(algorithm, data, federation, "last")
+    rows = list(map(json.loads, path.read_text().splitlines()))
+    return SimpleNamespace(
+        folder=path.parent,
+        test=data.pools.test,
+        said={
+            party: {r["id"]: r["prediction"] for r in rows if r["party"] == party}
+            for party in ("kitchen", "hall", "study", "server")
+        },
+    )
