@@ -47,6 +47,7 @@ ABLATIONS: dict[str, Options] = {
     **{f"only {part}": _mlecs(components=[part]) for part in ALL},
     "backbone's representation": _mlecs(representation="backbone"),
     "mix 0.5": _mlecs(adapter_mix=0.5),
+    "second adapter": _mlecs() | {"edge.lora.private_r": 8},
     "public first": _mlecs(order="public_first"),
     "stack": _mlecs(aggregation="stack"),
     "svd": _mlecs(aggregation="svd"),

@@ -63,7 +63,7 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
         FederationSettings,
         Loaders,
     )
-    from mlecs_lightning.federated.federation import Parties
+    from mlecs_lightning.federated.parties import Parties
     from mlecs_lightning.modules.pocket import make_pocket
     from mlecs_lightning.settings import ModelSettings, override
 

@@ -39,7 +39,9 @@ from mlecs_lightning.federated import (
     Interrupted,
     NonFiniteError,
 )
-from mlecs_lightning.federated.parties import Parties, client_settings, party_faults
+from mlecs_lightning.federated.clients import client_settings
+from mlecs_lightning.federated.parties import Parties
+from mlecs_lightning.federated.party_faults import party_faults
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.report import check_data, print_summary
 from mlecs_lightning.settings import (

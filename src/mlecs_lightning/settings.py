@@ -216,18 +216,22 @@ class LoraSettings:
         alpha: Scale; the update is alpha / r * B A.
         dropout: Dropout on the adapter's input.
         target_modules: Names of the layers to adapt; ``None`` lets PEFT choose for the family.
+        private_r: Rank of a second adapter of the same layers, scale and dropout, that never leaves
+            the device; 0 for none. Of clients only.
     """
 
     r: int = 8
     alpha: int = 16
     dropout: float = 0.05
     target_modules: list[str] | None = None
+    private_r: int = 0
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.r < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+        if self.r < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1 or self.private_r < 0:
             raise ConfigurationError(
-                f"lora: r must be at least 1, alpha positive and dropout in [0, 1), got {self}"
+                "lora: r must be at least 1, alpha positive, dropout in [0, 1) and private_r not "
+                f"negative, got {self}"
             )
 
 

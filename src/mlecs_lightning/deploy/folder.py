@@ -34,6 +34,7 @@ from mlecs_lightning.deploy.card import model_card
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.backbone import load_frozen
+from mlecs_lightning.nn.frozen import PRIVATE
 from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["BACKBONE", "CONFIG", "FORMAT_VERSION", "WEIGHTS", "Provenance", "write_export"]
@@ -149,17 +150,21 @@ def _write_adapter(module: MultimodalLM, folder: Path, *, base: str, revision: s
     before = config.base_model_name_or_path, config.revision
     config.base_model_name_or_path, config.revision = base, revision
     try:
-        lm.save_pretrained(str(folder), save_embedding_layers=False)
+        lm.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     finally:
         config.base_model_name_or_path, config.revision = before
 
 
 def _own_tensors(module: MultimodalLM) -> dict[str, Tensor]:
-    """Return all that trains beside the adapter; a tower's tensors without its name."""
+    """Return all that trains beside that adapter; a tower's tensors without its name."""
     tower = f"towers.{module.first}."
     state = {
         name.removeprefix(tower): tensor.cpu().contiguous()
         for name, tensor in module.trainable_state().items()
         if name.startswith((tower, "extractors."))
     }
-    return {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith("backbone.") or f".{PRIVATE}." in name
+    }

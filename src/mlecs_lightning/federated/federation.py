@@ -14,26 +14,14 @@ from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.context import derive_seed
 from mlecs_lightning.federated.distributed import Ranks, spread
 from mlecs_lightning.federated.learner import EdgeLearner, Learner, ServerLearner
-from mlecs_lightning.federated.parties import (
-    ClientSettings,
-    DrawnClients,
-    FederationSettings,
-    Parties,
-)
+from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.state import ClientStore, MemoryStore
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.pocket import is_pocket, make_pocket
 from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.settings import ConfigurationError, ModelSettings
 
-__all__ = [
-    "ClientSettings",
-    "DrawnClients",
-    "Federation",
-    "FederationSettings",
-    "Parties",
-    "build_server",
-]
+__all__ = ["Federation", "build_server"]
 
 
 def _with_backbone(

@@ -21,12 +21,14 @@ from mlecs_lightning.federated.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
-from mlecs_lightning.federated.federation import Federation, FederationSettings, Parties
+from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.loop import LargeUpdate, LoopSettings, RoundLoop
 from mlecs_lightning.federated.output import RunFolder
+from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.saved import SavedModels

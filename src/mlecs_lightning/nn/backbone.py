@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlecs_lightning.nn.frozen import add_lora, frozen_tensors, share
+from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, share
 from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Backbone(nn.Module):
         return {
             name.replace(".default.", "."): parameter
             for name, parameter in self.lm.named_parameters()
-            if ".lora_" in name
+            if ".lora_" in name and f".{PRIVATE}." not in name
         }
 
     def adapted_layers(self) -> set[str]:

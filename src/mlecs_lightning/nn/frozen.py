@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["add_lora", "frozen_tensors", "linear_layers", "share"]
+__all__ = ["PRIVATE", "add_lora", "frozen_tensors", "linear_layers", "share"]
+
+PRIVATE = "private"
+"""PEFT's name of the adapter that never leaves a device; the one that travels is its default."""
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
@@ -90,10 +94,18 @@ def add_lora(
         # PEFT asks transformers 5 in the words of transformers 4.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         try:
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             family = model.config.model_type
             why = f"PEFT has no default for the family {family!r}" if given is None else error
             raise ConfigurationError(
                 f"{key}: {what}: {why}; name some of its linear layers: {layers}"
             ) from error
+        if lora.private_r:
+            # The same scale: alpha / r of both is equal.
+            alpha = lora.alpha * lora.private_r / lora.r
+            own = replace(config, r=lora.private_r, lora_alpha=alpha)  # type: ignore[arg-type]
+            adapted.add_adapter(PRIVATE, own)
+            # Both add up; PEFT's own model class would set one alone.
+            adapted.base_model.set_adapter(["default", PRIVATE])  # type: ignore[operator]
+    return adapted

@@ -381,3 +381,31 @@ def test_a_trimmed_mean_that_cuts_off_nobody_is_a_fault() -> None:
     assert FedAvg(aggregation="trimmed_mean", trim=0.2).faults(clients, batch_size=1) == []
     for aggregation in ("median", "separate"):
         assert FedAvg(aggregation=aggregation).faults(clients, batch_size=1) == []
+
+
+# The adapter that stays -----------------------------------------------------------------------
+
+
+def test_a_private_adapter_trains_and_stays_on_the_device(
+    tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    settings = tiny.parties(edge=tiny.model(lora={"private_r": 1}))
+    with tapped() as log:
+        tiny.fit(
+            FedAvg(steps=tiny.steps()), tmp_path, settings, max_rounds=2, enable_checkpointing=True
+        )
+    for _, _, data in log.messages:
+        assert {k.removeprefix("adapter/") for k in load(data)} == NAMES
+    states = [checkpoint(tmp_path, number)["clients"]["hall"]["model"] for number in range(2)]
+    own = [k for k in states[0] if ".private." in k]
+    assert len(own) == 2 * len(LAYERS)
+    assert all(not torch.equal(states[0][k], states[1][k]) for k in own)
+    hosted = checkpoint(tmp_path, 1)["server"]["model"]
+    assert not any(".private." in k for k in hosted)
+    assert (tmp_path / "tiny/version_0/adapters/hall/private/adapter_config.json").is_file()
+
+
+def test_a_private_adapter_of_the_server_is_refused(tiny: SimpleNamespace) -> None:
+    settings = tiny.parties(server=tiny.model(lora={"private_r": 1}))
+    with pytest.raises(ValueError, match=r"server\.lora\.private_r is 1.*clients only"):
+        tiny.build(FedAvg(), settings)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,9 @@ def talking(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
 
     root = tmp_path_factory.mktemp("talking")
     model = tiny.model(max_new_tokens=12, optimizer={"init_args": {"lr": 1e-2}})
-    federation = tiny.parties(server=model, edge=model)
+    # One client has an adapter of its own beside the one that travels.
+    clients = {**tiny.clients, "hall": replace(tiny.clients["hall"], lora={"private_r": 1})}
+    federation = tiny.parties(clients, server=model, edge=model)
     trainer = tiny.trainer(root, enable_checkpointing=True)
     algorithm, data = FedAvg(steps=tiny.steps(warmup=60, public=60)), tiny.data()
     trainer.fit(algorithm, data, federation)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms import MLECS, FedAvg
 from mlecs_lightning.federated import ClientSettings, DrawnClients, Federation
-from mlecs_lightning.federated.federation import Parties
+from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.settings import ConfigurationError
 

@@ -384,3 +384,43 @@ def test_attention_implementation_is_passed_on(model_dir: str, prompt: Tensor) -
     torch.testing.assert_close(
         eager(prompt, ASK, SAY).loss, other(prompt, ASK, SAY).loss, atol=1e-5, rtol=1e-4
     )
+
+
+# The adapter that stays -----------------------------------------------------------------------
+
+
+def test_a_second_adapter_adds_up_trains_and_does_not_travel(
+    model_dir: str, prompt: Tensor
+) -> None:
+    torch.manual_seed(0)
+    one = Backbone(BackboneSettings(model_dir), LoraSettings(r=2, alpha=4, dropout=0.0))
+    torch.manual_seed(0)
+    two = Backbone(BackboneSettings(model_dir), LoraSettings(2, 4, 0.0, private_r=3))
+    assert two.adapter_state().keys() == one.adapter_state().keys()
+    own = {k: p for k, p in two.lm.named_parameters() if ".private." in k}
+    assert own
+    assert {p.shape[0] for k, p in own.items() if "lora_A" in k} == {3}
+    assert all(p.requires_grad for p in [*own.values(), *two.adapter_parameters().values()])
+    assert not set(own) & two.frozen_names()
+    two.load_adapter_state(one.adapter_state())
+    ask, answer = ["say"] * len(prompt), ["yes"] * len(prompt)
+    # B starts at zero: nothing is added yet. Then alpha / r B A of each, at the same scale of 2.
+    torch.testing.assert_close(two(prompt, ask, answer).loss, one(prompt, ask, answer).loss)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(torch.randn_like(parameter))
+            if name.endswith("lora_B.private.weight"):
+                a = own[name.replace("lora_B", "lora_A")]
+                layer = two.lm.get_submodule(name.removesuffix(".lora_B.private.weight"))
+                added = layer.get_delta_weight("private")
+                expected = 2.0 * parameter @ a
+                # GPT-2 keeps transposed weights.
+                torch.testing.assert_close(added, expected.T if layer.fan_in_fan_out else expected)
+    assert not torch.allclose(two(prompt, ask, answer).loss, one(prompt, ask, answer).loss)
+    two(prompt, ask, answer).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.values())
+
+
+def test_the_rank_of_the_second_adapter_is_checked() -> None:
+    with pytest.raises(ConfigurationError, match="private_r not negative"):
+        LoraSettings(private_r=-1)
