@@ -124,7 +124,7 @@ class RoundLoop:
         )
         metrics |= {f"server/{k}": v for k, v in losses.items()}
         if settings.val_every and (number + 1) % settings.val_every == 0:
-            metrics |= run.evaluator.validate(run.federation)
+            metrics |= run.evaluator.validate(run.federation, round=number)
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)
@@ -271,7 +271,9 @@ class RoundLoop:
         edge.before_step = before_step
         self._seed(ctx, client, "update")
         try:
-            update = run.algorithm.client_update(edge, self._loaders(client), received, ctx)
+            update = run.algorithm.client_update(
+                edge, self._loaders(client, ctx.round), received, ctx
+            )
             data = None if update.message is None else run.channel.send(update.message, **about)
         except ClientFault as fault:
             reason = f"client {client!r}, stage {edge.stage!r}: {fault}"
@@ -323,11 +325,14 @@ class RoundLoop:
         }
         return Message({**message.tensors, **clipped}, message.scalars)
 
-    def _loaders(self, client: str) -> Loaders:
+    def _loaders(self, client: str, round: int) -> Loaders:
         run, limit = self._run, self._settings.limit_train
         modalities = run.federation.parties.profiles[client].modalities
-        pooled = run.algorithm.pools_private
-        private = run.data.pooled(modalities) if pooled else run.data.private(client, "train")
+        private = (
+            run.data.pooled(modalities)
+            if run.algorithm.pools_private
+            else run.data.private(client, "train", round=round)
+        )
         public = run.data.public("train", modalities=modalities)
         return Loaders(run.data.loader(public, limit=limit), run.data.loader(private, limit=limit))
 

@@ -260,7 +260,8 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits."""
         run = self._trained(algorithm, datamodule, federation, ckpt_path)
-        return self._evaluator(run.data, self._limit_val).validate(run.federation)
+        evaluator = self._evaluator(run.data, self._limit_val)
+        return evaluator.validate(run.federation, round=max(run.next_round - 1, 0))
 
     def test(
         self,
