@@ -30,6 +30,7 @@ from mlecs_lightning.federated import (
     ChannelError,
     CheckpointError,
     ClientsFailedError,
+    Codec,
     FederatedTrainer,
     FederationSettings,
     Interrupted,
@@ -52,6 +53,7 @@ _BASES: dict[str, type] = {
     "data": FederatedDataModule,
     "algorithm": Algorithm,
     "schedule": Schedule,
+    "codec": Codec,
     "optimizer": Optimizer,
 }
 _CLASS_PATH = r"class_path[= ]'([\w.]+)'"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.federated import (
     AdapterAggregator,
@@ -152,18 +154,19 @@ class FedAvg(LocalTraining):
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
         """Send each client the hosted adapter, in the client's own rank."""
+        for client in ctx.participants:
+            yield client, Message(self.shipped(server, client))
+
+    def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
+        """Return the hosted adapter as it is now, in a client's own rank."""
         adapter = server.module.adapter_state()
         scaling = server.module.tower("slm").backbone.scaling
-        for client in ctx.participants:
-            lora = self._loras[client]
-            fitted = (
-                adapter
-                if self.aggregation == "freeze_a"
-                else fit_rank(
-                    adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r
-                )
+        lora = self._loras[client]
+        if self.aggregation != "freeze_a":
+            adapter = fit_rank(
+                adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r
             )
-            yield client, Message({f"adapter/{k}": v for k, v in fitted.items()})
+        return {f"adapter/{k}": v for k, v in adapter.items()}
 
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
+from torch import Tensor
+
 from mlecs_lightning.data import SeededLoader
 from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.context import RoundContext
@@ -81,6 +83,15 @@ class Algorithm(ABC):
             clients: The module of each client; clients of one architecture share it.
         """
         return
+
+    def shipped(self, server: ServerLearner, client: str) -> Mapping[str, Tensor]:
+        """Return tensors of a broadcast that a device has before the first message.
+
+        A codec sends what has changed since. Called once, on the fresh server, whose weights are a
+        function of the seed: a device can be delivered with them. Whatever is not here counts as
+        zero.
+        """
+        return {}
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
         """Declare all that a broadcast to a client holds."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric, seed_everything
+from torch import Tensor
 
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated.algorithm import Algorithm
@@ -32,6 +34,7 @@ __all__ = [
     "Federation",
     "FederationSettings",
     "Parties",
+    "Wire",
     "build_server",
 ]
 
@@ -100,6 +103,18 @@ def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
     )
 
 
+class Wire(NamedTuple):
+    """What a codec needs of a client's last round; in a simulation, of both ends at once.
+
+    Attributes:
+        received: The adapter that the device received last: both ends know it.
+        left: What the device's last message left out: the device remembers it.
+    """
+
+    received: Mapping[str, Tensor]
+    left: Mapping[str, Tensor]
+
+
 class Federation:
     """The live modules: one for the server, and one for each architecture among the clients.
 
@@ -145,6 +160,7 @@ class Federation:
                 module = EdgeModule(settings, ordered, key=own)
                 self._edges[key] = learner(name, module, sync=False)
         self._initial: dict[str, dict[str, Any]] = {}
+        self._shipped: dict[str, Mapping[str, Tensor]] = {}
         costs = {name: self.module(name).parameter_count() for name in parties.profiles}
         self.owner = spread(costs, self.ranks.size)
         """For each client the rank that serves it, and alone holds its state."""
@@ -163,6 +179,10 @@ class Federation:
         """Let the algorithm change the fresh modules, then remember where every client starts."""
         algorithm.prepare(self.server, {name: self.module(name) for name in self.clients})
         self._initial = {key: edge.state_dict() for key, edge in self._edges.items()}
+        # An adapter is of the form of its architecture.
+        self._shipped = {
+            key: algorithm.shipped(self.server, edge.name) for key, edge in self._edges.items()
+        }
 
     def edge(self, client: str) -> EdgeLearner:
         """Return the live learner of a client, with that client's state in it."""
@@ -178,6 +198,16 @@ class Federation:
         """Return the module of a client's architecture, whatever state is in it: for its shapes."""
         return self._edges[self._architecture[client]].module
 
-    def keep(self, edge: EdgeLearner, *, round: int) -> None:
+    def wire(self, client: str) -> Wire:
+        """Return what the two ends of a client's channel remember of its last round."""
+        state = self.store.get(client)
+        if state is None or "wire" not in state:
+            return Wire(self._shipped[self._architecture[client]], {})
+        return Wire(**state["wire"])
+
+    def keep(self, edge: EdgeLearner, *, round: int, wire: Wire | None = None) -> None:
         """Store the state of the client that is live in the learner, after a round."""
-        self.store.put(edge.name, edge.state_dict(), round=round)
+        state = edge.state_dict()
+        if wire is not None:
+            state["wire"] = {part: dict(tensors) for part, tensors in wire._asdict().items()}
+        self.store.put(edge.name, state, round=round)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import seed_everything
+from torch import Tensor
 
 from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.algorithm import Loaders
-from mlecs_lightning.federated.channel import ChannelError, Delivery, decode
+from mlecs_lightning.federated.channel import ChannelError, Delivery, Parcel, decode
 from mlecs_lightning.federated.context import RoundContext, derive_seed
 from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultTrace
+from mlecs_lightning.federated.federation import Wire
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
@@ -118,6 +121,7 @@ class RoundLoop:
         self._call("on_round_start", round=number, participants=ctx.participants)
         metrics: dict[str, float] = {"round": number}
         aggregate = self._aggregate(ctx, metrics)
+        metrics |= self._channel_errors(ctx, metrics)
         self._seed(ctx, "server", "update")
         losses = run.algorithm.server_update(
             run.federation.server, aggregate, run.server_loaders, ctx
@@ -149,6 +153,17 @@ class RoundLoop:
             "on_aggregate", round=ctx.round, error=aggregate.error, clients=aggregate.clients
         )
         return aggregate
+
+    @staticmethod
+    def _channel_errors(ctx: RoundContext, metrics: dict[str, float]) -> dict[str, float]:
+        """Return what a codec lost on the way, mean over the clients that it served."""
+        means = {}
+        for name in ("channel/uplink_error", "channel/downlink_error"):
+            keys = [f"clients/{client}/{name}" for client in ctx.participants]
+            values = [metrics[key] for key in keys if key in metrics]
+            if values:
+                means[name] = math.fsum(values) / len(values)
+        return means
 
     # Clients --------------------------------------------------------------------------------
 
@@ -256,11 +271,15 @@ class RoundLoop:
         about: dict[str, Any] = {"client": client, "round": ctx.round}
         received: Message | None = None
         down: dict[str, int] = {}
+        errors: dict[str, float] = {}
+        coded = run.channel.codec is not None and sent is not None
+        wire = federation.wire(client) if coded else Wire({}, {})
         if sent is not None:
             schema = run.algorithm.downlink(federation.server, module)
-            received, down = run.channel.receive(
-                run.channel.send(sent, **about), schema, direction="downlink", **about
-            )
+            way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
+            parcel = run.channel.pack(sent, schema, **way)
+            received, down = run.channel.receive(parcel.data, schema, **way)
+            errors |= _error("downlink", parcel)
         edge = federation.edge(client)
         watch = fate.watch()
 
@@ -274,7 +293,13 @@ class RoundLoop:
             update = run.algorithm.client_update(
                 edge, self._loaders(client, ctx.round), received, ctx
             )
-            data = None if update.message is None else run.channel.send(update.message, **about)
+            if update.message is not None:
+                known = _adapter(received)
+                schema, way = run.algorithm.uplink(module), {"known": known, **about}
+                parcel = run.channel.pack(
+                    update.message, schema, direction="uplink", memory=wire.left, **way
+                )
+                errors |= _error("uplink", parcel)
         except ClientFault as fault:
             reason = f"client {client!r}, stage {edge.stage!r}: {fault}"
             return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, reason))
@@ -282,18 +307,23 @@ class RoundLoop:
             log.debug("client %r failed", client, exc_info=True)
             reason = f"client {client!r}, stage {edge.stage!r}: {type(error).__name__}: {error}"
             return Outcome(client, down, fault=Fault(ctx.round, client, "error", reason))
-        federation.keep(edge, round=ctx.round)
-        if data is None:
-            return Outcome(client, down, metrics=update.metrics)
+        metrics = update.metrics | errors
+        if update.message is None:
+            federation.keep(edge, round=ctx.round)
+            return Outcome(client, down, metrics=metrics)
+        # An answer, good or bad, says that the broadcast has arrived: from now on both ends go by
+        # it. A client that fails before that has no state of this round, and neither has its wire.
+        federation.keep(edge, round=ctx.round, wire=Wire(known, parcel.memory) if coded else None)
         try:
-            schema = run.algorithm.uplink(module)
-            delivery = run.channel.receive(data, schema, direction="uplink", **about)
+            delivery = run.channel.receive(parcel.data, schema, direction="uplink", **way)
             message = self._bounded(delivery, received, client)
         except ChannelError as error:
             return Outcome(client, down, fault=Fault(ctx.round, client, "refused", str(error)))
-        if message is not delivery.message:
+        data = parcel.data
+        if coded or message is not delivery.message:
+            # Other ranks, and a round that is gone on with, know nothing of this client's wire.
             data = run.channel.send(message, **about)
-        return Outcome(client, down, delivery.sizes, data, message, update.metrics)
+        return Outcome(client, down, delivery.sizes, data, message, metrics)
 
     def _bounded(self, delivery: Delivery, received: Message | None, client: str) -> Message:
         """Limit how far a client's adapter may be from the one that was sent to it.
@@ -352,3 +382,12 @@ class RoundLoop:
         """
         offset = self._run.federation.ranks.rank if party == "server" else 0
         seed_everything((ctx.seed_for(party, stage) + offset) % 2**32, verbose=False)
+
+
+def _error(direction: str, parcel: Parcel) -> dict[str, float]:
+    return {} if parcel.error is None else {f"channel/{direction}_error": parcel.error}
+
+
+def _adapter(message: Message | None) -> dict[str, Tensor]:
+    tensors = {} if message is None else message.tensors
+    return {k: t for k, t in tensors.items() if k.startswith("adapter/")}

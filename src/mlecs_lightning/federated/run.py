@@ -173,9 +173,19 @@ class Run:
                 r["aggregate/error"] for r in self.history if "aggregate/error" in r
             ],
             "faults": {**self.faults.counts(), "events": self.faults.state_dict()},
-            "communication": communication(self.ledger, self.federation),
+            "communication": communication(self.ledger, self.federation) | self._coded(),
             "seconds": self.seconds,
         }
+
+    def _coded(self) -> dict[str, Any]:
+        """Return what the codec is, and what it lost in each round."""
+        if self.channel.codec is None:
+            return {}
+        lost = {
+            way: [row[key] for row in self.history if (key := f"channel/{way}_error") in row]
+            for way in ("uplink", "downlink")
+        }
+        return {"codec": self.channel.codec.describe(), "reconstruction_error": lost}
 
 
 def _client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mlecs_lightning.federated.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from mlecs_lightning.federated.codec import Codec
 from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
@@ -70,6 +71,7 @@ class FederatedTrainer:
         large_update: LargeUpdate = "refuse",
         max_message_norm: float | None = None,
         max_message_bytes: int | None = 2**30,
+        codec: Codec | None = None,
         store: StoreKind = "memory",
         monitor: str = "clients/val/loss",
         save_top_k: int = -1,
@@ -107,6 +109,7 @@ class FederatedTrainer:
             large_update: Whether an update beyond that is refused, or clipped to it.
             max_message_norm: The channel refuses a message of a larger norm.
             max_message_bytes: The channel refuses a longer message, unread.
+            codec: Makes messages shorter on their way, `DWC` for one.
             store: Where the states of clients are kept while others train: in memory, or in files
                 in the run folder, which have room for any number of clients.
             monitor: The validation value, smaller is better, that ``--ckpt_path best`` and
@@ -166,7 +169,7 @@ class FederatedTrainer:
             large_update=large_update,
         )
         self._bertscore = bertscore
-        self._max_norm, self._max_bytes = max_message_norm, max_message_bytes
+        self._channel = Channel(max_norm=max_message_norm, max_bytes=max_message_bytes, codec=codec)
         self._store: StoreKind = store
         self._monitor, self._top_k = monitor, save_top_k
         self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
@@ -378,7 +381,7 @@ class FederatedTrainer:
             federation,
             Evaluator(data, fabric=self._fabric, bertscore=False, limit=self._limit_val),
             tester,
-            Channel(max_norm=self._max_norm, max_bytes=self._max_bytes),
+            self._channel,
             run_folder,
             Loaders(
                 data.loader(data.public("train"), limit=self._limit_train, shard=shard),

@@ -5,6 +5,14 @@ from mlecs_lightning.functional.averaging import (
     normalise_weights,
     weighted_mean,
 )
+from mlecs_lightning.functional.compression import (
+    dequantise_blocks,
+    largest,
+    pack_bits,
+    quantise_blocks,
+    unpack_bits,
+    with_error_feedback,
+)
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.functional.lora import (
     LoraFactors,
@@ -30,15 +38,21 @@ __all__ = [
     "aggregation_error",
     "compress",
     "coordinate_median",
+    "dequantise_blocks",
     "gather_rows",
     "gram_log_det",
     "gram_log_volume",
+    "largest",
     "modality_aware_weights",
     "normalise_weights",
+    "pack_bits",
+    "quantise_blocks",
     "stack_factors",
     "sum_over_ranks",
     "trimmed_mean",
+    "unpack_bits",
     "volume_contrastive_loss",
     "weighted_mean",
+    "with_error_feedback",
     "world_size",
 ]
