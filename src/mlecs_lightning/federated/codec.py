@@ -104,7 +104,7 @@ class Codec(ABC):
 
 
 class DWC(Codec):
-    """Distribution-based weights compression of CD-CCA (arXiv 2312.16279), for any algorithm.
+    """Dynamic weight update compression of CD-CCA (arXiv 2312.16279), for any algorithm.
 
     Of the update of each adapter tensor the largest ``fraction`` is sent, in ``bits`` bits a value;
     the rest is carried over to the next message. Both ends know the shapes, so that one tensor of

@@ -127,8 +127,11 @@ class RoundLoop:
             run.federation.server, aggregate, run.server_loaders, ctx
         )
         metrics |= {f"server/{k}": v for k, v in losses.items()}
-        if settings.val_every and (number + 1) % settings.val_every == 0:
+        due = bool(settings.val_every) and (number + 1) % settings.val_every == 0
+        if due:
             metrics |= run.evaluator.validate(run.federation, round=number)
+        if due or run.stream.due(run.federation.clients, number):
+            metrics |= run.stream.row(run.evaluator, run.federation, number)
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)

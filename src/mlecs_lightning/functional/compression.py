@@ -1,4 +1,4 @@
-"""Sparse and quantised updates: the distribution-based weights compression (DWC) of CD-CCA.
+"""Sparse and quantised updates: the dynamic weight update compression (DWC) of CD-CCA.
 
 Source of the scheme: arXiv 2312.16279 selects and quantises the weight updates on the way down. The
 abstract gives no formulas; what stands here is our choice, each part a known one: the largest
