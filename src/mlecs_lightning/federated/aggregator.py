@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mlecs_lightning.federated.tokens import Tokens
 from mlecs_lightning.functional import (
     LoraFactors,
     compress,
@@ -33,11 +34,13 @@ class Aggregate(NamedTuple):
             the clients' updates, over all layers together; infinite if that mean is zero and the
             aggregate is not.
         clients: How many adapters went in.
+        tokens: The token features of all clients, for a method that uploads them.
     """
 
     adapter: dict[str, Tensor]
     error: float
     clients: int
+    tokens: Tokens | None = None
 
 
 class AdapterAggregator:

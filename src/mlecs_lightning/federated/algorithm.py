@@ -101,6 +101,25 @@ class Algorithm(ABC):
         """Declare all that a client's update holds."""
         return Schema()
 
+    def refusals(self, server: ServerLearner, message: Message) -> list[str]:
+        """Say what makes no sense in an update whose form is as declared.
+
+        Called before the update is used; with any fault it is refused, and the client gives nothing
+        in this round.
+        """
+        return []
+
+    def deliver(self, server: ServerLearner, edge: EdgeModule) -> bool:
+        """Change a client's fresh model once the server is warm, as before a device is handed over.
+
+        Not a message: it does not cross the channel, and is not counted.
+
+        Returns:
+            Whether it was changed. If so, `shipped` is asked again: what a device has is now what
+            the warm server has.
+        """
+        return False
+
     @abstractmethod
     def warmup(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
@@ -109,8 +128,8 @@ class Algorithm(ABC):
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
-    ) -> Iterable[tuple[str, Message]]:
-        """Yield the message to each participant, in order.
+    ) -> Iterable[tuple[str, Message | None]]:
+        """Yield the message to each participant, in order; ``None`` sends nothing.
 
         A generator: the message of one client exists only while that client is served, so that
         memory does not grow with their number.

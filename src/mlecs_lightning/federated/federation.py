@@ -198,6 +198,13 @@ class Federation:
         """Return the module of a client's architecture, whatever state is in it: for its shapes."""
         return self._edges[self._architecture[client]].module
 
+    def deliver(self, algorithm: Algorithm) -> None:
+        """Let the algorithm hand over the devices, and keep them as states of before round 0."""
+        for client in self.own:
+            edge = self.edge(client)
+            if algorithm.deliver(self.server, edge.module):
+                self.keep(edge, round=-1, wire=Wire(algorithm.shipped(self.server, client), {}))
+
     def wire(self, client: str) -> Wire:
         """Return what the two ends of a client's channel remember of its last round."""
         state = self.store.get(client)

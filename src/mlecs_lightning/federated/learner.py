@@ -17,6 +17,8 @@ from mlecs_lightning.types import Batch
 __all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner"]
 
 M = TypeVar("M", bound=MultimodalLM)
+B = TypeVar("B")
+R = TypeVar("R")
 
 
 class NonFiniteError(RuntimeError):
@@ -59,7 +61,7 @@ class Learner(Generic[M]):
             module.to(fabric.device)
             self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
 
-    def _evaluate(self, batch: Batch, objective: Objective | None) -> Losses:
+    def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
         batch = self._fabric.to_device(batch)
         # Held-out data are scored by one rank alone, which DDP would leave waiting for the others.
         if self._wrapped is not None and self.module.training:
@@ -68,12 +70,12 @@ class Learner(Generic[M]):
             return self.module(batch, objective)  # type: ignore[no-any-return]
 
     def fit(
-        self, batches: Iterable[Batch], objective: Objective | None = None, *, stage: str
+        self, batches: Iterable[Any], objective: Objective | None = None, *, stage: str
     ) -> dict[str, float]:
         """Take one optimiser step for each batch.
 
         Args:
-            batches: The batches of this pass.
+            batches: The batches of this pass: `Batch`, or whatever the objective takes.
             objective: What to minimise; L_LM by default.
             stage: Name of the pass, for metrics and errors.
 
@@ -132,7 +134,7 @@ class Learner(Generic[M]):
         return total / count if count else math.nan
 
     @torch.no_grad()
-    def map(self, batches: Iterable[Batch], function: Callable[[M, Batch], Tensor]) -> list[Tensor]:
+    def map(self, batches: Iterable[B], function: Callable[[M, B], R]) -> list[R]:
         """Apply a function of the module to each batch, in evaluation mode and this precision."""
         self.module.eval()
         with self._fabric.autocast():

@@ -320,6 +320,8 @@ class RoundLoop:
         try:
             delivery = run.channel.receive(parcel.data, schema, direction="uplink", **way)
             message = self._bounded(delivery, received, client)
+            if faults := run.algorithm.refusals(federation.server, message):
+                raise ChannelError(f"uplink of client {client!r} refused: {'; '.join(faults)}")
         except ChannelError as error:
             return Outcome(client, down, fault=Fault(ctx.round, client, "refused", str(error)))
         data = parcel.data

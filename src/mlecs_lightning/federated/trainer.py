@@ -235,6 +235,8 @@ class FederatedTrainer:
         fresh = not run.restored
         if fresh and self._warmup is None:
             loop.warm_up()
+        if fresh:
+            run.federation.deliver(run.algorithm)
         state = run.state_dict() if self._checkpointing else {}
         if fresh and self._checkpointing:  # a warm-up can be long
             self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})

@@ -22,8 +22,8 @@ __all__ = ["Losses", "MultimodalLM", "Objective"]
 Losses = dict[str, Tensor]
 """Named scalar losses; ``loss`` is the one to minimise, the others are reported."""
 
-Objective = Callable[[Any, Batch], Losses]
-"""What a training pass minimises: a function of the module and a batch."""
+Objective = Callable[[Any, Any], Losses]
+"""What a training pass minimises: a function of the module and a batch, mostly a `Batch`."""
 
 
 class MultimodalLM(L.LightningModule):

@@ -238,6 +238,14 @@ class Backbone(nn.Module):
             )
         return tokens
 
+    def tokens(self, text: str) -> int:
+        """Return how many tokens a text has.
+
+        Raises:
+            ConfigurationError: If the model does not embed one of them.
+        """
+        return len(self._encode(text))
+
     def _pack(
         self, instructions: Sequence[str], targets: Sequence[str] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
