@@ -268,6 +268,9 @@ class ModelSettings:
         optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference
             configuration.
         max_new_tokens: Longest answer that is generated.
+        inference: With ``int8`` a client answers with a copy of its language model in 8-bit
+            integers (on the CPU, in precision 32-true); it trains as before. For 4 bits on a GPU
+            see ``backbone.quantization``.
     """
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -278,6 +281,7 @@ class ModelSettings:
         default_factory=lambda: {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-4}}
     )
     max_new_tokens: int = 32
+    inference: Literal["float", "int8"] = "float"
 
     def __post_init__(self) -> None:
         """Check the form of the class paths, and the range of what is not checked elsewhere."""

@@ -88,6 +88,21 @@ def _with_backbone(
     return settings
 
 
+def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> None:
+    """Check that a model that is to answer in int8 can do so here.
+
+    Raises:
+        ConfigurationError: If not; it says what does.
+    """
+    precision = fabric.strategy.precision.precision
+    if settings.inference == "int8" and (fabric.device.type != "cpu" or precision != "32-true"):
+        raise ConfigurationError(
+            f"{key}.inference: int8 needs trainer.accelerator: cpu and trainer.precision: 32-true, "
+            f"got {fabric.device.type} and {precision}; on a GPU take backbone.quantization: 4bit "
+            "or 8bit"
+        )
+
+
 def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
     """Return the server with the initial weights that it has in a federation.
 
@@ -157,6 +172,7 @@ class Federation:
                 seed_everything(derive_seed(parties.seed, key) % 2**32, verbose=False)
                 own = f"clients.{name}"
                 settings = _with_backbone(parties.models[name], data, key=own)
+                _check_inference(settings, fabric, key=own)
                 module = EdgeModule(settings, ordered, key=own)
                 self._edges[key] = learner(name, module, sync=False)
         self._initial: dict[str, dict[str, Any]] = {}

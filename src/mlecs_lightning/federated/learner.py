@@ -149,13 +149,14 @@ class Learner(Generic[M]):
         """
         self.module.eval()
         rows: list[dict[str, str]] = []
-        for batch in batches:
-            with self._fabric.autocast():
-                answers = self.module.predict_step(self._fabric.to_device(batch))
-            rows += [
-                {**answer, "target": target}
-                for answer, target in zip(answers, batch.targets, strict=True)
-            ]
+        with self.module.for_inference():
+            for batch in batches:
+                with self._fabric.autocast():
+                    answers = self.module.predict_step(self._fabric.to_device(batch))
+                rows += [
+                    {**answer, "target": target}
+                    for answer, target in zip(answers, batch.targets, strict=True)
+                ]
         return rows
 
     # State ----------------------------------------------------------------------------------

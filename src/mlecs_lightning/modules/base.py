@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -148,6 +148,12 @@ class MultimodalLM(L.LightningModule):
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
+
+    def for_inference(self) -> AbstractContextManager[None]:
+        """Answer, inside the context, with the model that is meant for it: ``inference``."""
+        return (
+            self.tower().backbone.in_int8() if self.settings.inference == "int8" else nullcontext()
+        )
 
     # Passes ---------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.nn.frozen import add_lora, frozen_tensors, share
+from mlecs_lightning.nn.quantized import int8_copy
 from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
 
 if TYPE_CHECKING:
@@ -226,6 +228,16 @@ class Backbone(nn.Module):
         for name, parameter in self._adapter.items():
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
+
+    @contextmanager
+    def in_int8(self) -> Iterator[None]:
+        """Answer with a copy in 8-bit integers; see `int8_copy`."""
+        own = self.lm
+        self.lm = int8_copy(own)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            self.lm = own
 
     # Text -----------------------------------------------------------------------------------
 
