@@ -251,7 +251,7 @@ def complete(cases: Sequence[Case], out: Path, *, root: Path | None, jobs: int) 
 SCORES = ("mean.all.macro_f1", "mean.own.macro_f1", "server.macro_f1")
 METRICS = (
     *SCORES,
-    *("mean.all.rouge_lsum", "mean.all.bertscore_f1", "server.bertscore_f1"),
+    *("mean.all.rouge_lsum", "mean.all.bertscore", "server.bertscore"),
     *("communication.uplink_bytes", "communication.downlink_bytes", "seconds"),
 )
 

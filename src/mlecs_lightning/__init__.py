@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlecs_lightning.algorithms import (
+        CDCCA,
         MLECS,
         Centralized,
         CoPLMs,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CDCCA",
     "MLECS",
     "Centralized",
     "CoPLMs",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CDCCA": "algorithms",
     "MLECS": "algorithms",
     "Centralized": "algorithms",
     "CoPLMs": "algorithms",

@@ -28,12 +28,13 @@ from transformers.utils import logging as transformers_logging
 import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
 from mlecs_lightning.cli_config import with_merged_clients
 from mlecs_lightning.cli_export import export
-from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.data import FederatedDataModule, Schedule
 from mlecs_lightning.federated import (
     Algorithm,
     ChannelError,
     CheckpointError,
     ClientsFailedError,
+    Codec,
     FederatedTrainer,
     FederationSettings,
     Interrupted,
@@ -57,6 +58,8 @@ __all__ = ["FederatedCLI", "main"]
 _BASES: dict[str, type] = {
     "data": FederatedDataModule,
     "algorithm": Algorithm,
+    "schedule": Schedule,
+    "codec": Codec,
     "optimizer": Optimizer,
 }
 _CLASS_PATH = r"class_path[= ]'([\w.]+)'"

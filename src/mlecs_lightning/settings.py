@@ -274,6 +274,9 @@ class ModelSettings:
         max_new_tokens: Longest answer that is generated.
         lr_scheduler: Changes the learning rate after every round that the party took part in; none
             by default. Under Lightning's own `Trainer`, which has no rounds, it does nothing.
+        inference: With ``int8`` a client answers with a copy of its language model in 8-bit
+            integers (on the CPU, in precision 32-true); it trains as before. For 4 bits on a GPU
+            see ``backbone.quantization``.
     """
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -285,6 +288,7 @@ class ModelSettings:
     )
     max_new_tokens: int = 32
     lr_scheduler: ClassPath | None = None
+    inference: Literal["float", "int8"] = "float"
 
     def __post_init__(self) -> None:
         """Check the form of the class paths, and the range of what is not checked elsewhere."""

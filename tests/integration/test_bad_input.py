@@ -188,7 +188,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown key of a client's part": (
         "--clients.hall.lora.rank 4",
-        ["clients.hall.lora: unknown keys ['rank']", "['r', 'alpha', 'dropout', 'target_modules']"],
+        ["clients.hall.lora: unknown keys ['rank']", "['r', 'alpha', 'dropout', 'target_modules', 'private_r']"],
     ),
     "client without the key modalities": (
         "--clients.attic '{domains: [bold]}'",
@@ -272,7 +272,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "unknown key": ("colour: red", ["'colour'", "'data', 'algorithm', 'server', 'edge'"]),
     "unknown key of a section": (
         "edge: {lora: {rank: 4}}",
-        ["'edge.lora.rank'", "['r', 'alpha', 'dropout', 'target_modules']"],
+        ["'edge.lora.rank'", "['r', 'alpha', 'dropout', 'target_modules', 'private_r']"],
     ),
     "client twice": (
         "clients:\n  attic: {modalities: [pixels]}\n  attic: {modalities: [fourier]}",
@@ -402,8 +402,8 @@ def test_a_fault_of_one_part_hides_no_fault_of_another_and_makes_none_up(
     )
     assert message.splitlines() == [
         "the configuration has faults:",
-        "trainer.max_rounds must be at least 1, check_val_every_n_rounds and "
-        "limit_{train,val,test}_batches at least 0, got 0, 1 and (None, 1, 1)",
+        "trainer.max_rounds must be at least 1, limit_{train,val,test}_batches at least 0 and "
+        "save_top_k at least -1, got 0, (None, 1, 1) and -1",
         f"clients.kitchen: unknown keys ['sensors'], known: [{CLIENT_KEYS}]",
         f"clients.cellar: modalities is missing; known: [{CLIENT_KEYS}]",
         "clients.hall: connector.width is 8, the server's is 16; all parties share one latent "

@@ -1,6 +1,7 @@
 """The methods: one file each."""
 
 from mlecs_lightning.algorithms.base import LocalTraining, Steps
+from mlecs_lightning.algorithms.cdcca import CDCCA
 from mlecs_lightning.algorithms.coplms import CoPLMs
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.algorithms.fedprox import FedProx
@@ -8,6 +9,7 @@ from mlecs_lightning.algorithms.mlecs import MLECS
 from mlecs_lightning.algorithms.standalone import Centralized, Standalone, StandalonePublic
 
 __all__ = [
+    "CDCCA",
     "MLECS",
     "Centralized",
     "CoPLMs",

@@ -16,7 +16,7 @@ from mlecs_lightning.federated import (
     ServerLearner,
     TrainingPass,
 )
-from mlecs_lightning.functional import logit_distillation
+from mlecs_lightning.functional import distillation_loss
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.settings import FaultList
@@ -117,8 +117,8 @@ class CoPLMs(FedAvg):
 
     def _divergence(self, student: TowerOutput, teacher: TowerOutput) -> Tensor:
         spoken = student.labels >= 0
-        return logit_distillation(
-            student.logits, teacher.logits, spoken, temperature=self.temperature
+        return distillation_loss(
+            student.logits, teacher.logits, mask=spoken, temperature=self.temperature
         )
 
 

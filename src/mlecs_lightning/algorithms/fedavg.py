@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.federated import (
     AdapterAggregator,
@@ -149,18 +151,21 @@ class FedAvg(LocalTraining):
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
         """Send each client the adapter hosted for its group, in the client's own rank."""
-        adapters = {host: server.module.adapter_state(host) for host in server.module.hosts}
         for client in ctx.participants:
-            lora, host = self._loras[client], self._hosts[client]
-            adapter, scaling = adapters[host], server.module.tower(host).backbone.scaling
-            fitted = (
-                adapter
-                if self.aggregation == "freeze_a"
-                else fit_rank(
-                    adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r
-                )
+            yield client, Message(self.shipped(server, client))
+
+    def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
+        """Return the adapter hosted for a client's group as it is now, in the client's own rank."""
+        lora, host = self._loras[client], self._hosts[client]
+        adapter, scaling = (
+            server.module.adapter_state(host),
+            server.module.tower(host).backbone.scaling,
+        )
+        if self.aggregation != "freeze_a":
+            adapter = fit_rank(
+                adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r
             )
-            yield client, Message({f"adapter/{k}": v for k, v in fitted.items()})
+        return {f"adapter/{k}": v for k, v in adapter.items()}
 
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext

@@ -4,15 +4,19 @@ from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.digits import Digits
 from mlecs_lightning.data.manifest import Manifest
 from mlecs_lightning.data.sampling import SeededLoader
+from mlecs_lightning.data.schedule import DomainStream, Phase, Schedule
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.data.urfall import URFall
 
 __all__ = [
     "Digits",
+    "DomainStream",
     "FederatedDataModule",
     "Manifest",
+    "Phase",
     "Pools",
     "SampleTable",
+    "Schedule",
     "SeededLoader",
     "URFall",
 ]

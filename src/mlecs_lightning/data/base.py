@@ -22,6 +22,7 @@ from mlecs_lightning.data.partition import (
 )
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole_batch
+from mlecs_lightning.data.schedule import Schedule
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.settings import FaultList
 from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
@@ -70,6 +71,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         sample_rate: float = 1.0,
         num_workers: int = 0,
         seed: int = 0,
+        schedule: Schedule | None = None,
     ) -> None:
         """Set how the samples are dealt.
 
@@ -85,6 +87,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             num_workers: Worker processes of each training `DataLoader`.
             seed: Seed of partition, splits and masks; apart from the seed of the training, so that
                 runs of several seeds see one federation.
+            schedule: How the clients' private data change from round to round; by default they do
+                not.
 
         Raises:
             ValueError: If a value is out of range.
@@ -113,6 +117,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.sample_rate = sample_rate
         self.num_workers = num_workers
         self.seed = seed
+        self.schedule = schedule
         self._pools: Pools | None = None
         self._public: dict[str, SampleTable] = {}
         self._private: dict[str, dict[Split, SampleTable]] = {}
@@ -195,12 +200,12 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
         Raises:
             ValueError: If a client names an unknown modality or domain, has no modality, names
-                domains that the partition ignores, or ends up without private samples. All faults
-                are collected into one message.
+                domains that the partition ignores, or ends up without private samples, or if the
+                schedule does not fit the clients. All faults are collected into one message.
         """
         self.setup()
         train_rows, test_rows = self._checked_deal(clients)
-        self._private = {}
+        private: dict[str, dict[Split, SampleTable]] = {}
         for name, profile in clients.items():
             pool = self.pools.private.select(train_rows[name])
             train, val = split_groups(pool.groups, self.val_fraction, seed=self._seed(name, "val"))
@@ -209,10 +214,15 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 "val": pool.select(val),
                 "test": self.pools.test.select(test_rows[name]),
             }
-            self._private[name] = {
+            private[name] = {
                 split: self._as_seen_by(table, profile, seed=self._seed(name, split))
                 for split, table in splits.items()
             }
+        if self.schedule is not None:
+            faults = self.schedule.faults({name: s["train"] for name, s in private.items()})
+            if faults:
+                raise ValueError("\n".join(faults))
+        self._private = private
 
     def _checked_deal(
         self, clients: Mapping[str, ClientProfile]
@@ -309,15 +319,27 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         table = self.pools.test if split == "test" else self._public[split]
         return table if modalities is None else table.restrict(modalities)
 
-    def private(self, client: str, split: Split = "train") -> SampleTable:
+    def private(
+        self, client: str, split: Split = "train", *, round: int | None = None
+    ) -> SampleTable:
         """Return the private samples of a client; ``test`` is the held-out part of its own domain.
+
+        Args:
+            client: The client.
+            split: Which part.
+            round: The round, under a schedule: only what the client sees then. ``None`` is all that
+                it ever holds.
 
         Raises:
             KeyError: If the client is not attached.
         """
         if client not in self._private:
             raise KeyError(f"unknown client {client!r}, attached: {list(self._private)}")
-        return self._private[client][split]
+        table = self._private[client][split]
+        if round is None or self.schedule is None:
+            return table
+        seed = self._seed(client, f"schedule/{split}")
+        return self.schedule.view(table, client=client, round=round, seed=seed)
 
     def held_out(
         self, client: str, profile: ClientProfile, *, table: SampleTable | None = None

@@ -96,6 +96,11 @@ class SeededLoader:
         self._limit = limit
         self._rank, self._size = shard
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Rank and number of the processes that share every batch."""
+        return self._rank, self._size
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.table)

@@ -5,6 +5,7 @@ from mlecs_lightning.federated.algorithm import Algorithm, ClientUpdate, Loaders
 from mlecs_lightning.federated.channel import Channel, ChannelError
 from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.federated.clients import ClientSettings, DrawnClients, FederationSettings
+from mlecs_lightning.federated.codec import DWC, Codec
 from mlecs_lightning.federated.context import RoundContext
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation
@@ -21,6 +22,7 @@ from mlecs_lightning.federated.signals import Interrupted
 from mlecs_lightning.federated.trainer import FederatedTrainer
 
 __all__ = [
+    "DWC",
     "AdapterAggregator",
     "Aggregate",
     "Aggregation",
@@ -31,6 +33,7 @@ __all__ = [
     "ClientSettings",
     "ClientUpdate",
     "ClientsFailedError",
+    "Codec",
     "DrawnClients",
     "EdgeLearner",
     "FaultTrace",

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mlecs_lightning.federated.tokens import Tokens
 from mlecs_lightning.functional import (
     LoraFactors,
     compress,
@@ -35,12 +36,14 @@ class Aggregate(NamedTuple):
         clients: How many adapters went in.
         further: The aggregates of other groups of clients, by the tower that hosts them; ``error``
             is then the largest of all groups, and ``clients`` their sum.
+        tokens: The token features of all clients, for a method that uploads them.
     """
 
     adapter: dict[str, Tensor]
     error: float
     clients: int
     further: Mapping[str, Aggregate] = {}
+    tokens: Tokens | None = None
 
     @classmethod
     def of_groups(cls, groups: Mapping[str, Aggregate]) -> Aggregate:

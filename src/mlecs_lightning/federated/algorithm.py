@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
+from torch import Tensor
+
 from mlecs_lightning.data import SeededLoader
 from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.context import RoundContext
@@ -85,6 +87,15 @@ class Algorithm(ABC):
         """
         return
 
+    def shipped(self, server: ServerLearner, client: str) -> Mapping[str, Tensor]:
+        """Return tensors of a broadcast that a device has before the first message.
+
+        A codec sends what has changed since. Called once, on the fresh server, whose weights are a
+        function of the seed: a device can be delivered with them. Whatever is not here counts as
+        zero.
+        """
+        return {}
+
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
         """Declare all that a broadcast to a client holds."""
         return Schema()
@@ -92,6 +103,25 @@ class Algorithm(ABC):
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare all that a client's update holds."""
         return Schema()
+
+    def refusals(self, server: ServerLearner, message: Message) -> list[str]:
+        """Say what makes no sense in an update whose form is as declared.
+
+        Called before the update is used; with any fault it is refused, and the client gives nothing
+        in this round.
+        """
+        return []
+
+    def deliver(self, server: ServerLearner, edge: EdgeModule) -> bool:
+        """Change a client's fresh model once the server is warm, as before a device is handed over.
+
+        Not a message: it does not cross the channel, and is not counted.
+
+        Returns:
+            Whether it was changed. If so, `shipped` is asked again: what a device has is now what
+            the warm server has.
+        """
+        return False
 
     @abstractmethod
     def warmup(
@@ -101,8 +131,8 @@ class Algorithm(ABC):
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
-    ) -> Iterable[tuple[str, Message]]:
-        """Yield the message to each participant, in order.
+    ) -> Iterable[tuple[str, Message | None]]:
+        """Yield the message to each participant, in order; ``None`` sends nothing.
 
         A generator: the message of one client exists only while that client is served, so that
         memory does not grow with their number.

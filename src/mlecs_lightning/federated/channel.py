@@ -6,17 +6,28 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
+from mlecs_lightning.federated.codec import Codec, CodecError, Direction
 from mlecs_lightning.federated.messages import Message, Scalar, Schema
 
-__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "Ledger", "decode", "encode"]
+__all__ = [
+    "Channel",
+    "ChannelError",
+    "Delivery",
+    "Direction",
+    "Ledger",
+    "Parcel",
+    "decode",
+    "encode",
+]
 
-Direction = Literal["uplink", "downlink"]
+_NOTHING: Mapping[str, Tensor] = {}
 
 
 class ChannelError(Exception):
@@ -171,6 +182,20 @@ class Delivery(NamedTuple):
     sizes: dict[str, int]
 
 
+class Parcel(NamedTuple):
+    """A message ready to cross the border.
+
+    Attributes:
+        data: The bytes.
+        memory: What the sender has to remember for its next message; empty without a codec.
+        error: Relative error of the update that the receiver will read; ``None`` without a codec.
+    """
+
+    data: bytes
+    memory: dict[str, Tensor]
+    error: float | None
+
+
 class Channel:
     """Carries messages over the border, in one process as real bytes.
 
@@ -179,14 +204,55 @@ class Channel:
     round it was written, so that none can be taken for another's or for that of a later round.
     """
 
-    def __init__(self, *, max_norm: float | None = None, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_norm: float | None = None,
+        max_bytes: int | None = None,
+        codec: Codec | None = None,
+    ) -> None:
         """Open the channel.
 
         Args:
             max_norm: Largest Euclidean norm of all tensors of a message; ``None`` sets no limit.
             max_bytes: Largest message; a larger one is not even decoded. ``None`` sets no limit.
+            codec: Makes messages shorter on their way.
         """
-        self._max_norm, self._max_bytes = max_norm, max_bytes
+        for key, limit in (("norm", max_norm), ("bytes", max_bytes)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"trainer.max_message_{key} must be above 0, got {limit}")
+        self._max_norm, self._max_bytes, self.codec = max_norm, max_bytes, codec
+
+    def pack(
+        self,
+        message: Message,
+        schema: Schema,
+        *,
+        direction: Direction,
+        client: str,
+        round: int,
+        known: Mapping[str, Tensor] = _NOTHING,
+        memory: Mapping[str, Tensor] = _NOTHING,
+    ) -> Parcel:
+        """Return the bytes of a message as they cross the border, by the codec if there is one.
+
+        Args:
+            message: The message.
+            schema: Its declaration.
+            direction: ``uplink`` or ``downlink``.
+            client: The client at the one end.
+            round: The round under way.
+            known: Tensors that both ends hold, by name.
+            memory: What the sender remembers of its last message of this direction.
+
+        Raises:
+            ChannelError: If the message cannot be written.
+        """
+        if self.codec is None:
+            return Parcel(self.send(message, client=client, round=round), {}, None)
+        packed = self.codec.pack(message, schema, direction, known=known, memory=memory)
+        data = self.send(packed.message, client=client, round=round)
+        return Parcel(data, packed.memory, packed.error)
 
     def send(self, message: Message, *, client: str, round: int) -> bytes:
         """Return the bytes of a message with its envelope.
@@ -197,7 +263,14 @@ class Channel:
         return encode(message, {"client": client, "round": round})
 
     def receive(
-        self, data: bytes, schema: Schema, *, direction: Direction, client: str, round: int
+        self,
+        data: bytes,
+        schema: Schema,
+        *,
+        direction: Direction,
+        client: str,
+        round: int,
+        known: Mapping[str, Tensor] = _NOTHING,
     ) -> Delivery:
         """Read and check what came over the wire.
 
@@ -207,11 +280,12 @@ class Channel:
             direction: ``uplink`` or ``downlink``.
             client: The client at the one end: the envelope must name it.
             round: The round under way: the envelope must name it.
+            known: As in `pack`.
 
         Raises:
             ChannelError: If the message is too long, unreadable, of another client or round, or
                 anything in it is undeclared, missing, of another shape, dtype or type, not finite,
-                or too large.
+                or too large; or if the codec cannot make sense of it.
         """
         try:
             if self._max_bytes is not None and len(data) > self._max_bytes:
@@ -223,14 +297,20 @@ class Channel:
                 for key, value in expected.items()
                 if envelope.get(key) != value
             ]
-            faults += _faults(message, schema, self._max_norm)
+            codec = self.codec
+            form = schema if codec is None else codec.declare(schema, direction)
+            faults += _faults(message, form, self._max_norm)
+            sizes = _sizes(message, len(data))
+            if codec is not None and not faults:
+                message = codec.unpack(message, schema, direction, known=known)
+                faults = _faults(message, schema, self._max_norm)
             if faults:
                 raise ChannelError("; ".join(faults))
-        except ChannelError as error:
+        except (ChannelError, CodecError) as error:
             # Names and values come from the sender: the reason must not be as long as the message.
             reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
             raise ChannelError(f"{direction} of client {client!r} refused: {reason}") from error
-        return Delivery(message, _sizes(message, len(data)))
+        return Delivery(message, sizes)
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:

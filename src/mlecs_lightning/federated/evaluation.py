@@ -84,14 +84,18 @@ class Evaluator:
             self._constants[key] = constant_row(key[0], key[1], self._metrics)
         return self._constants[key]
 
-    def validate(self, federation: Federation) -> dict[str, float]:
+    def validate(self, federation: Federation, *, round: int | None = None) -> dict[str, float]:
         """Return the validation losses and scores of all clients, their mean, and the server's.
 
         Every rank judges its own clients, the first the server; all get everything.
+
+        Args:
+            federation: Who is judged.
+            round: Under a schedule, the round whose data clients are judged on; all by default.
         """
         own = {}
         for client in federation.own:
-            table = self._data.private(client, "val")
+            table = self._data.private(client, "val", round=round)
             if len(table):
                 own[client] = self._validated(federation.edge(client), table)
         rows = federation.ranks.merge(own)

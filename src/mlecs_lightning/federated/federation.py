@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric, seed_everything
+from torch import Tensor
 
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated.algorithm import Algorithm
@@ -21,7 +23,7 @@ from mlecs_lightning.modules.pocket import is_pocket, make_pocket
 from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.settings import ConfigurationError, ModelSettings
 
-__all__ = ["Federation", "build_server"]
+__all__ = ["Federation", "Wire", "build_server"]
 
 
 def _with_backbone(
@@ -73,6 +75,21 @@ def _with_backbone(
     return settings
 
 
+def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> None:
+    """Check that a model that is to answer in int8 can do so here.
+
+    Raises:
+        ConfigurationError: If not; it says what does.
+    """
+    precision = fabric.strategy.precision.precision
+    if settings.inference == "int8" and (fabric.device.type != "cpu" or precision != "32-true"):
+        raise ConfigurationError(
+            f"{key}.inference: int8 needs trainer.accelerator: cpu and trainer.precision: 32-true, "
+            f"got {fabric.device.type} and {precision}; on a GPU take backbone.quantization: 4bit "
+            "or 8bit"
+        )
+
+
 def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
     """Return the server with the initial weights that it has in a federation.
 
@@ -93,6 +110,18 @@ def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
 def _named_by(parties: Parties, host: str) -> str:
     """Return the key that a hosted SLM comes from, for error messages."""
     return "edge" if len(parties.hosts) == 1 else f"clients.{parties.groups[host][0]}"
+
+
+class Wire(NamedTuple):
+    """What a codec needs of a client's last round; in a simulation, of both ends at once.
+
+    Attributes:
+        received: The adapter that the device received last: both ends know it.
+        left: What the device's last message left out: the device remembers it.
+    """
+
+    received: Mapping[str, Tensor]
+    left: Mapping[str, Tensor]
 
 
 class Federation:
@@ -137,6 +166,7 @@ class Federation:
                 seed_everything(derive_seed(parties.seed, key) % 2**32, verbose=False)
                 own = f"clients.{name}"
                 settings = _with_backbone(parties.models[name], data, key=own)
+                _check_inference(settings, fabric, key=own)
                 proxy = None
                 if parties.uses_proxy:
                     hosted = _with_backbone(parties.hosted, data, key="edge")
@@ -144,6 +174,7 @@ class Federation:
                 module = EdgeModule(settings, ordered, proxy=proxy, key=own)
                 self._edges[key] = learner(name, module, sync=False)
         self._initial: dict[str, dict[str, Any]] = {}
+        self._shipped: dict[str, Mapping[str, Tensor]] = {}
         costs = {name: self.module(name).parameter_count() for name in parties.profiles}
         self.owner = spread(costs, self.ranks.size)
         """For each client the rank that serves it, and alone holds its state."""
@@ -162,6 +193,10 @@ class Federation:
         """Let the algorithm change the fresh modules, then remember where every client starts."""
         algorithm.prepare(self.server, {name: self.module(name) for name in self.clients})
         self._initial = {key: edge.state_dict() for key, edge in self._edges.items()}
+        # An adapter is of the form of its architecture.
+        self._shipped = {
+            key: algorithm.shipped(self.server, edge.name) for key, edge in self._edges.items()
+        }
 
     def edge(self, client: str) -> EdgeLearner:
         """Return the live learner of a client, with that client's state in it."""
@@ -190,6 +225,23 @@ class Federation:
             "clients": {name: keys.index(self._architecture[name]) for name in self.clients},
         }
 
-    def keep(self, edge: EdgeLearner, *, round: int) -> None:
+    def deliver(self, algorithm: Algorithm) -> None:
+        """Let the algorithm hand over the devices, and keep them as states of before round 0."""
+        for client in self.own:
+            edge = self.edge(client)
+            if algorithm.deliver(self.server, edge.module):
+                self.keep(edge, round=-1, wire=Wire(algorithm.shipped(self.server, client), {}))
+
+    def wire(self, client: str) -> Wire:
+        """Return what the two ends of a client's channel remember of its last round."""
+        state = self.store.get(client)
+        if state is None or "wire" not in state:
+            return Wire(self._shipped[self._architecture[client]], {})
+        return Wire(**state["wire"])
+
+    def keep(self, edge: EdgeLearner, *, round: int, wire: Wire | None = None) -> None:
         """Store the state of the client that is live in the learner, after a round."""
-        self.store.put(edge.name, edge.state_dict(), round=round)
+        state = edge.state_dict()
+        if wire is not None:
+            state["wire"] = {part: dict(tensors) for part, tensors in wire._asdict().items()}
+        self.store.put(edge.name, state, round=round)

@@ -18,6 +18,8 @@ from mlecs_lightning.types import Batch
 __all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner", "TrainingPass"]
 
 M = TypeVar("M", bound=MultimodalLM)
+B = TypeVar("B")
+R = TypeVar("R")
 
 
 class TrainingPass(NamedTuple):
@@ -75,7 +77,7 @@ class Learner(Generic[M]):
             self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
         self._scheduler = module.configure_lr_scheduler(optimizer)
 
-    def _evaluate(self, batch: Batch, objective: Objective | None) -> Losses:
+    def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
         batch = self._fabric.to_device(batch)
         # Held-out data are scored by one rank alone, which DDP would leave waiting for the others.
         if self._wrapped is not None and self.module.training:
@@ -84,12 +86,12 @@ class Learner(Generic[M]):
             return self.module(batch, objective)  # type: ignore[no-any-return]
 
     def fit(
-        self, batches: Iterable[Batch], objective: Objective | None = None, *, stage: str
+        self, batches: Iterable[Any], objective: Objective | None = None, *, stage: str
     ) -> dict[str, float]:
         """Take one optimiser step for each batch.
 
         Args:
-            batches: The batches of this pass.
+            batches: The batches of this pass: `Batch`, or whatever the objective takes.
             objective: What to minimise; L_LM by default.
             stage: Name of the pass, for metrics and errors.
 
@@ -168,7 +170,7 @@ class Learner(Generic[M]):
         return total / count if count else math.nan
 
     @torch.no_grad()
-    def map(self, batches: Iterable[Batch], function: Callable[[M, Batch], Tensor]) -> list[Tensor]:
+    def map(self, batches: Iterable[B], function: Callable[[M, B], R]) -> list[R]:
         """Apply a function of the module to each batch, in evaluation mode and this precision."""
         self.module.eval()
         with self._fabric.autocast():
@@ -183,13 +185,14 @@ class Learner(Generic[M]):
         """
         self.module.eval()
         rows: list[dict[str, str]] = []
-        for batch in batches:
-            with self._fabric.autocast():
-                answers = self.module.predict_step(self._fabric.to_device(batch))
-            rows += [
-                {**answer, "target": target}
-                for answer, target in zip(answers, batch.targets, strict=True)
-            ]
+        with self.module.for_inference():
+            for batch in batches:
+                with self._fabric.autocast():
+                    answers = self.module.predict_step(self._fabric.to_device(batch))
+                rows += [
+                    {**answer, "target": target}
+                    for answer, target in zip(answers, batch.targets, strict=True)
+                ]
         return rows
 
     # State ----------------------------------------------------------------------------------

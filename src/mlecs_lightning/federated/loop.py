@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import logging
-import random
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric import seed_everything
+from torch import Tensor
 
 from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.algorithm import Loaders
-from mlecs_lightning.federated.channel import ChannelError, Delivery, decode
-from mlecs_lightning.federated.context import RoundContext, derive_seed
-from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultTrace
+from mlecs_lightning.federated.channel import ChannelError, Delivery, Parcel, decode
+from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.faults import ClientFault, Fate, Fault
+from mlecs_lightning.federated.federation import Wire
 from mlecs_lightning.federated.messages import Message
+from mlecs_lightning.federated.participation import LoopSettings, sample_clients
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 
-__all__ = ["ClientsFailedError", "LargeUpdate", "LoopSettings", "RoundLoop", "sample_clients"]
+__all__ = ["ClientsFailedError", "RoundLoop"]
 
 log = logging.getLogger(__name__)
-
-LargeUpdate = Literal["refuse", "clip"]
 
 
 class ClientsFailedError(RuntimeError):
     """The code of every client of a round raised: that is no misfortune of single devices."""
-
-
-def sample_clients(
-    clients: tuple[str, ...], fraction: float, *, seed: int, round: int
-) -> tuple[str, ...]:
-    """Return the participants of a round, a function of seed and round alone.
-
-    Args:
-        clients: All clients.
-        fraction: Share of them, at least one; drawn without replacement.
-        seed: Base seed of the run.
-        round: The round.
-
-    Returns:
-        The drawn clients, in their old order.
-    """
-    count = max(1, int(fraction * len(clients) + 0.5))
-    if count == len(clients):
-        return clients
-    drawn = random.Random(derive_seed(seed, round, "participants")).sample(clients, count)
-    return tuple(client for client in clients if client in set(drawn))
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """The trainer's options that concern rounds; see `FederatedTrainer`."""
-
-    val_every: int
-    limit_train: int | None
-    client_fraction: float
-    min_clients: int
-    faults: FaultTrace | None
-    max_update_norm: float | None
-    large_update: LargeUpdate
 
 
 class RoundLoop:
@@ -118,14 +85,18 @@ class RoundLoop:
         self._call("on_round_start", round=number, participants=ctx.participants)
         metrics: dict[str, float] = {"round": number}
         aggregate = self._aggregate(ctx, metrics)
+        metrics |= self._channel_errors(ctx, metrics)
         self._seed(ctx, "server", "update")
         losses = run.algorithm.server_update(
             run.federation.server, aggregate, run.server_loaders, ctx
         )
         run.federation.server.end_round()
         metrics |= {f"server/{k}": v for k, v in losses.items()}
-        if settings.val_every and (number + 1) % settings.val_every == 0:
-            metrics |= run.evaluator.validate(run.federation)
+        due = bool(settings.val_every) and (number + 1) % settings.val_every == 0
+        if due:
+            metrics |= run.evaluator.validate(run.federation, round=number)
+        if due or run.stream.due(run.federation.clients, number):
+            metrics |= run.stream.row(run.evaluator, run.federation, number)
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)
@@ -150,6 +121,17 @@ class RoundLoop:
             "on_aggregate", round=ctx.round, error=aggregate.error, clients=aggregate.clients
         )
         return aggregate
+
+    @staticmethod
+    def _channel_errors(ctx: RoundContext, metrics: dict[str, float]) -> dict[str, float]:
+        """Return what a codec lost on the way, mean over the clients that it served."""
+        means = {}
+        for name in ("channel/uplink_error", "channel/downlink_error"):
+            keys = [f"clients/{client}/{name}" for client in ctx.participants]
+            values = [metrics[key] for key in keys if key in metrics]
+            if values:
+                means[name] = math.fsum(values) / len(values)
+        return means
 
     # Clients --------------------------------------------------------------------------------
 
@@ -257,11 +239,15 @@ class RoundLoop:
         about: dict[str, Any] = {"client": client, "round": ctx.round}
         received: Message | None = None
         down: dict[str, int] = {}
+        errors: dict[str, float] = {}
+        coded = run.channel.codec is not None and sent is not None
+        wire = federation.wire(client) if coded else Wire({}, {})
         if sent is not None:
             schema = run.algorithm.downlink(federation.server, module)
-            received, down = run.channel.receive(
-                run.channel.send(sent, **about), schema, direction="downlink", **about
-            )
+            way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
+            parcel = run.channel.pack(sent, schema, **way)
+            received, down = run.channel.receive(parcel.data, schema, **way)
+            errors |= _error("downlink", parcel)
         edge = federation.edge(client)
         watch = fate.watch()
 
@@ -272,8 +258,16 @@ class RoundLoop:
         edge.before_step = before_step
         self._seed(ctx, client, "update")
         try:
-            update = run.algorithm.client_update(edge, self._loaders(client), received, ctx)
-            data = None if update.message is None else run.channel.send(update.message, **about)
+            update = run.algorithm.client_update(
+                edge, self._loaders(client, ctx.round), received, ctx
+            )
+            if update.message is not None:
+                known = _adapter(received)
+                schema, way = run.algorithm.uplink(module), {"known": known, **about}
+                parcel = run.channel.pack(
+                    update.message, schema, direction="uplink", memory=wire.left, **way
+                )
+                errors |= _error("uplink", parcel)
         except ClientFault as fault:
             reason = f"client {client!r}, stage {edge.stage!r}: {fault}"
             return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, reason))
@@ -282,18 +276,25 @@ class RoundLoop:
             reason = f"client {client!r}, stage {edge.stage!r}: {type(error).__name__}: {error}"
             return Outcome(client, down, fault=Fault(ctx.round, client, "error", reason))
         edge.end_round()
-        federation.keep(edge, round=ctx.round)
-        if data is None:
-            return Outcome(client, down, metrics=update.metrics)
+        metrics = update.metrics | errors
+        if update.message is None:
+            federation.keep(edge, round=ctx.round)
+            return Outcome(client, down, metrics=metrics)
+        # An answer, good or bad, says that the broadcast has arrived: from now on both ends go by
+        # it. A client that fails before that has no state of this round, and neither has its wire.
+        federation.keep(edge, round=ctx.round, wire=Wire(known, parcel.memory) if coded else None)
         try:
-            schema = run.algorithm.uplink(module)
-            delivery = run.channel.receive(data, schema, direction="uplink", **about)
+            delivery = run.channel.receive(parcel.data, schema, direction="uplink", **way)
             message = self._bounded(delivery, received, client)
+            if faults := run.algorithm.refusals(federation.server, message):
+                raise ChannelError(f"uplink of client {client!r} refused: {'; '.join(faults)}")
         except ChannelError as error:
             return Outcome(client, down, fault=Fault(ctx.round, client, "refused", str(error)))
-        if message is not delivery.message:
+        data = parcel.data
+        if coded or message is not delivery.message:
+            # Other ranks, and a round that is gone on with, know nothing of this client's wire.
             data = run.channel.send(message, **about)
-        return Outcome(client, down, delivery.sizes, data, message, update.metrics)
+        return Outcome(client, down, delivery.sizes, data, message, metrics)
 
     def _bounded(self, delivery: Delivery, received: Message | None, client: str) -> Message:
         """Limit how far a client's adapter may be from the one that was sent to it.
@@ -325,11 +326,14 @@ class RoundLoop:
         }
         return Message({**message.tensors, **clipped}, message.scalars)
 
-    def _loaders(self, client: str) -> Loaders:
+    def _loaders(self, client: str, round: int) -> Loaders:
         run, limit = self._run, self._settings.limit_train
         modalities = run.federation.parties.profiles[client].modalities
-        pooled = run.algorithm.pools_private
-        private = run.data.pooled(modalities) if pooled else run.data.private(client, "train")
+        private = (
+            run.data.pooled(modalities)
+            if run.algorithm.pools_private
+            else run.data.private(client, "train", round=round)
+        )
         public = run.data.public("train", modalities=modalities)
         return Loaders(run.data.loader(public, limit=limit), run.data.loader(private, limit=limit))
 
@@ -349,3 +353,12 @@ class RoundLoop:
         """
         offset = self._run.federation.ranks.rank if party == "server" else 0
         seed_everything((ctx.seed_for(party, stage) + offset) % 2**32, verbose=False)
+
+
+def _error(direction: str, parcel: Parcel) -> dict[str, float]:
+    return {} if parcel.error is None else {f"channel/{direction}_error": parcel.error}
+
+
+def _adapter(message: Message | None) -> dict[str, Tensor]:
+    tensors = {} if message is None else message.tensors
+    return {k: t for k, t in tensors.items() if k.startswith("adapter/")}

@@ -19,6 +19,7 @@ from mlecs_lightning.federated.faults import Fault, FaultLog
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.output import RunFolder, communication
+from mlecs_lightning.federated.stream import Stream
 
 __all__ = ["Outcome", "Run", "client_state"]
 
@@ -78,6 +79,11 @@ class Run:
     next_round: int = 0
     seconds: float = 0.0
     restored: bool = False
+
+    @property
+    def stream(self) -> Stream:
+        """What judges the clients on every phase of the schedule."""
+        return Stream(self.data)
 
     # Between rounds all ranks know the same, except for the clients' states: each has its own.
 
@@ -179,19 +185,39 @@ class Run:
     def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Return what summary.json holds, with the scores of an evaluation."""
         groups = {host: list(c) for host, c in self.federation.parties.groups.items()}
+        streamed = self._streamed()
         return {
             "algorithm": type(self.algorithm).__name__,
             "seed": self.federation.parties.seed,
             "rounds": len(self.history),
             **results,
             **({"groups": groups} if len(groups) > 1 else {}),
+            **({} if streamed is None else {"stream": streamed}),
             "aggregation_error": [
                 r["aggregate/error"] for r in self.history if "aggregate/error" in r
             ],
             "faults": {**self.faults.counts(), "events": self.faults.state_dict()},
-            "communication": communication(self.ledger, self.federation),
+            "communication": communication(self.ledger, self.federation) | self._coded(),
             "seconds": self.seconds,
         }
+
+    def _streamed(self) -> Any:  # noqa: ANN401 - a nested dict
+        """Judge the clients after the last round, if that has not been done, and sum up."""
+        rows = list(self.history)
+        if rows and not any(k.startswith("stream/") for k in rows[-1]):
+            last = int(rows[-1]["round"])
+            rows[-1] = rows[-1] | self.stream.row(self.evaluator, self.federation, last)
+        return self.stream.summary(rows, self.federation.clients)
+
+    def _coded(self) -> dict[str, Any]:
+        """Return what the codec is, and what it lost in each round."""
+        if self.channel.codec is None:
+            return {}
+        lost = {
+            way: [row[key] for row in self.history if (key := f"channel/{way}_error") in row]
+            for way in ("uplink", "downlink")
+        }
+        return {"codec": self.channel.codec.describe(), "reconstruction_error": lost}
 
 
 def client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:

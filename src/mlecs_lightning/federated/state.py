@@ -101,7 +101,7 @@ class DiskStore:
     round instead of holding the states again.
     """
 
-    _NAME = re.compile(r"(.+)@(\d+)\.pt")
+    _NAME = re.compile(r"(.+)@(-?\d+)\.pt")
 
     def __init__(self, folder: Path) -> None:
         """Use a folder.

@@ -22,12 +22,14 @@ from mlecs_lightning.federated.checkpoint import (
     save_checkpoint,
 )
 from mlecs_lightning.federated.clients import FederationSettings
+from mlecs_lightning.federated.codec import Codec
 from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.loop import LargeUpdate, LoopSettings, RoundLoop
+from mlecs_lightning.federated.loop import RoundLoop
 from mlecs_lightning.federated.output import RunFolder
+from mlecs_lightning.federated.participation import LargeUpdate, LoopSettings
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
@@ -74,6 +76,7 @@ class FederatedTrainer:
         large_update: LargeUpdate = "refuse",
         max_message_norm: float | None = None,
         max_message_bytes: int | None = 2**30,
+        codec: Codec | None = None,
         store: StoreKind = "memory",
         monitor: str = "clients/val/loss",
         save_top_k: int = -1,
@@ -111,6 +114,7 @@ class FederatedTrainer:
             large_update: Whether an update beyond that is refused, or clipped to it.
             max_message_norm: The channel refuses a message of a larger norm.
             max_message_bytes: The channel refuses a longer message, unread.
+            codec: Makes messages shorter on their way, `DWC` for one.
             store: Where the states of clients are kept while others train: in memory, or in files
                 in the run folder, which have room for any number of clients.
             monitor: The validation value, smaller is better, that ``--ckpt_path best`` and
@@ -129,27 +133,13 @@ class FederatedTrainer:
             ValueError: If a number is out of range.
         """
         limits = (limit_train_batches, limit_val_batches, limit_test_batches)
-        if max_rounds < 1 or min(check_val_every_n_rounds, *(n or 0 for n in limits)) < 0:
+        if max_rounds < 1 or min(n or 0 for n in limits) < 0 or save_top_k < -1:
             raise ValueError(
-                "trainer.max_rounds must be at least 1, check_val_every_n_rounds and "
-                "limit_{train,val,test}_batches at least 0, got "
-                f"{max_rounds}, {check_val_every_n_rounds} and {limits}"
+                "trainer.max_rounds must be at least 1, limit_{train,val,test}_batches at least 0 "
+                f"and save_top_k at least -1, got {max_rounds}, {limits} and {save_top_k}"
             )
-        if not 0 < client_fraction <= 1:
-            raise ValueError(f"trainer.client_fraction must lie in (0, 1], got {client_fraction}")
-        if min_clients < 0 or save_top_k < -1:
-            raise ValueError(
-                "trainer.min_clients must be at least 0 and save_top_k at least -1, got "
-                f"{min_clients} and {save_top_k}"
-            )
-        for key, limit in (
-            ("gradient_clip_val", gradient_clip_val or None),
-            ("max_update_norm", max_update_norm),
-            ("max_message_norm", max_message_norm),
-            ("max_message_bytes", max_message_bytes),
-        ):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"trainer.{key} must be above 0, got {limit}")
+        if not (gradient_clip_val or 0) >= 0:
+            raise ValueError(f"trainer.gradient_clip_val must be above 0, got {gradient_clip_val}")
         self.max_rounds = 1 if fast_dev_run else max_rounds
         self._fabric = make_fabric(
             accelerator=accelerator,
@@ -170,7 +160,7 @@ class FederatedTrainer:
             large_update=large_update,
         )
         self._bertscore = bertscore
-        self._max_norm, self._max_bytes = max_message_norm, max_message_bytes
+        self._channel = Channel(max_norm=max_message_norm, max_bytes=max_message_bytes, codec=codec)
         self._store: StoreKind = store
         self._monitor, self._top_k = monitor, save_top_k
         self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
@@ -236,6 +226,8 @@ class FederatedTrainer:
         fresh = not run.restored
         if fresh and self._warmup is None:
             loop.warm_up()
+        if fresh:
+            run.federation.deliver(run.algorithm)
         state = run.state_dict() if self._checkpointing else {}
         if fresh and self._checkpointing:  # a warm-up can be long
             self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})
@@ -264,7 +256,8 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits."""
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
-        return self._evaluator(run.data, self._limit_val).validate(run.federation)
+        evaluator = self._evaluator(run.data, self._limit_val)
+        return evaluator.validate(run.federation, round=max(run.next_round - 1, 0))
 
     def test(
         self,
@@ -379,7 +372,7 @@ class FederatedTrainer:
             federation,
             Evaluator(data, fabric=self._fabric, bertscore=False, limit=self._limit_val),
             tester,
-            Channel(max_norm=self._max_norm, max_bytes=self._max_bytes),
+            self._channel,
             run_folder,
             Loaders(
                 data.loader(data.public("train"), limit=self._limit_train, shard=shard),

@@ -5,8 +5,16 @@ from mlecs_lightning.functional.averaging import (
     normalise_weights,
     weighted_mean,
 )
+from mlecs_lightning.functional.compression import (
+    dequantise_blocks,
+    largest,
+    pack_bits,
+    quantise_blocks,
+    unpack_bits,
+    with_error_feedback,
+)
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
-from mlecs_lightning.functional.distillation import logit_distillation
+from mlecs_lightning.functional.distillation import distillation_loss, hidden_distance
 from mlecs_lightning.functional.lora import (
     LoraFactors,
     aggregate_freeze_a,
@@ -19,6 +27,11 @@ from mlecs_lightning.functional.lora import (
 )
 from mlecs_lightning.functional.robust import coordinate_median, trimmed_mean
 from mlecs_lightning.functional.sharding import gather_rows, sum_over_ranks, world_size
+from mlecs_lightning.functional.uncertainty import (
+    dropout_variance,
+    most_uncertain,
+    predictive_entropy,
+)
 from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
 
 __all__ = [
@@ -31,16 +44,26 @@ __all__ = [
     "aggregation_error",
     "compress",
     "coordinate_median",
+    "dequantise_blocks",
+    "distillation_loss",
+    "dropout_variance",
     "gather_rows",
     "gram_log_det",
     "gram_log_volume",
-    "logit_distillation",
+    "hidden_distance",
+    "largest",
     "modality_aware_weights",
+    "most_uncertain",
     "normalise_weights",
+    "pack_bits",
+    "predictive_entropy",
+    "quantise_blocks",
     "stack_factors",
     "sum_over_ranks",
     "trimmed_mean",
+    "unpack_bits",
     "volume_contrastive_loss",
     "weighted_mean",
+    "with_error_feedback",
     "world_size",
 ]

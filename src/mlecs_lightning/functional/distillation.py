@@ -1,40 +1,64 @@
-"""Distillation between models that predict the same tokens."""
-
-from __future__ import annotations
+"""Distillation: how far a student's answers and hidden states are from a teacher's."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["logit_distillation"]
 
-
-def logit_distillation(
-    student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 1.0
+def distillation_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Return T^2 KL(teacher || student) of softened next-token distributions (arXiv 1503.02531).
+    """T^2 KL(teacher || student) over the vocabulary, mean over the positions that count.
 
-    Computed in float32 whatever the inputs are. No gradient reaches the teacher.
+    Source: Hinton et al. 2015 (arXiv 1503.02531); T^2 keeps the gradient's size as T changes. No
+    gradient goes to the teacher.
 
     Args:
-        student: (B, T, V) logits.
-        teacher: (B, T, V) logits over the same vocabulary.
-        mask: (B, T) bool, the positions to compare.
-        temperature: T; T^2 keeps the gradient's scale independent of it.
+        student: (..., V) logits.
+        teacher: (..., V) logits over the same vocabulary.
+        mask: (...) bool, the positions that count.
+        temperature: T > 0.
 
     Returns:
-        The mean over the masked positions, scalar; zero if there are none.
+        Scalar; zero if no position counts.
 
     Raises:
-        ValueError: If the shapes differ: other vocabularies or other token positions.
+        ValueError: If shapes differ or T is not positive.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 1.0]])
+        >>> distillation_loss(logits, logits, mask=torch.tensor([True])).item()
+        0.0
     """
     if student.shape != teacher.shape or mask.shape != student.shape[:-1]:
         raise ValueError(
-            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask "
-            f"{tuple(mask.shape)} must agree in positions and vocabulary"
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one "
+            f"shape, and mask {tuple(mask.shape)} all of it but the vocabulary"
         )
-    with torch.autocast(student.device.type, enabled=False):
-        log_q = (student.float() / temperature).log_softmax(dim=-1)
-        log_p = (teacher.detach().float() / temperature).log_softmax(dim=-1)
-        each = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-        chosen = torch.where(mask, each, each.new_zeros(()))
-        return temperature**2 * chosen.sum() / mask.sum().clamp(min=1)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    wanted = (teacher.detach().float() / temperature).log_softmax(dim=-1)
+    given = (student.float() / temperature).log_softmax(dim=-1)
+    divergence = (wanted.exp() * (wanted - given)).sum(dim=-1)
+    counted = divergence.masked_fill(~mask, 0.0).sum()
+    return temperature**2 * counted / mask.sum().clamp(min=1)
+
+
+def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine of the student's and the teacher's hidden states, mean over the samples.
+
+    Our choice of distance: the two come through projections of their own into one space, in which
+    scale means nothing. No gradient goes to the teacher.
+
+    Args:
+        student: (B, D) projected hidden states.
+        teacher: (B, D).
+
+    Returns:
+        Scalar in 0..2.
+
+    Example:
+        >>> hidden_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()
+        1.0
+    """
+    aligned = torch.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)
+    return 1 - aligned.mean()

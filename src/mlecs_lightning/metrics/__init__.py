@@ -1,5 +1,6 @@
 """Scores of generated text; every value is in 0..1."""
 
+from mlecs_lightning.metrics.continual import ContinualScores, continual_scores
 from mlecs_lightning.metrics.evaluation import TextMetrics, constant_row
 from mlecs_lightning.metrics.labels import LabelReader, LabelScores, keyword_label_reader
 from mlecs_lightning.metrics.references import ReferencedText, references_of
@@ -7,6 +8,7 @@ from mlecs_lightning.metrics.text import BertScore, ExactMatch, RougeLsum
 
 __all__ = [
     "BertScore",
+    "ContinualScores",
     "ExactMatch",
     "LabelReader",
     "LabelScores",
@@ -14,6 +16,7 @@ __all__ = [
     "RougeLsum",
     "TextMetrics",
     "constant_row",
+    "continual_scores",
     "keyword_label_reader",
     "references_of",
 ]

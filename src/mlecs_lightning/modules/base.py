@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -23,8 +23,8 @@ __all__ = ["Losses", "MultimodalLM", "Objective"]
 Losses = dict[str, Tensor]
 """Named scalar losses; ``loss`` is the one to minimise, the others are reported."""
 
-Objective = Callable[[Any, Batch], Losses]
-"""What a training pass minimises: a function of the module and a batch."""
+Objective = Callable[[Any, Any], Losses]
+"""What a training pass minimises: a function of the module and a batch, mostly a `Batch`."""
 
 
 class MultimodalLM(L.LightningModule):
@@ -149,6 +149,12 @@ class MultimodalLM(L.LightningModule):
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
+
+    def for_inference(self) -> AbstractContextManager[None]:
+        """Answer, inside the context, with the model that is meant for it: ``inference``."""
+        return (
+            self.tower().backbone.in_int8() if self.settings.inference == "int8" else nullcontext()
+        )
 
     # Passes ---------------------------------------------------------------------------------
 

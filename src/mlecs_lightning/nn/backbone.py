@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, share
+from mlecs_lightning.nn.quantized import int8_copy
 from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
 
 if TYPE_CHECKING:
@@ -235,6 +237,16 @@ class Backbone(nn.Module):
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
 
+    @contextmanager
+    def in_int8(self) -> Iterator[None]:
+        """Answer with a copy in 8-bit integers; see `int8_copy`."""
+        own = self.lm
+        self.lm = int8_copy(own)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            self.lm = own
+
     # Text -----------------------------------------------------------------------------------
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
@@ -245,6 +257,14 @@ class Backbone(nn.Module):
                 f"of {text!r}, but the model embeds {self._words}: they do not belong together"
             )
         return tokens
+
+    def tokens(self, text: str) -> int:
+        """Return how many tokens a text has.
+
+        Raises:
+            ConfigurationError: If the model does not embed one of them.
+        """
+        return len(self._encode(text))
 
     def _pack(
         self, instructions: Sequence[str], targets: Sequence[str] | None

@@ -50,7 +50,7 @@ class Tower(nn.Module):
         self.backbone = Backbone(settings.backbone, settings.lora)
         self.connector = Connector(features, self.backbone.hidden_size, settings=settings.connector)
         self.readout = nn.Linear(self.backbone.hidden_size, settings.connector.width)
-        self._max_new_tokens = settings.max_new_tokens
+        self.longest_answer = settings.max_new_tokens
 
     def forward(
         self,
@@ -72,5 +72,5 @@ class Tower(nn.Module):
     def generate(self, embeddings: Embeddings, instructions: Sequence[str]) -> list[str]:
         """Answer greedily, one sentence for each sample."""
         return self.backbone.generate(
-            embeddings.prompt, instructions, max_new_tokens=self._max_new_tokens
+            embeddings.prompt, instructions, max_new_tokens=self.longest_answer
         )

@@ -45,12 +45,34 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     table.add_row("server", *_cells(summary["server"], metrics), style="bold")
     table.add_row("constant sentence", *_cells(summary["constant"]["server"], metrics), style="dim")
     console.print(table)
+    _print_stream(summary.get("stream"), console)
     _print_communication(summary["communication"], console)
     counts = {k: n for k, n in summary["faults"].items() if k != "events" and n}
     if counts:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
         console.print(f"faults of clients: {told} (summary.json has the reasons)")
     console.print(f"{summary['seconds']:.1f} s")
+
+
+def _print_stream(stream: Mapping[str, Any] | None, console: Console) -> None:
+    """Print how the clients did on a stream of domains, by the first score that there is."""
+    if stream is None or not stream["mean"]:
+        return
+    metric = next(m for m in SCORES if m in stream["mean"])
+    metric = "macro_f1" if "macro_f1" in stream["mean"] else metric
+    columns = ("present", "final", "forgetting", "backward_transfer")
+    table = Table(title=f"stream of domains: {SCORES[metric]}")
+    table.add_column("party", overflow="fold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
+    for name, client in stream["clients"].items():
+        if metric in client:
+            order = " ".join(dict.fromkeys(phase for _, phase in client["phases"]))
+            party = f"{escape(name)}\n  [dim]{escape(order)}[/dim]"
+            table.add_row(party, *_cells(client[metric], list(columns)))
+    table.add_section()
+    table.add_row("mean of clients", *_cells(stream["mean"][metric], list(columns)), style="bold")
+    console.print(table)
 
 
 def _pairs(views: Mapping[str, Any], metrics: list[str]) -> list[str]:
@@ -78,6 +100,12 @@ def _print_communication(wire: Mapping[str, Any], console: Console) -> None:
             f"{wire['ratio_of_server_parameters'][way]:.2%}",
         )
     console.print(table)
+    if lost := wire.get("reconstruction_error"):
+        means = [f"{way} {sum(v) / len(v):.2f}" for way, v in lost.items() if v]
+        console.print(
+            f"codec {wire['codec']['class_path']}: of an update is left out for the next, mean of "
+            f"rounds: {', '.join(means)}"
+        )
     edges = wire["edge_parameter_bytes"].values()
     span = size(min(edges)) if len(set(edges)) == 1 else f"{size(min(edges))} to {size(max(edges))}"
     console.print(

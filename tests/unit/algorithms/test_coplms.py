@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from mlecs_lightning.algorithms import CoPLMs
 from mlecs_lightning.federated import Message, RoundContext
-from mlecs_lightning.functional import logit_distillation
+from mlecs_lightning.functional import distillation_loss
 from mlecs_lightning.settings import BackboneSettings, ConfigurationError
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
@@ -42,8 +42,8 @@ def test_mutual_loss_by_hand(tiny: SimpleNamespace) -> None:
         spoken = own.labels >= 0
         expected = own.loss + proxy.loss
         for student, teacher in ((own, proxy), (proxy, own)):
-            expected = expected + 0.5 * logit_distillation(
-                student.logits, teacher.logits, spoken, temperature=3.0
+            expected = expected + 0.5 * distillation_loss(
+                student.logits, teacher.logits, mask=spoken, temperature=3.0
             )
         losses = algorithm.mutual(module, batch)
         torch.testing.assert_close(losses["loss"], expected)

@@ -165,7 +165,7 @@ def test_untrained_adapters_have_no_error() -> None:
 
 def test_without_clients_there_is_nothing() -> None:
     for method in METHODS:
-        assert AdapterAggregator(method, rank=2, scaling=2.0).result() == ({}, 0.0, 0)
+        assert AdapterAggregator(method, rank=2, scaling=2.0).result() == Aggregate({}, 0.0, 0)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])

@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlecs_lightning.federated import ChannelError, Message
+from mlecs_lightning.federated import (
+    DWC,
+    Channel,
+    ChannelError,
+    Message,
+    ScalarField,
+    Schema,
+    TensorField,
+)
 from mlecs_lightning.federated.channel import decode, encode
 
 EACH = 1_000
@@ -201,3 +209,55 @@ def test_ten_thousand_hostile_strings_give_a_message_or_a_channel_error() -> Non
         assert 20 < accepted[name] < EACH - 20
     for name in ("noise", "cut", "inserted", "duplicated", "header_length", "hostile_header"):
         assert accepted[name] < EACH / 10
+
+
+# Packed by a codec ----------------------------------------------------------------------------
+
+
+def packed_border(values: dict[str, float | int]) -> tuple[Channel, Schema, bytes]:
+    schema = Schema(
+        {name: TensorField(tuple(t.shape)) for name, t in TENSORS.items()},
+        {name: ScalarField(type(value)) for name, value in SCALARS.items()},
+    )
+    channel = Channel(codec=DWC(**values))  # type: ignore[arg-type]
+    packed = channel.pack(
+        Message(TENSORS, SCALARS), schema, direction="uplink", client="hall", round=1
+    )
+    return channel, schema, packed.data
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fraction": 0.5, "bits": 4, "feature_bits": 4},
+        {"fraction": 0.1, "bits": 32},
+        {"fraction": 1.0, "bits": 16, "feature_bits": 2},
+    ],
+)
+def test_a_thousand_hostile_packed_messages_give_what_was_declared_or_a_channel_error(
+    values: dict[str, float | int],
+) -> None:
+    channel, schema, valid = packed_border(values)
+    random, accepted = Random(20231227), 0
+    (length,) = struct.unpack_from("<Q", valid)
+    for number in range(EACH):
+        data = bytearray(valid)
+        for _ in range(random.randint(1, 8)):
+            # Mostly behind the header, where the codec reads.
+            first = 0 if number % 4 == 0 else 8 + length
+            data[random.randrange(first, len(data))] = random.getrandbits(8)
+        if number % 10 == 0:
+            del data[random.randrange(len(data)) :]
+        about = {"direction": "uplink", "client": "hall", "round": 1}
+        try:
+            message = channel.receive(bytes(data), schema, **about).message  # type: ignore[arg-type]
+        except ChannelError:
+            continue
+        except Exception as error:
+            pytest.fail(f"{number}: {type(error).__name__}: {error}"[:300])
+        accepted += 1
+        assert message.tensors.keys() == schema.tensors.keys()
+        for name, tensor in message.tensors.items():
+            assert schema.tensors[name].fault(tensor) is None
+            assert bool(torch.isfinite(tensor).all())
+    assert 20 < accepted < EACH - 20

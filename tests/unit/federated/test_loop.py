@@ -16,7 +16,7 @@ from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.federated import Channel, ClientUpdate, FaultTrace, Message
 from mlecs_lightning.federated.channel import decode, encode
 from mlecs_lightning.federated.faults import Fate
-from mlecs_lightning.federated.loop import sample_clients
+from mlecs_lightning.federated.participation import sample_clients
 
 KINDS = ("dropout", "straggler", "crash", "error", "refused")
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -126,14 +127,27 @@ def test_the_base_callback_has_every_hook_and_takes_keywords_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"max_rounds": 0}, {"check_val_every_n_rounds": -1}, {"limit_train_batches": -1}],
+    ("key", "value", "allowed"),
+    [
+        ("max_rounds", 0, "at least 1"),
+        ("check_val_every_n_rounds", -1, "at least 0"),
+        ("limit_train_batches", -1, "at least 0"),
+        ("save_top_k", -2, "at least -1"),
+        ("client_fraction", 0.0, r"in \(0, 1\]"),
+        ("client_fraction", 1.5, r"in \(0, 1\]"),
+        ("min_clients", -1, "at least 0"),
+        ("max_update_norm", 0.0, "above 0"),
+        ("max_message_norm", -1.0, "above 0"),
+        ("max_message_bytes", 0, "above 0"),
+        ("gradient_clip_val", -1.0, "above 0"),
+    ],
 )
 def test_numbers_out_of_range_name_their_key(
-    tiny: SimpleNamespace, values: dict[str, int], tmp_path: Path
+    tiny: SimpleNamespace, key: str, value: float, allowed: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"max_rounds must be at least 1, .* at least 0"):
-        tiny.trainer(tmp_path, **values)
+    name = key.replace("limit_train", "limit_{train,val,test}")
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*{allowed}.*{value}"):
+        tiny.trainer(tmp_path, **{key: value})
 
 
 def test_validation_comes_every_nth_round(

@@ -2,69 +2,82 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlecs_lightning.functional import logit_distillation
+from mlecs_lightning.functional import distillation_loss, hidden_distance
 
-MASK = torch.ones(1, 1, dtype=torch.bool)
-
-
-def logits(*probabilities: float) -> torch.Tensor:
-    return torch.tensor(probabilities).log().view(1, 1, -1)
+ALL = torch.tensor([[True]])
 
 
-def test_divergence_of_two_distributions_by_hand() -> None:
-    teacher, student = logits(0.5, 0.25, 0.25), logits(0.25, 0.5, 0.25)
-    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    assert float(logit_distillation(student, teacher, MASK)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_temperature_softens_and_scales() -> None:
-    teacher, student = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[0.0, 0.0]]])
-    p = math.e / (1 + math.e)  # at T = 2
-    expected = 4 * (math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p))
-    value = logit_distillation(student, teacher, MASK, temperature=2.0)
-    assert float(value) == pytest.approx(expected, rel=1e-5)
-
-
-def test_mean_is_over_the_masked_positions() -> None:
-    teacher, student = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
-    mask = torch.zeros(3, 4, dtype=torch.bool)
-    mask[0, 1] = mask[2, 3] = True
-    one, other = (
-        logit_distillation(student[i, j].view(1, 1, -1), teacher[i, j].view(1, 1, -1), MASK)
-        for i, j in ((0, 1), (2, 3))
+def test_divergence_by_hand() -> None:
+    """Teacher (3/4, 1/4), student (1/2, 1/2): 3/4 ln 3/2 + 1/4 ln 1/2."""
+    teacher = torch.tensor([[[math.log(3.0), 0.0]]])
+    student = torch.zeros(1, 1, 2)
+    by_hand = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(distillation_loss(student, teacher, mask=ALL)) == pytest.approx(by_hand)
+    # At T = 1/2 the teacher is (9/10, 1/10), and the loss a quarter.
+    by_hand = 0.25 * (0.9 * math.log(1.8) + 0.1 * math.log(0.2))
+    assert float(distillation_loss(student, teacher, mask=ALL, temperature=0.5)) == pytest.approx(
+        by_hand
     )
-    torch.testing.assert_close(logit_distillation(student, teacher, mask), (one + other) / 2)
 
 
-def test_nothing_to_compare_is_zero_even_beside_infinities() -> None:
-    student = torch.full((1, 2, 3), math.inf, requires_grad=True)
-    value = logit_distillation(student, torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.bool))
-    assert float(value) == 0.0
+def test_only_positions_that_count_count_and_each_alike() -> None:
+    teacher = torch.tensor([[[math.log(3.0), 0.0], [9.0, -9.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    student = torch.zeros(2, 2, 2)
+    mask = torch.tensor([[True, False], [True, True]])
+    one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(distillation_loss(student, teacher, mask=mask)) == pytest.approx(one / 3)
+    nobody = torch.zeros(2, 2, dtype=torch.bool)
+    assert float(distillation_loss(student, teacher, mask=nobody)) == 0
 
 
-def test_gradient_pulls_the_student_and_spares_the_teacher() -> None:
-    teacher = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
-    student = torch.zeros(1, 1, 2, requires_grad=True)
-    logit_distillation(student, teacher, MASK).backward()
+def test_the_gradient_is_the_student_s_alone_and_of_one_size() -> None:
+    """dL/dlogit = T (softmax(s / T) - softmax(t / T)): at large T it tends to (s - t) / V."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, 1, 5, generator=generator) for _ in range(2))
+    for temperature in (1.0, 4.0):
+        s, t = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+        distillation_loss(s, t, mask=ALL, temperature=temperature).backward()
+        assert t.grad is None
+        expected = temperature * (
+            (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)
+        )
+        assert s.grad is not None
+        torch.testing.assert_close(s.grad, expected)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=3, max_size=3), st.floats(0.1, 20))
+def test_no_other_answer_is_as_good_as_the_teacher_s(logits: list[float], shift: float) -> None:
+    teacher = torch.tensor([[logits]])
+    assert float(distillation_loss(teacher + 5, teacher, mask=ALL)) == pytest.approx(0, abs=1e-5)
+    other = teacher + torch.tensor([shift, 0.0, 0.0])
+    assert float(distillation_loss(other, teacher, mask=ALL)) >= -1e-6
+
+
+def test_extreme_logits_stay_finite() -> None:
+    teacher = torch.tensor([[[1e4, -1e4]]])
+    assert torch.isfinite(distillation_loss(-teacher, teacher, mask=ALL))
+    half = distillation_loss(teacher.bfloat16(), -teacher.bfloat16(), mask=ALL)
+    assert half.dtype == torch.float32
+
+
+def test_shapes_and_temperature_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"student \(1, 1, 3\) and teacher \(1, 1, 2\)"):
+        distillation_loss(torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), mask=ALL)
+    with pytest.raises(ValueError, match="mask"):
+        distillation_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), mask=ALL)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        distillation_loss(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), mask=ALL, temperature=0)
+
+
+def test_hidden_states_by_their_angle() -> None:
+    student = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
+    teacher = torch.tensor([[5.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
+    expected = ((1 - 1) + (1 - math.sqrt(0.5)) + (1 + 1)) / 3
+    assert float(hidden_distance(student, teacher)) == pytest.approx(expected, rel=1e-5)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    hidden_distance(student, teacher).backward()
     assert teacher.grad is None
-    assert student.grad is not None
-    p = torch.tensor([[[1.0, 0.0]]]).softmax(-1)
-    torch.testing.assert_close(student.grad, 0.5 - p)
-
-
-def test_half_precision_is_computed_in_float32() -> None:
-    torch.manual_seed(0)
-    teacher, student = torch.randn(2, 3, 50) * 8, torch.randn(2, 3, 50) * 8
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = logit_distillation(student, teacher, mask)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, logit_distillation(student, teacher, mask))
-
-
-def test_other_vocabularies_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 1, 3\).*\(1, 1, 2\).*vocabulary"):
-        logit_distillation(torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), MASK)
-    with pytest.raises(ValueError, match="positions"):
-        logit_distillation(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), MASK)

@@ -1,0 +1,49 @@
+"""A language model in 8-bit integers, for inference on the CPU of a device."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["int8_copy"]
+
+
+def int8_copy(model: PeftModel) -> PreTrainedModel:
+    """Return a copy whose linear layers have weights in int8, with the adapter merged into them.
+
+    Dynamic quantisation: one scale for each layer's weights; activations are quantised as they
+    come. Everything else stays in float32. The copy cannot be trained.
+
+    Args:
+        model: A language model in float32 on the CPU; left as it is.
+    """
+    merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    _linear(merged)
+    with warnings.catch_warnings():
+        # torch announces that this moves to torchao.
+        warnings.simplefilter("ignore")
+        torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+            merged, {nn.Linear}, dtype=torch.qint8, inplace=True
+        )
+    return merged.eval()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _linear(model: nn.Module) -> None:
+    """Replace GPT-2's Conv1D, which stores the transpose, by the linear layer that it is."""
+    from transformers.pytorch_utils import Conv1D
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                layer = nn.Linear(child.nx, child.nf)
+                layer.weight = nn.Parameter(child.weight.detach().T.contiguous())
+                layer.bias = nn.Parameter(child.bias.detach())
+                setattr(parent, name, layer)

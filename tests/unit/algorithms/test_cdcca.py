@@ -1,0 +1,419 @@
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mlecs_lightning import MLECS
+from mlecs_lightning.algorithms import CDCCA, FedAvg
+from mlecs_lightning.algorithms.akd import Lesson, teachers_answers
+from mlecs_lightning.algorithms.uts import token_uncertainty, tokens_of
+from mlecs_lightning.data import DomainStream
+from mlecs_lightning.federated import (
+    DWC,
+    Channel,
+    ChannelError,
+    ClientSettings,
+    Federation,
+    Message,
+    RoundContext,
+)
+from mlecs_lightning.federated.channel import decode, encode
+from mlecs_lightning.federated.tokens import Tokens
+from mlecs_lightning.functional import distillation_loss, hidden_distance
+from mlecs_lightning.settings import ConfigurationError
+
+Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
+ALL = ["pixels", "profile", "fourier"]
+DEVICE = {"phone": ClientSettings(ALL, domains=["bold", "light"])}
+STREAM = {"partition": "domain", "schedule": DomainStream(["bold", "light"])}
+
+
+def fit(
+    tiny: SimpleNamespace, root: Path, algorithm: CDCCA | None = None, **values: Any
+) -> dict[str, Any]:
+    options = {"max_rounds": 2, "enable_checkpointing": True, **values}
+    chosen = algorithm or CDCCA(steps=tiny.steps(warmup=2, public=0, private=2, server=2))
+    summary: dict[str, Any] = tiny.fit(
+        chosen, root, tiny.parties(DEVICE), tiny.data(**STREAM), **options
+    )
+    return summary
+
+
+def build(tiny: SimpleNamespace, algorithm: CDCCA | None = None) -> Federation:
+    federation: Federation = tiny.build(
+        algorithm or CDCCA(), tiny.parties(DEVICE), tiny.data(**STREAM)
+    )
+    return federation
+
+
+def last(root: Path, number: int = 1) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(
+        root / f"tiny/version_0/checkpoints/round={number:04d}.ckpt", weights_only=True
+    )
+    return state
+
+
+def alike(one: object, other: object) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(alike(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def federation(tiny: SimpleNamespace) -> Federation:
+    """A warm cloud and a device that was handed over; tests leave it as they find it."""
+    algorithm = CDCCA(steps=tiny.steps(warmup=20))
+    built, data = build(tiny, algorithm), tiny.data(**STREAM)
+    data.attach({"phone": built.parties.profiles["phone"]})
+    ctx = RoundContext(-1, 0, ("phone",))
+    algorithm.warmup(built.server, tiny.loaders(data), ctx)
+    built.deliver(algorithm)
+    return built
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny: SimpleNamespace, federation: Federation) -> Tokens:
+    data = tiny.data(**STREAM)
+    data.attach({"phone": federation.parties.profiles["phone"]})
+    (batch,) = tiny.loaders(data, "phone").private.take(1, seed=0)
+    edge = federation.edge("phone")
+    edge.module.eval()
+    with torch.no_grad():
+        return tokens_of(edge.module, batch)
+
+
+# Handing over -------------------------------------------------------------------------------------
+
+
+def test_a_device_is_a_copy_of_the_student(
+    tiny: SimpleNamespace, federation: Federation, tokens: Tokens
+) -> None:
+    edge, cloud = federation.edge("phone").module.eval(), federation.server.module.eval()
+    answers = ["a bold two"] * tokens.samples
+    given = (tokens.features, tokens.present, tokens.instructions, answers)
+    with torch.no_grad():
+        ours, theirs = (m.tower("slm")(*given).logits for m in (edge, cloud))
+    assert torch.equal(ours, theirs)
+    fresh = tiny.build(CDCCA(), tiny.parties(DEVICE), tiny.data(**STREAM)).edge("phone").module
+    fresh.eval()
+    assert not torch.equal(fresh.tower()(*given).logits, ours)
+
+
+def test_a_device_needs_the_sensors_and_sizes_of_the_student(tiny: SimpleNamespace) -> None:
+    clients = {
+        "phone": ClientSettings(ALL),
+        "watch": ClientSettings(["pixels"]),
+        "tablet": ClientSettings(ALL, connector={"prompt_length": 3}),
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        tiny.build(CDCCA(), tiny.parties(clients))
+    title, watch, tablet = str(caught.value).splitlines()
+    assert title == "the configuration has faults:"
+    assert watch.startswith("clients.watch.modalities is ['pixels']: under CDCCA a device runs a")
+    assert tablet.startswith("clients.tablet: under CDCCA")
+    assert "connector.to_prompt.2.bias" in tablet
+
+
+def test_devices_with_other_adapters_are_refused(tiny: SimpleNamespace) -> None:
+    clients = {"phone": ClientSettings(ALL), "tablet": ClientSettings(ALL, lora={"r": 3})}
+    with pytest.raises(ConfigurationError, match=r"clients\.tablet\.lora is .*copy of one student"):
+        tiny.build(CDCCA(), tiny.parties(clients))
+
+
+def test_teacher_and_student_of_two_languages_are_refused_at_the_start(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(tiny.pocket()).save_pretrained(other)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.pocket())
+    tokenizer.save_pretrained(other)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"bold"', '"thick"'))
+    settings = tiny.parties(DEVICE, server=tiny.model(backbone={"model": str(other)}))
+    with pytest.raises(ConfigurationError, match="different vocabularies") as caught:
+        tiny.build(CDCCA(), settings, tiny.data(**STREAM))
+    assert "2 differ, such as ['bold', 'thick']" in str(caught.value)
+    tiny.build(FedAvg(), settings, tiny.data(**STREAM))  # which compares no logits
+
+
+# UTS ----------------------------------------------------------------------------------------------
+
+
+def test_uncertainty_is_that_of_the_device_s_own_answer_from_each_token_alone(
+    federation: Federation, tokens: Tokens
+) -> None:
+    """Dropout is off in these models: no variance, and the entropy by hand."""
+    module = federation.edge("phone").module
+    scores = token_uncertainty(module, tokens, passes=2, variance_weight=5.0)
+    assert scores.shape == (8, 3)
+    assert not module.training
+    tower = module.tower()
+    answers = tower.generate(tower.connector(tokens.features, tokens.present), tokens.instructions)
+    with torch.no_grad():
+        for column in range(3):
+            present = torch.zeros(8, 3, dtype=torch.bool)
+            present[:, column] = True
+            output = tower(tokens.features, present, tokens.instructions, answers)
+            p = output.logits.softmax(-1)
+            entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
+            for row in range(8):
+                expected = entropy[row][output.labels[row] >= 0].mean()
+                torch.testing.assert_close(scores[row, column], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_adds_to_it(federation: Federation, tokens: Tokens) -> None:
+    module = federation.edge("phone").module
+    dropout = module.tower().connector.to_prompt[1]
+    dropout.p = 0.5
+    try:
+        torch.manual_seed(0)
+        alone = token_uncertainty(module, tokens, passes=4, variance_weight=0.0)
+        torch.manual_seed(0)
+        both = token_uncertainty(module, tokens, passes=4, variance_weight=1.0)
+    finally:
+        dropout.p = 0.0
+    assert (both > alone).all()
+
+
+def test_what_goes_up_is_declared_and_nothing_else(
+    tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    algorithm = CDCCA(
+        token_fraction=0.25, steps=tiny.steps(warmup=2, public=0, private=2, server=1)
+    )
+    with tapped() as log:
+        summary = fit(tiny, tmp_path, algorithm)
+    assert [way for way, _, _ in log.messages] == ["downlink", "uplink"] * 2
+    ups = [decode(data)[0] for way, _, data in log.messages if way == "uplink"]
+    for message in ups:
+        assert {k.partition("/")[0] for k in message.tensors} == {"tokens", "positions", "asked"}
+        assert message.scalars == {"instructions": ("describe the digit .",)}
+        sent = sum(len(message.tensors[f"tokens/{m}"]) for m in ALL)
+        assert sent == 12  # a quarter of 2 batches of 8 samples of 3 tokens
+    # The device takes no step: only the server's warm-up and AKD do.
+    assert {party for party, _, _ in log.passes} == {"server"}
+    assert set(summary["communication"]["by_component"]["uplink"]) == {
+        *("tokens", "positions", "asked", "header")
+    }
+
+
+@pytest.mark.parametrize("kind", [MLECS, FedAvg])
+def test_others_refuse_token_features(tiny: SimpleNamespace, kind: type[FedAvg]) -> None:
+    """And CD-CCA refuses adapters: each channel carries what its method declares."""
+    federation = tiny.build(kind(), tiny.parties(DEVICE), tiny.data(**STREAM))
+    module = federation.edge("phone").module
+    there = Tokens(
+        {m: torch.ones(1, 64) for m in ALL}, torch.ones(1, 3, dtype=torch.bool), ("what ?",)
+    )
+    adapter = Message(
+        {f"adapter/{k}": t for k, t in module.adapter_state().items()},
+        {"modalities": tuple(ALL), "samples": 3},
+    )
+    about: dict[str, Any] = {"direction": "uplink", "client": "phone", "round": 0}
+    both = Message({**adapter.tensors, **there.message().tensors}, adapter.scalars)
+    ours, theirs = CDCCA().uplink(module), kind().uplink(module)
+    for message, schema, word in (
+        (there.message(), theirs, "undeclared tensor 'asked/which'"),
+        (both, theirs, "undeclared tensor 'tokens/"),
+        (adapter, ours, "undeclared tensor 'adapter/"),
+    ):
+        for codec in (None, DWC()):
+            data = encode(message, {"client": "phone", "round": 0})
+            with pytest.raises(ChannelError, match=word if codec is None else "undeclared tensor"):
+                Channel(codec=codec).receive(data, schema, **about)
+    data = encode(there.message(), {"client": "phone", "round": 0})
+    assert Channel().receive(data, ours, **about)
+
+
+# AKD ----------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_lesson_is_the_sum_of_its_parts(
+    tiny: SimpleNamespace, federation: Federation, tokens: Tokens
+) -> None:
+    algorithm = CDCCA(temperature=3.0, hidden_weight=0.7, replay_weight=0.4)
+    server, data = federation.server, tiny.data(**STREAM)
+    (public,) = tiny.loaders(data).public.take(1, seed=1)
+    answers = tuple(teachers_answers(server, tokens, batch_size=3))
+    assert len(answers) == 8
+    module = server.module.train()
+    losses = algorithm.akd.loss(module, Lesson(tokens, answers, public))
+    module.eval()
+    with torch.no_grad():
+        given = (tokens.features, tokens.present, tokens.instructions, answers)
+        student, teacher = (module.tower(name)(*given) for name in ("slm", "llm"))
+        mask = student.labels >= 0
+        logits = distillation_loss(student.logits, teacher.logits, mask=mask, temperature=3.0)
+        hidden = hidden_distance(student.view, teacher.view)
+        replay = module.read(public, tower="slm").loss
+    torch.testing.assert_close(losses["loss"], 0.4 * replay + logits + 0.7 * hidden)
+    torch.testing.assert_close(losses["logits"], logits)
+    assert float(logits) > 0
+
+
+@pytest.mark.parametrize("distillation", ["akd", "answers"])
+def test_only_the_student_s_adapter_and_projection_learn(
+    tiny: SimpleNamespace,
+    federation: Federation,
+    tokens: Tokens,
+    distillation: Any,  # noqa: ANN401
+) -> None:
+    algorithm = CDCCA(distillation=distillation)
+    server, data = federation.server, tiny.data(**STREAM)
+    before = copy.deepcopy(server.state_dict())
+    public = tiny.loaders(data).public
+    answers = tuple(teachers_answers(server, tokens, batch_size=8))
+    trained = len(server.module.trainable_parameters())
+    algorithm.akd.teach(server, [Lesson(tokens, answers, b) for b in public.take(2, seed=1)])
+    after = server.state_dict()["model"]
+    changed = {k for k, t in after.items() if not torch.equal(t, before["model"][k])}
+    projection = {"towers.slm.readout.weight", "towers.slm.readout.bias"}
+    adapter = {k for k in after if k.startswith("towers.slm.backbone.")}
+    assert changed == adapter | (projection if distillation == "akd" else set())
+    assert len(server.module.trainable_parameters()) == trained
+    server.load_state_dict(before)
+
+
+def test_the_student_comes_nearer_to_the_teacher_on_what_was_sent(
+    tiny: SimpleNamespace, federation: Federation, tokens: Tokens
+) -> None:
+    server, data = federation.server, tiny.data(**STREAM)
+    before = copy.deepcopy(server.state_dict())
+    answers = tuple(teachers_answers(server, tokens, batch_size=8))
+    lessons = [
+        Lesson(tokens, answers, batch) for batch in tiny.loaders(data).public.take(40, seed=1)
+    ]
+    akd = CDCCA(replay_weight=0.0, hidden_weight=1.0).akd
+    first = akd.teach(server, lessons[:1])
+    akd.teach(server, lessons[1:-1])
+    last = akd.teach(server, lessons[-1:])
+    assert last["akd/logits"] < 0.5 * first["akd/logits"]
+    assert last["akd/hidden"] < 0.5 * first["akd/hidden"]
+    server.load_state_dict(before)
+
+
+# In a run -----------------------------------------------------------------------------------------
+
+
+def test_all_tokens_and_all_bits_give_the_uncompressed_run(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    steps = tiny.steps(warmup=2, public=0, private=2, server=2)
+    for name, codec in (("plain", None), ("kept", DWC(fraction=1.0, bits=32))):
+        fit(tiny, tmp_path / name, CDCCA(token_fraction=1.0, steps=steps), codec=codec)
+    plain, kept = (last(tmp_path / name) for name in ("plain", "kept"))
+    assert alike(plain["server"], kept["server"])
+    assert alike(plain["clients"]["phone"]["model"], kept["clients"]["phone"]["model"])
+    first = last(tmp_path / "plain", 0)
+    assert not alike(first["clients"]["phone"]["model"], plain["clients"]["phone"]["model"])
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_resumed_run_ends_in_the_same_bits(
+    tiny: SimpleNamespace, tmp_path: Path, store: str
+) -> None:
+    options = {"codec": DWC(fraction=0.2, bits=2, feature_bits=4), "store": store}
+    steps = tiny.steps(warmup=2, public=0, private=2, server=2)
+    summary = fit(tiny, tmp_path / "whole", CDCCA(steps=steps), **options)
+    fit(tiny, tmp_path / "parts", CDCCA(steps=steps), **options, max_rounds=1)
+    trainer = tiny.trainer(tmp_path / "parts", max_rounds=2, enable_checkpointing=True, **options)
+    resumed = trainer.fit(CDCCA(steps=steps), tiny.data(**STREAM), tiny.parties(DEVICE), "last")
+    assert alike(summary | {"seconds": 0}, resumed | {"seconds": 0})
+    states = [last(tmp_path / name) for name in ("whole", "parts")]
+    for name, state in zip(("whole", "parts"), states, strict=True):
+        del state["seconds"]
+        if store == "disk":
+            folder = tmp_path / name / "tiny/version_0/checkpoints/clients"
+            state["clients"] = {
+                c: torch.load(folder / f, weights_only=True) for c, f in state["clients"].items()
+            }
+    assert alike(*states)
+    stream = summary["stream"]["clients"]["phone"]
+    assert stream["phases"] == [[0, "bold"], [1, "light"]]
+    first = states[0]["history"][0]["clients/phone/domains/bold/accuracy"]
+    scores = stream["accuracy"]
+    assert scores["backward_transfer"] == pytest.approx(
+        2 * (scores["final"] - scores["present"]), abs=1e-6
+    )
+    assert 2 * scores["present"] >= first
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_device_that_is_left_to_itself_sends_and_receives_nothing(
+    tiny: SimpleNamespace, tmp_path: Path, train: bool
+) -> None:
+    algorithm = CDCCA(
+        distillation="none",
+        train_device=train,
+        steps=tiny.steps(warmup=2, public=0, private=2, server=2),
+    )
+    summary = fit(tiny, tmp_path, algorithm)
+    assert summary["communication"]["uplink_bytes"] == 0
+    assert summary["communication"]["downlink_bytes"] == 0
+    first, second = (last(tmp_path, r)["clients"]["phone"]["model"] for r in range(2))
+    assert alike(first, second) != train
+    assert alike(last(tmp_path, 0)["server"], last(tmp_path, 1)["server"])
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], object], str]] = {
+    "positions": (
+        lambda t, s: t.update({"positions/pixels": t["positions/pixels"] + 900}),
+        "positions of 'pixels' do not rise",
+    ),
+    "giant": (
+        lambda t, s: t.update({"tokens/pixels": t["tokens/pixels"] * 1e30}),
+        "a feature of 'pixels' is beyond",
+    ),
+    "long": (
+        lambda t, s: s.update(instructions=("digit " * 400,)),
+        "an instruction of 400 tokens, 'llm' has room for",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_device_that_lies_is_left_out(
+    tiny: SimpleNamespace, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, words = HOSTILE[name]
+    receive = Channel.receive
+
+    def tampered(self: Channel, data: bytes, schema: Any, **facts: Any) -> Any:  # noqa: ANN401
+        if facts["direction"] == "uplink":
+            message, envelope = decode(data)
+            tensors, scalars = dict(message.tensors), dict(message.scalars)
+            change(tensors, scalars)
+            data = encode(Message(tensors, scalars), envelope)
+        return receive(self, data, schema, **facts)
+
+    monkeypatch.setattr(Channel, "receive", tampered)
+    summary = fit(tiny, tmp_path, max_rounds=1)
+    assert summary["faults"]["refused"] == 1
+    assert words in summary["faults"]["events"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"token_fraction": 0.0}, "token_fraction must be in (0, 1], got 0.0"),
+        ({"token_dropout": 1.0}, "token_dropout must be in [0, 1), got 1.0"),
+        ({"passes": 0}, "passes must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),
+        ({"train_device": True}, "train_device goes with distillation: none, got 'akd'"),
+    ],
+)
+def test_settings_without_sense_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match="algorithm") as caught:
+        CDCCA(**values)
+    assert f"algorithm.init_args.{words}" in str(caught.value)
