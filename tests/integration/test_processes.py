@@ -117,6 +117,35 @@ def test_two_ranks_go_on_where_one_stopped(fit: Fit, alone: Path, tmp_path: Path
     check_equal(alone, folder)
 
 
+CODEC = ("--algorithm", "FedAvg", "--trainer.codec", "DWC")
+CODEC += ("--trainer.codec.init_args.fraction", "0.25", "--trainer.codec.init_args.bits", "4")
+
+
+def test_a_codec_s_memory_is_with_the_rank_that_serves_the_client(fit: Fit, tmp_path: Path) -> None:
+    """The adapters of FedAvg are the same in every bit on any ranks: so must be what is sent."""
+    one, two = fit(tmp_path / "1", *CODEC), fit(tmp_path / "2", *CODEC, ranks=2)
+    check_equal(one, two)
+    wires = torch.load(two / "round=0001.ckpt", weights_only=True)["clients"]
+    assert all(rest.any() for w in wires.values() for rest in w["wire"]["left"].values())
+    (two / "round=0001.ckpt").unlink()
+    check_equal(one, fit(tmp_path / "2", *CODEC, "--ckpt_path", "last"))
+
+
+def test_cdcca_on_two_ranks_is_that_on_one(fit: Fit, tmp_path: Path) -> None:
+    """Tokens of three devices on two ranks; every rank learns from its part of every batch."""
+    devices = {n: {"modalities": ["pixels", "profile", "fourier"]} for n in ("a", "b", "c")}
+    # Of equal scores the last bit would choose; what is left out is drawn on each rank.
+    args = ("--algorithm", "CDCCA", "--clients", json.dumps(devices))
+    args += ("--algorithm.init_args.token_fraction", "1.0")
+    args += ("--algorithm.init_args.token_dropout", "0.0")
+    one, two = fit(tmp_path / "1", *args), fit(tmp_path / "2", *args, ranks=2)
+    check_equal(one, two)
+    assert torch.load(two / "round=0001.ckpt", weights_only=True)["faults"] == []
+    losses = torch.load(two / "round=0001.ckpt", weights_only=True)["history"][1]
+    assert losses["server/akd/logits"] > 0
+    assert losses["server/tokens"] == 3 * 7 * 3
+
+
 def test_more_ranks_than_clients_and_faults_among_them(
     fit: Fit, alone: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -71,6 +72,7 @@ class CDCCA(LocalTraining):
         hidden_weight: float = 0.1,
         replay_weight: float = 1.0,
         token_dropout: float = 0.3,
+        student_warmup: float = 1.0,
         train_device: bool = False,
         steps: Steps | None = None,
     ) -> None:
@@ -86,6 +88,9 @@ class CDCCA(LocalTraining):
             replay_weight: Weight of L_LM on public samples.
             token_dropout: Probability that a token is left out in the warm-up, so that teacher and
                 student can read samples of which some tokens were not sent.
+            student_warmup: Share of the steps of the warm-up, the last ones, in which the student
+                trains beside the teacher: what is handed over is then a small model that has not
+                had the large one's training. (The command ``warmup`` trains both in all steps.)
             train_device: Whether a device trains on its own labelled samples; only with
                 ``distillation: none``, since the cloud's copy of the model would be none any more.
             steps: ``warmup`` and ``server`` are optimiser steps; ``private`` are the batches that a
@@ -100,6 +105,7 @@ class CDCCA(LocalTraining):
         for name, value, ok, allowed in (
             ("token_fraction", token_fraction, 0 < token_fraction <= 1, "in (0, 1]"),
             ("token_dropout", token_dropout, 0 <= token_dropout < 1, "in [0, 1)"),
+            ("student_warmup", student_warmup, 0 <= student_warmup <= 1, "in [0, 1]"),
             ("passes", passes, passes >= 1, "at least 1"),
             ("temperature", temperature, temperature > 0, "above 0"),
             ("variance_weight", variance_weight, variance_weight >= 0, "at least 0"),
@@ -124,6 +130,7 @@ class CDCCA(LocalTraining):
             words_alone=distillation == "answers",
         )
         self.token_dropout, self.train_device = token_dropout, train_device
+        self.student_warmup = student_warmup
 
     # Before round 0 ---------------------------------------------------------------------------
 
@@ -163,21 +170,37 @@ class CDCCA(LocalTraining):
                 )
         faults.raise_any(title="the configuration has faults:")
 
+    def warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Train the teacher on public data, and for the last steps the student beside it."""
+        steps = self.steps.warmup
+        batches = loaders.public.take(steps, seed=ctx.seed_for("server", "public"))
+        alone = steps - int(self.student_warmup * steps + 0.5)
+        losses = server.fit(islice(batches, alone), self.teacher_alone, stage="warmup_teacher")
+        return losses | server.fit(batches, self.both_towers, stage="warmup")
+
     def warmup_objective(self) -> Objective | None:
         """Warm up teacher and student, with some tokens left out."""
         return self.both_towers
 
+    def teacher_alone(self, server: ServerModule, batch: Batch) -> Losses:
+        """L_LM of the teacher, with some tokens left out."""
+        features, present = server.features(batch)
+        given = (features, self._kept(present), batch.instructions, batch.targets)
+        return {"loss": server.mean_loss(server.tower("llm")(*given))}
+
     def both_towers(self, server: ServerModule, batch: Batch) -> Losses:
         """L_LM of teacher and student over the same features, some of which are left out."""
         features, present = server.features(batch)
-        keep = torch.rand(present.shape, device=present.device) >= self.token_dropout
-        kept = present & keep
-        # A sample that would lose all keeps all.
-        present = torch.where(kept.any(dim=1, keepdim=True), kept, present)
-        text = (batch.instructions, batch.targets)
-        llm, slm = (server.tower(name)(features, present, *text) for name in ("llm", "slm"))
-        lm_llm, lm_slm = server.mean_loss(llm), server.mean_loss(slm)
-        return {"loss": lm_llm + lm_slm, "lm_llm": lm_llm, "lm_slm": lm_slm}
+        given = (features, self._kept(present), batch.instructions, batch.targets)
+        llm, slm = (server.mean_loss(server.tower(name)(*given)) for name in ("llm", "slm"))
+        return {"loss": llm + slm, "lm_llm": llm, "lm_slm": slm}
+
+    def _kept(self, present: Tensor) -> Tensor:
+        """Leave out tokens at random; a sample that would lose all keeps all."""
+        kept = present & (torch.rand(present.shape, device=present.device) >= self.token_dropout)
+        return torch.where(kept.any(dim=1, keepdim=True), kept, present)
 
     def deliver(self, server: ServerLearner, edge: EdgeModule) -> bool:
         """Give a device the student: extractors, connector, adapter."""
@@ -303,21 +326,24 @@ class CDCCA(LocalTraining):
         if self.distillation == "none":
             return {}
         tokens = None if aggregate is None else aggregate.tokens
-        lessons = self._lessons(server, tokens, loaders, ctx)
-        losses = self.akd.teach(server, lessons)
+        if tokens is None or tokens.samples == 0:
+            tokens, answers = None, list[str]()
+        else:
+            # Before the pass: answering puts the model in evaluation mode.
+            answers = teachers_answers(server, tokens, batch_size=loaders.public.batch_size)
+        losses = self.akd.teach(server, self._lessons(tokens, answers, loaders, ctx))
         return losses | {"tokens": 0.0 if tokens is None else float(tokens.number)}
 
     def _lessons(
-        self, server: ServerLearner, tokens: Tokens | None, loaders: Loaders, ctx: RoundContext
+        self, tokens: Tokens | None, answers: Sequence[str], loaders: Loaders, ctx: RoundContext
     ) -> Iterator[Lesson]:
         """Yield this process's part of every step."""
         public = loaders.public
         replays = public.take(self.steps.server, seed=ctx.seed_for("server", "public"))
-        if tokens is None or tokens.samples == 0:
+        if tokens is None:
             for replay in replays:
                 yield Lesson(None, (), replay)
             return
-        answers = teachers_answers(server, tokens, batch_size=public.batch_size)
         rank, size = public.shard
         drawn = draw_batches(
             tokens.samples,

@@ -30,12 +30,13 @@ def tokens_of(module: EdgeModule, batch: Batch) -> Tokens:
 def token_uncertainty(
     module: EdgeModule, tokens: Tokens, *, passes: int, variance_weight: float
 ) -> Tensor:
-    """Return how unsure the model is of each token.
+    """Return how unsure the model is of each token: entropy, and variance over dropout passes.
 
-    The model answers from all tokens of a sample. Then it reads that answer again from each token
-    alone, several times under dropout: how sure is it of its own words if this is all it sees? The
-    uncertainty is the entropy of the mean of its next-token distributions, plus their variance over
-    the passes (arXiv 2312.16279 names the two; how they are taken is our choice).
+    The two are those of arXiv 2312.16279; what they are taken of is our choice. The model answers
+    from all tokens of a sample, then reads its own answer again under dropout. How unsure it is of
+    its words (the entropy of its mean next-token distributions) is a matter of the sample, and all
+    its tokens share it. Which of them is to blame shows when it reads the answer from each token
+    alone: by how much its distributions vary from pass to pass.
 
     Args:
         module: The device's model; left in evaluation mode.
@@ -49,11 +50,12 @@ def token_uncertainty(
     module.eval()
     tower, modalities = module.tower(), list(tokens.features)
     answers = tower.generate(tower.connector(tokens.features, tokens.present), tokens.instructions)
+    # Row by row: each sample as it is, then each with the first token alone, the second, ...
     many = len(modalities)
-    features = {m: x.repeat(many, 1) for m, x in tokens.features.items()}
     alone = torch.eye(many, dtype=torch.bool, device=tokens.present.device)
-    present = alone.repeat_interleave(tokens.samples, dim=0)
-    text = (tokens.instructions * many, answers * many)
+    present = torch.cat([tokens.present, alone.repeat_interleave(tokens.samples, dim=0)])
+    features = {m: x.repeat(many + 1, 1) for m, x in tokens.features.items()}
+    text = (tokens.instructions * (many + 1), answers * (many + 1))
     module.train()
     try:
         outputs = [tower(features, present, *text) for _ in range(passes)]
@@ -61,6 +63,6 @@ def token_uncertainty(
         module.eval()
     mask = outputs[0].labels >= 0
     probabilities = torch.stack([output.logits.float().softmax(dim=-1) for output in outputs])
-    scores = predictive_entropy(probabilities.mean(dim=0), mask)
-    scores = scores + variance_weight * dropout_variance(probabilities, mask)
-    return scores.view(many, tokens.samples).T.contiguous()
+    entropy = predictive_entropy(probabilities.mean(dim=0), mask)[: tokens.samples]
+    variance = dropout_variance(probabilities, mask)[tokens.samples :].view(many, -1)
+    return entropy.unsqueeze(1) + variance_weight * variance.T

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import CDCCA, FedAvg
-from mlecs_lightning.algorithms.akd import Lesson, teachers_answers
+from mlecs_lightning.algorithms.akd import AKD, Lesson, teachers_answers
 from mlecs_lightning.algorithms.uts import token_uncertainty, tokens_of
 from mlecs_lightning.data import DomainStream
 from mlecs_lightning.federated import (
@@ -146,10 +146,25 @@ def test_teacher_and_student_of_two_languages_are_refused_at_the_start(
     tiny.build(FedAvg(), settings, tiny.data(**STREAM))  # which compares no logits
 
 
+def test_a_student_may_have_less_of_the_warm_up(tiny: SimpleNamespace, tapped: Tap) -> None:
+    algorithm = CDCCA(steps=tiny.steps(warmup=8), student_warmup=0.25)
+    built, data = build(tiny, algorithm), tiny.data(**STREAM)
+    start = built.server.state_dict()["model"]
+    with tapped() as log:
+        algorithm.warmup(built.server, tiny.loaders(data), RoundContext(-1, 0, ("phone",)))
+    assert [(stage, len(seen)) for _, stage, seen in log.passes] == [
+        ("warmup_teacher", 6),
+        ("warmup", 2),
+    ]
+    moved = built.server.state_dict()["model"]
+    name = "towers.slm.connector.fuse.1.bias"
+    assert not torch.equal(start[name], moved[name])
+
+
 # UTS ----------------------------------------------------------------------------------------------
 
 
-def test_uncertainty_is_that_of_the_device_s_own_answer_from_each_token_alone(
+def test_uncertainty_is_the_entropy_of_the_device_s_own_answer(
     federation: Federation, tokens: Tokens
 ) -> None:
     """Dropout is off in these models: no variance, and the entropy by hand."""
@@ -160,29 +175,33 @@ def test_uncertainty_is_that_of_the_device_s_own_answer_from_each_token_alone(
     tower = module.tower()
     answers = tower.generate(tower.connector(tokens.features, tokens.present), tokens.instructions)
     with torch.no_grad():
-        for column in range(3):
-            present = torch.zeros(8, 3, dtype=torch.bool)
-            present[:, column] = True
-            output = tower(tokens.features, present, tokens.instructions, answers)
-            p = output.logits.softmax(-1)
-            entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
-            for row in range(8):
-                expected = entropy[row][output.labels[row] >= 0].mean()
-                torch.testing.assert_close(scores[row, column], expected, rtol=1e-4, atol=1e-5)
+        output = tower(tokens.features, tokens.present, tokens.instructions, answers)
+    p = output.logits.softmax(-1)
+    entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
+    for row in range(8):
+        expected = entropy[row][output.labels[row] >= 0].mean().expand(3)
+        torch.testing.assert_close(scores[row], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_adds_to_it(federation: Federation, tokens: Tokens) -> None:
+def test_dropout_adds_the_variance_of_what_each_token_says_alone(
+    federation: Federation, tokens: Tokens
+) -> None:
     module = federation.edge("phone").module
     dropout = module.tower().connector.to_prompt[1]
     dropout.p = 0.5
+    found = []
     try:
-        torch.manual_seed(0)
-        alone = token_uncertainty(module, tokens, passes=4, variance_weight=0.0)
-        torch.manual_seed(0)
-        both = token_uncertainty(module, tokens, passes=4, variance_weight=1.0)
+        for weight in (0.0, 1.0, 3.0):
+            torch.manual_seed(0)
+            found.append(token_uncertainty(module, tokens, passes=4, variance_weight=weight))
     finally:
         dropout.p = 0.0
-    assert (both > alone).all()
+    entropy, one, three = found
+    assert (entropy == entropy[:, :1]).all()  # of the sample
+    variance = one - entropy
+    assert (variance > 0).all()
+    assert (variance.std(dim=1) > 0).all()  # of each token
+    torch.testing.assert_close(three, entropy + 3 * variance)
 
 
 def test_what_goes_up_is_declared_and_nothing_else(
@@ -348,6 +367,22 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert 2 * scores["present"] >= first
 
 
+def test_the_student_learns_in_training_mode_from_a_teacher_in_evaluation_mode(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool, bool]] = []
+    loss = AKD.loss
+
+    def spied(self: AKD, server: Any, lesson: Lesson) -> Any:  # noqa: ANN401
+        losses = loss(self, server, lesson)
+        seen.append((server.training, *(server.tower(t).training for t in ("slm", "llm"))))
+        return losses
+
+    monkeypatch.setattr(AKD, "loss", spied)
+    fit(tiny, tmp_path, max_rounds=1)
+    assert seen == [(True, True, False)] * 2
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_a_device_that_is_left_to_itself_sends_and_receives_nothing(
     tiny: SimpleNamespace, tmp_path: Path, train: bool
@@ -407,6 +442,7 @@ def test_a_device_that_lies_is_left_out(
     [
         ({"token_fraction": 0.0}, "token_fraction must be in (0, 1], got 0.0"),
         ({"token_dropout": 1.0}, "token_dropout must be in [0, 1), got 1.0"),
+        ({"student_warmup": 1.5}, "student_warmup must be in [0, 1], got 1.5"),
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),

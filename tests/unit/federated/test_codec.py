@@ -1,5 +1,7 @@
 """DWC on the wire: exact bytes, what both ends make of them, and messages that lie."""
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,11 +17,13 @@ from torch import Tensor
 
 from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import FedAvg
+from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.federated import (
     DWC,
     Channel,
     ChannelError,
     FaultTrace,
+    Interrupted,
     Message,
     ScalarField,
     Schema,
@@ -423,14 +427,25 @@ def test_a_client_that_fails_is_told_the_difference_from_what_it_still_knows(
     assert alike(wires[2]["received"], dict(read.tensors))
 
 
+class Stops(FederatedCallback):
+    """Asks the run to stop when the first client of round 1 has been served."""
+
+    def on_client_end(self, *, round: int, client: str, metrics: Mapping[str, float]) -> None:
+        if (round, client) == (1, "kitchen"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_a_resumed_run_ends_in_the_same_bits(
+def test_a_run_stopped_in_the_middle_of_a_round_ends_in_the_same_bits(
     tiny: SimpleNamespace, tmp_path: Path, store: str
 ) -> None:
     algorithm = FedAvg(steps=tiny.steps())
     options = {"codec": DWC(fraction=0.1, bits=2), "enable_checkpointing": True, "store": store}
     tiny.fit(algorithm, tmp_path / "whole", max_rounds=2, **options)
-    tiny.fit(algorithm, tmp_path / "parts", max_rounds=1, **options)
+    with pytest.raises(Interrupted):
+        tiny.fit(algorithm, tmp_path / "parts", max_rounds=2, callbacks=[Stops()], **options)
+    partial = tmp_path / "parts/tiny/version_0/checkpoints/round=0001-partial.ckpt"
+    assert list(torch.load(partial, weights_only=True)["partial"]) == ["kitchen"]
     trainer = tiny.trainer(tmp_path / "parts", max_rounds=2, **options)
     trainer.fit(algorithm, tiny.data(), tiny.parties(), "last")
     states = []

@@ -62,6 +62,16 @@ def test_files_of_earlier_rounds_stay_until_no_checkpoint_needs_them(tmp_path: P
     assert (store.get("a"), store.get("b")) == ({"x": 2}, {"x": 3})
 
 
+def test_a_state_from_before_round_0_stays_as_long_as_it_is_needed(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    store.put("a", {"x": -1}, round=-1)
+    store.put("b", {"x": -1}, round=-1)
+    store.put("a", {"x": 0}, round=0)
+    store.prune([0])  # b has not taken part yet
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a@0000.pt", "b@-001.pt"]
+    assert store.get("b") == {"x": -1}
+
+
 def test_a_client_whose_name_holds_a_dot_keeps_its_file(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     for client in ("a", "a.b", "a.c"):

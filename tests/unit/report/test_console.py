@@ -176,3 +176,34 @@ def test_a_real_run_prints_its_numbers(mlecs_run: SimpleNamespace) -> None:
     expected = f"{score['all']['rouge_lsum']:.3f} ({score['own']['rouge_lsum']:.3f})"
     assert expected in find(lines, "hall")
     assert max(map(len, lines)) <= 80
+
+
+def test_a_stream_has_a_table_of_its_own_by_the_score_that_there_is() -> None:
+    content = without_bertscore()
+    scores = {"present": 0.8125, "final": 0.7, "forgetting": 0.25, "backward_transfer": -0.125}
+    phases = [[0, "bold"], [2, "light"], [4, "bold"]]
+    content["stream"] = {
+        "clients": {"kitchen": {"phases": phases, "macro_f1": scores, "accuracy": {"final": 9.0}}},
+        "mean": {"accuracy": {"final": 9.0}, "macro_f1": scores},
+    }
+    lines = printed(content)
+    (title,) = (line for line in lines if "stream of domains" in line)
+    assert title.strip() == "stream of domains: macro-F1"
+    after = lines[lines.index(title) :]
+    for start in ("kitchen", "mean of clients"):
+        assert find(after, start).split("│")[2:6] == [
+            *("   0.812 ", " 0.700 ", "      0.250 ", "            -0.125 ")
+        ]
+    assert any("bold light" in line and "bold light bold" not in line for line in after)
+    assert not any("9.000" in line for line in lines)
+    assert not any("stream of domains" in line for line in printed(without_bertscore()))
+
+
+def test_what_a_codec_leaves_out_is_told() -> None:
+    content = summary()
+    content["communication"] |= {
+        "codec": {"class_path": "DWC", "bits": 4},
+        "reconstruction_error": {"uplink": [0.5, 0.25], "downlink": []},
+    }
+    (line,) = (line for line in printed(content, width=120) if line.startswith("codec"))
+    assert line == "codec DWC: of an update is left out for the next, mean of rounds: uplink 0.38"
