@@ -19,6 +19,7 @@ from mlecs_lightning.functional.lora import (
 )
 from mlecs_lightning.functional.robust import coordinate_median, trimmed_mean
 from mlecs_lightning.functional.sharding import gather_rows, sum_over_ranks, world_size
+from mlecs_lightning.functional.text import bytes_to_text, text_to_bytes
 from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "aggregate_stack",
     "aggregate_svd",
     "aggregation_error",
+    "bytes_to_text",
     "compress",
     "coordinate_median",
     "gather_rows",
@@ -39,6 +41,7 @@ __all__ = [
     "normalise_weights",
     "stack_factors",
     "sum_over_ranks",
+    "text_to_bytes",
     "trimmed_mean",
     "volume_contrastive_loss",
     "weighted_mean",
