@@ -26,6 +26,7 @@ from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation, FederationSettings, Parties
 from mlecs_lightning.federated.loop import LargeUpdate, LoopSettings, RoundLoop
+from mlecs_lightning.federated.options import check_options
 from mlecs_lightning.federated.output import RunFolder
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
@@ -79,7 +80,7 @@ class FederatedTrainer:
         allow_other_config: bool = False,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
-        logger: bool | list[Logger] = True,
+        logger: bool | Logger | list[Logger] = True,
         callbacks: list[FederatedCallback] | None = None,
         default_root_dir: str | Path = "runs",
         name: str | None = None,
@@ -118,7 +119,8 @@ class FederatedTrainer:
             allow_other_config: Go on from a checkpoint of another configuration.
             enable_checkpointing: Write a checkpoint after every round.
             enable_progress_bar: Show the progress.
-            logger: False for none, true for metrics.csv and TensorBoard, or Fabric loggers.
+            logger: False for none, true for metrics.csv and TensorBoard, or loggers of Lightning,
+                those of Fabric included.
             callbacks: Told what happens.
             default_root_dir: Folder of all runs.
             name: Name of the run; algorithm and data set by default.
@@ -127,27 +129,20 @@ class FederatedTrainer:
             ValueError: If a number is out of range.
         """
         limits = (limit_train_batches, limit_val_batches, limit_test_batches)
-        if max_rounds < 1 or min(check_val_every_n_rounds, *(n or 0 for n in limits)) < 0:
-            raise ValueError(
-                "trainer.max_rounds must be at least 1, check_val_every_n_rounds and "
-                "limit_{train,val,test}_batches at least 0, got "
-                f"{max_rounds}, {check_val_every_n_rounds} and {limits}"
-            )
-        if not 0 < client_fraction <= 1:
-            raise ValueError(f"trainer.client_fraction must lie in (0, 1], got {client_fraction}")
-        if min_clients < 0 or save_top_k < -1:
-            raise ValueError(
-                "trainer.min_clients must be at least 0 and save_top_k at least -1, got "
-                f"{min_clients} and {save_top_k}"
-            )
-        for key, limit in (
-            ("gradient_clip_val", gradient_clip_val or None),
-            ("max_update_norm", max_update_norm),
-            ("max_message_norm", max_message_norm),
-            ("max_message_bytes", max_message_bytes),
-        ):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"trainer.{key} must be above 0, got {limit}")
+        check_options(
+            max_rounds=max_rounds,
+            check_val_every_n_rounds=check_val_every_n_rounds,
+            limits=limits,
+            client_fraction=client_fraction,
+            min_clients=min_clients,
+            save_top_k=save_top_k,
+            above_zero={
+                "gradient_clip_val": gradient_clip_val or None,
+                "max_update_norm": max_update_norm,
+                "max_message_norm": max_message_norm,
+                "max_message_bytes": max_message_bytes,
+            },
+        )
         self.max_rounds = 1 if fast_dev_run else max_rounds
         self._fabric = make_fabric(
             accelerator=accelerator,
@@ -173,7 +168,7 @@ class FederatedTrainer:
         self._monitor, self._top_k = monitor, save_top_k
         self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
         self._checkpointing = enable_checkpointing and not fast_dev_run
-        self._logger = logger
+        self._logger = [logger] if isinstance(logger, Logger) else logger
         self._callbacks = [*(callbacks or []), *([RichProgress()] if enable_progress_bar else [])]
         self._root, self._name = Path(default_root_dir), name
         self.config: Mapping[str, Any] = {}
@@ -216,6 +211,8 @@ class FederatedTrainer:
             "on_fit_start", max_rounds=self.max_rounds, clients=clients, folder=str(run.folder.path)
         )
         try:
+            if run.restored:
+                self._call("on_resume", history=tuple(run.history))
             with StopSignals() as stop:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop), started)
             summary = run.summary(run.tester.test(run.federation))
@@ -223,6 +220,10 @@ class FederatedTrainer:
             run.folder.write_adapters(run.federation)
             run.folder.write_summary(summary)
             self._call("on_fit_end", summary=summary)
+            run.folder.close("success")
+        except BaseException:
+            run.folder.close("failed")
+            raise
         finally:
             for callback in self._callbacks:
                 if isinstance(callback, RichProgress):
@@ -238,6 +239,8 @@ class FederatedTrainer:
         if fresh and self._checkpointing:  # a warm-up can be long
             self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})
         for number in range(run.next_round, self.max_rounds):
+            if any(callback.should_stop for callback in self._callbacks):
+                break
             try:
                 loop.round(number)
             except Interrupted:
