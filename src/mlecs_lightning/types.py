@@ -21,9 +21,9 @@ from torch import Tensor
 
 __all__ = ["Batch", "ClientProfile", "ModalityKind", "ModalitySpec"]
 
-ModalityKind = Literal["vector", "image", "series"]
+ModalityKind = Literal["vector", "image", "series", "text"]
 
-_RANK: dict[str, int] = {"vector": 1, "image": 3, "series": 2}
+_RANK: dict[str, int] = {"vector": 1, "image": 3, "series": 2, "text": 1}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class ModalitySpec:
     """What one modality of a data set looks like.
 
     Attributes:
-        kind: ``vector`` (F,), ``image`` (C, height, width) or ``series`` (C, time).
+        kind: ``vector`` (F,), ``image`` (C, height, width), ``series`` (C, time) or ``text``
+            (bytes), the UTF-8 of a text with zeros behind it.
         shape: The shape of one sample, without the batch dimension.
     """
 

@@ -188,7 +188,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown key of a client's part": (
         "--clients.hall.lora.rank 4",
-        ["clients.hall.lora: unknown keys ['rank']", "['r', 'alpha', 'dropout', 'target_modules', 'private_r']"],
+        [
+            "clients.hall.lora: unknown keys ['rank']",
+            "['r', 'alpha', 'dropout', 'target_modules', 'private_r']",
+        ],
     ),
     "client without the key modalities": (
         "--clients.attic '{domains: [bold]}'",

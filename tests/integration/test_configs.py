@@ -41,7 +41,9 @@ def write_manifest(config: dict[str, Any], path: Path) -> Path:
             **({} if split == "public" else {"domain" if drawn else "client": owner}),
             "target": f"{words[i % len(words)]} .",
             "modalities": {
-                modality: np.full(declared["shape"], float(i)).tolist()
+                modality: {"text": f"{modality} {i}"}
+                if declared["kind"] == "text"
+                else np.full(declared["shape"], float(i)).tolist()
                 for modality, declared in data["modalities"].items()
             },
         }

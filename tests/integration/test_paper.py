@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from mlecs_lightning.cli import FederatedCLI
 from mlecs_lightning.federated import Schema
 from mlecs_lightning.modules import EdgeModule, ServerModule
-from mlecs_lightning.nn import backbone
+from mlecs_lightning.nn import backbone, pretrained
 from mlecs_lightning.types import Batch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,10 @@ PAPER = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 CONFIGS = {
     "MiniLLM/MiniLLM-gpt2-720M": transformers.GPT2Config(n_layer=36, n_embd=1280, n_head=20),
     "EleutherAI/gpt-j-6b": transformers.GPTJConfig(),
+}
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+ENCODERS = {
+    MINILM: transformers.BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
 }
 
 
@@ -52,11 +57,16 @@ def asked(tiny: SimpleNamespace) -> Iterator[list[str]]:
             CONFIGS[name], dtype=getattr(torch, options["dtype"]), attn_implementation="eager"
         )
 
+    def encoder(name: str, **options: Any) -> tuple[transformers.PreTrainedModel, Any]:
+        return transformers.AutoModel.from_config(ENCODERS[name]), {"missing_keys": []}
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.AutoModel, "from_pretrained", encoder)
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", build)
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
         yield names
     backbone._load.cache_clear()
+    pretrained.load_frozen_encoder.cache_clear()
 
 
 @pytest.fixture(scope="module", params=PAPER, ids=lambda path: path.stem)
@@ -119,7 +129,9 @@ def test_models_of_the_paper_are_built(
     assert trained(edge, "slm") == trained(server, "slm") == lora
     assert lora / slm == pytest.approx(0.0052, abs=5e-5), "as docs/method.md infers"
     assert trained(server, "llm") == 28 * 2 * 8 * (4096 + 4096)  # q_proj and v_proj
-    frozen = [p for p in server.parameters() if not p.requires_grad]
+    frozen = [
+        p for n, p in server.named_parameters() if not p.requires_grad and n.startswith("towers.")
+    ]
     assert sum(p.numel() for p in frozen) == slm + llm
     assert sum(p.numel() * p.element_size() for p in frozen) == 2 * (slm + llm), "bfloat16"
     head = re.sub(r"\s*#", "", path.read_text().split("\n\n")[0])
@@ -129,8 +141,22 @@ def test_models_of_the_paper_are_built(
     assert kept < 0.1 * slm
 
 
-def test_a_batch_passes_through_them(server: ServerModule) -> None:
+def test_texts_go_to_one_frozen_encoder(server: ServerModule, edge: EdgeModule, path: Path) -> None:
+    encoders = [e for m in (server, edge) for e in m.extractors.values() if hasattr(e, "encoder")]
+    assert len(encoders) == (6 if path.stem == "vast" else 0)
+    for extractor in encoders:
+        assert extractor.out_features == 384
+        assert sum(p.numel() for p in extractor.parameters()) == 22_565_376 + 147_840
+        assert not any(p.requires_grad for p in extractor.parameters())
+    assert len({id(next(e.parameters())) for e in encoders}) <= 1, "one copy for all"
+
+
+def test_a_batch_passes_through_them(server: ServerModule, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = server.specs
+    for modality, spec in specs.items():
+        if spec.kind == "text":  # its encoder looks into the mask, and a meta tensor has nothing
+            blind = partial(torch.zeros, 4, 384, device="meta")
+            monkeypatch.setattr(server.extractors[modality], "forward", lambda _, f=blind: f())
     batch = Batch(
         ids=("a", "b", "c", "d"),
         modalities=tuple(specs),

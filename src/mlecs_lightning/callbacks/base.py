@@ -15,8 +15,16 @@ class FederatedCallback:
     and a federation has many.
     """
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run should end after the round that is done; asked on every rank."""
+        return False
+
     def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
         """Called before the warm-up of the server."""
+
+    def on_resume(self, *, history: tuple[Mapping[str, float], ...]) -> None:
+        """Called after `on_fit_start` if a checkpoint is gone on from, with its rounds' metrics."""
 
     def on_round_start(self, *, round: int, participants: tuple[str, ...]) -> None:
         """Called before the broadcast."""

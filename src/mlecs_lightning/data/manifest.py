@@ -58,11 +58,12 @@ class Manifest(FederatedDataModule):
     held out instead, and where all do, of the public ones.
 
     Files are png and jpg (in 0..1), npy, csv (a row an instant, a column a channel), wav and flac
-    (-1..1) and mp4; `Declared` says how they are brought to the declared shape. They are decoded
-    once and cached. Each modality is then standardised by channel, unless it says otherwise, with
-    mean and deviation of the public samples, so that no private value is in a constant that
-    everybody shares: see `Preparation`. A checkpoint keeps these constants: `predict` needs no
-    public samples, only the lines that are to be answered.
+    (-1..1), mp4 and txt (UTF-8; a text in the line itself is ``{"text": "..."}``); `Declared` says
+    how they are brought to the declared shape. They are decoded once and cached. Each modality but
+    text is then standardised by channel, unless it says otherwise, with mean and deviation of the
+    public samples, so that no private value is in a constant that everybody shares: see
+    `Preparation`. A checkpoint keeps these constants: `predict` needs no public samples, only the
+    lines that are to be answered.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class Manifest(FederatedDataModule):
                 modality: Preparation.of(
                     declared, inputs.columns[modality], has[modality] & is_public
                 )
-                if declared.standardise
+                if declared.is_scaled
                 else Preparation(declared)
                 for modality, declared in self.declared.items()
             }

@@ -26,12 +26,13 @@ from mlecs_lightning.data.manifest_shapes import (
     fitted,
     stretches,
 )
+from mlecs_lightning.functional import text_to_bytes
 from mlecs_lightning.types import ModalityKind
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
-__all__ = ["VERSION", "decode", "decode_array", "decode_inline"]
+__all__ = ["VERSION", "decode", "decode_array", "decode_inline", "decode_text"]
 
 VERSION = 1
 """Part of every cache key: raise it whenever the same file would give other values."""
@@ -70,15 +71,23 @@ def decode(data: bytes, suffix: str, declared: Declared) -> Decoded:
 
 
 def decode_inline(value: object, declared: Declared) -> Decoded:
-    """Check numbers that stand in the manifest itself.
+    """Check numbers or a text that stand in the manifest itself.
 
     Args:
-        value: A number or nested lists of them, in the order of the declared shape.
+        value: A number or nested lists of them, in the order of the declared shape; or, of a
+            text, ``{"text": "..."}``.
         declared: What they should be.
 
     Raises:
         DecodeError: If they are anything else.
     """
+    if declared.kind == "text":
+        if not (isinstance(value, dict) and isinstance(value.get("text"), str) and len(value) == 1):
+            raise DecodeError(
+                'an inline text is {"text": "..."}, and a path ends in .txt; got '
+                f"{str(value)[:60]}"
+            )
+        return decode_text(value["text"], declared)
     try:
         values = np.asarray(value)
     except ValueError as error:
@@ -89,6 +98,18 @@ def decode_inline(value: object, declared: Declared) -> Decoded:
             f"got {str(value)[:60]}"
         )
     return fitted(Raw(np.atleast_1d(values)), declared)
+
+
+def decode_text(text: str, declared: Declared) -> Decoded:
+    """Return the bytes of a text, as if it came from a txt file.
+
+    Raises:
+        DecodeError: If there is nothing else, or a null character in it.
+    """
+    try:
+        return fitted(_text(text.encode(), declared), declared)
+    except UnicodeEncodeError as error:  # half of a pair of surrogates
+        raise DecodeError(str(error)) from error
 
 
 def decode_array(values: npt.NDArray[Any], declared: Declared) -> Decoded:
@@ -107,6 +128,16 @@ def decode_array(values: npt.NDArray[Any], declared: Declared) -> Decoded:
 
 
 # Reading ------------------------------------------------------------------------------------------
+
+
+def _text(data: bytes, declared: Declared) -> Raw:
+    """(bytes) of the text without the blanks around it."""
+    text = data.decode("utf-8-sig").strip()
+    if not text:
+        raise DecodeError("is empty")
+    if "\0" in text:
+        raise DecodeError("has a null character")
+    return Raw(text_to_bytes(text, declared.shape[0]).numpy(), source=(len(text.encode()),))
 
 
 def _image(data: bytes, declared: Declared) -> Raw:
@@ -277,4 +308,5 @@ _READERS: dict[ModalityKind, dict[str, Callable[[bytes, Declared], Raw]]] = {
     "image": {".png": _image, ".jpg": _image, ".jpeg": _image, ".npy": _npy, ".mp4": _video},
     "series": {".npy": _npy, ".csv": _csv, ".wav": _wav, ".flac": _sound},
     "vector": {".npy": _npy, ".csv": _csv},
+    "text": {".txt": _text},
 }

@@ -84,4 +84,6 @@ def _decode(value: Any, line: Line, declared: Declared, cache: DecodeCache) -> D
     if not isinstance(value, str):
         return decode_inline(value, declared)
     suffix = PurePosixPath(value).suffix.lower()
+    if declared.kind == "text" and suffix != ".txt":
+        raise DecodeError('is no path of a .txt file; a text in the line itself is {"text": "..."}')
     return cache.decode(read_below(line.root, value), suffix, declared)

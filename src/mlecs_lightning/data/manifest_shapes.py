@@ -30,8 +30,9 @@ class Declared:
     """What the YAML says of a modality.
 
     Attributes:
-        kind: ``image``, ``series`` or ``vector``.
-        shape: As in `ModalitySpec`: (channels, height, width), (channels, time) or (features).
+        kind: ``image``, ``series``, ``vector`` or ``text``.
+        shape: As in `ModalitySpec`: (channels, height, width), (channels, time), (features) or, for
+            text, (bytes): a longer text is cut at its end.
         fit: How a series of another length is brought to the declared one. ``last`` keeps the last
             points, and a shorter series begins with copies of its first point. ``resample`` cuts it
             into equal stretches and takes the mean of each. Our choice, causal both: no point holds
@@ -42,7 +43,7 @@ class Declared:
         frames: A video is cut into as many equal stretches as the shape has channels, by three:
             the ``last`` frame of each, or their ``mean``.
         standardise: Whether channels are brought to zero mean and unit deviation; not for a
-            pretrained encoder, which wants images in 0..1 and sound in -1..1.
+            pretrained encoder, which wants images in 0..1 and sound in -1..1. Text never is.
     """
 
     kind: ModalityKind
@@ -65,6 +66,11 @@ class Declared:
         if self.rate is not None and self.rate < 1:
             faults.append(f"rate must be at least 1, got {self.rate}")
         faults.raise_any()
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether channels are standardised."""
+        return self.standardise and self.kind != "text"
 
     @property
     def spec(self) -> ModalitySpec:
@@ -124,8 +130,8 @@ def fitted(raw: Raw, declared: Declared) -> Decoded:
     """Bring numbers to the declared shape.
 
     Images are resized, bilinear and over the whole area of what is made smaller. A series is cut or
-    filled as `Declared.fit` says, sound first brought to the declared rate. A vector, and the
-    number of channels, must be as declared.
+    filled as `Declared.fit` says, sound first brought to the declared rate. A vector, the bytes of
+    a text, and the number of channels must be as declared.
 
     Raises:
         DecodeError: If they cannot be; it says both shapes.
@@ -137,7 +143,7 @@ def fitted(raw: Raw, declared: Declared) -> Decoded:
         raise DecodeError("is empty")
     if not np.isfinite(values).all():
         raise DecodeError("holds a value that is not finite in float32")
-    if declared.kind == "vector":
+    if declared.kind in ("vector", "text"):
         if values.shape != (declared.shape[0],):
             raise _unlike(values, declared, f"({declared.shape[0]},)")
         return Decoded(values, source)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlecs_lightning.data.manifest_files import decode, decode_array, decode_inline
+from mlecs_lightning.data.manifest_files import decode, decode_array, decode_inline, decode_text
 from mlecs_lightning.data.manifest_shapes import Declared, Decoded
 
 __all__ = ["Preparation"]
@@ -74,7 +74,8 @@ class Preparation:
         """Prepare one input.
 
         Args:
-            value: Path of a file of a kind that `Manifest` reads; an array or tensor of its layout
+            value: Path of a file of a kind that `Manifest` reads (of a text a `Path`: a `str` is
+                the text itself); an array or tensor of its layout
                 (an image of whole numbers of 8 or 16 bits becomes 0..1, as a file does); or a
                 number or nested lists of numbers.
 
@@ -90,6 +91,8 @@ class Preparation:
         return self.scaled(values, torch.ones(1, dtype=torch.bool))[0]
 
     def _decoded(self, value: object) -> Decoded:
+        if isinstance(value, str) and self.declared.kind == "text":
+            return decode_text(value, self.declared)
         if isinstance(value, str | Path):
             path = Path(value).expanduser()
             return decode(path.read_bytes(), path.suffix.lower(), self.declared)

@@ -62,8 +62,9 @@ the soft prompt of the connector it has seen no sensor.
 |---|---|---|---|
 {inputs}
 
-Inputs are paths of files (as `Manifest` of mlecs_lightning reads them) or arrays; what is left out
-is an absent modality. Asked in training: {_asked(config["instruction"])}.
+Inputs are paths of files (as `Manifest` of mlecs_lightning reads them) or arrays; texts are given
+as they are; what is left out is an absent modality. It was asked in training:
+{_asked(config["instruction"])}.
 
 ## Backbone
 
@@ -101,7 +102,7 @@ is an absent modality. Asked in training: {_asked(config["instruction"])}.
 """
 
 
-_EXAMPLES = {"image": ".png", "series": ".csv", "vector": ".csv"}
+_EXAMPLES = {"image": ".png", "series": ".csv", "vector": ".csv", "text": " as it was said"}
 
 
 def _some(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.fabric.loggers.csv_logs import CSVLogger
@@ -43,6 +44,7 @@ class RunFolder:
                 summary, predictions.
         """
         self._writes = writes
+        self._trackers = logger if isinstance(logger, list) and writes else []
         self.root = root / name
         self._fresh = version is None
         self.path = self.root / (version or f"version_{self._next()}")
@@ -69,6 +71,11 @@ class RunFolder:
         if self._fresh and self._writes:
             shutil.rmtree(self.path)
 
+    def close(self, status: Literal["success", "failed"]) -> None:
+        """Let every logger write what it has kept back, and end its record."""
+        for logger in self.loggers:
+            logger.finalize(status)
+
     def _next(self) -> int:
         taken = [int(p.name.rpartition("_")[2]) for p in self.root.glob("version_*")]
         return max(taken, default=-1) + 1
@@ -89,8 +96,11 @@ class RunFolder:
             (self.path / name).write_text(text)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration that reproduces the run."""
+        """Write the configuration that reproduces the run; the user's own loggers get it, too."""
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        for logger in self._trackers:
+            with contextlib.suppress(NotImplementedError):  # Fabric's CSVLogger has none
+                logger.log_hyperparams(dict(config))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""

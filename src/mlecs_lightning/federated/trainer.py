@@ -84,7 +84,7 @@ class FederatedTrainer:
         allow_other_config: bool = False,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
-        logger: bool | list[Logger] = True,
+        logger: bool | Logger | list[Logger] = True,
         callbacks: list[FederatedCallback] | None = None,
         default_root_dir: str | Path = "runs",
         name: str | None = None,
@@ -124,7 +124,8 @@ class FederatedTrainer:
             allow_other_config: Go on from a checkpoint of another configuration.
             enable_checkpointing: Write a checkpoint after every round.
             enable_progress_bar: Show the progress.
-            logger: False for none, true for metrics.csv and TensorBoard, or Fabric loggers.
+            logger: False for none, true for metrics.csv and TensorBoard, or loggers of Lightning,
+                those of Fabric included.
             callbacks: Told what happens.
             default_root_dir: Folder of all runs.
             name: Name of the run; algorithm and data set by default.
@@ -165,7 +166,7 @@ class FederatedTrainer:
         self._monitor, self._top_k = monitor, save_top_k
         self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
         self._checkpointing = enable_checkpointing and not fast_dev_run
-        self._logger = logger
+        self._logger = [logger] if isinstance(logger, Logger) else logger
         self._callbacks = [*(callbacks or []), *([RichProgress()] if enable_progress_bar else [])]
         self._root, self._name = Path(default_root_dir), name
         self.config: Mapping[str, Any] = {}
@@ -208,6 +209,8 @@ class FederatedTrainer:
             "on_fit_start", max_rounds=self.max_rounds, clients=clients, folder=str(run.folder.path)
         )
         try:
+            if run.restored:
+                self._call("on_resume", history=tuple(run.history))
             with StopSignals() as stop:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop), started)
             summary = run.summary(run.tester.test(run.federation))
@@ -215,6 +218,10 @@ class FederatedTrainer:
             run.folder.write_adapters(run.federation)
             run.folder.write_summary(summary)
             self._call("on_fit_end", summary=summary)
+            run.folder.close("success")
+        except BaseException:
+            run.folder.close("failed")
+            raise
         finally:
             for callback in self._callbacks:
                 if isinstance(callback, RichProgress):
@@ -232,6 +239,8 @@ class FederatedTrainer:
         if fresh and self._checkpointing:  # a warm-up can be long
             self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})
         for number in range(run.next_round, self.max_rounds):
+            if any(callback.should_stop for callback in self._callbacks):
+                break
             try:
                 loop.round(number)
             except Interrupted:

@@ -27,6 +27,7 @@ from mlecs_lightning.functional.lora import (
 )
 from mlecs_lightning.functional.robust import coordinate_median, trimmed_mean
 from mlecs_lightning.functional.sharding import gather_rows, sum_over_ranks, world_size
+from mlecs_lightning.functional.text import bytes_to_text, text_to_bytes
 from mlecs_lightning.functional.uncertainty import (
     dropout_variance,
     most_uncertain,
@@ -42,6 +43,7 @@ __all__ = [
     "aggregate_stack",
     "aggregate_svd",
     "aggregation_error",
+    "bytes_to_text",
     "compress",
     "coordinate_median",
     "dequantise_blocks",
@@ -60,6 +62,7 @@ __all__ = [
     "quantise_blocks",
     "stack_factors",
     "sum_over_ranks",
+    "text_to_bytes",
     "trimmed_mean",
     "unpack_bits",
     "volume_contrastive_loss",

@@ -2,7 +2,7 @@
 
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector, Embeddings
-from mlecs_lightning.nn.extractors import ImageCNN, SeriesCNN, VectorMLP
+from mlecs_lightning.nn.extractors import ImageCNN, SeriesCNN, TextCNN, VectorMLP
 from mlecs_lightning.nn.pretrained import PretrainedExtractor
 from mlecs_lightning.nn.tower import Tower, TowerOutput
 
@@ -13,6 +13,7 @@ __all__ = [
     "ImageCNN",
     "PretrainedExtractor",
     "SeriesCNN",
+    "TextCNN",
     "Tower",
     "TowerOutput",
     "VectorMLP",

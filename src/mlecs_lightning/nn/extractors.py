@@ -19,7 +19,14 @@ from mlecs_lightning.nn.pretrained import PretrainedExtractor
 from mlecs_lightning.settings import ClassPath, ConfigurationError, build_class
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
-__all__ = ["ImageCNN", "PretrainedExtractor", "SeriesCNN", "VectorMLP", "build_extractor"]
+__all__ = [
+    "ImageCNN",
+    "PretrainedExtractor",
+    "SeriesCNN",
+    "TextCNN",
+    "VectorMLP",
+    "build_extractor",
+]
 
 
 class VectorMLP(nn.Module):
@@ -114,10 +121,42 @@ class SeriesCNN(nn.Module):
         return self.head(torch.cat(pooled, dim=-1))  # type: ignore[no-any-return]
 
 
+class TextCNN(nn.Module):
+    """Convolutions over the bytes of a text (B, L) -> (B, width), after arXiv 1509.01626.
+
+    No tokenizer, and no word that it has never seen; for texts of any content a pretrained encoder
+    is better. What the convolutions find is pooled to its mean and maximum over the text. Our
+    choice.
+    """
+
+    def __init__(self, spec: ModalitySpec, *, channels: int = 32, width: int = 64) -> None:
+        """Build for texts of any length."""
+        super().__init__()
+        self.out_features = width
+        self.letters = nn.Embedding(256, channels, padding_idx=0)
+        stages: list[nn.Module] = []
+        for dilation in (1, 2, 4):
+            stages += [
+                nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation),
+                nn.GroupNorm(4, channels),
+                nn.GELU(),
+            ]
+        self.layers = nn.Sequential(*stages)
+        self.head = nn.Linear(2 * channels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, L) to (B, out_features)."""
+        spoken = (x > 0).unsqueeze(1)
+        h = self.layers(self.letters(x.long()).transpose(1, 2)) * spoken
+        mean = h.sum(-1) / spoken.sum(-1).clamp_min(1)
+        return self.head(torch.cat([mean, h.amax(-1)], dim=-1))  # type: ignore[no-any-return]
+
+
 _DEFAULT: dict[ModalityKind, type[nn.Module]] = {
     "vector": VectorMLP,
     "image": ImageCNN,
     "series": SeriesCNN,
+    "text": TextCNN,
 }
 
 

@@ -1,4 +1,4 @@
-"""Extractors from transformers: vision and audio encoders by hub id or directory."""
+"""Extractors from transformers: vision, audio and text encoders by hub id or directory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mlecs_lightning.nn.features import cached_features, fingerprint
 from mlecs_lightning.nn.frozen import add_lora, frozen_tensors, linear_layers, share
-from mlecs_lightning.nn.readers import AudioReader, ImageReader, Reader
+from mlecs_lightning.nn.readers import AudioReader, ImageReader, Reader, TextReader
 from mlecs_lightning.settings import ConfigurationError, LoraSettings
-from mlecs_lightning.types import ModalitySpec
+from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,12 @@ Tune = Literal["frozen", "lora", "full"]
 
 _VERSION = 1
 """Of the preparation below, as a part of what cached features depend on."""
-_READS = {"pixel_values": "image", "input_values": "series", "input_features": "series"}
+_READS = {
+    "pixel_values": "image",
+    "input_values": "series",
+    "input_features": "series",
+    "input_ids": "text",
+}
 _ATTENTION = (("q_proj", "v_proj"), ("query", "value"))
 """What LoRA adapts where nothing is said: query and value, as in the paper (arXiv 2106.09685)."""
 
@@ -34,24 +39,27 @@ class Encoder(NamedTuple):
     """An encoder as it was loaded.
 
     Attributes:
-        model: The vision or audio part of the checkpoint, in evaluation mode.
+        model: The vision, audio or text part of the checkpoint, in evaluation mode.
         weights: SHA-256 of the weights; empty on the meta device.
+        part: Name of the part; empty if it is the whole model.
     """
 
     model: PreTrainedModel
     weights: str
+    part: str = ""
 
 
 def load_encoder(
-    model: str, *, revision: str | None, dtype: str, local_files_only: bool
+    model: str, *, kind: ModalityKind, revision: str | None, dtype: str, local_files_only: bool
 ) -> Encoder:
-    """Load the vision or audio encoder of a checkpoint.
+    """Load the vision, audio or text encoder of a checkpoint.
 
     Of a model of two towers (CLIP, SigLIP, Whisper) the other one is dropped. So is a pooling
     layer that the checkpoint has no weights for, and the mask of pre-training.
 
     Args:
         model: Hub id or directory for `AutoModel.from_pretrained`.
+        kind: What it is to read: it decides on the tower.
         revision: Branch, tag or commit on the hub.
         dtype: As in `BackboneSettings`.
         local_files_only: Never ask the hub.
@@ -77,8 +85,7 @@ def load_encoder(
             f"model {model!r}: neither a directory nor on the hub, or not readable: {error}"
         ) from error
     parts = [
-        "vision_model",
-        "audio_model",
+        *(["text_model"] if kind == "text" else ["vision_model", "audio_model"]),
         *(["encoder"] if getattr(whole.config, "is_encoder_decoder", False) else []),
     ]
     part = next((name for name in parts if hasattr(whole, name)), "")
@@ -100,29 +107,31 @@ def load_encoder(
         encoder.masked_spec_embed = None
     weights = [v for _, v in sorted(encoder.state_dict().items())]
     meta = any(v.is_meta for v in weights)
-    return Encoder(encoder.eval(), "" if meta else fingerprint(weights).hex())
+    return Encoder(encoder.eval(), "" if meta else fingerprint(weights).hex(), part)
 
 
 @functools.cache
 def load_frozen_encoder(
-    model: str, *, revision: str | None, dtype: str, local_files_only: bool
+    model: str, *, kind: ModalityKind, revision: str | None, dtype: str, local_files_only: bool
 ) -> Encoder:
     """Load an encoder once in a process; shared by all who ask for it, so never change it."""
-    encoder = load_encoder(model, revision=revision, dtype=dtype, local_files_only=local_files_only)
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    encoder = load_encoder(model, kind=kind, dtype=dtype, **where)
     encoder.model.requires_grad_(False)
     return encoder
 
 
 class PretrainedExtractor(nn.Module):
-    """A vision or audio encoder of transformers, pooled to one vector a sample.
+    """A vision, audio or text encoder of transformers, pooled to one vector a sample.
 
     A modality of kind ``image`` goes with CLIP, SigLIP, ViT, DINOv2 and the like, see
     `ImageReader`. A ``series`` (1, samples) is audio, for Wav2Vec2, HuBERT, AST or Whisper, see
-    `AudioReader`. There is no text modality: text goes to the language model, in the instruction.
+    `AudioReader`. A ``text`` goes with BERT, RoBERTa, MiniLM and the like, with the text tower of
+    CLIP or SigLIP, the encoder of T5, or a causal language model, see `TextReader`.
 
     Pooling: the model's own ``pooler_output`` if it has one with weights in the checkpoint (CLIP,
     SigLIP, ViT, AST); otherwise the first token of an image model, and the mean over the frames of
-    an audio model, those of padding left out. Our choice.
+    an audio model or the tokens of a text model, those of padding left out. Our choice.
 
     The encoder is in evaluation mode whatever its weights do: dropout, layer drop and masking of
     its pre-training are off. Only the dropout of LoRA is on in training.
@@ -186,14 +195,22 @@ class PretrainedExtractor(nn.Module):
         self.tune = tune
         load: Callable[..., Encoder] = load_encoder if tune == "full" else load_frozen_encoder
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-        encoder, weights = load(model, dtype="float32" if tune == "full" else dtype, **where)
-        self._input = encoder.main_input_name
-        _check_kind(encoder, spec, model=model)
-        self.reader: Reader = (
-            ImageReader(encoder, spec, model=model, where=where, range=value_range)
-            if spec.kind == "image"
-            else AudioReader(encoder, spec, model=model, where=where, rate=sampling_rate)
+        encoder, weights, part = load(
+            model, kind=spec.kind, dtype="float32" if tune == "full" else dtype, **where
         )
+        _check_kind(encoder, spec, model=model)
+        self.reader: Reader
+        match spec.kind:
+            case "image":
+                self.reader = ImageReader(
+                    encoder, spec, model=model, where=where, range=value_range
+                )
+            case "text":
+                self.reader = TextReader(encoder, model=model, where=where, pools=bool(part))
+            case _:
+                self.reader = AudioReader(
+                    encoder, spec, model=model, where=where, rate=sampling_rate
+                )
         self.out_features = _width(encoder) * self.reader.parts
         self.encoder: nn.Module = share(encoder)
         if tune == "lora":
@@ -238,11 +255,15 @@ class PretrainedExtractor(nn.Module):
             return features.to(x.dtype)
 
     def _encode(self, x: Tensor) -> Tensor:
-        inputs = self.reader(x).to(x.device, next(self.encoder.parameters()).dtype)
-        output = self.encoder(**{self._input: inputs})
-        pooled = getattr(output, "pooler_output", None)
+        weight = next(self.encoder.parameters())
+        read = {
+            name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            for name, value in self.reader(x).items()
+        }
+        output = self.encoder(**read)
+        pooled = getattr(output, "pooler_output", None) if self.reader.pools else None
         if pooled is None:
-            pooled = self.reader.pool(output.last_hidden_state, x)
+            pooled = self.reader.pool(output.last_hidden_state, x, read)
         # Convolutional models pool to (B, width, 1, 1).
         return pooled.float().reshape(len(x), self.out_features)
 
@@ -251,11 +272,12 @@ def _check_kind(encoder: PreTrainedModel, spec: ModalitySpec, *, model: str) -> 
     reads = _READS.get(encoder.main_input_name)
     if reads == spec.kind:
         return
-    said = {"image": "images", "series": "audio", None: f"{encoder.main_input_name!r}"}[reads]
+    known = {"image": "images", "series": "audio", "text": "text"}
+    said = known[reads] if reads else f"{encoder.main_input_name!r}"
     raise ConfigurationError(
         f"model {model!r} ({encoder.config.model_type}) reads {said}, and the modality is of kind "
         f"{spec.kind!r} and shape {spec.shape}; image models go with 'image', audio models with "
-        "'series'"
+        "'series', text models with 'text'"
     )
 
 

@@ -1,4 +1,4 @@
-"""How pretrained encoders want their input: images as tensors, audio as features of a waveform."""
+"""How pretrained encoders want their input: images, features of a waveform, tokens of a text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.functional import bytes_to_text
 from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["AudioReader", "ImageReader", "Reader"]
+__all__ = ["AudioReader", "ImageReader", "Reader", "TextReader"]
 
 
 class Reader(Protocol):
     """Prepares a batch of one modality, and pools what an encoder without a pooler makes of it."""
+
+    pools: bool
+    """Whether the model's own pooler is used, where it has one."""
 
     @property
     def parts(self) -> int:
@@ -29,11 +33,17 @@ class Reader(Protocol):
     def describe(self) -> str:
         """Return all that the preparation depends on."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return what the encoder reads."""
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the encoder reads, by argument."""
 
-    def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """Return one vector (B * parts, width) of the last hidden states of ``x``."""
+    def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
+        """Return one vector (B * parts, width) of the last hidden states of ``x``.
+
+        Args:
+            hidden: The last hidden states.
+            x: The inputs.
+            read: What was made of them.
+        """
 
 
 class ImageReader:
@@ -47,6 +57,8 @@ class ImageReader:
     One channel is repeated for a model of three. A multiple of the model's channels is read as
     frames, one after the other, and their features are concatenated.
     """
+
+    pools = True
 
     def __init__(
         self,
@@ -89,7 +101,7 @@ class ImageReader:
         """Return all that the preparation depends on."""
         return json.dumps([self.size, self._range, self._scale, self.channels])
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Prepare (B, C, height, width): (B * frames, channels, side, side)."""
         low, high = self._range
         x = (x.float() - low) / (high - low)
@@ -103,9 +115,9 @@ class ImageReader:
             # Bicubic interpolation overshoots at edges.
             x = x.clamp(darkest, lightest)
         mean, deviation = (x.new_tensor(value).view(-1, 1, 1) for value in self._scale)
-        return (x - mean) / deviation
+        return {"pixel_values": (x - mean) / deviation}
 
-    def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
         """Return the first token of (B * frames, tokens, width)."""
         return hidden[:, 0]
 
@@ -119,6 +131,7 @@ class AudioReader:
     """
 
     parts = 1
+    pools = True
 
     def __init__(
         self,
@@ -173,13 +186,13 @@ class AudioReader:
 
         return resample_poly(waves, self.up, self.down, axis=-1).astype("float32")
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Return what the model reads of (B, 1, samples)."""
         waves = list(self._waves(x))
         inputs = self.extract(waves, sampling_rate=self.extract.sampling_rate, return_tensors="pt")
-        return inputs[self._key]  # type: ignore[no-any-return]
+        return {self._key: inputs[self._key]}
 
-    def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
         """Return the mean of (B, frames, width) over the frames that hold some of the waveform."""
         frames = hidden.shape[1]
         padded = getattr(self.extract, "n_samples", None)
@@ -187,6 +200,77 @@ class AudioReader:
             length = math.ceil(x.shape[-1] * self.up / self.down)
             frames = min(frames, math.ceil(frames * length / padded))
         return hidden[:, :frames].mean(dim=1)
+
+
+class TextReader:
+    """Makes tokens of texts, by the model's own tokenizer.
+
+    Pooling: the text tower of CLIP or SigLIP has a pooler of its own; of all others the mean over
+    the tokens is taken, as sentence encoders do (arXiv 1908.10084), since the pooler of BERT is not
+    made for the meaning of a sentence. Our choice.
+    """
+
+    parts = 1
+
+    def __init__(
+        self, encoder: PreTrainedModel, *, model: str, where: Mapping[str, Any], pools: bool
+    ) -> None:
+        """Load the tokenizer.
+
+        Raises:
+            ConfigurationError: If there is none, or it has no token to pad with.
+        """
+        from transformers import AutoTokenizer
+
+        self.pools = pools
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(model, **where)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigurationError(f"model {model!r}: no tokenizer: {error}") from error
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        if self.tokenizer.pad_token is None:
+            raise ConfigurationError(f"model {model!r}: its tokenizer has no token to pad with")
+        # Positions of RoBERTa begin behind the padding token; its tokenizer knows.
+        positions = getattr(encoder.config, "max_position_embeddings", None) or math.inf
+        longest = min(self.tokenizer.model_max_length, positions)
+        self._length = int(longest) if longest < 10**6 else None
+        # SigLIP was trained on padded texts without a mask, and reads the last position.
+        self._masks = "siglip" not in encoder.config.model_type
+        self._padding = "longest" if self._masks else "max_length"
+
+    def describe(self) -> str:
+        """Return all that the preparation depends on."""
+        words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        own = fast.to_str() if fast is not None else json.dumps(words)
+        return f"{own}{self._length}{self._padding}{self.pools}"
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the tokens of (B, bytes), and which of them are padding."""
+        tokens = self.tokenizer(
+            bytes_to_text(x),
+            padding=self._padding,
+            truncation=self._length is not None,
+            max_length=self._length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        ids, mask = tokens["input_ids"].long(), tokens["attention_mask"].long()
+        if not ids.shape[1]:  # nothing but empty texts, and a tokenizer that adds no token
+            ids = ids.new_full((len(x), 1), self.tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+        if not self._masks:
+            return {"input_ids": ids}
+        # Attention over nothing is not a number.
+        empty = mask.sum(1) == 0
+        mask[empty, 0] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean of (B, tokens, width) over the tokens that are no padding."""
+        spoken = read["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * spoken).sum(dim=1) / spoken.sum(dim=1)
 
 
 def _side(size: Any) -> tuple[int, int]:  # noqa: ANN401 - as transformers writes it

@@ -147,6 +147,13 @@ def _of_reading(data: FederatedDataModule) -> Iterator[str]:
         yield f"{len(unread):,} inputs could not be read and count as absent: {_some(unread, 3)}"
     for name, spec in data.modalities.items():
         rates, sources = data.inputs.rates[name], data.inputs.sources[name]
+        if spec.kind == "text":
+            longer = sum(n for source, n in sources.items() if source[0] > spec.shape[0])
+            if longer:
+                yield (
+                    f"{name}: of {longer:,} of {sources.total():,} texts only the first "
+                    f"{spec.shape[0]} bytes are used"
+                )
         if len(rates) > 1 and data.declared[name].rate is None:
             yield (
                 f"{name} has sounds of {sorted(rates)} points a second, which are not brought to "
@@ -214,7 +221,10 @@ def _shared(
 
 def _flat(pool: SampleTable, k: int) -> list[bool]:
     """Say of each sample whether a modality has the same value everywhere."""
-    column = pool.inputs[pool.modalities[k]].flatten(2)
+    column = pool.inputs[pool.modalities[k]]
+    if column.dim() < 3:
+        return [False] * len(pool)
+    column = column.flatten(2)
     flat = column.std(-1, correction=0).amax(-1) < _FLAT
     return (flat & pool.present[:, k]).tolist()
 
@@ -222,6 +232,8 @@ def _flat(pool: SampleTable, k: int) -> list[bool]:
 def _without_signal(data: FederatedDataModule) -> Iterator[str]:
     pools = [pool for _, pool in _splits(data)]
     for k, (name, spec) in enumerate(data.modalities.items()):
+        if spec.kind == "text":
+            continue
         if spec.kind != "vector" and max(spec.shape[1:]) > 1:
             flat = [
                 pool.ids[i] for pool in pools for i, is_flat in enumerate(_flat(pool, k)) if is_flat

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mlecs_lightning.data import Manifest
 from mlecs_lightning.data.manifest_words import keyword_pairs
+from mlecs_lightning.functional import bytes_to_text
 from mlecs_lightning.metrics import references_of
 from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ClientProfile
@@ -433,3 +434,33 @@ def test_nothing_to_answer_is_an_error(build: Build) -> None:
     build(rows("public", 2))
     with pytest.raises(ConfigurationError, match=r"nothing to answer in \['m.jsonl'\]"):
         data.asked()
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def test_texts_are_read_from_files_and_lines_and_never_scaled(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "said.txt").write_text("now turn it over")
+    lines = [
+        {**line, "modalities": {"said": said}}
+        for line, said in zip(
+            [*rows("public", 3), *rows("train", 1), *rows("test", 1)],
+            ["said.txt", {"text": "oil hisses"}, "said.txt", {"text": "größer"}, "said.txt"],
+            strict=True,
+        )
+    ]
+    said = {"said": {"kind": "text", "shape": [16]}}
+    pools = build(lines, modalities=said).pools
+    assert bytes_to_text(pools.public.inputs["said"]) == [
+        *("now turn it over", "oil hisses", "now turn it over")
+    ]
+    assert bytes_to_text(pools.private.inputs["said"]) == ["größer"]
+    short = build(lines, modalities={"said": {"kind": "text", "shape": [7]}})
+    assert bytes_to_text(short.pools.private.inputs["said"]) == ["größe"]
+    (tmp_path / "said.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigurationError) as caught:
+        _ = build(lines, modalities=said).pools
+    assert "m.jsonl:1 (id 'public--0'), said: 'said.txt' is no sound .txt file" in str(caught.value)
+    lines[1]["modalities"] = {"said": "oil hisses"}
+    with pytest.raises(ConfigurationError, match=r"m\.jsonl:2 .*'oil hisses' is no path of a .txt"):
+        _ = build(lines, modalities=said).pools

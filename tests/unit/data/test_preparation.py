@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlecs_lightning.data.manifest_shapes import Declared, DecodeError
 from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.functional import text_to_bytes
 
 WAVE = Declared("series", [1, 4])
 
@@ -81,6 +82,25 @@ def test_sound_is_brought_to_the_declared_rate(tmp_path: Path) -> None:
         sound.writeframes(np.full(160, 2**14, "<i2").tobytes())
     read = Preparation(Declared("series", [1, 40], rate=8)).read(tmp_path / "x.wav")
     assert read[0, :30].tolist() == pytest.approx([0.5] * 30, abs=0.01)
+
+
+def test_a_text_is_given_as_it_is_or_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes("\ufeff  größer \n".encode())
+    preparation = Preparation(Declared("text", [16]))
+    expected = text_to_bytes("größer", 16)
+    for value in ("größer", {"text": " größer"}, tmp_path / "x.txt", expected):
+        assert torch.equal(preparation.read(value), expected)
+    for value, said in (
+        (" ", "is empty"),
+        ("a\0b", "null character"),
+        ("\ud800", "surrogates not allowed"),
+        (["a"], 'an inline text is {"text": "..."}'),
+        ({"text": "a", "b": 1}, 'an inline text is {"text": "..."}'),
+        (np.zeros(3), "has shape (3,); kind 'text' declares (16,)"),
+    ):
+        with pytest.raises(DecodeError) as caught:
+            preparation.read(value)
+        assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Ending a run when it does not get better any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from mlecs_lightning.callbacks.base import FederatedCallback
+from mlecs_lightning.settings import ConfigurationError, FaultList
+
+__all__ = ["EarlyStopping"]
+
+
+class EarlyStopping(FederatedCallback):
+    """Stops after a round when a value has not improved for a while; Lightning's names, on rounds.
+
+    A round that lacks the value (``check_val_every_n_rounds`` above 1) does not count. The state is
+    a function of the rounds so far, so a resumed run stops where an unbroken one would have.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "clients/val/loss",
+        *,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        mode: Literal["min", "max"] = "min",
+        check_finite: bool = True,
+    ) -> None:
+        """Say what is watched.
+
+        Args:
+            monitor: Name of a value of a round, as in metrics.csv.
+            min_delta: A change of no more than that is no improvement.
+            patience: Rounds with the value and without an improvement after which it stops.
+            mode: Whether a smaller value is better, or a larger one.
+            check_finite: Stop at once when the value is not finite.
+
+        Raises:
+            ConfigurationError: If a value is out of range.
+        """
+        faults = FaultList()
+        if patience < 1:
+            faults.append(f"EarlyStopping: patience must be at least 1, got {patience}")
+        if not (min_delta >= 0 and math.isfinite(min_delta)):
+            faults.append(f"EarlyStopping: min_delta must not be negative, got {min_delta}")
+        if mode not in ("min", "max"):
+            faults.append(f"EarlyStopping: mode must be min or max, got {mode!r}")
+        faults.raise_any()
+        self.monitor, self.min_delta, self.patience = monitor, min_delta, patience
+        self.mode, self.check_finite = mode, check_finite
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best_score = math.inf if self.mode == "min" else -math.inf
+        """Best value so far."""
+        self.wait_count = 0
+        """Rounds since then."""
+        self.stopped_round: int | None = None
+        """The round after which it stopped."""
+        self._seen = False
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run should end."""
+        return self.stopped_round is not None
+
+    def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
+        """Begin anew."""
+        self._forget()
+
+    def on_resume(self, *, history: tuple[Mapping[str, float], ...]) -> None:
+        """Take note of the rounds before."""
+        for metrics in history:
+            self._note(int(metrics["round"]), metrics)
+
+    def on_round_end(self, *, round: int, metrics: Mapping[str, float]) -> None:
+        """Compare the value with the best one.
+
+        Raises:
+            ConfigurationError: If the round was validated and lacks the value: it names those that
+                there are.
+        """
+        reason = self._note(round, metrics)
+        if reason is not None:
+            rank_zero_info(f"stopped after round {round + 1}: {reason}")
+
+    def on_fit_end(self, *, summary: Mapping[str, object]) -> None:
+        """Say so if the value never came."""
+        if not self._seen:
+            rank_zero_warn(
+                f"EarlyStopping: no round had a {self.monitor!r}; is check_val_every_n_rounds 0?"
+            )
+
+    def _note(self, round: int, metrics: Mapping[str, float]) -> str | None:
+        if self.should_stop:
+            return None
+        if self.monitor not in metrics:
+            known = sorted(name for name in metrics if "/val/" in name)
+            if known:
+                raise ConfigurationError(
+                    f"trainer.callbacks: EarlyStopping.monitor {self.monitor!r} is no value of a "
+                    f"round; validation gave {known}"
+                )
+            return None
+        value, self._seen = metrics[self.monitor], True
+        if self.check_finite and not math.isfinite(value):
+            self.stopped_round = round
+            return f"{self.monitor} is {value}"
+        gain = self.best_score - value if self.mode == "min" else value - self.best_score
+        if gain > self.min_delta:
+            self.best_score, self.wait_count = value, 0
+            return None
+        self.wait_count += 1
+        if self.wait_count < self.patience:
+            return None
+        self.stopped_round = round
+        return (
+            f"{self.monitor} has not improved on {self.best_score:.4g} by more than "
+            f"{self.min_delta:g} for {self.wait_count} rounds"
+        )
