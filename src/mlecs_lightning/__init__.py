@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlecs_lightning.algorithms import MLECS, Centralized, FedAvg, Standalone, StandalonePublic
+    from mlecs_lightning.algorithms import (
+        ECLM,
+        MLECS,
+        Centralized,
+        FedAvg,
+        Standalone,
+        StandalonePublic,
+    )
     from mlecs_lightning.data import Digits, FederatedDataModule, Manifest, URFall
     from mlecs_lightning.federated import FederatedTrainer
     from mlecs_lightning.modules import EdgeModule, ServerModule
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ECLM",
     "MLECS",
     "Centralized",
     "Digits",
@@ -32,6 +40,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ECLM": "algorithms",
     "MLECS": "algorithms",
     "Centralized": "algorithms",
     "FedAvg": "algorithms",

@@ -85,19 +85,25 @@ def _with_backbone(
     return settings
 
 
-def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
+def build_server(
+    parties: Parties, data: FederatedDataModule, algorithm: Algorithm | None = None
+) -> ServerModule:
     """Return the server with the initial weights that it has in a federation.
 
     Args:
         parties: The checked settings.
         data: Says what the modalities look like.
+        algorithm: Adds the parts that it needs.
     """
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
-    return ServerModule(
+    module = ServerModule(
         _with_backbone(parties.server, data, key="server"),
         _with_backbone(parties.hosted, data, key="edge"),
         dict(data.modalities),
     )
+    if algorithm is not None:
+        algorithm.build_server(module, parties.profiles)
+    return module
 
 
 class Federation:
@@ -115,6 +121,7 @@ class Federation:
         *,
         fabric: Fabric,
         gradient_clip_val: float | None,
+        algorithm: Algorithm | None = None,
     ) -> None:
         """Build the modules.
 
@@ -123,14 +130,18 @@ class Federation:
             data: Says what the modalities look like.
             fabric: Device, precision and strategy; launched.
             gradient_clip_val: As in Lightning.
+            algorithm: Adds the parts that it needs to the modules.
         """
         self.parties = parties
         self.ranks = Ranks(fabric)
         self.store: ClientStore = MemoryStore()
         specs = dict(data.modalities)
         learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
-        self.server: ServerLearner = learner("server", build_server(parties, data), sync=True)
+        self.server: ServerLearner = learner(
+            "server", build_server(parties, data, algorithm), sync=True
+        )
         self._edges: dict[str, EdgeLearner] = {}
+        sizes: dict[str, int] = {}
         self._architecture: dict[str, str] = {}
         for name, profile in parties.profiles.items():
             ordered = {m: s for m, s in specs.items() if m in profile.modalities}
@@ -143,7 +154,12 @@ class Federation:
                 own = f"clients.{name}"
                 settings = _with_backbone(parties.models[name], data, key=own)
                 module = EdgeModule(settings, ordered, key=own)
+                sizes[key] = module.parameter_bytes()
+                if algorithm is not None:
+                    algorithm.build_edge(module, specs)
                 self._edges[key] = learner(name, module, sync=False)
+        self.edge_bytes = {name: sizes[key] for name, key in self._architecture.items()}
+        """For each client the bytes of all parameters of its model, before any part is cut off."""
         self._initial: dict[str, dict[str, Any]] = {}
         costs = {name: self.module(name).parameter_count() for name in parties.profiles}
         self.owner = spread(costs, self.ranks.size)

@@ -119,7 +119,7 @@ def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
     The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of
     the model that the client trains (mean over clients), and of the server's.
     """
-    edges = {c: federation.module(c).parameter_bytes() for c in federation.clients}
+    edges = federation.edge_bytes
     server = federation.server.module.parameter_bytes()
     ratios: dict[str, dict[str, float]] = {"edge": {}, "server": {}}
     for way in ("uplink", "downlink"):

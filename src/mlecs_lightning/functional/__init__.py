@@ -6,6 +6,7 @@ from mlecs_lightning.functional.averaging import (
     weighted_mean,
 )
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
+from mlecs_lightning.functional.gating import load_balance, top_k_gates
 from mlecs_lightning.functional.lora import (
     LoraFactors,
     aggregate_freeze_a,
@@ -33,10 +34,12 @@ __all__ = [
     "gather_rows",
     "gram_log_det",
     "gram_log_volume",
+    "load_balance",
     "modality_aware_weights",
     "normalise_weights",
     "stack_factors",
     "sum_over_ranks",
+    "top_k_gates",
     "trimmed_mean",
     "volume_contrastive_loss",
     "weighted_mean",
