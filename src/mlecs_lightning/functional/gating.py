@@ -35,7 +35,7 @@ def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[
     p = logits.float().softmax(dim=-1)
     place = p.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     chosen = place < active.view(-1, 1, 1)
-    return chosen * (1.0 + p - p.detach()), p
+    return chosen * (1.0 + (p - p.detach())), p
 
 
 def load_balance(p: Tensor) -> Tensor:
