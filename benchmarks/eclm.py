@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -56,7 +56,7 @@ from mlecs_lightning.types import Batch
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "urfall" / "eclm.yaml"
 SEEDS = (27, 34, 46, 52, 93)
-ROUNDS, WARMUP, PASS = 4, 300, 15
+ROUNDS, WARMUP, PASS, BATCH = 4, 300, 10, 16
 
 SCENARIOS: dict[str, list[Shift]] = {
     "none": [],
@@ -180,6 +180,42 @@ class FullModel(LocalTraining):
         return {}
 
 
+class Prepared(LocalTraining):
+    """Lets devices train on the public data before their first round, as long as ECLM's cloud does.
+
+    Devices of FedAvg and ML-ECS begin with weights of their own; without this a comparison would
+    say who had a start. They begin every drift alike, so what they learned is kept by seed.
+    """
+
+    _learned: ClassVar[dict[tuple[int, str], dict[str, Any]]] = {}
+
+    def local_passes(
+        self,
+        edge: EdgeLearner,
+        loaders: Loaders,
+        ctx: RoundContext,
+        broadcast: Message | None = None,
+    ) -> dict[str, float]:
+        """In round 0 prepare, then take the passes."""
+        key = (ctx.seed, edge.name)
+        if ctx.round == 0:
+            if key not in self._learned:
+                batches = loaders.public.take(WARMUP, seed=ctx.seed_for(edge.name, "prepare"))
+                edge.fit(batches, stage="prepare")
+                self._learned[key] = edge.state_dict()
+            edge.load_state_dict(self._learned[key])
+            torch.manual_seed(ctx.seed_for(edge.name, "prepared"))
+        return super().local_passes(edge, loaders, ctx, broadcast)
+
+
+class PreparedFedAvg(Prepared, FedAvg):
+    """FedAvg of prepared devices."""
+
+
+class PreparedMLECS(Prepared, MLECS):
+    """ML-ECS of prepared devices."""
+
+
 def _whole(edge: EdgeModule) -> dict[str, TensorField]:
     state = edge.trainable_state()
     return {f"model/{k}": TensorField(tuple(t.shape), t.dtype) for k, t in state.items()}
@@ -210,9 +246,11 @@ def method(name: str) -> LocalTraining:
         case "full model":
             return FullModel(steps=steps)
         case "FedAvg":
-            return FedAvg(steps=replace(steps, warmup=0))  # its server has no part in the devices
+            return PreparedFedAvg(
+                steps=replace(steps, warmup=0)
+            )  # its server has no part in the devices
         case "ML-ECS":
-            return MLECS(steps=replace(steps, server=PASS), freeze_extractors=False)
+            return PreparedMLECS(steps=replace(steps, server=PASS), freeze_extractors=False)
     raise ValueError(name)
 
 
@@ -238,7 +276,7 @@ def warm_up(name: str, seed: int, root: Path, pools: Pools, folder: Path) -> str
         return None
     target = folder / f"{family}-{seed}.ckpt"
     if not target.exists():
-        data = Judged(root, batch_size=32)
+        data = Judged(root, batch_size=BATCH)
         data._pools = pools
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         place = {"default_root_dir": str(folder / f"{family}-{seed}"), "accelerator": "cpu"}
@@ -254,7 +292,7 @@ def drift(
     scenario: str, name: str, seed: int, root: Path, pools: Pools, *, warm: str | None
 ) -> dict[str, Any]:
     """Run one method under one drift."""
-    data = Judged(root, batch_size=32, schedule=Drift(SCENARIOS[scenario]))
+    data = Judged(root, batch_size=BATCH, schedule=Drift(SCENARIOS[scenario]))
     data._pools = pools
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
