@@ -56,7 +56,7 @@ from mlecs_lightning.types import Batch
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "urfall" / "eclm.yaml"
 SEEDS = (27, 34, 46, 52, 93)
-ROUNDS, WARMUP, PASS, BATCH = 4, 300, 10, 16
+ROUNDS, WARMUP, PASS, BATCH = 4, 200, 20, 16
 
 SCENARIOS: dict[str, list[Shift]] = {
     "none": [],
@@ -234,7 +234,7 @@ def unfreeze(module: MultimodalLM) -> None:
 
 def method(name: str) -> LocalTraining:
     """Return an algorithm by its name here."""
-    steps = Steps(WARMUP, PASS, PASS, 0)
+    steps = Steps(WARMUP, 0, PASS, 0)  # devices tune on what they have themselves
     eclm: dict[str, Any] = {"modules": 8, "active": 2, "budget": Budget(modules=0.5)}
     match name:
         case "ECLM":
@@ -242,7 +242,7 @@ def method(name: str) -> LocalTraining:
         case "ECLM, refresh":
             return ECLM(**eclm, steps=steps, refresh=True)
         case "static":
-            return ECLM(**eclm, steps=replace(steps, public=0, private=0), rederive=False)
+            return ECLM(**eclm, steps=replace(steps, private=0), rederive=False)
         case "full model":
             return FullModel(steps=steps)
         case "FedAvg":
@@ -250,7 +250,10 @@ def method(name: str) -> LocalTraining:
                 steps=replace(steps, warmup=0)
             )  # its server has no part in the devices
         case "ML-ECS":
-            return PreparedMLECS(steps=replace(steps, server=PASS), freeze_extractors=False)
+            half = PASS // 2  # it needs public data too: as many steps in all
+            return PreparedMLECS(
+                steps=Steps(WARMUP, half, half, half), order="public_first", freeze_extractors=False
+            )
     raise ValueError(name)
 
 
