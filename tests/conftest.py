@@ -134,7 +134,9 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
         datamodule = datamodule or data()
         resolved = Parties.resolve(settings or parties(), algorithm, datamodule)
         fabric = Fabric(accelerator="cpu", devices=1)
-        federation = Federation(resolved, datamodule, fabric=fabric, gradient_clip_val=None)
+        federation = Federation(
+            resolved, datamodule, fabric=fabric, gradient_clip_val=None, algorithm=algorithm
+        )
         federation.prepare(algorithm)
         return federation
 

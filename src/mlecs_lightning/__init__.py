@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlecs_lightning.algorithms import (
         CDCCA,
+        ECLM,
         MLECS,
         Centralized,
         CoPLMs,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDCCA",
+    "ECLM",
     "MLECS",
     "Centralized",
     "CoPLMs",
@@ -48,6 +50,7 @@ __all__ = [
 
 _HOME = {
     "CDCCA": "algorithms",
+    "ECLM": "algorithms",
     "MLECS": "algorithms",
     "Centralized": "algorithms",
     "CoPLMs": "algorithms",

@@ -131,6 +131,9 @@ def differences(written: object, config: object, at: str = "") -> list[str]:
             for key, value in written.items()
             for difference in differences(value, config.get(key, "nothing"), f"{at}.{key}")
         ]
+    if isinstance(written, list) and isinstance(config, list) and len(written) == len(config):
+        pairs = enumerate(zip(written, config, strict=True))
+        return [d for n, (one, other) in pairs for d in differences(one, other, f"{at}[{n}]")]
     if at.endswith("class_path"):
         return [] if str(config).endswith(str(written).rpartition(".")[2]) else [at]
     return [] if written == config else [f"{at}: {written!r} became {config!r}"]

@@ -3,6 +3,7 @@
 from mlecs_lightning.algorithms.base import LocalTraining, Steps
 from mlecs_lightning.algorithms.cdcca import CDCCA
 from mlecs_lightning.algorithms.coplms import CoPLMs
+from mlecs_lightning.algorithms.eclm import ECLM
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.algorithms.fedprox import FedProx
 from mlecs_lightning.algorithms.mlecs import MLECS
@@ -10,6 +11,7 @@ from mlecs_lightning.algorithms.standalone import Centralized, Standalone, Stand
 
 __all__ = [
     "CDCCA",
+    "ECLM",
     "MLECS",
     "Centralized",
     "CoPLMs",

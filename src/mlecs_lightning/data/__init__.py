@@ -2,6 +2,7 @@
 
 from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.digits import Digits
+from mlecs_lightning.data.drift import Drift, Shift
 from mlecs_lightning.data.manifest import Manifest
 from mlecs_lightning.data.sampling import SeededLoader
 from mlecs_lightning.data.schedule import DomainStream, Phase, Schedule
@@ -11,6 +12,7 @@ from mlecs_lightning.data.urfall import URFall
 __all__ = [
     "Digits",
     "DomainStream",
+    "Drift",
     "FederatedDataModule",
     "Manifest",
     "Phase",
@@ -18,5 +20,6 @@ __all__ = [
     "SampleTable",
     "Schedule",
     "SeededLoader",
+    "Shift",
     "URFall",
 ]

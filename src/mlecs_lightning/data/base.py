@@ -341,6 +341,10 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         seed = self._seed(client, f"schedule/{split}")
         return self.schedule.view(table, client=client, round=round, seed=seed)
 
+    def resources(self, client: str, *, round: int) -> float:
+        """Return what a client can spend in a round, as a multiple of its configured budget."""
+        return 1.0 if self.schedule is None else self.schedule.resources(client, round)
+
     def held_out(
         self, client: str, profile: ClientProfile, *, table: SampleTable | None = None
     ) -> SampleTable:

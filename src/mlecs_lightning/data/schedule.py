@@ -51,6 +51,13 @@ class Schedule(ABC):
                 round, so that phases of one name can be equal.
         """
 
+    def resources(self, client: str, round: int) -> float:
+        """Return what a client can spend in a round, as a multiple of its configured budget.
+
+        Only algorithms that fit a model to its device (`ECLM`) look at it.
+        """
+        return 1.0
+
     def faults(self, held: Mapping[str, SampleTable]) -> list[str]:
         """Say what does not fit the clients; called when the data are dealt.
 

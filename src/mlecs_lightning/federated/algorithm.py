@@ -13,7 +13,7 @@ from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.context import RoundContext
 from mlecs_lightning.federated.learner import EdgeLearner, ServerLearner
 from mlecs_lightning.federated.messages import Message, Schema
-from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.settings import LoraSettings
 
 __all__ = ["Algorithm", "ClientUpdate", "Loaders"]
@@ -26,10 +26,12 @@ class Loaders(NamedTuple):
         public: The public samples, restricted to the party's modalities.
         private: A client's own samples. Under an algorithm that pools the data (`Centralized`),
             everybody's; the server has none otherwise.
+        resources: What a client can spend in this round, as a multiple of its configured budget.
     """
 
     public: SeededLoader
     private: SeededLoader | None
+    resources: float = 1.0
 
 
 class ClientUpdate(NamedTuple):
@@ -77,6 +79,24 @@ class Algorithm(ABC):
     def hosted_lora(self, clients: Mapping[str, LoraSettings]) -> LoraSettings:
         """Return the adapter settings of the SLM that the server hosts."""
         return next(iter(clients.values()))
+
+    def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
+        """Add parts to the server's fresh module, before its optimiser is built.
+
+        Args:
+            module: The server's module.
+            clients: The names of all clients.
+        """
+        return
+
+    def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
+        """Add parts to an edge's fresh module, before its optimiser is built.
+
+        Args:
+            module: The edge's module.
+            modalities: All modalities of the data, not only the edge's own.
+        """
+        return
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
         """Look at the freshly built modules, or change them, before round 0.

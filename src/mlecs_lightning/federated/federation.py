@@ -90,12 +90,15 @@ def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> No
         )
 
 
-def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
+def build_server(
+    parties: Parties, data: FederatedDataModule, algorithm: Algorithm | None = None
+) -> ServerModule:
     """Return the server with the initial weights that it has in a federation.
 
     Args:
         parties: The checked settings.
         data: Says what the modalities look like.
+        algorithm: Adds the parts that it needs.
     """
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
     server = _with_backbone(parties.server, data, key="server")
@@ -104,7 +107,10 @@ def build_server(parties: Parties, data: FederatedDataModule) -> ServerModule:
         for host, settings in parties.hosts.items()
     }
     first = hosts.pop(next(iter(hosts)))
-    return ServerModule(server, first, dict(data.modalities), further=hosts)
+    module = ServerModule(server, first, dict(data.modalities), further=hosts)
+    if algorithm is not None:
+        algorithm.build_server(module, parties.profiles)
+    return module
 
 
 def _named_by(parties: Parties, host: str) -> str:
@@ -139,6 +145,7 @@ class Federation:
         *,
         fabric: Fabric,
         gradient_clip_val: float | None,
+        algorithm: Algorithm | None = None,
     ) -> None:
         """Build the modules.
 
@@ -147,14 +154,18 @@ class Federation:
             data: Says what the modalities look like.
             fabric: Device, precision and strategy; launched.
             gradient_clip_val: As in Lightning.
+            algorithm: Adds the parts that it needs to the modules.
         """
         self.parties = parties
         self.ranks = Ranks(fabric)
         self.store: ClientStore = MemoryStore()
         specs = dict(data.modalities)
         learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
-        self.server: ServerLearner = learner("server", build_server(parties, data), sync=True)
+        self.server: ServerLearner = learner(
+            "server", build_server(parties, data, algorithm), sync=True
+        )
         self._edges: dict[str, EdgeLearner] = {}
+        sizes: dict[str, int] = {}
         self._architecture: dict[str, str] = {}
         for name, profile in parties.profiles.items():
             ordered = {m: s for m, s in specs.items() if m in profile.modalities}
@@ -172,7 +183,12 @@ class Federation:
                     hosted = _with_backbone(parties.hosted, data, key="edge")
                     proxy = replace(settings, backbone=hosted.backbone, lora=hosted.lora)
                 module = EdgeModule(settings, ordered, proxy=proxy, key=own)
+                sizes[key] = module.parameter_bytes()
+                if algorithm is not None:
+                    algorithm.build_edge(module, specs)
                 self._edges[key] = learner(name, module, sync=False)
+        self.edge_bytes = {name: sizes[key] for name, key in self._architecture.items()}
+        """For each client the bytes of all parameters of its model, before any part is cut off."""
         self._initial: dict[str, dict[str, Any]] = {}
         self._shipped: dict[str, Mapping[str, Tensor]] = {}
         costs = {name: self.module(name).parameter_count() for name in parties.profiles}

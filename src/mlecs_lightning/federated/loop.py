@@ -335,7 +335,11 @@ class RoundLoop:
             else run.data.private(client, "train", round=round)
         )
         public = run.data.public("train", modalities=modalities)
-        return Loaders(run.data.loader(public, limit=limit), run.data.loader(private, limit=limit))
+        return Loaders(
+            run.data.loader(public, limit=limit),
+            run.data.loader(private, limit=limit),
+            run.data.resources(client, round=round),
+        )
 
     # All ranks ------------------------------------------------------------------------------
 

@@ -117,10 +117,18 @@ class RunFolder:
         for client in federation.own:
             lm = federation.edge(client).module.tower().backbone.lm
             lm.save_pretrained(str(self.path / "adapters" / client), save_embedding_layers=False)
+            self._write_modules(federation, client)
         if federation.ranks.rank:
             return
         lm = federation.server.module.tower().backbone.lm
         lm.save_pretrained(str(self.path / "adapters" / "server"), save_embedding_layers=False)
+
+    def _write_modules(self, federation: Federation, client: str) -> None:
+        """Say which modules a sub-model has, beside its adapter, whose layers are cut to them."""
+        modular = federation.module(client).tower().backbone.modular
+        if modular is not None:
+            mask = {"modules": modular.shape[1], "mask": modular.mask.int().tolist()}
+            (self.path / "adapters" / client / "modules.json").write_text(json.dumps(mask) + "\n")
 
 
 def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
     The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of
     the model that the client trains (mean over clients), and of the server's.
     """
-    edges = {c: federation.module(c).parameter_bytes() for c in federation.clients}
+    edges = federation.edge_bytes
     server = federation.server.module.parameter_bytes()
     ratios: dict[str, dict[str, float]] = {"edge": {}, "server": {}}
     for way in ("uplink", "downlink"):

@@ -364,7 +364,13 @@ class FederatedTrainer:
         ranks = Ranks(self._fabric)
         # Early: that a model of BERTScore is missing must not come out at the end.
         tester = self._evaluator(data, self._limit_test)
-        federation = Federation(parties, data, fabric=self._fabric, gradient_clip_val=self._clip)
+        federation = Federation(
+            parties,
+            data,
+            fabric=self._fabric,
+            gradient_clip_val=self._clip,
+            algorithm=algorithm,
+        )
         federation.prepare(algorithm)
         if training and checkpoint is None and self._warmup is not None:
             server = federation.server

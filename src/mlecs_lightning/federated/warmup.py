@@ -153,7 +153,7 @@ class ServerWarmup:
         public = _PublicData(datamodule, batches=batches, ctx=ctx)
         steps = -(-batches // every)
         self.trainer = self._build_trainer(steps, ctx)
-        self.module = build_server(parties, datamodule)
+        self.module = build_server(parties, datamodule, algorithm)
         algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
         self.module.objective = algorithm.warmup_objective()
         if ckpt_path is not None and ckpt_path not in _FOUND_BY_LIGHTNING:

@@ -15,6 +15,7 @@ from mlecs_lightning.functional.compression import (
 )
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.functional.distillation import distillation_loss, hidden_distance
+from mlecs_lightning.functional.gating import load_balance, top_k_gates
 from mlecs_lightning.functional.lora import (
     LoraFactors,
     aggregate_freeze_a,
@@ -54,6 +55,7 @@ __all__ = [
     "gram_log_volume",
     "hidden_distance",
     "largest",
+    "load_balance",
     "modality_aware_weights",
     "most_uncertain",
     "normalise_weights",
@@ -63,6 +65,7 @@ __all__ = [
     "stack_factors",
     "sum_over_ranks",
     "text_to_bytes",
+    "top_k_gates",
     "trimmed_mean",
     "unpack_bits",
     "volume_contrastive_loss",

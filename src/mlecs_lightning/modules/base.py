@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
+from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.tower import Tower, TowerOutput
 from mlecs_lightning.settings import ModelSettings, build_class
 from mlecs_lightning.types import Batch, ModalitySpec
@@ -117,6 +118,10 @@ class MultimodalLM(L.LightningModule):
         if expected != state.keys():
             missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
             raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
+        for part, module in self.named_modules():
+            if isinstance(module, ModularMLPs):
+                module.fit_to(state, prefix=f"{part}.")
+        own = self.state_dict()  # a part may have another size now
         for name, value in state.items():
             # A copy would spread a single row over all rows.
             if own[name].shape != value.shape:
@@ -161,11 +166,20 @@ class MultimodalLM(L.LightningModule):
     def features(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Run the extractors.
 
+        Returns:
+            For each modality of the model (B, features), and presence (B, K).
+        """
+        inputs, present = self.sensed(batch)
+        return {m: self.extractors[m](x) for m, x in inputs.items()}, present
+
+    def sensed(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the inputs of each modality of the model, in column order.
+
         A modality that the batch lacks altogether counts as absent from every sample; its extractor
         runs on zeros all the same, so that each parameter has a gradient on every rank.
 
         Returns:
-            For each modality of the model (B, features), and presence (B, K).
+            For each modality of the model (B, ...), and presence (B, K).
         """
         column = {m: k for k, m in enumerate(batch.modalities)}
         size, device = len(batch.ids), batch.present.device
@@ -175,7 +189,7 @@ class MultimodalLM(L.LightningModule):
             for m, spec in self.specs.items()
         }
         present = [batch.present[:, column[m]] if m in column else nobody for m in self.specs]
-        return {m: self.extractors[m](x) for m, x in inputs.items()}, torch.stack(present, dim=1)
+        return inputs, torch.stack(present, dim=1)
 
     def embed(self, batch: Batch, *, tower: str | None = None) -> Embeddings:
         """Return latent vectors, fused representation and prompt."""

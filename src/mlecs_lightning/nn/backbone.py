@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, share
+from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
 from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
 
@@ -163,6 +164,8 @@ class Backbone(nn.Module):
         self._words: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
         pad = self.tokenizer.pad_token_id
         self._pad: int = eos if pad is None or pad >= self._words else pad
+        self.modular: ModularMLPs | None = None
+        """Its MLPs divided into modules, where an algorithm asks for that."""
         self._encode = functools.lru_cache(maxsize=65536)(self._encode_text)
 
     def frozen_names(self) -> set[str]:

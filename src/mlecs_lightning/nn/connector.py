@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,12 @@ class Connector(nn.Module):
     """
 
     def __init__(
-        self, features: Mapping[str, int], hidden_size: int, *, settings: ConnectorSettings
+        self,
+        features: Mapping[str, int],
+        hidden_size: int,
+        *,
+        settings: ConnectorSettings,
+        slots: Sequence[str] | None = None,
     ) -> None:
         """Build the connector.
 
@@ -52,14 +57,17 @@ class Connector(nn.Module):
             features: For each modality, in column order, the width of its extractor.
             hidden_size: Hidden width H of the backbone.
             settings: Width D, prompt length P, dropout.
+            slots: The columns, if there are more than modalities: of all that another connector
+                has, so that its weights fit this one. What is no modality here is always absent.
         """
         super().__init__()
         width = settings.width
+        self.slots = tuple(features if slots is None else slots)
         self.prompt_length = settings.prompt_length
         self.projections = nn.ModuleDict({m: nn.Linear(n, width) for m, n in features.items()})
-        self.absent = nn.Parameter(torch.zeros(len(features), width))
+        self.absent = nn.Parameter(torch.zeros(len(self.slots), width))
         self.fuse = nn.Sequential(
-            nn.LayerNorm(len(features) * width), nn.Linear(len(features) * width, width)
+            nn.LayerNorm(len(self.slots) * width), nn.Linear(len(self.slots) * width, width)
         )
         self.to_prompt = nn.Sequential(
             nn.GELU(),
@@ -83,9 +91,22 @@ class Connector(nn.Module):
         Returns:
             The `Embeddings` of the batch.
         """
-        z = torch.stack([self.projections[m](x) for m, x in features.items()], dim=1)
+        z, present, fused = self.latent(features, present)
+        prompt = self.to_prompt(fused).view(len(fused), self.prompt_length, -1)
+        return Embeddings(z, present, fused, prompt)
+
+    def latent(
+        self, features: Mapping[str, Tensor], present: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return z (B, K, D), which of them are present (B, K), and f (B, D): no prompt."""
+        vectors = {m: self.projections[m](x) for m, x in features.items()}
+        if self.slots != tuple(features):
+            column = dict(zip(features, present.unbind(dim=1), strict=True))
+            nothing = torch.zeros_like(next(iter(vectors.values())))
+            nobody = torch.zeros_like(present[:, 0])
+            vectors = {m: vectors.get(m, nothing) for m in self.slots}
+            present = torch.stack([column.get(m, nobody) for m in self.slots], dim=1)
+        z = torch.stack(list(vectors.values()), dim=1)
         mask = present.unsqueeze(-1)
         filled = torch.where(mask, z, self.absent.to(z.dtype))
-        fused = self.fuse(filled.flatten(1))
-        prompt = self.to_prompt(fused).view(len(fused), self.prompt_length, -1)
-        return Embeddings(torch.where(mask, z, 0.0), present, fused, prompt)
+        return torch.where(mask, z, 0.0), present, self.fuse(filled.flatten(1))

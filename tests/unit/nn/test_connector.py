@@ -132,3 +132,24 @@ def test_vectors_of_the_volume_are_all_modalities_and_the_fused_one() -> None:
 
 def test_fusion_is_a_norm_before_the_linear_map(connector: Connector) -> None:
     assert [type(layer) for layer in connector.fuse] == [nn.LayerNorm, nn.Linear]
+
+
+# Columns of a connector with more modalities --------------------------------------------------
+
+
+def test_a_connector_with_the_columns_of_another_takes_its_weights() -> None:
+    """It computes what the other one does where the other modalities are absent."""
+    settings = ConnectorSettings(width=6, prompt_length=2, dropout=0.0)
+    torch.manual_seed(0)
+    whole = Connector({"a": 3, "b": 4, "c": 5}, 8, settings=settings)
+    part = Connector({"c": 5, "a": 3}, 8, settings=settings, slots=("a", "b", "c"))
+    missing = part.load_state_dict(whole.state_dict(), strict=False)
+    assert missing.missing_keys == []
+    assert set(missing.unexpected_keys) == {"projections.b.weight", "projections.b.bias"}
+    x = {"a": torch.randn(4, 3), "b": torch.randn(4, 4), "c": torch.randn(4, 5)}
+    present = torch.tensor([[1, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]]).bool()
+    expected = whole(x, present)
+    found = part({"c": x["c"], "a": x["a"]}, present[:, [2, 0]])
+    assert torch.equal(found.present, present)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,60 @@
+"""Gates over modules: which part of a model a sample needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["load_balance", "top_k_gates"]
+
+
+def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Choose the modules with the largest gates, for each sample and layer (noisy top-k).
+
+    Noise before the choice lets modules be tried that are not yet the best (arXiv 1701.06538,
+    equations 3 to 5; its standard deviation is fixed here, our choice). A chosen module counts
+    exactly 1, so that what is trained is what a device will run, where modules are there or not;
+    the gradient is that of p, the softmax over the modules of a layer (straight-through, our
+    choice).
+
+    Args:
+        logits: (B, L, K) of K modules in each of L layers.
+        active: (B,) int, how many modules of each layer a sample uses.
+        noise: Standard deviation of the noise on the logits.
+
+    Returns:
+        The gates (B, L, K), one or zero, and p (B, L, K).
+
+    Example:
+        >>> gates, p = top_k_gates(torch.tensor([[[0.0, 2.0, 1.0]]]), torch.tensor([2]))
+        >>> gates.tolist()
+        [[[0.0, 1.0, 1.0]]]
+    """
+    if noise:
+        logits = logits + noise * torch.randn_like(logits)
+    p = logits.float().softmax(dim=-1)
+    place = p.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    chosen = place < active.view(-1, 1, 1)
+    return chosen * (1.0 + (p - p.detach())), p
+
+
+def load_balance(p: Tensor) -> Tensor:
+    """Return how unevenly a batch uses the modules: the squared coefficient of variation.
+
+    Of the importance sum_b p of each module, mean over the layers (arXiv 1701.06538, equations 6
+    and 7). Zero if all modules of a layer are used alike.
+
+    Args:
+        p: (B, L, K) gates before the choice, of the whole batch.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> load_balance(torch.tensor([[[0.25, 0.75]], [[0.75, 0.25]]])).item()
+        0.0
+        >>> load_balance(torch.tensor([[[0.25, 0.75]]])).item()
+        0.25
+    """
+    importance = p.sum(dim=0)
+    return (importance.var(dim=-1, correction=0) / importance.mean(dim=-1).square()).mean()
