@@ -13,7 +13,11 @@ from lightning.fabric import Fabric
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel, Ledger
-from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.federated.checkpoint import (
+    CheckpointError,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import Fault, FaultLog
 from mlecs_lightning.federated.federation import Federation
@@ -118,6 +122,35 @@ class Run:
     def client_states(self) -> dict[str, Any]:
         """Return the states of all clients, from all ranks."""
         return self.federation.ranks.merge(self.federation.store.state_dict())
+
+    def save(
+        self,
+        state: dict[str, Any],
+        number: int,
+        *,
+        seconds: float,
+        keep: int,
+        partial: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the checkpoint of a round, and delete those that are not to be kept.
+
+        Args:
+            state: What `state_dict` returned.
+            number: The round.
+            seconds: How long the run has taken.
+            keep: The checkpoints of how many best rounds stay beside the newest; -1 for all.
+            partial: What `partial_state` returned, of a round that has not ended.
+        """
+        clients, kept = self.client_states(), list[int]()
+        if self.federation.ranks.rank == 0:
+            folder = self.folder.checkpoints
+            rest = {"clients": clients, "seconds": seconds}
+            if partial is not None:
+                rest["partial"] = partial
+            save_checkpoint(folder, state | rest, round=number, complete=partial is None)
+            kept = prune_checkpoints(folder, self.history, monitor=self.monitor, save_top_k=keep)
+        if partial is None and keep >= 0:
+            self.federation.store.prune(self.federation.ranks.gather(kept)[0])
 
     def partial_state(self) -> dict[str, Any]:
         """Return what the clients served so far in this round have done, from all ranks."""

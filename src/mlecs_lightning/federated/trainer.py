@@ -18,8 +18,6 @@ from mlecs_lightning.federated.checkpoint import (
     check_config,
     find_checkpoint,
     load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
 )
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.codec import Codec
@@ -237,7 +235,8 @@ class FederatedTrainer:
             run.federation.deliver(run.algorithm)
         state = run.state_dict() if self._checkpointing else {}
         if fresh and self._checkpointing:  # a warm-up can be long
-            self._save(run, state, 0, seconds=time.perf_counter() - started, partial={})
+            seconds = time.perf_counter() - started
+            run.save(state, 0, seconds=seconds, keep=self._top_k, partial={})
         for number in range(run.next_round, self.max_rounds):
             if any(callback.should_stop for callback in self._callbacks):
                 break
@@ -247,12 +246,12 @@ class FederatedTrainer:
                 if self._checkpointing:
                     seconds = time.perf_counter() - started
                     partial = run.partial_state()
-                    self._save(run, state, number, seconds=seconds, partial=partial)
+                    run.save(state, number, seconds=seconds, keep=self._top_k, partial=partial)
                 raise
             run.seconds = time.perf_counter() - started
             if self._checkpointing:
                 state = run.state_dict()
-                self._save(run, state, number, seconds=run.seconds)
+                run.save(state, number, seconds=run.seconds, keep=self._top_k)
             self._call("on_round_end", round=number, metrics=run.history[-1])
             loop.stop_together()
 
@@ -424,31 +423,6 @@ class FederatedTrainer:
             return Evaluator(data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
         except (ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
-
-    # Checkpoint and summary -----------------------------------------------------------------
-
-    def _save(
-        self,
-        run: Run,
-        state: dict[str, Any],
-        number: int,
-        *,
-        seconds: float,
-        partial: dict[str, Any] | None = None,
-    ) -> None:
-        """Write the checkpoint of a round that has ended, or, with ``partial``, has not."""
-        clients, kept = run.client_states(), list[int]()
-        if run.federation.ranks.rank == 0:
-            folder = run.folder.checkpoints
-            rest = {"clients": clients, "seconds": seconds}
-            if partial is not None:
-                rest["partial"] = partial
-            save_checkpoint(folder, state | rest, round=number, complete=partial is None)
-            kept = prune_checkpoints(
-                folder, run.history, monitor=self._monitor, save_top_k=self._top_k
-            )
-        if partial is None and self._top_k >= 0:
-            run.federation.store.prune(run.federation.ranks.gather(kept)[0])
 
     def _call(self, hook: str, **facts: Any) -> None:
         for callback in self._callbacks:
