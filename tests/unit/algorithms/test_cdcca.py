@@ -120,13 +120,13 @@ def test_the_first_message_is_the_difference_from_what_was_handed_over(
     assert first["history"][0]["channel/downlink_error"] == 0
     assert second["history"][1]["channel/downlink_error"] > 0.1
     states = [state["clients"]["phone"] for state in (first, second)]
-    adapter = {k for k in states[0]["model"] if "lora_" in k}
     for state in states:  # the device runs what both ends know
         own = {
-            k.partition("backbone.lm.")[2].replace(".default.", "."): state["model"][k]
-            for k in adapter
+            "adapter/" + k.partition("backbone.lm.")[2].replace(".default.", "."): tensor
+            for k, tensor in state["model"].items()
+            if "lora_" in k
         }
-        assert alike({f"adapter/{k}": t for k, t in own.items()}, state["wire"]["received"])
+        assert alike(own, state["wire"]["received"])
     assert not alike(states[0]["wire"]["received"], states[1]["wire"]["received"])
 
 
