@@ -60,6 +60,7 @@ class CDCCA(LocalTraining):
     """
 
     communicates = True
+    delivers = True
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class CDCCA(LocalTraining):
         kept = present & (torch.rand(present.shape, device=present.device) >= self.token_dropout)
         return torch.where(kept.any(dim=1, keepdim=True), kept, present)
 
-    def deliver(self, server: ServerLearner, edge: EdgeModule) -> bool:
+    def deliver(self, server: ServerLearner, edge: EdgeModule) -> None:
         """Give a device the student: extractors, connector, adapter."""
         cloud = server.module
         edge.extractors.load_state_dict(cloud.extractors.state_dict())
@@ -210,7 +211,6 @@ class CDCCA(LocalTraining):
         mine.connector.load_state_dict(theirs.connector.state_dict())
         mine.readout.load_state_dict(theirs.readout.state_dict())
         edge.load_adapter_state(cloud.adapter_state())
-        return True
 
     # The wire -----------------------------------------------------------------------------------
 

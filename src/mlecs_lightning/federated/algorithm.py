@@ -61,8 +61,13 @@ class Algorithm(ABC):
     pools_private: ClassVar[bool] = False
     """Whether every party sees all private data. Only for the ceiling, `Centralized`."""
 
+<<<<<<< HEAD
     uses_proxy: ClassVar[bool] = False
     """Whether clients have a proxy beside their SLM, of the backbone that the server hosts."""
+=======
+    delivers: ClassVar[bool] = False
+    """Whether devices are handed over with a model that the server has made: see `deliver`."""
+>>>>>>> work-six
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say what in the settings does not fit this algorithm, before anything is built.
@@ -132,16 +137,13 @@ class Algorithm(ABC):
         """
         return []
 
-    def deliver(self, server: ServerLearner, edge: EdgeModule) -> bool:
+    def deliver(self, server: ServerLearner, edge: EdgeModule) -> None:
         """Change a client's fresh model once the server is warm, as before a device is handed over.
 
-        Not a message: it does not cross the channel, and is not counted.
-
-        Returns:
-            Whether it was changed. If so, `shipped` is asked again: what a device has is now what
-            the warm server has.
+        With `delivers` only. Not a message: it does not cross the channel, and is not counted. What
+        a device has then is what the warm server has: `shipped` is asked again.
         """
-        return False
+        return
 
     @abstractmethod
     def warmup(

@@ -102,9 +102,32 @@ def test_a_device_is_a_copy_of_the_student(
     with torch.no_grad():
         ours, theirs = (m.tower("slm")(*given).logits for m in (edge, cloud))
     assert torch.equal(ours, theirs)
+    (batch,) = tiny.loaders(tiny.data(**STREAM)).public.take(1, seed=0)
+    with torch.no_grad():
+        ours, theirs = (m.features(batch)[0] for m in (edge, cloud))
+    assert alike(ours, theirs)
     fresh = tiny.build(CDCCA(), tiny.parties(DEVICE), tiny.data(**STREAM)).edge("phone").module
-    fresh.eval()
-    assert not torch.equal(fresh.tower()(*given).logits, ours)
+    with torch.no_grad():
+        assert not alike(fresh.eval().features(batch)[0], theirs)
+
+
+def test_the_first_message_is_the_difference_from_what_was_handed_over(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Which is nothing: the student has not learned since."""
+    fit(tiny, tmp_path, codec=DWC(fraction=0.1, bits=2))
+    first, second = last(tmp_path, 0), last(tmp_path, 1)
+    assert first["history"][0]["channel/downlink_error"] == 0
+    assert second["history"][1]["channel/downlink_error"] > 0.1
+    states = [state["clients"]["phone"] for state in (first, second)]
+    for state in states:  # the device runs what both ends know
+        own = {
+            "adapter/" + k.partition("backbone.lm.")[2].replace(".default.", "."): tensor
+            for k, tensor in state["model"].items()
+            if "lora_" in k
+        }
+        assert alike(own, state["wire"]["received"])
+    assert not alike(states[0]["wire"]["received"], states[1]["wire"]["received"])
 
 
 def test_a_device_needs_the_sensors_and_sizes_of_the_student(tiny: SimpleNamespace) -> None:
