@@ -61,13 +61,10 @@ class Algorithm(ABC):
     pools_private: ClassVar[bool] = False
     """Whether every party sees all private data. Only for the ceiling, `Centralized`."""
 
-<<<<<<< HEAD
     uses_proxy: ClassVar[bool] = False
     """Whether clients have a proxy beside their SLM, of the backbone that the server hosts."""
-=======
     delivers: ClassVar[bool] = False
     """Whether devices are handed over with a model that the server has made: see `deliver`."""
->>>>>>> work-six
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say what in the settings does not fit this algorithm, before anything is built.
