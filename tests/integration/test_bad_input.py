@@ -16,8 +16,8 @@ CLIENT_KEYS = (
     "'lr_scheduler'"
 )
 ALGORITHMS = (
-    "'Centralized', 'CoPLMs', 'FedAvg', 'FedProx', 'LocalTraining', 'MLECS', 'Standalone', "
-    "'StandalonePublic'"
+    "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedProx', 'LocalTraining', 'MLECS', "
+    "'Standalone', 'StandalonePublic'"
 )
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"
 

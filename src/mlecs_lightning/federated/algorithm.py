@@ -63,6 +63,7 @@ class Algorithm(ABC):
 
     uses_proxy: ClassVar[bool] = False
     """Whether clients have a proxy beside their SLM, of the backbone that the server hosts."""
+
     delivers: ClassVar[bool] = False
     """Whether devices are handed over with a model that the server has made: see `deliver`."""
 
