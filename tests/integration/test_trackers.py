@@ -15,7 +15,7 @@ from mlecs_lightning.cli import FederatedCLI
 TRACKERS = {
     "mlflow": {
         "class_path": "lightning.pytorch.loggers.MLFlowLogger",
-        "init_args": {"experiment_name": "x", "tracking_uri": "file:mlruns"},
+        "init_args": {"experiment_name": "x", "tracking_uri": "sqlite:///mlflow.db"},
     },
     "wandb": {
         "class_path": "lightning.pytorch.loggers.WandbLogger",

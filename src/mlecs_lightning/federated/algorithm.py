@@ -83,6 +83,11 @@ class Algorithm(ABC):
         """Return the adapter settings of the SLM that the server hosts."""
         return next(iter(clients.values()))
 
+    def adds_parts(self) -> bool:
+        """Return whether models have parts that only this algorithm can build again."""
+        hooks = ("build_edge", "build_server")
+        return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
+
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Add parts to the server's fresh module, before its optimiser is built.
 

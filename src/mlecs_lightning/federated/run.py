@@ -111,6 +111,7 @@ class Run:
         asked = set(self.data.public().instructions)
         return {
             "algorithm": type(self.algorithm).__name__,
+            "adds_parts": self.algorithm.adds_parts(),
             "data": type(self.data).__name__,
             "seed": self.federation.parties.seed,
             "precision": str(self.fabric.strategy.precision.precision),

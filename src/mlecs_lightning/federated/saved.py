@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.checkpoint import CheckpointError, load_checkpoint
 from mlecs_lightning.federated.run import client_state
 from mlecs_lightning.modules import EdgeModule, ServerModule
@@ -30,12 +31,19 @@ class SavedModels:
         preparations: How the inputs of the training were prepared.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, algorithm: Algorithm | None = None) -> None:
         """Read a checkpoint.
+
+        Args:
+            path: The checkpoint.
+            algorithm: Adds the parts to the models that it added in the training; only without
+                such parts a model can be built without it.
 
         Raises:
             CheckpointError: If it is not there, cannot be read, or says nothing of its models.
+            ConfigurationError: If its models have parts of an algorithm, and there is none.
         """
+        self._algorithm = algorithm
         self.path, self.state = path, load_checkpoint(path)
         if "about" not in self.state:
             raise CheckpointError(
@@ -43,6 +51,11 @@ class SavedModels:
                 "models are built; one more round of `fit` writes a checkpoint that does"
             )
         self.about: Mapping[str, Any] = self.state["about"]
+        if self.about["adds_parts"] and algorithm is None:
+            raise ConfigurationError(
+                f"{self.about['algorithm']} adds parts of its own to the models of {str(path)!r}: "
+                "they are no backbone with an adapter, and cannot be exported; predict asks them"
+            )
         self._models: Mapping[str, Any] = self.about["models"]
         self.clients = tuple(self._models["clients"])
         self.trained = tuple(c for c in self.clients if c in self.state["clients"])
@@ -75,6 +88,8 @@ class SavedModels:
             module = EdgeModule(
                 _found(built["settings"]), built["modalities"], proxy=proxy and _found(proxy)
             )
+            if self._algorithm is not None:
+                self._algorithm.build_edge(module, self.about["inputs"])
             self._built = number, module
         module = self._built[1]
         try:
@@ -97,6 +112,8 @@ class SavedModels:
             built["modalities"],
             further={host: _found(values) for host, values in built.get("further", {}).items()},
         )
+        if self._algorithm is not None:
+            self._algorithm.build_server(module, self.clients)
         try:
             module.load_trainable_state(self.state["server"]["model"])
         except (KeyError, ValueError) as error:

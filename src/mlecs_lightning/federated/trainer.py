@@ -295,7 +295,7 @@ class FederatedTrainer:
             on each line.
         """
         path, version = self._checkpoint(ckpt_path, algorithm, datamodule)
-        saved = SavedModels(path)
+        saved = SavedModels(path, algorithm)
         names = tuple(federation.named_clients(datamodule.modalities))
         self._fabric.launch()
         rows = answers(

@@ -1,5 +1,6 @@
 """ECLM's round: what travels, what is merged, what changes when data or budget drift."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from mlecs_lightning.federated import (
     RoundContext,
 )
 from mlecs_lightning.federated.channel import decode
+from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.functional import top_k_gates
 from mlecs_lightning.modules.eclm import CloudParts, modular_of
 from mlecs_lightning.nn.derivation import Budget
@@ -441,6 +443,28 @@ def test_the_server_answers_with_the_modular_model(
 ) -> None:
     module = tiny.build(eclm(), parties()).server.module
     assert module.tower() is module.tower("slm")
+
+
+def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
+    tiny: SimpleNamespace,
+    parties: Callable[..., FederationSettings],
+    eclm: Callable[..., ECLM],
+    tmp_path: Path,
+) -> None:
+    trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
+    trainer.fit(eclm(), tiny.data(), parties())
+    path = trainer.predict(eclm(), tiny.data(), parties(), "last")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["party"] for row in rows} == {*tiny.clients, "server"}
+    run = trainer._open(eclm(), tiny.data(), parties(), "last", training=False)
+    for client in run.federation.clients:
+        table = run.data.held_out(client, run.federation.parties.profiles[client])
+        said = run.tester.predictions(run.federation.edge(client), table)
+        assert [r["prediction"] for r in rows if r["party"] == client] == [
+            r["prediction"] for r in said
+        ]
+    with pytest.raises(ConfigurationError, match="ECLM adds parts of its own"):
+        export_run(path.parent, tmp_path / "out", client="hall")
 
 
 # Settings -----------------------------------------------------------------------------------------

@@ -150,6 +150,18 @@ def test_sound_of_floats_asks_for_the_package_that_reads_it() -> None:
         decode(b"fLaC", ".flac", series(1, 1))
 
 
+def test_flac_says_what_wav_says() -> None:
+    soundfile = pytest.importorskip("soundfile")
+    points = np.array([[0, 100], [-(2**15), 2**15 - 1], [7, -7]], np.int16)
+    decoded = []
+    for kind in ("FLAC", "WAV"):
+        file = io.BytesIO()
+        soundfile.write(file, points, 16000, format=kind, subtype="PCM_16")
+        decoded.append(decode(file.getvalue(), f".{kind.lower()}", series(2, 3)))
+    assert decoded[0].values.tolist() == decoded[1].values.tolist()
+    assert decoded[0].rate == decoded[1].rate == 16000
+
+
 # Videos -------------------------------------------------------------------------------------------
 
 

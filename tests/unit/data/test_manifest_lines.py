@@ -216,8 +216,8 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path) -> None:
 def test_parquet_says_what_json_says(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = [
-        changed(client="k", modalities={"tilt": [1, 2], "wave": "x.csv"}),
+    rows = [  # pyarrow takes the columns from the first row
+        changed(client="k", modalities={"tilt": [1, 2], "wave": "x.csv"}, targets=None),
         changed(id="b", client="k", modalities={"wave": "y.csv"}, target=None, targets=["up ."]),
     ]
     expected, _ = read(tmp_path, *rows)

@@ -47,6 +47,7 @@ def test_what_is_left_out_is_absent(mlecs_run: SimpleNamespace, tmp_path: Path) 
     batch = test.restrict(model.modalities).mask(keep).__getitems__([0, 1, 2])
     expected = [row["prediction"] for row in model.module.predict_step(batch)]
     given = [{"pixels": test.inputs["pixels"][i], "profile": None} for i in range(3)]
+    assert model._batch(given, [""] * 3, first=0).present.tolist() == [[True, False]] * 3
     assert model.ask_batch(given) == expected
     assert model.ask(pixels=test.inputs["pixels"][0]) == expected[0]
 
@@ -86,6 +87,26 @@ def test_the_backbone_may_lie_elsewhere(
         load_exported(out)
     again = load_exported(out, backbone=tiny.pocket())
     assert again.ask(fourier=value) == model.ask(fourier=value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [("32-true", None), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)],
+)
+def test_it_computes_as_its_training_did(
+    copied: Path, mlecs_run: SimpleNamespace, precision: str, kind: torch.dtype | None
+) -> None:
+    config = json.loads((copied / "mlecs_config.json").read_text())
+    assert config["precision"] == "32-true"
+    (copied / "mlecs_config.json").write_text(json.dumps({**config, "precision": precision}))
+    model, seen = load_exported(copied), []
+    model.module.extractors["fourier"].register_forward_hook(
+        lambda *_: seen.append(
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        )
+    )
+    model.ask(fourier=mlecs_run.data.pools.test.inputs["fourier"][0])
+    assert seen == [kind]
 
 
 # Folders that are none ----------------------------------------------------------------------------

@@ -56,6 +56,35 @@ def found(folder: Path, lines: list[Row], **values: Any) -> list[str]:
     return suspicions(data, CLIENTS)
 
 
+def test_lines_without_a_target_are_counted_and_nothing_is_suspicious_of_them(
+    tmp_path: Path,
+) -> None:
+    new = {"id": "new", "modalities": {"mic": sound(0), "tilt": [1, 2, 3]}}
+    assert found(tmp_path, [*sound_lines(), new]) == []
+    data = Manifest(tmp_path / "m.jsonl", MODALITIES, cache_dir=tmp_path)
+    data.attach(CLIENTS)
+    console = Console(file=io.StringIO(), width=200)
+    check_data(data, CLIENTS, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "without a target, for predict alone: 1" in printed
+
+
+def test_texts_are_checked_for_what_texts_can_have(tmp_path: Path) -> None:
+    lines = sound_lines()
+    for n, line in enumerate(lines):
+        line["modalities"] = {"said": {"text": f"{n:02d}" + "x" * (14 + n % 2)}}
+    lines[-1]["modalities"] = dict(lines[0]["modalities"])
+    said = {"said": {"kind": "text", "shape": [16]}}
+    data = Manifest(tmp_path / "m.jsonl", said, cache_dir=tmp_path)
+    data.files[0].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clients = {name: ClientProfile(("said",)) for name in CLIENTS}
+    data.attach(clients)
+    told = suspicions(data, clients)
+    assert told[0] == "said: of 14 of 30 texts only the first 16 bytes are used"
+    assert any("public-None-0 = test-kitchen-2" in each for each in told)
+    assert not any("silent" in each or "same value" in each for each in told)
+
+
 def test_nothing_is_suspicious_of_sound_data(tmp_path: Path) -> None:
     assert found(tmp_path, sound_lines()) == []
 
