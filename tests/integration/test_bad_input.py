@@ -12,7 +12,7 @@ from mlecs_lightning.federated import Federation
 
 MODALITIES = "['pixels', 'profile', 'fourier']"
 CLIENT_KEYS = "'modalities', 'domains', 'backbone', 'lora', 'connector', 'extractors', 'optimizer'"
-ALGORITHMS = "'Centralized', 'FedAvg', 'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
+ALGORITHMS = "'CDCCA', 'Centralized', 'FedAvg', 'LocalTraining', 'MLECS', 'Standalone'"
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"
 
 # What is typed behind a configuration that runs, and what must be in the message. TMP is a folder.
@@ -41,6 +41,22 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "unknown argument of the algorithm": (
         "--algorithm.colour red",
         ['"algorithm"', "'colour'", "'temperature', 'contrast_weight'"],
+    ),
+    "unknown schedule": (
+        "--data.schedule DomainStrem",
+        ['"schedule"', "DomainStrem", "['DomainStream']"],
+    ),
+    "schedule of a domain that nobody has": (
+        "--data.partition domain --data.schedule DomainStream --data.schedule.domains '[thin]'",
+        [
+            "clients.kitchen has no training samples of 'thin', only of ['light']",
+            "clients.hall has",
+        ],
+    ),
+    "unknown codec": ("--trainer.codec Zip", ['"trainer.codec"', "Zip", "['DWC']"]),
+    "codec of three bits": (
+        "--trainer.codec DWC --trainer.codec.bits 3",
+        ["trainer.codec.init_args.bits must be one of [2, 4, 8, 16, 32], got 3"],
     ),
     "unknown kind of steps": (
         "--algorithm.steps '{publik: 1}'",
