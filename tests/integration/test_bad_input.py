@@ -48,6 +48,22 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "--algorithm.colour red",
         ['"algorithm"', "'colour'", "'temperature', 'contrast_weight'"],
     ),
+    "unknown schedule": (
+        "--data.schedule DomainStrem",
+        ['"schedule"', "DomainStrem", "['DomainStream']"],
+    ),
+    "schedule of a domain that nobody has": (
+        "--data.partition domain --data.schedule DomainStream --data.schedule.domains '[thin]'",
+        [
+            "clients.kitchen has no training samples of 'thin', only of ['light']",
+            "clients.hall has",
+        ],
+    ),
+    "unknown codec": ("--trainer.codec Zip", ['"trainer.codec"', "Zip", "['DWC']"]),
+    "codec of three bits": (
+        "--trainer.codec DWC --trainer.codec.bits 3",
+        ["trainer.codec.init_args.bits must be one of [2, 4, 8, 16, 32], got 3"],
+    ),
     "unknown kind of steps": (
         "--algorithm.steps '{publik: 1}'",
         ["steps", "publik", "['warmup', 'public', 'private', 'server']"],
