@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -33,9 +34,10 @@ from mlecs_lightning.modules.eclm import (
     pack,
     prototype_names,
     unpack,
+    without_some_modalities,
 )
 from mlecs_lightning.nn.derivation import Budget, Costs, InfeasibleBudgetError, derive
-from mlecs_lightning.nn.drift import GateStatistics, drifted
+from mlecs_lightning.nn.drift import GateStatistics
 from mlecs_lightning.nn.modular import MLP_LAYERS
 from mlecs_lightning.settings import FaultList, LoraSettings
 from mlecs_lightning.types import Batch
@@ -89,14 +91,14 @@ class ECLM(LocalTraining):
 
         Args:
             modules: K, modules of each layer; divides the width of the MLP.
-            active: Fewest modules of a layer that a sample uses in the offline stage. Each draws
-                its number between this and K, so that small sub-models and the whole one work.
+            active: Fewest modules of a layer that a sample uses in the offline stage; each draws
+                between this and K, so that small sub-models and the whole one work.
             budget: What a device has; without limits by default.
             budgets: For a client by name, in place of ``budget``.
             gate_noise: Standard deviation of the noise on the gate logits.
             balance_weight: Weight of the load-balancing loss.
-            modality_dropout: Probability that a sample lacks a modality in the offline stage, so
-                that the prototype serves devices with fewer sensors. One is always left.
+            modality_dropout: Probability that a sample lacks a modality in the offline stage, for
+                devices with fewer sensors. One is always left.
             drift_significance: Of the test on the gates; smaller sees less drift.
             rederive: Whether a sub-model is derived again on drift; else only once, from the first
                 report.
@@ -155,7 +157,7 @@ class ECLM(LocalTraining):
         ]
 
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
-        """Divide the hosted model, which answers for the server; add the selector."""
+        """Divide the hosted model, which answers; add the selector."""
         CloudParts.add(module, self.modules, len(list(clients)))
 
     def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
@@ -198,13 +200,12 @@ class ECLM(LocalTraining):
         Raises:
             InfeasibleBudgetError: If nothing fits its budget.
         """
+        budget = self._budget(client, factor)
         try:
-            budget = self._budget(client, factor)
             return derive(importance, self._costs[client], budget, within=within)
         except InfeasibleBudgetError as error:
-            raise InfeasibleBudgetError(
-                f"algorithm.init_args.budget: {client!r}: {error}"
-            ) from error
+            key = "algorithm.init_args.budget"
+            raise InfeasibleBudgetError(f"{key}: {client!r}: {error}") from error
 
     # Offline: the cloud alone ---------------------------------------------------------------
 
@@ -214,7 +215,8 @@ class ECLM(LocalTraining):
 
     def offline(self, server: ServerModule, batch: Batch) -> Losses:
         """L_LM(gated model) + weight * load balance; gates by noisy top-k of the selector."""
-        batch = self._without_some_modalities(batch, train=server.training)
+        if server.training and self.modality_dropout:
+            batch = without_some_modalities(batch, self.modality_dropout)
         features, present = server.features(batch)
         tower, size = server.tower("slm"), len(batch.ids)
         _, _, fused = tower.connector.latent(features, present)
@@ -226,14 +228,6 @@ class ECLM(LocalTraining):
             output = tower(features, present, batch.instructions, batch.targets)
         lm, balance = server.mean_loss(output), load_balance(server.gather(p))
         return {"loss": lm + self.balance_weight * balance, "lm": lm, "balance": balance}
-
-    def _without_some_modalities(self, batch: Batch, *, train: bool) -> Batch:
-        if not (train and self.modality_dropout):
-            return batch
-        draw = torch.rand(batch.present.shape, device=batch.present.device)
-        draw = draw.masked_fill(~batch.present, -1.0)
-        keep = (draw >= self.modality_dropout) | (draw == draw.amax(dim=1, keepdim=True))
-        return batch._replace(present=batch.present & keep)
 
     # Down -----------------------------------------------------------------------------------
 
@@ -257,38 +251,23 @@ class ECLM(LocalTraining):
         for client in ctx.participants:
             j, edge = self._place[client], self._edges[client]
             known = bool(cloud.informed[j])
-            mask = (
-                cloud.assigned[j].cpu().bool()
-                if known
-                else self._derive(client, self._public_importance(server, loaders, edge))
-            )
+            mask = cloud.assigned[j].cpu().bool()
+            if not known:
+                mask = self._derive(client, self._public_importance(server, loaders, edge))
             index = (mask & ~cloud.held[j].cpu().bool()).flatten().nonzero().flatten()
             prototype = torch.zeros(0) if known else pack(server.module, self._prototypes[client])
-            yield (
-                client,
-                Message(
-                    {
-                        "submodel/mask": mask,
-                        "modules/index": index,
-                        "modules/adapters": modular.rows(index).float(),
-                        "prototype/values": prototype,
-                    }
-                ),
-            )
+            modules = {"modules/index": index, "modules/adapters": modular.rows(index).float()}
+            form = {"submodel/mask": mask, "prototype/values": prototype}
+            yield client, Message(modules | form)
 
     @staticmethod
     def _public_importance(server: ServerLearner, loaders: Loaders, edge: EdgeModule) -> Tensor:
         """Return mean gates on the public data, in place of a device's that has not told yet."""
-
-        def gates(module: ServerModule, batch: Batch) -> Tensor:
-            fused = module.embed(batch, tower="slm").fused
-            logits: Tensor = CloudParts.of(module).selector(fused)
-            return logits.float().softmax(dim=-1)
-
         table = loaders.public.table
         keep = torch.tensor([m in edge.modalities for m in table.modalities])
         seen = table.mask(keep.expand(len(table), -1))
-        return torch.cat(server.map(sequential_loader(seen, 256), gates)).cpu().mean(dim=0)
+        gates = server.map(sequential_loader(seen, 256), CloudParts.measure)
+        return torch.cat(gates).cpu().mean(dim=0)
 
     # On the device --------------------------------------------------------------------------
 
@@ -320,7 +299,8 @@ class ECLM(LocalTraining):
         batches = sequential_loader(loaders.private.table, 256)
         now = GateStatistics.of(torch.cat(edge.map(batches, DeviceParts.measure)))
         self._take_over(edge, broadcast, now.mean, loaders.resources)
-        changed = self._compare(DeviceParts.of(edge.module), now)
+        device = DeviceParts.of(edge.module)
+        changed = device.compare(now, significance=self.drift_significance)
         losses = self.local_passes(edge, loaders, ctx, broadcast)
         message = Message(
             {
@@ -334,22 +314,9 @@ class ECLM(LocalTraining):
                 "samples": len(loaders.private),
             },
         )
-        facts = {
-            "drifted": float(changed),
-            "submodel/modules": float(modular.mask.sum()),
-            "submodel/parameters": float(edge.module.parameter_count()),
-        }
+        facts = {"drifted": float(changed), "submodel/modules": float(modular.mask.sum())}
+        facts["submodel/parameters"] = float(edge.module.parameter_count())
         return ClientUpdate(message, losses | facts)
-
-    def _compare(self, device: DeviceParts, now: GateStatistics) -> bool:
-        """Test the gates for drift; after one, and in the beginning, the present ones count."""
-        before = GateStatistics(device.mean.cpu(), device.deviation.cpu(), int(device.samples))
-        changed = drifted(now, before, significance=self.drift_significance)
-        if changed or before.samples == 0:
-            device.mean.copy_(now.mean)
-            device.deviation.copy_(now.deviation)
-            device.samples.fill_(now.samples)
-        return changed
 
     def _take_over(
         self, edge: EdgeLearner, broadcast: Message, importance: Tensor, factor: float
@@ -376,28 +343,24 @@ class ECLM(LocalTraining):
     ) -> Aggregate | None:
         """Merge module by module, weighted by importance and samples, as updates come in."""
         cloud, modular = CloudParts.of(self._server), modular_of(self._server)
-        count = modular.mask.numel()
-        merger, reports, clients = ModuleMerger(count, modular.row_size), dict[str, Tensor](), 0
-        for client, message in updates:
+        merger, reports = ModuleMerger(modular.mask.numel(), modular.row_size), dict[str, Tensor]()
+        clients = 0
+        for clients, (client, message) in enumerate(updates, 1):  # noqa: B007 - counted
             j = self._place[client]
             gates = message.tensors["gates/mean"].clamp(0.0, 1.0)
-            index, rows = message.tensors["modules/index"], message.tensors["modules/adapters"]
-            allowed = cloud.assigned[j].cpu().bool() if cloud.informed[j] else modular.mask.cpu()
-            sound = (index >= 0) & (index < count)
-            sound &= allowed.flatten()[index.clamp(0, count - 1)]
-            if len(rows) != len(index):
-                sound &= False
-            index, rows = index[sound], rows[: len(sound)][sound]
-            samples = float(message.scalars["samples"])  # type: ignore[arg-type]
-            merger.add(index, rows, gates.flatten()[index] * samples)
-            trained = torch.zeros(count, dtype=torch.bool).index_fill_(0, index, True)
+            assigned = cloud.assigned[j] if cloud.informed[j] else modular.mask
+            trained = merger.add(
+                message.tensors["modules/index"],
+                message.tensors["modules/adapters"],
+                gates.flatten() * float(message.scalars["samples"]),  # type: ignore[arg-type]
+                allowed=assigned.flatten().cpu().bool(),
+            )
             about = [float(message.scalars[k]) for k in ("budget", "drifted")]  # type: ignore[arg-type]
             reports |= {
                 f"gates/{client}": gates,
                 f"trained/{client}": trained.view_as(gates),
                 f"about/{client}": torch.tensor(about),
             }
-            clients += 1
         index, rows = merger.result()
         merged = {"index": index, "rows": rows, "contributors": merger.contributors}
         return Aggregate(merged | reports, 0.0, clients)
@@ -428,11 +391,8 @@ class ECLM(LocalTraining):
             cloud.held[j] = trained & alone if self.refresh else trained
             if first or (self.rederive and moved):
                 derived += 1
-                cloud.assigned[j] = self._derive_again(client, gates, factor, trained)
+                cloud.assigned[j] = trained
+                # No device can have trained under a budget that nothing fits: such a claim is void.
+                with suppress(InfeasibleBudgetError):
+                    cloud.assigned[j] = self._derive(client, gates, factor)
         return {"modules/merged": float(len(merged["index"])), "modules/derived": float(derived)}
-
-    def _derive_again(self, client: str, gates: Tensor, factor: float, held: Tensor) -> Tensor:
-        try:
-            return self._derive(client, gates, factor)
-        except InfeasibleBudgetError:
-            return held  # a claim that no honest device makes: it could not have trained

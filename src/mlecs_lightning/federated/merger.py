@@ -28,18 +28,31 @@ class ModuleMerger:
         self._weights = torch.zeros(modules, dtype=torch.float64)
         self._contributors = torch.zeros(modules, dtype=torch.int64)
 
-    def add(self, index: Tensor, rows: Tensor, weights: Tensor) -> None:
+    def add(self, index: Tensor, rows: Tensor, weights: Tensor, *, allowed: Tensor) -> Tensor:
         """Add the modules of one device.
 
         Args:
-            index: (n,) their numbers, each once.
+            index: (n,) their numbers.
             rows: (n, size) their adapters.
-            weights: (n,) how much each counts; those of weight zero do not.
+            weights: (N,) how much each module counts; those of weight zero do not.
+            allowed: (N,) bool, the modules that the device was given. Rows of others are dropped,
+                and all rows if there are more or fewer than numbers.
+
+        Returns:
+            (N,) bool, the modules that it trained.
         """
+        trained = torch.zeros_like(allowed)
+        if len(rows) != len(index):
+            return trained
+        known = (index >= 0) & (index < len(allowed))
+        index, rows = index[known], rows[known]
+        index, rows = index[allowed[index]], rows[allowed[index]]
+        trained[index] = True
         weights = weights.double()
-        self._sums[index] += rows.double() * weights[:, None]
-        self._weights[index] += weights
-        self._contributors[index] += weights > 0
+        self._sums[index] += rows.double() * weights[index, None]
+        self._weights[index] += weights[index]
+        self._contributors[index] += weights[index] > 0
+        return trained
 
     @property
     def contributors(self) -> Tensor:

@@ -13,12 +13,23 @@ from mlecs_lightning.modules.edge import EdgeModule
 from mlecs_lightning.modules.server import ServerModule
 from mlecs_lightning.nn.connector import Connector
 from mlecs_lightning.nn.derivation import Costs
+from mlecs_lightning.nn.drift import GateStatistics, drifted
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.selector import GatePath, ModuleSelector
 from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
 
-__all__ = ["CloudParts", "DeviceParts", "count_costs", "divide", "prototype_names"]
+__all__ = [
+    "CloudParts",
+    "DeviceParts",
+    "count_costs",
+    "divide",
+    "modular_of",
+    "pack",
+    "prototype_names",
+    "unpack",
+    "without_some_modalities",
+]
 
 
 class CloudParts(nn.Module):
@@ -66,6 +77,12 @@ class CloudParts(nn.Module):
         shape = divide(server, modules).shape
         server.add_module("eclm", cls(server.settings.connector.width, shape, clients))
         server.first = "slm"
+
+    @classmethod
+    def measure(cls, server: ServerModule, batch: Batch) -> Tensor:
+        """Return the gates p (B, L, K) of a batch, before a choice."""
+        logits: Tensor = cls.of(server).selector(server.embed(batch, tower="slm").fused)
+        return logits.float().softmax(dim=-1)
 
 
 class DeviceParts(nn.Module):
@@ -129,10 +146,28 @@ class DeviceParts(nn.Module):
         first[:, 0] = True
         modular.select(first)
 
+    def compare(self, now: GateStatistics, *, significance: float) -> bool:
+        """Test the gates for drift; after one, and in the beginning, the present ones count."""
+        before = GateStatistics(self.mean.cpu(), self.deviation.cpu(), int(self.samples))
+        changed = drifted(now, before, significance=significance)
+        if changed or before.samples == 0:
+            self.mean.copy_(now.mean)
+            self.deviation.copy_(now.deviation)
+            self.samples.fill_(now.samples)
+        return changed
+
     @staticmethod
     def measure(edge: EdgeModule, batch: Batch) -> Tensor:
         """Return the gates p (B, L, K) of a batch."""
         return DeviceParts.of(edge).gates(*edge.sensed(batch)).cpu()  # type: ignore[no-any-return]
+
+
+def without_some_modalities(batch: Batch, rate: float) -> Batch:
+    """Return a batch in which each sample lacks each modality with a probability; one is left."""
+    draw = torch.rand(batch.present.shape, device=batch.present.device)
+    draw = draw.masked_fill(~batch.present, -1.0)
+    keep = (draw >= rate) | (draw == draw.amax(dim=1, keepdim=True))
+    return batch._replace(present=batch.present & keep)
 
 
 def divide(module: MultimodalLM, modules: int) -> ModularMLPs:

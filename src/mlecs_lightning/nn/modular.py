@@ -65,13 +65,16 @@ class _Layer:
 
     def cut(self, neurons: Tensor | None, rows: Tensor | None) -> None:
         """Keep only some neurons; ``None`` keeps all. ``rows`` is their LoRA factor."""
-        weight, bias = self.weight, self.bias
+        # The whole weights may be on another device: they belong to no module that is moved.
+        device, weight, bias = self.base.weight.device, self.weight, self.bias
         if neurons is not None:
-            kept = weight.data.index_select(self.axis, neurons.to(weight.device))
-            weight = nn.Parameter(kept, requires_grad=False)
+            weight = _part(weight, self.axis, neurons, device)
             if bias is not None and self.makes:
-                kept = bias.data.index_select(0, neurons.to(bias.device))
-                bias = nn.Parameter(kept, requires_grad=False)
+                bias = _part(bias, 0, neurons, device)
+        elif weight.device != device:
+            weight = nn.Parameter(weight.data.to(device), requires_grad=False)
+            if bias is not None:
+                bias = nn.Parameter(bias.data.to(device), requires_grad=False)
         count = weight.shape[self.axis]
         self.base.weight = weight
         if self.makes:
@@ -83,6 +86,11 @@ class _Layer:
             # The same parameter with other data: an optimiser holds on to the parameter.
             self.own.weight.data = (rows if self.makes else rows.T).contiguous()
             _resize(self.own, count, makes=self.makes)
+
+
+def _part(whole: nn.Parameter, axis: int, rows: Tensor, device: torch.device) -> nn.Parameter:
+    kept = whole.data.index_select(axis, rows.to(whole.device)).to(device)
+    return nn.Parameter(kept, requires_grad=False)
 
 
 def _resize(layer: Any, count: int, *, makes: bool) -> None:  # noqa: ANN401 - Linear or Conv1D

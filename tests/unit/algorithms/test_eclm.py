@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ from mlecs_lightning import ECLM
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.data import Drift, Shift
 from mlecs_lightning.federated import (
-    ClientSettings,
     FederationSettings,
     Interrupted,
     Message,
@@ -26,7 +24,6 @@ from mlecs_lightning.federated import (
 )
 from mlecs_lightning.federated.channel import decode
 from mlecs_lightning.federated.export import export_run
-from mlecs_lightning.functional import top_k_gates
 from mlecs_lightning.modules.eclm import CloudParts, modular_of
 from mlecs_lightning.nn.derivation import Budget
 from mlecs_lightning.settings import ConfigurationError
@@ -38,28 +35,9 @@ CTX = RoundContext(0, 0, CLIENTS)
 
 
 @pytest.fixture(scope="module")
-def parties(tiny: SimpleNamespace) -> Callable[..., FederationSettings]:
-    def call(**values: Any) -> FederationSettings:
-        model = tiny.model(lora={"target_modules": ["c_fc", "mlp.c_proj"]})
-        settings: FederationSettings = tiny.parties(server=model, edge=model, **values)
-        return settings
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def eclm(tiny: SimpleNamespace) -> Callable[..., ECLM]:
-    def call(**values: Any) -> ECLM:
-        defaults = {"budget": Budget(modules=0.5), "steps": tiny.steps(warmup=1, server=0)}
-        return ECLM(**{"modules": K, "active": 2, **defaults, **values})
-
-    return call
-
-
-@pytest.fixture(scope="module")
 def run(
     tiny: SimpleNamespace,
-    parties: Callable[..., FederationSettings],
+    divided: Callable[..., FederationSettings],
     tapped: Callable[[], AbstractContextManager[SimpleNamespace]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., SimpleNamespace]:
@@ -70,7 +48,7 @@ def run(
         root = tmp_path_factory.mktemp("eclm")
         trainer = tiny.trainer(root, max_rounds=rounds, enable_checkpointing=True, **values)
         with tapped() as log:
-            summary = trainer.fit(algorithm, data, parties())
+            summary = trainer.fit(algorithm, data, divided())
         folder = root / "tiny" / "version_0" / "checkpoints"
         states = [torch.load(p, weights_only=True) for p in sorted(folder.glob("round=0*.ckpt"))]
         sent: dict[tuple[str, int, str], Message] = {}
@@ -208,12 +186,12 @@ def test_the_cloud_s_own_parts_stay_as_devices_have_them(plain: SimpleNamespace)
 )
 def test_modules_that_are_not_a_device_s_are_not_merged(
     tiny: SimpleNamespace,
-    parties: Callable[..., FederationSettings],
+    divided: Callable[..., FederationSettings],
     eclm: Callable[..., ECLM],
     index: list[int],
 ) -> None:
     algorithm = eclm()
-    server = tiny.build(algorithm, parties()).server
+    server = tiny.build(algorithm, divided()).server
     cloud = CloudParts.of(server.module)
     cloud.informed[0], cloud.assigned[0, 0] = 1, 1  # modules 0 to 3, not 11
     message = Message(
@@ -327,12 +305,14 @@ class Stop(FederatedCallback):
 
 @pytest.fixture(scope="module")
 def go(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
+    tiny: SimpleNamespace,
+    divided: Callable[..., FederationSettings],
+    eclm: Callable[..., ECLM],
 ) -> Callable[..., None]:
     def call(root: Path, *, ckpt_path: str | None = None, **values: Any) -> None:
         options = {"max_rounds": 4, "enable_checkpointing": True, **values}
         data = tiny.data(schedule=Drift(SHIFTS))
-        tiny.trainer(root, **options).fit(eclm(), data, parties(), ckpt_path)
+        tiny.trainer(root, **options).fit(eclm(), data, divided(), ckpt_path)
 
     return call
 
@@ -381,82 +361,18 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:  # noqa: ANN40
     return [] if same else [at]
 
 
-# The offline stage --------------------------------------------------------------------------------
-
-
-def test_the_offline_loss_by_hand(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
-) -> None:
-    algorithm, data = eclm(active=K, balance_weight=0.3), tiny.data()
-    module = tiny.build(algorithm, parties(), data).server.module.eval()
-    batch = data.public().__getitems__(list(range(6)))
-    losses = algorithm.offline(module, batch)
-    # With all modules the gates are one: L_LM is that of the undivided model.
-    expected = module.read(batch, tower="slm").loss
-    torch.testing.assert_close(losses["lm"], expected, rtol=1e-5, atol=1e-6)
-    p = CloudParts.of(module).selector(module.embed(batch, tower="slm").fused).softmax(-1)
-    importance = p.sum(0)
-    cv = importance.std(-1, correction=0) / importance.mean(-1)
-    torch.testing.assert_close(losses["balance"], cv.square().mean())
-    torch.testing.assert_close(losses["loss"], losses["lm"] + 0.3 * losses["balance"])
-
-
-def test_the_selector_learns_from_both_losses(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
-) -> None:
-    algorithm, data = eclm(balance_weight=0.0), tiny.data()
-    module = tiny.build(algorithm, parties(), data).server.module.train()
-    batch = data.public().__getitems__(list(range(6)))
-    with torch.no_grad():
-        for p in modular_of(module).trunk_parameters():
-            p.normal_(std=0.1)
-    torch.manual_seed(0)
-    algorithm.offline(module, batch)["loss"].backward()
-    # Through the gates of L_LM alone, down to the extractors.
-    assert CloudParts.of(module).selector.layers[1].weight.grad.abs().sum() > 0
-    assert all(p.grad is not None for p in modular_of(module).own_parameters())
-    assert module.tower("slm").connector.absent.grad.abs().sum() > 0  # modalities were left out
-
-
-def test_no_sample_loses_all_its_modalities(
-    eclm: Callable[..., ECLM], tiny: SimpleNamespace
-) -> None:
-    batch = tiny.data().public().__getitems__(list(range(200)))
-    present = batch.present.clone()
-    present[:50, 0] = False
-    torch.manual_seed(0)
-    seen = eclm(modality_dropout=0.9)._without_some_modalities(
-        batch._replace(present=present), train=True
-    )
-    assert seen.present.any(dim=1).all()
-    assert not (seen.present & ~present).any()
-    assert seen.present.float().mean() < 0.5
-
-
-def test_the_number_of_modules_of_a_sample_is_drawn_between_active_and_all() -> None:
-    gates, _ = top_k_gates(torch.randn(50, L, K), torch.randint(2, K + 1, (50,)))
-    assert set(gates.sum(-1).flatten().tolist()) == {2.0, 3.0, 4.0}
-
-
-def test_the_server_answers_with_the_modular_model(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
-) -> None:
-    module = tiny.build(eclm(), parties()).server.module
-    assert module.tower() is module.tower("slm")
-
-
 def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
     tiny: SimpleNamespace,
-    parties: Callable[..., FederationSettings],
+    divided: Callable[..., FederationSettings],
     eclm: Callable[..., ECLM],
     tmp_path: Path,
 ) -> None:
     trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
-    trainer.fit(eclm(), tiny.data(), parties())
-    path = trainer.predict(eclm(), tiny.data(), parties(), "last")
+    trainer.fit(eclm(), tiny.data(), divided())
+    path = trainer.predict(eclm(), tiny.data(), divided(), "last")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert {row["party"] for row in rows} == {*tiny.clients, "server"}
-    run = trainer._open(eclm(), tiny.data(), parties(), "last", training=False)
+    run = trainer._open(eclm(), tiny.data(), divided(), "last", training=False)
     for client in run.federation.clients:
         table = run.data.held_out(client, run.federation.parties.profiles[client])
         said = run.tester.predictions(run.federation.edge(client), table)
@@ -465,53 +381,3 @@ def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
         ]
     with pytest.raises(ConfigurationError, match="ECLM adds parts of its own"):
         export_run(path.parent, tmp_path / "out", client="hall")
-
-
-# Settings -----------------------------------------------------------------------------------------
-
-
-def test_settings_out_of_range_are_named_together() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        ECLM(modules=1, active=2, gate_noise=-1.0, modality_dropout=1.0, drift_significance=0.0)
-    keys = [line.split(" ")[0].rpartition(".")[2] for line in str(caught.value).splitlines()]
-    assert keys == ["modules", "active", "gate_noise", "modality_dropout", "drift_significance"]
-
-
-def test_what_does_not_fit_is_said_before_anything_is_built(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
-) -> None:
-    settings = parties()
-    other = {**settings.clients, "hall": ClientSettings(["fourier"], lora={"r": 4})}  # type: ignore[dict-item]
-    attention = tiny.model(lora={"target_modules": ["c_attn"]})
-    with pytest.raises(ConfigurationError) as caught:
-        tiny.build(
-            eclm(budgets={"cellar": Budget(modules=0.5)}),
-            replace(settings, clients=other, edge=attention),
-        )
-    said = str(caught.value)
-    assert "clients.hall.lora is " in said
-    assert "edge.lora.target_modules is ['c_attn']; ECLM adapts the MLPs alone" in said
-    assert "algorithm.init_args.budgets: there is no client 'cellar'" in said
-
-
-def test_an_infeasible_budget_is_said_with_the_least_feasible_one(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
-) -> None:
-    budgets = {"hall": Budget(modules=0.2), "study": Budget(parameters=1000)}
-    with pytest.raises(ConfigurationError) as caught:
-        tiny.build(eclm(budgets=budgets), parties())
-    first, second = str(caught.value).splitlines()
-    assert first.startswith("algorithm.init_args.budget: 'hall': no sub-model fits the budget")
-    assert first.endswith("the least feasible one is modules 0.25")
-    assert "'study'" in second
-    least = float(second.rpartition(" ")[2].replace("e+05", "")) * 1e5 if "e+" in second else 0
-    assert least == 0 or least > 1000
-
-
-def test_extractors_that_are_not_the_cloud_s_are_refused(
-    tiny: SimpleNamespace, parties: Callable[..., FederationSettings], eclm: Callable[..., ECLM]
-) -> None:
-    own = {"fourier": {"class_path": "VectorMLP", "init_args": {"width": 5}}}
-    clients = {"hall": ClientSettings(["fourier"], extractors=own)}
-    with pytest.raises(ConfigurationError, match=r"clients\.hall: ECLM hands out the cloud's"):
-        tiny.build(eclm(), parties(clients=clients))
