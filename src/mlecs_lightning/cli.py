@@ -26,9 +26,11 @@ from torch.optim import Optimizer
 from transformers.utils import logging as transformers_logging
 
 import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
+from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.cli_config import with_merged_clients
 from mlecs_lightning.cli_export import export
 from mlecs_lightning.data import FederatedDataModule, Schedule
+from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.federated import (
     Algorithm,
     ChannelError,
@@ -45,13 +47,7 @@ from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.party_faults import party_faults
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.report import check_data, print_summary
-from mlecs_lightning.settings import (
-    ConfigurationError,
-    FaultList,
-    ModelSettings,
-    import_class,
-    override,
-)
+from mlecs_lightning.settings import ModelSettings, override
 
 __all__ = ["FederatedCLI", "main"]
 

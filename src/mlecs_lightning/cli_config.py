@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.clients import are_drawn
-from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["with_merged_clients"]
 

@@ -17,6 +17,8 @@ MAX_LINES = 450
 # A layer may import itself and the layers of a lower rank; two of one rank stay apart.
 RANK = {
     "types": 0,
+    "errors": -2,
+    "class_paths": -1,
     "settings": 0,
     "functional": 1,
     "nn": 2,

@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from mlecs_lightning.class_paths import build_class, check_class_path
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.settings import (
     BackboneSettings,
-    ConfigurationError,
     ConnectorSettings,
     LoraSettings,
     ModelSettings,
-    build_class,
     cache_dir,
-    check_class_path,
     override,
 )
 from mlecs_lightning.types import Batch, ModalityKind, ModalitySpec

@@ -13,6 +13,7 @@ from mlecs_lightning.algorithms.akd import AKD, Lesson, teachers_answers, vocabu
 from mlecs_lightning.algorithms.base import LocalTraining, Steps
 from mlecs_lightning.algorithms.uts import token_uncertainty, tokens_of
 from mlecs_lightning.data.sampling import draw_batches
+from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.federated import (
     Aggregate,
     ClientUpdate,
@@ -27,7 +28,7 @@ from mlecs_lightning.federated.messages import adapter_fields
 from mlecs_lightning.federated.tokens import Tokens
 from mlecs_lightning.functional import most_uncertain
 from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
-from mlecs_lightning.settings import ConfigurationError, FaultList, LoraSettings
+from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["CDCCA", "Distillation"]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.federated import (
     EdgeLearner,
     Loaders,
@@ -19,7 +20,6 @@ from mlecs_lightning.federated import (
 from mlecs_lightning.functional import distillation_loss
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective
 from mlecs_lightning.nn.tower import TowerOutput
-from mlecs_lightning.settings import FaultList
 from mlecs_lightning.types import Batch
 
 __all__ = ["CoPLMs"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.federated import (
     Aggregate,
     ClientUpdate,
@@ -39,7 +40,7 @@ from mlecs_lightning.modules.eclm import (
 from mlecs_lightning.nn.derivation import Budget, Costs, InfeasibleBudgetError, derive
 from mlecs_lightning.nn.drift import GateStatistics
 from mlecs_lightning.nn.modular import MLP_LAYERS
-from mlecs_lightning.settings import FaultList, LoraSettings
+from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["ECLM"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.federated import (
     AdapterAggregator,
     Aggregate,
@@ -22,7 +23,7 @@ from mlecs_lightning.federated import (
 from mlecs_lightning.federated.aggregator import fit_rank
 from mlecs_lightning.federated.messages import ScalarField, adapter_fields
 from mlecs_lightning.modules import EdgeModule
-from mlecs_lightning.settings import FaultList, LoraSettings
+from mlecs_lightning.settings import LoraSettings
 
 __all__ = ["MAX_SAMPLES", "FedAvg"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import EdgeLearner, Message
 from mlecs_lightning.modules import EdgeModule, Losses, Objective
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
 
 __all__ = ["FedProx"]

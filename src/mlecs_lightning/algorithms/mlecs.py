@@ -14,6 +14,7 @@ from torch import Tensor
 from mlecs_lightning.algorithms.base import PassOrder, Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.federated import (
     Aggregation,
     EdgeLearner,
@@ -30,7 +31,7 @@ from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
 from mlecs_lightning.modules.server import RepresentationSource
 from mlecs_lightning.nn.tower import TowerOutput
-from mlecs_lightning.settings import FaultList, LoraSettings
+from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["MLECS", "Component"]

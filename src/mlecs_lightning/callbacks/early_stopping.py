@@ -9,7 +9,7 @@ from typing import Literal
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mlecs_lightning.callbacks.base import FederatedCallback
-from mlecs_lightning.settings import ConfigurationError, FaultList
+from mlecs_lightning.errors import ConfigurationError, FaultList
 
 __all__ = ["EarlyStopping"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 
 __all__ = ["draw_client_modalities", "draw_sample_mask"]
 

@@ -8,28 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.data.availability import draw_sample_mask
+from mlecs_lightning.data.dealing import Partition, client_faults, deal
 from mlecs_lightning.data.manifest_shapes import Declared
-from mlecs_lightning.data.partition import (
-    dirichlet_proportions,
-    partition_by_domain,
-    partition_dirichlet,
-    split_groups,
-)
+from mlecs_lightning.data.partition import split_groups
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole_batch
 from mlecs_lightning.data.schedule import Schedule
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
 
 __all__ = ["FederatedDataModule", "Partition", "Pools"]
 
-Partition = Literal["domain", "dirichlet"]
 Split = Literal["train", "val", "test"]
 
 
@@ -204,7 +198,20 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 schedule does not fit the clients. All faults are collected into one message.
         """
         self.setup()
-        train_rows, test_rows = self._checked_deal(clients)
+        faults = FaultList(client_faults(clients, self.modalities, partition=self.partition))
+        dealt = faults.attempt(
+            deal,
+            self.pools.private,
+            self.pools.test,
+            clients,
+            partition=self.partition,
+            classes=len(self.classes),
+            alpha=self.alpha,
+            seed=self.seed,
+        )
+        faults.raise_any()
+        assert dealt is not None
+        train_rows, test_rows = dealt
         private: dict[str, dict[Split, SampleTable]] = {}
         for name, profile in clients.items():
             pool = self.pools.private.select(train_rows[name])
@@ -219,80 +226,10 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 for split, table in splits.items()
             }
         if self.schedule is not None:
-            faults = self.schedule.faults({name: s["train"] for name, s in private.items()})
-            if faults:
-                raise ValueError("\n".join(faults))
+            FaultList(
+                self.schedule.faults({name: s["train"] for name, s in private.items()})
+            ).raise_any()
         self._private = private
-
-    def _checked_deal(
-        self, clients: Mapping[str, ClientProfile]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return the rows of the private pool and of the test pool that each client holds."""
-        faults = self._faults(clients)
-        try:
-            train_rows, test_rows = self._deal(clients)
-        except ValueError as error:
-            raise ValueError("\n".join([*faults, str(error)])) from error
-        faults += [
-            f"clients.{name} has an empty private split: give it other `domains`, use fewer "
-            "clients, or raise data.init_args.alpha"
-            for name, rows in train_rows.items()
-            if len(rows) == 0
-        ]
-        if faults:
-            raise ValueError("\n".join(faults))
-        return train_rows, test_rows
-
-    def _faults(self, clients: Mapping[str, ClientProfile]) -> list[str]:
-        faults = []
-        for name, profile in clients.items():
-            if not profile.modalities:
-                faults.append(
-                    f"clients.{name}.modalities is empty: name at least one of "
-                    f"{list(self.modalities)}"
-                )
-            faults += [
-                f"clients.{name}.modalities: {m!r} is none of {list(self.modalities)}"
-                for m in profile.modalities
-                if m not in self.modalities
-            ]
-            if len(set(profile.modalities)) < len(profile.modalities):
-                faults.append(
-                    f"clients.{name}.modalities: {list(profile.modalities)} names one twice"
-                )
-            if profile.domains is not None and self.partition != "domain":
-                faults.append(
-                    f"clients.{name}.domains goes with data.init_args.partition: domain only, got "
-                    f"{self.partition!r}"
-                )
-        return faults
-
-    def _deal(
-        self, clients: Mapping[str, ClientProfile]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        _, private, test = self.pools
-        names = list(clients)
-        if self.partition == "dirichlet":
-            table = dirichlet_proportions(
-                len(self.classes), len(names), alpha=self.alpha, seed=self.seed
-            )
-            return (
-                partition_dirichlet(
-                    private.labels.numpy(), names, proportions=table, seed=self.seed + 1
-                ),
-                partition_dirichlet(
-                    test.labels.numpy(), names, proportions=table, seed=self.seed + 2
-                ),
-            )
-        wanted = {name: profile.domains for name, profile in clients.items()}
-        train = partition_by_domain(private.domains, private.groups, wanted=wanted)
-        # A client's own test: all held-out samples of the domains that it holds samples of.
-        domains = np.asarray(test.domains)
-        own = {
-            name: np.flatnonzero(np.isin(domains, sorted({private.domains[i] for i in rows})))
-            for name, rows in train.items()
-        }
-        return train, own
 
     def _as_seen_by(self, table: SampleTable, profile: ClientProfile, *, seed: int) -> SampleTable:
         """Restrict to the client's modalities and drop some of them sample by sample."""

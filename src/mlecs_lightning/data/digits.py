@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.types import ModalitySpec
 
 __all__ = ["Digits"]

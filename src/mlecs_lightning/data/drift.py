@@ -12,7 +12,7 @@ import torch
 
 from mlecs_lightning.data.schedule import Phase, Schedule
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 
 __all__ = ["Drift", "Shift"]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
+from mlecs_lightning.data.dealing import client_faults
 from mlecs_lightning.data.manifest_inputs import Inputs, decode_inputs
 from mlecs_lightning.data.manifest_lines import UNNAMED, Line, Split, raise_faults, read_lines
 from mlecs_lightning.data.manifest_shapes import Declared
@@ -21,13 +22,13 @@ from mlecs_lightning.data.manifest_store import DecodeCache
 from mlecs_lightning.data.manifest_words import keyword_pairs
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.data.table import SampleTable
+from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.metrics import (
     LabelReader,
     ReferencedText,
     keyword_label_reader,
     references_of,
 )
-from mlecs_lightning.settings import ConfigurationError, FaultList
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["Manifest"]
@@ -324,7 +325,7 @@ class Manifest(FederatedDataModule):
             for name, profile in clients.items()
         }
         if faults:
-            faults += self._faults(own)
+            faults += client_faults(own, self.modalities, partition=self.partition)
             faults.raise_any()
         before, fraction = self._private, self.val_fraction
         if self._has_own_val:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 
 __all__ = ["UNNAMED", "Line", "Split", "raise_faults", "read_lines"]
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlecs_lightning.settings import ConfigurationError, FaultList, value_faults
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.settings import value_faults
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 __all__ = ["Declared", "DecodeError", "Decoded", "Raw", "fitted", "stretches"]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 
 __all__ = ["DomainStream", "Phase", "Schedule"]
 

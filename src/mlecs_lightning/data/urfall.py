@@ -22,7 +22,7 @@ from mlecs_lightning.data.urfall_windows import (
     cut_windows,
     median_background,
 )
-from mlecs_lightning.settings import FaultList
+from mlecs_lightning.errors import FaultList
 
 __all__ = ["URFall"]
 

@@ -31,11 +31,11 @@ from torch import Tensor
 
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.deploy.card import model_card
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.nn.frozen import PRIVATE
-from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["BACKBONE", "CONFIG", "FORMAT_VERSION", "WEIGHTS", "Provenance", "write_export"]
 

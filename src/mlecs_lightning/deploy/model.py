@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.data.manifest_shapes import DecodeError
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.deploy.folder import BACKBONE, CONFIG, FORMAT_VERSION, WEIGHTS
+from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.nn import extractors as extractor_classes
-from mlecs_lightning.settings import ConfigurationError, FaultList, ModelSettings, import_class
+from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["ExportedModel", "load_exported"]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.federated.messages import Message, ScalarField, Schema, TensorField
 from mlecs_lightning.functional.compression import (
     BITS,
@@ -21,7 +22,6 @@ from mlecs_lightning.functional.compression import (
     unpack_bits,
     with_error_feedback,
 )
-from mlecs_lightning.settings import FaultList
 
 __all__ = ["DWC", "Codec", "CodecError", "Direction", "Packed"]
 

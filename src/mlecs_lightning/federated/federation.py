@@ -12,6 +12,7 @@ from lightning.fabric import Fabric, seed_everything
 from torch import Tensor
 
 from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.context import derive_seed
 from mlecs_lightning.federated.distributed import Ranks, spread
@@ -21,7 +22,7 @@ from mlecs_lightning.federated.state import ClientStore, MemoryStore
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.pocket import is_pocket, make_pocket
 from mlecs_lightning.nn.backbone import load_frozen
-from mlecs_lightning.settings import ConfigurationError, ModelSettings
+from mlecs_lightning.settings import ModelSettings
 
 __all__ = ["Federation", "Wire", "build_server"]
 

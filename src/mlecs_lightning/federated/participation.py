@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.federated.context import derive_seed
 from mlecs_lightning.federated.faults import FaultTrace
-from mlecs_lightning.settings import FaultList
 
 __all__ = ["LargeUpdate", "LoopSettings", "sample_clients"]
 

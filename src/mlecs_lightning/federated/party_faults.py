@@ -10,7 +10,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from mlecs_lightning.class_paths import ClassPath, build_class, check_call
 from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import (
     ClientSettings,
@@ -21,14 +23,7 @@ from mlecs_lightning.federated.clients import (
 from mlecs_lightning.federated.groups import group_clients
 from mlecs_lightning.modules.pocket import POCKETS, is_pocket
 from mlecs_lightning.nn import extractors as extractor_classes
-from mlecs_lightning.settings import (
-    ClassPath,
-    ConfigurationError,
-    FaultList,
-    ModelSettings,
-    build_class,
-    check_call,
-)
+from mlecs_lightning.settings import ModelSettings
 
 __all__ = ["party_faults"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from lightning.fabric import Fabric
 
 from mlecs_lightning.data import FederatedDataModule, SampleTable
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.federated.distributed import Ranks, spread
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.learner import Learner
 from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.modules import MultimodalLM
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["answers"]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.checkpoint import CheckpointError, load_checkpoint
 from mlecs_lightning.federated.run import client_state
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.modules.pocket import pocket_of
-from mlecs_lightning.settings import ConfigurationError, ModelSettings, cache_dir
+from mlecs_lightning.settings import ModelSettings, cache_dir
 
 __all__ = ["SavedModels"]
 

@@ -11,6 +11,7 @@ from lightning.fabric.loggers.logger import Logger
 
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
 from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel
 from mlecs_lightning.federated.checkpoint import (
@@ -35,7 +36,6 @@ from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
-from mlecs_lightning.settings import ConfigurationError
 
 __all__ = ["FederatedTrainer", "Precision"]
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from mlecs_lightning.data import FederatedDataModule, SeededLoader
 from mlecs_lightning.data.sampling import sequential_loader, whole_batch
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.context import RoundContext
@@ -35,7 +36,6 @@ from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup, read_warmup
 from mlecs_lightning.modules import Objective, ServerModule
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
 
 __all__ = ["INHERITED", "OWN", "ServerWarmup", "load_warmup"]

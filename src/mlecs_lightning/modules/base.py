@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mlecs_lightning.class_paths import build_class
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.tower import Tower, TowerOutput
-from mlecs_lightning.settings import ModelSettings, build_class
+from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
 
 __all__ = ["Losses", "MultimodalLM", "Objective"]

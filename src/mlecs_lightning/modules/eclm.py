@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules.base import MultimodalLM
 from mlecs_lightning.modules.edge import EdgeModule
 from mlecs_lightning.modules.server import ServerModule
@@ -16,7 +17,6 @@ from mlecs_lightning.nn.derivation import Costs
 from mlecs_lightning.nn.drift import GateStatistics, drifted
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.selector import GatePath, ModuleSelector
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
 
 __all__ = [

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, share
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
-from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
+from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

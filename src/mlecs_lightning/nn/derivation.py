@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
-from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError
 
 __all__ = ["Budget", "Costs", "InfeasibleBudgetError", "derive"]
 

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.class_paths import ClassPath, build_class
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.pretrained import PretrainedExtractor
-from mlecs_lightning.settings import ClassPath, ConfigurationError, build_class
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 __all__ = [

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mlecs_lightning.settings import ConfigurationError, LoraSettings
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.settings import LoraSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel

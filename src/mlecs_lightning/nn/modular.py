@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from peft import PeftModel

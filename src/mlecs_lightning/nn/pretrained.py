@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.features import cached_features, fingerprint
 from mlecs_lightning.nn.frozen import add_lora, frozen_tensors, linear_layers, share
 from mlecs_lightning.nn.readers import AudioReader, ImageReader, Reader, TextReader
-from mlecs_lightning.settings import ConfigurationError, LoraSettings
+from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 if TYPE_CHECKING:

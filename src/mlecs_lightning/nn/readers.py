@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.functional import bytes_to_text
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
 if TYPE_CHECKING:

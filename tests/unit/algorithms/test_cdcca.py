@@ -14,6 +14,7 @@ from mlecs_lightning.algorithms import CDCCA, FedAvg
 from mlecs_lightning.algorithms.akd import AKD, Lesson, teachers_answers
 from mlecs_lightning.algorithms.uts import token_uncertainty, tokens_of
 from mlecs_lightning.data import DomainStream
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import (
     DWC,
     Channel,
@@ -26,7 +27,6 @@ from mlecs_lightning.federated import (
 from mlecs_lightning.federated.channel import decode, encode
 from mlecs_lightning.federated.tokens import Tokens
 from mlecs_lightning.functional import distillation_loss, hidden_distance
-from mlecs_lightning.settings import ConfigurationError
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 ALL = ["pixels", "profile", "fourier"]

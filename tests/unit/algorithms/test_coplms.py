@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load
 
 from mlecs_lightning.algorithms import CoPLMs
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import Message, RoundContext
 from mlecs_lightning.functional import distillation_loss
-from mlecs_lightning.settings import BackboneSettings, ConfigurationError
+from mlecs_lightning.settings import BackboneSettings
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 CTX = RoundContext(0, 0, ("kitchen", "hall", "study"))

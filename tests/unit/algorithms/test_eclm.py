@@ -16,6 +16,7 @@ from torch import Tensor
 from mlecs_lightning import ECLM
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.data import Drift, Shift
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import (
     FederationSettings,
     Interrupted,
@@ -26,7 +27,6 @@ from mlecs_lightning.federated.channel import decode
 from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.modules.eclm import CloudParts, modular_of
 from mlecs_lightning.nn.derivation import Budget
-from mlecs_lightning.settings import ConfigurationError
 
 K, L = 4, 3  # the pocket SLM has three layers
 CLIENTS = ("kitchen", "hall", "study")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mlecs_lightning import ECLM
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import ClientSettings, FederationSettings
 from mlecs_lightning.functional import top_k_gates
 from mlecs_lightning.modules.eclm import CloudParts, modular_of, without_some_modalities
 from mlecs_lightning.nn.derivation import Budget
-from mlecs_lightning.settings import ConfigurationError
 
 K, L = 4, 3  # the pocket SLM has three layers
 

@@ -8,7 +8,7 @@ import torch
 
 from mlecs_lightning import FedAvg
 from mlecs_lightning.callbacks import EarlyStopping
-from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError
 
 LOSS = "clients/val/loss"
 

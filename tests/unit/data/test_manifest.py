@@ -12,9 +12,9 @@ from PIL import Image
 
 from mlecs_lightning.data import Manifest
 from mlecs_lightning.data.manifest_words import keyword_pairs
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.functional import bytes_to_text
 from mlecs_lightning.metrics import references_of
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ClientProfile
 
 MODALITIES: dict[str, dict[str, Any]] = {

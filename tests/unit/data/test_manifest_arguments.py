@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlecs_lightning.data import Manifest
-from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError
 
 MODALITIES = {"tilt": {"kind": "vector", "shape": [2]}}
 NAMES = (

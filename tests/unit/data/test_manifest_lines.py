@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mlecs_lightning.data.manifest_lines import UNNAMED, Line, raise_faults, read_lines
-from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError
 
 SOUND = {"id": "a", "split": "train", "modalities": {"tilt": [1, 2]}, "target": "up ."}
 

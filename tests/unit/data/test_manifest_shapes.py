@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlecs_lightning.data.manifest_shapes import Declared, DecodeError, Raw, fitted, stretches
-from mlecs_lightning.settings import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlecs_lightning import ExportedModel, load_exported
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.export import export_run
-from mlecs_lightning.settings import ConfigurationError
 
 
 @pytest.fixture(scope="module")

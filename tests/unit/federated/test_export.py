@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import CheckpointError
 from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.modules.pocket import pocket_of
-from mlecs_lightning.settings import ConfigurationError
 
 
 @pytest.fixture

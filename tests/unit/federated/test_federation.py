@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms import MLECS, FedAvg
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import ClientSettings, DrawnClients, Federation
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.modules import MultimodalLM
-from mlecs_lightning.settings import ConfigurationError
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from mlecs_lightning import FedAvg
 from mlecs_lightning.algorithms import MLECS, CoPLMs
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import ClientSettings, FederationSettings, Message, RoundContext
 from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.federated.groups import group_clients
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.functional import volume_contrastive_loss
 from mlecs_lightning.modules import ServerModule
-from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
+from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 

@@ -14,6 +14,7 @@ from lightning.fabric import seed_everything
 
 from mlecs_lightning import MLECS, FedAvg
 from mlecs_lightning.algorithms import Standalone, Steps
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import (
     Algorithm,
     CheckpointError,
@@ -23,7 +24,6 @@ from mlecs_lightning.federated import (
 )
 from mlecs_lightning.federated.warmup import ServerWarmup, load_warmup
 from mlecs_lightning.modules import Losses, Objective, ServerModule
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import Batch
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {

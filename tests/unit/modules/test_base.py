@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, ServerModule
-from mlecs_lightning.settings import BackboneSettings, ConfigurationError, ModelSettings
+from mlecs_lightning.settings import BackboneSettings, ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
 
 Build = Callable[..., ModelSettings]

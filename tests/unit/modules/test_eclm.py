@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.eclm import (
     CloudParts,
@@ -19,7 +20,7 @@ from mlecs_lightning.modules.eclm import (
     unpack,
 )
 from mlecs_lightning.nn.derivation import Budget
-from mlecs_lightning.settings import ConfigurationError, ModelSettings
+from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch
 
 K, TARGETS = 4, ["c_fc", "mlp.c_proj"]

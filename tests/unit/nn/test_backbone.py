@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.backbone import Backbone, load_frozen
-from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
+from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 LORA = LoraSettings(r=4, alpha=16, dropout=0.0)
 # Instructions and targets of unlike lengths, so that every row is padded in its own way.

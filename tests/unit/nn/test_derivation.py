@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.derivation import Budget, Costs, InfeasibleBudgetError, derive
-from mlecs_lightning.settings import ConfigurationError
 
 
 def costs_of(modules: Tensor, flops: Tensor | None = None, *, fixed: float = 0.0) -> Costs:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.extractors import ImageCNN, SeriesCNN, VectorMLP, build_extractor
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
 SPECS = [

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.backbone import Backbone, load_frozen
-from mlecs_lightning.settings import BackboneSettings, ConfigurationError, LoraSettings
+from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 WORDS = ["what", "is", "the", "person", "doing", "now", "please", "upright", "falling", "down"]
 WORDS += ["lying", "on", "floor", "."]

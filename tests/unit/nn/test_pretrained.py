@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.pretrained import PretrainedExtractor, load_frozen_encoder
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
 WIDTH, RATE = 32, 16000

@@ -10,11 +10,11 @@ import transformers
 from tokenizers import processors
 from torch import Tensor, nn
 
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.functional import text_to_bytes
 from mlecs_lightning.nn import TextCNN
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.pretrained import PretrainedExtractor
-from mlecs_lightning.settings import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
 WIDTH = 32

@@ -1,0 +1,115 @@
+"""Classes that a configuration names, to be built later."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mlecs_lightning.errors import ConfigurationError
+
+__all__ = ["ClassPath", "build_class", "check_call", "check_class_path", "import_class"]
+
+ClassPath = dict[str, Any]
+"""A class to be built later, once for every client: ``class_path`` and ``init_args``, as in
+Lightning.
+
+A bare name is looked up in the package that offers the default (`mlecs_lightning.nn` for
+extractors, `torch.optim` for optimisers). A plain dict and no dataclass: jsonargparse takes these
+two keys of a dataclass for the class path of the dataclass itself.
+"""
+
+
+def check_class_path(setting: object, *, key: str) -> None:
+    """Check the form of a class path.
+
+    Raises:
+        ConfigurationError: If it is no dict of ``class_path`` and, at most, ``init_args``.
+    """
+    fits = (
+        isinstance(setting, Mapping)
+        and isinstance(setting.get("class_path"), str)
+        and isinstance(setting.get("init_args") or {}, Mapping)
+        and setting.keys() <= {"class_path", "init_args"}
+    )
+    if not fits:
+        raise ConfigurationError(f"{key}: expected class_path and init_args, got {setting!r}")
+
+
+def build_class(setting: ClassPath, *args: Any, home: str, key: str) -> Any:  # noqa: ANN401 - the user's
+    """Import a class and call it.
+
+    Args:
+        setting: The class path.
+        *args: Positional arguments, before ``init_args``.
+        home: Package in which a bare name is looked up.
+        key: The YAML key that holds this setting, for error messages.
+
+    Raises:
+        ConfigurationError: If the class does not exist or does not take ``init_args``.
+    """
+    cls = import_class(setting, home=home, key=key)
+    try:
+        return cls(*args, **(setting.get("init_args") or {}))
+    except (TypeError, ValueError) as error:
+        given = setting.get("init_args") or {}
+        raise ConfigurationError(
+            f"{key}.init_args: {setting['class_path']}: {error}; got {given}"
+        ) from error
+
+
+def import_class(setting: ClassPath, *, home: str, key: str) -> Any:  # noqa: ANN401 - the user's
+    """Import a class.
+
+    Args:
+        setting: The class path.
+        home: Package in which a bare name is looked up.
+        key: The YAML key that holds this setting, for error messages.
+
+    Raises:
+        ConfigurationError: If there is no such class; it names those of ``home``.
+    """
+    check_class_path(setting, key=key)
+    path = setting["class_path"]
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or home), name)
+    except (ImportError, AttributeError) as error:
+        here = importlib.import_module(home)
+        exported = getattr(here, "__all__", ())
+        known = sorted(
+            k
+            for k, v in vars(here).items()
+            if isinstance(v, type) and k[0] != "_"
+            if k in exported or v.__module__.startswith(home)
+        )
+        raise ConfigurationError(
+            f"{key}.class_path: cannot import {path!r}: {error}; a bare name is one of {known}"
+        ) from error
+
+
+def check_call(setting: ClassPath, *args: Any, home: str, key: str) -> None:
+    """Check that a class exists and takes these arguments, without calling it.
+
+    Args:
+        setting: The class path.
+        *args: Positional arguments, before ``init_args``.
+        home: Package in which a bare name is looked up.
+        key: The YAML key that holds this setting, for error messages.
+
+    Raises:
+        ConfigurationError: If it does not; it names the arguments that it takes.
+    """
+    cls = import_class(setting, home=home, key=key)
+    try:
+        signature = inspect.signature(cls)
+    except (TypeError, ValueError):
+        return  # written in C, and silent about its arguments
+    try:
+        signature.bind(*args, **(setting.get("init_args") or {}))
+    except TypeError as error:
+        known = list(signature.parameters)[len(args) :]
+        raise ConfigurationError(
+            f"{key}.init_args: {setting['class_path']}: {error}; known: {known}"
+        ) from error
