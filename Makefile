@@ -1,13 +1,16 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow check bench bench-loop bench-quality bench-quality-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 # Written last, so that an installation that was cut short is taken up again.
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# What others offer, to compare with: an environment of its own, no dependency of the project.
+BENCH_VENV := .bench-venv
+BENCH_STAMP := $(BENCH_VENV)/.installed
 # One thread a worker: two workers with two threads each would fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
@@ -27,6 +30,12 @@ check: $(STAMP) ## Lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (hours); fills docs/results.md
+	$(PY) -m benchmarks.all --write docs/results.md
+
+bench-loop: $(STAMP) $(BENCH_STAMP) ## Our loop against plain PyTorch, pfl-research, Flower and Lightning
+	$(PY) -m benchmarks.loop
 
 # Folder of the UR Fall data, for the benchmarks.
 URFD ?= data/urfd
@@ -48,4 +57,9 @@ PIP := $(PY) -m pip --require-virtualenv
 $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install pip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -c constraints.txt -e '.[dev,bertscore,video]'
+	touch $@
+
+$(BENCH_STAMP): benchmarks/peers/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip --require-virtualenv install -r $< -e .
 	touch $@

@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--clients 16 256] [--store disk memory]
 
 One round of ML-ECS on Digits with pocket models, one step a pass, each case in its own process:
-the peak resident set that the kernel counted (`ru_maxrss`), beside that of the first case. Written
-as JSON lines with ``--out``.
+the peak resident set that the kernel counted (`ru_maxrss`), beside that of the first case. Prints a
+Markdown table; with ``--out`` the rows as JSON lines, too.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(args.clients[0], args.store[0])))
         return
+    print("| store | clients | peak, MiB | against the fewest | clients' files, MiB | seconds |")
+    print("|---|---:|---:|---:|---:|---:|", flush=True)
     for store in args.store:
         first = None
         for clients in args.clients:
@@ -70,7 +72,8 @@ def main() -> None:
             row = json.loads(ran.stdout.splitlines()[-1])
             first = first or row["peak_mib"]
             row["ratio"] = round(row["peak_mib"] / first, 3)
-            print(row, flush=True)
+            cells = [row[k] for k in ("peak_mib", "ratio", "client_files_mib", "seconds")]
+            print(f"| {store} | {clients} | {' | '.join(map(str, cells))} |", flush=True)
             if args.out:
                 with args.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -1,0 +1,124 @@
+"""What the benchmarks share: a process watched to its end, and where and of what a figure is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["REPOSITORY", "Ran", "commit", "hardware", "run", "tree_pss"]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def commit() -> str:
+    """Return the commit that is checked out; ``-dirty`` if tracked files differ from it."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def hardware() -> str:
+    """Return processor, cores, memory and the version of torch in one line."""
+    import torch
+
+    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((f.partition(":")[2].strip() for f in facts if f.startswith("model name")), "?")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {gpu}, torch {torch.__version__}"
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """Yield a process and all below it."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            yield from _tree(int(child))
+
+
+def tree_pss(pid: int) -> int:
+    """Return the proportional set size of a process and all below it, in bytes.
+
+    Of a page that n processes share each counts one n-th, so that the sum is what they take
+    together. Processes that end meanwhile count as nothing.
+    """
+    total = 0
+    try:
+        for each in _tree(pid):
+            rollup = Path(f"/proc/{each}/smaps_rollup").read_text()
+            total += 1024 * int(rollup.partition("\nPss:")[2].split(maxsplit=1)[0])
+    except (OSError, IndexError, ValueError):
+        return total
+    return total
+
+
+class Ran:
+    """What a watched process said and took.
+
+    Attributes:
+        lines: Its standard output.
+        seconds: From start to end.
+        peak: Largest proportional set size of its process tree that was seen, in bytes.
+        load: Load average of the machine at the start, over a minute.
+    """
+
+    def __init__(self, lines: list[str], seconds: float, peak: int, load: float) -> None:
+        """Take the facts."""
+        self.lines, self.seconds, self.peak, self.load = lines, seconds, peak, load
+
+
+def run(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    limit: float = 3600.0,
+    interval: float = 0.2,
+    look: Callable[[int], int] = tree_pss,
+) -> Ran:
+    """Run a command from the repository's root, on one thread a process, and watch its memory.
+
+    Args:
+        command: The command.
+        environment: Variables beside those of this process.
+        limit: Seconds after which it is killed.
+        interval: Seconds between two looks at the memory: a shorter peak can be missed.
+        look: What is looked at.
+
+    Raises:
+        RuntimeError: If it fails or takes too long; with the end of what it said.
+    """
+    load, began, peak = os.getloadavg()[0], time.perf_counter(), 0
+    path = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"  # this checkout, whatever is installed
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, **fixed, **(environment or {})},
+            stdout=out,
+            stderr=err,
+        )
+        timer = threading.Timer(limit, process.kill)
+        timer.start()
+        try:
+            while process.poll() is None:
+                peak = max(peak, look(process.pid))
+                time.sleep(interval)
+        finally:
+            timer.cancel()
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            raise RuntimeError("\n".join(err.read().splitlines()[-5:]))
+        return Ran(out.read().splitlines(), time.perf_counter() - began, peak, load)

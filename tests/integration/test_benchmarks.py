@@ -1,0 +1,181 @@
+"""benchmarks/: peers do the same work, and tables say what was measured."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import all as everything
+from benchmarks import harness, loop, profile_round, scaling
+from benchmarks.peers import new_trainer, ours, plain, workload
+
+SMALL = workload.Sizes(layers=1, width=16, rank=2, clients=3, rounds=2, latent=8)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> workload.Work:
+    return workload.make(tmp_path_factory.mktemp("work"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def reference(work: workload.Work) -> dict[str, torch.Tensor]:
+    return plain.train(work, clients=3, rounds=2, clock=workload.Clock())
+
+
+def off(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def test_the_plain_loop_trains_all_of_the_adapter(
+    work: workload.Work, reference: dict[str, torch.Tensor]
+) -> None:
+    moved = {k: (reference[k] - work.adapter[k]).abs().max() for k in reference}
+    # Eight steps of AdamW at 2e-4 move an element by at most 1.6e-3.
+    assert min(moved.values()) > 5e-4
+    assert max(moved.values()) < 1.7e-3
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_our_trainer_ends_at_the_adapter_of_the_plain_loop(
+    work: workload.Work, reference: dict[str, torch.Tensor], store: str
+) -> None:
+    clock = workload.Clock()
+    adapter, wire = ours.train(work, clients=3, rounds=2, clock=clock, store=store)
+    assert off(adapter, reference) <= 1e-6
+    assert len(clock.rounds) == 2
+    payload = 2 * 3 * sum(t.numel() * 4 for t in adapter.values())
+    assert payload < wire < 3 * payload  # names and scalars come on top, for tiny tensors
+
+
+def test_lightning_ends_at_the_adapter_of_the_plain_loop(
+    work: workload.Work, reference: dict[str, torch.Tensor]
+) -> None:
+    adapter = new_trainer.train(work, clients=3, rounds=2, clock=workload.Clock())
+    assert off(adapter, reference) <= 1e-6
+
+
+def test_a_workload_is_read_as_it_was_made(work: workload.Work) -> None:
+    again = workload.make(work.folder, workload.Sizes())
+    assert again.sizes == SMALL
+    assert torch.equal(again.tokens, work.tokens)
+    rows = again.order[1, 2].flatten()
+    assert sorted(rows.tolist()) == list(range(16))  # every sample once
+    assert torch.equal(again.passes(2, 1)[0], work.x[2, rows])
+
+
+def test_a_run_is_watched_to_its_end() -> None:
+    hold = "import time; held = b'x' * (200 * 2**20); time.sleep(0.5); print('done')"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    ran = harness.run([sys.executable, "-c", nested], interval=0.05)
+    assert ran.lines == ["done"]
+    assert 200 < ran.peak / 2**20 < 260
+    assert ran.seconds > 0.5
+
+
+def test_a_run_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        harness.run([sys.executable, "-c", "1 / 0"])
+    with pytest.raises(RuntimeError):
+        harness.run([sys.executable, "-c", "import time; time.sleep(60)"], limit=0.2)
+
+
+def line(peer: str, turn: int, later: float, **other: object) -> dict[str, object]:
+    return {
+        **{"peer": peer, "turn": turn, "adapter": "45KB", "clients": 10, "import": 2.0},
+        **{"rounds": [9.0, later], "cpu": [5.0, later / 2], "wire": 0, "peak": 2**20 * 100},
+        **{"difference": 0.0, "load": 1.0, **other},
+    }
+
+
+def test_a_table_has_medians_ratios_of_a_turn_and_the_winner_in_bold() -> None:
+    lines = [
+        *(line(loop.PLAIN, turn, later) for turn, later in enumerate((1.0, 2.0, 10.0))),
+        *(line(loop.OURS, turn, later) for turn, later in enumerate((1.5, 2.0, 30.0))),
+        *(line("pfl-research", turn, 1.5) for turn in range(3)),
+        line("Flower simulation, default", 0, 0.1, difference=2e-5),
+    ]
+    plainly, mine, pfl, flower = loop.table(lines, "45KB", 10).splitlines()[4:]
+    assert "| 2.000 (1.000-10.000) | 1.00 (1.00-1.00) |" in plainly
+    assert "**" not in plainly
+    assert "| 2.000 (1.500-30.000) | 1.50 (1.00-3.00) | 100.0 (75.0-1500.0) |" in mine
+    assert "| **1.500 (1.500-1.500)** | **0.75 (0.15-1.50)** | **75.0 (75.0-75.0)** |" in pfl
+    assert "void" in flower  # its adapter is another one
+
+
+def test_a_line_is_told_from_what_is_none() -> None:
+    straight = scaling.Line.through([1, 2, 4], [3.0, 5.0, 9.0])
+    assert (straight.fixed, straight.each) == pytest.approx((1, 2))
+    assert straight.off == pytest.approx(0, abs=1e-9)
+    assert "no line" not in str(straight)
+    square = scaling.Line.through([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0])
+    assert square.bend == pytest.approx((64 - 16) / 4 / 3)
+    assert str(square).startswith("no line (bend 4.00)")
+
+
+def test_scaling_counts_what_varies() -> None:
+    rounds = {"rounds": [10.0, 1.0, 2.0, 3.0]}
+    assert scaling.seconds({"axis": "clients", **rounds}) == 2.0
+    assert scaling.seconds({"axis": "rounds", **rounds}) == 16.0
+    lines = [
+        {"axis": "clients", "value": n, "processes": 1, "rounds": [9.0, n], "peak": 2**20}
+        for n in (4, 8, 16)
+    ]
+    text = scaling.table(lines)
+    assert "| clients | 8 | 1 | 8.000 (8.000-8.000) | 1 |" in text
+    assert "1 each, off 0 %" in text
+
+
+def test_a_round_of_ml_ecs_scales_in_this_process(tmp_path: Path) -> None:
+    workload.make(tmp_path, workload.Sizes(layers=1, width=16, clients=1))
+    clock = workload.Clock()
+    scaling.train({"clients": 2, "public": 8, "rounds": 2}, tmp_path, clock)
+    assert len(clock.rounds) == 2
+
+
+def test_a_block_goes_between_its_markers(tmp_path: Path) -> None:
+    document = tmp_path / "results.md"
+    document.write_text("a\n<!-- loop:begin -->\nold\n<!-- loop:end -->\nb\n")
+    everything.write(document, "loop", "new")
+    assert document.read_text() == "a\n<!-- loop:begin -->\nnew\n<!-- loop:end -->\nb\n"
+
+
+def test_results_have_a_place_for_every_benchmark() -> None:
+    text = (harness.REPOSITORY / "docs/results.md").read_text()
+    for name in everything.BENCHMARKS:
+        assert text.count(f"<!-- {name}:begin -->") == text.count(f"<!-- {name}:end -->") == 1
+
+
+def test_a_line_of_results_is_json(tmp_path: Path) -> None:
+    path = tmp_path / "loop.jsonl"
+    assert loop.read(path) == []
+    path.write_text(json.dumps({"peer": "x"}) + "\n\n")
+    assert loop.read(path) == [{"peer": "x"}]
+
+
+def test_stages_are_timed_without_those_within() -> None:
+    def spin(seconds: float) -> None:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+
+    stages = profile_round.Stages()
+    inner = stages.wrapped("inner", lambda: spin(0.02))
+
+    def whole() -> None:
+        spin(0.01)
+        inner()
+        inner()
+
+    stages.wrapped("outer", whole)()
+    assert (stages.times["inner"].calls, stages.times["outer"].calls) == (2, 1)
+    assert stages.times["inner"].own == pytest.approx(0.04, rel=0.2)
+    assert stages.times["outer"].own == pytest.approx(0.01, rel=0.2)
+    assert stages.times["outer"].whole == pytest.approx(0.05, rel=0.2)
+    before = torch.Tensor.backward
+    with stages.watching():
+        assert torch.Tensor.backward is not before
+    assert torch.Tensor.backward is before
