@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown schedule": (
         "--data.schedule DomainStrem",
-        ['"schedule"', "DomainStrem", "['DomainStream']"],
+        ['"schedule"', "DomainStrem", "['DomainStream', 'Drift']"],
     ),
     "schedule of a domain that nobody has": (
         "--data.partition domain --data.schedule DomainStream --data.schedule.domains '[thin]'",
