@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -107,6 +109,7 @@ def run(
             env={**os.environ, **fixed, **(environment or {})},
             stdout=out,
             stderr=err,
+            start_new_session=True,
         )
         timer = threading.Timer(limit, process.kill)
         timer.start()
@@ -116,7 +119,10 @@ def run(
                 time.sleep(interval)
         finally:
             timer.cancel()
-            process.kill()
+            # Workers of Ray outlive a simulation now and then, and would slow down who comes next.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         out.seek(0)
         err.seek(0)
         if process.returncode:

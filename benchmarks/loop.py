@@ -184,14 +184,16 @@ def table(lines: Iterable[Mapping[str, Any]], adapter: str, clients: int) -> str
         )
         for k in range(_COMPETE)
     ]
+    counts = {p: sum(r["peer"] == p for r in own) for p in rows}
+    runs = max(counts.values())
     texts = [f"| {' | '.join(HEAD)} |", "|---|" + "---:|" * (len(HEAD) - 1)]
     for peer, (values, cells) in rows.items():
         marked = [
             f"**{cell}**" if k < _COMPETE and peer != PLAIN and values[k] == best[k] else cell
             for k, cell in enumerate(cells)
         ]
-        texts.append(f"| {peer} | {' | '.join(marked)} |")
-    runs = max(sum(r["peer"] == p for r in own) for p in PEERS)
+        few = "" if counts[peer] == runs else f" ({counts[peer]} turns)"
+        texts.append(f"| {peer}{few} | {' | '.join(marked)} |")
     loads = [r["load"] for r in own if "load" in r]
     title = f"**{clients} clients, an adapter of {adapter}** ({runs} turns; load of the machine "
     title += f"{min(loads):.1f} to {max(loads):.1f} at the start of a run)"

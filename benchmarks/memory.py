@@ -1,6 +1,6 @@
 """Peak memory of a round against the number of clients.
 
-    python benchmarks/memory.py [--clients 16 256] [--store disk memory]
+    python -m benchmarks.memory [--clients 16 256] [--store disk memory]
 
 One round of ML-ECS on Digits with pocket models, one step a pass, each case in its own process:
 the peak resident set that the kernel counted (`ru_maxrss`), beside that of the first case. Prints a

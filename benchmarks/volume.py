@@ -1,13 +1,13 @@
 """The volume contrast: ours (Schur complements by Cholesky) against an assembled Gram matrix.
 
-    python benchmarks/volume.py [--repeats 7] [--out FILE]
+    python -m benchmarks.volume [--repeats 7] [--out FILE]
 
 Loss and gradient of N samples with k vectors of width d each, on one thread. The other form builds
 all N x N Gram matrices of [a_i, v_j] and takes their determinants, as the paper writes the volume.
-Both are timed in turns in one process, so that the ratio of the medians is what to look at. *Saved*
-are the bytes that autograd keeps for the backward pass. *Error* is the largest absolute difference
-of the volumes from the root of the determinant in float64, over samples that agree to different
-degrees.
+Both take turns in one process and are measured in processor time, which other processes spoil
+least; the ratio of the medians is what to look at. *Saved* are the bytes that autograd keeps for
+the backward pass. *Error* is the largest absolute difference of the volumes from the root of the
+determinant in float64, over samples that agree to different degrees.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def inputs(n: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def step(loss: Callable[[Tensor, Tensor], Tensor], anchors: Tensor, vectors: Tensor) -> float:
-    """Take loss and gradient once; return the seconds."""
-    began = time.perf_counter()
+    """Take loss and gradient once; return the seconds of processor time."""
+    began = time.process_time()
     loss(anchors, vectors).backward()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def saved(loss: Callable[[Tensor, Tensor], Tensor], anchors: Tensor, vectors: Tensor) -> int:

@@ -76,6 +76,15 @@ def test_a_run_is_watched_to_its_end() -> None:
     assert ran.seconds > 0.5
 
 
+def test_a_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    mark = tmp_path / "still here"
+    late = f"import pathlib, time; time.sleep(1); pathlib.Path({str(mark)!r}).touch()"
+    spawn = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}])"
+    harness.run([sys.executable, "-c", spawn], interval=0.05)
+    time.sleep(1.5)
+    assert not mark.exists()
+
+
 def test_a_run_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         harness.run([sys.executable, "-c", "1 / 0"])
