@@ -30,7 +30,7 @@ from mlecs_lightning.federated import (
     RoundContext,
     ServerLearner,
 )
-from mlecs_lightning.federated.federation import ClientSettings, FederationSettings
+from mlecs_lightning.federated.clients import ClientSettings, FederationSettings
 from mlecs_lightning.federated.trainer import FederatedTrainer
 from mlecs_lightning.modules import EdgeModule, MultimodalLM
 from mlecs_lightning.settings import (
