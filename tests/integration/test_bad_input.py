@@ -12,7 +12,9 @@ from mlecs_lightning.federated import Federation
 
 MODALITIES = "['pixels', 'profile', 'fourier']"
 CLIENT_KEYS = "'modalities', 'domains', 'backbone', 'lora', 'connector', 'extractors', 'optimizer'"
-ALGORITHMS = "'Centralized', 'ECLM', 'FedAvg', 'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
+ALGORITHMS = (
+    "'Centralized', 'ECLM', 'FedAvg', 'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
+)
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"
 
 # What is typed behind a configuration that runs, and what must be in the message. TMP is a folder.
