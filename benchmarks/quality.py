@@ -48,7 +48,11 @@ ABLATIONS: dict[str, Options] = {
     "backbone's representation": _mlecs(representation="backbone"),
     "mix 0.5": _mlecs(adapter_mix=0.5),
     "second adapter": _mlecs() | {"edge.lora.private_r": 8},
+    "cosine alignment": _mlecs(alignment="cosine"),
+    "private first": _mlecs(order="private_first"),
     "public first": _mlecs(order="public_first"),
+    "contrast weight 0.1": _mlecs(contrast_weight=0.1),
+    "private contrast": _mlecs(private_contrast=True),
     "stack": _mlecs(aggregation="stack"),
     "svd": _mlecs(aggregation="svd"),
     "all negatives": _mlecs(class_aware=False),
@@ -57,6 +61,10 @@ ABLATIONS: dict[str, Options] = {
 
 def _drawn(count: int, rate: float) -> Options:
     return {"clients": {"count": count, "modality_rate": rate, "seed": 0}}
+
+
+def _rate(lr: float) -> Options:
+    return {f"{party}.optimizer.init_args.lr": lr for party in ("edge", "server")}
 
 
 def _left_out(scene: str) -> Options:
@@ -72,6 +80,7 @@ URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "configs/quickstart.yaml"
 SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
+    **{f"urfall lr {lr}": (URFALL, _rate(lr)) for lr in (0.0005, 0.002)},
     **{f"urfall rate {rate}": (URFALL, _drawn(5, rate)) for rate in (0.5, 0.7, 0.9)},
     **{f"urfall {count} clients": (URFALL, _drawn(count, 0.7)) for count in (3, 7)},
     **{f"urfall without {scene}": (URFALL, _left_out(scene)) for scene in SCENES},
@@ -97,8 +106,10 @@ class Study(NamedTuple):
 
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
+    # The learning rate of the configuration stands between these two.
+    "search": Study([n for n in SETTINGS if n.startswith("urfall lr")], ALGORITHMS, seeds=1),
     "settings": Study(
-        [n for n in SETTINGS if n.startswith("urfall ") and "without" not in n], ALGORITHMS
+        [n for n in SETTINGS if n.startswith(("urfall rate", "urfall 3", "urfall 7"))], ALGORITHMS
     ),
     # The scenes take the place of the seeds.
     "scenes": Study([n for n in SETTINGS if n.startswith("urfall without")], ALGORITHMS, seeds=1),
@@ -107,6 +118,7 @@ STUDIES = {
 }
 QUICK: Options = {
     "trainer.max_rounds": 2,
+    **{f"{party}.lr_scheduler.init_args.T_max": 2 for party in ("edge", "server")},
     "algorithm.init_args.steps": {"warmup": 60, "public": 20, "private": 20, "server": 20},
 }
 
