@@ -81,7 +81,7 @@ URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "configs/quickstart.yaml"
 SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
-    **{f"urfall lr {lr}": (URFALL, _rate(lr)) for lr in (0.00025, 0.0005, 0.002)},
+    **{f"urfall lr {lr}": (URFALL, _rate(lr)) for lr in (0.00025, 0.001)},
     **{f"urfall rate {rate}": (URFALL, _drawn(5, rate)) for rate in (0.5, 0.7, 0.9)},
     **{f"urfall {count} clients": (URFALL, _drawn(count, 0.7)) for count in (3, 7)},
     **{f"urfall without {scene}": (URFALL, _left_out(scene)) for scene in SCENES},
