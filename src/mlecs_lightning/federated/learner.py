@@ -115,9 +115,10 @@ class Learner(Generic[M]):
         Raises:
             NonFiniteError: As `fit`.
         """
-        self.module.train()
         histories: dict[str, list[dict[str, Tensor]]] = {}
         for stage, batch, objective in _in_turns(passes):
+            if not histories:
+                self.module.train()
             self.stage = stage
             self.before_step()
             losses = self._evaluate(batch, objective)
@@ -147,7 +148,7 @@ class Learner(Generic[M]):
                 f"{self.name}: loss is {curves['loss'][bad[0]].item()} in step {int(bad[0])} of "
                 f"stage {stage!r}; a smaller learning rate or precision 32-true may help"
             )
-        weights = [p.detach() for p in self.module.trainable_parameters()]
+        weights = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(torch.nn.utils.get_total_norm(weights))):
             raise NonFiniteError(f"{self.name}: weights are not finite after stage {stage!r}")
         return {f"{stage}/{k}": float(v.mean()) for k, v in curves.items()}

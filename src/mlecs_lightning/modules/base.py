@@ -120,10 +120,11 @@ class MultimodalLM(L.LightningModule):
         if expected != state.keys():
             missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
             raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
-        for part, module in self.named_modules():
-            if isinstance(module, ModularMLPs):
-                module.fit_to(state, prefix=f"{part}.")
-        own = self.state_dict()  # a part may have another size now
+        modular = [(n, m) for n, m in self.named_modules() if isinstance(m, ModularMLPs)]
+        for part, module in modular:
+            module.fit_to(state, prefix=f"{part}.")
+        if modular:
+            own = self.state_dict()  # a part may have another size now
         for name, value in state.items():
             # A copy would spread a single row over all rows.
             if own[name].shape != value.shape:
