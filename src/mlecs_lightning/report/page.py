@@ -8,10 +8,10 @@ from importlib.resources import files
 from jinja2 import Environment
 
 from mlecs_lightning.report import plots, tables
-from mlecs_lightning.report.charts import distinct_ids, swatch
 from mlecs_lightning.report.matrix import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
 from mlecs_lightning.report.reading import ReportError, Run
+from mlecs_lightning.report.svg import distinct_ids, swatch
 
 __all__ = ["to_html", "to_markdown_page"]
 

@@ -2,16 +2,14 @@ import re
 import xml.etree.ElementTree as ET
 
 from mlecs_lightning.report.charts import (
-    COLOURS,
     Curve,
     Point,
     curves,
-    distinct_ids,
     interval,
     limits_of,
     points,
-    swatch,
 )
+from mlecs_lightning.report.svg import COLOURS, distinct_ids, swatch
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
