@@ -43,7 +43,8 @@ class Band(NamedTuple):
     Attributes:
         start: The first round of it, from 1.
         end: The last one.
-        style: Number of the series whose colour it has; ``None`` is grey.
+        style: Number of the series whose colour it has; of those with ``None`` every other one is
+            grey.
     """
 
     start: float
@@ -159,7 +160,9 @@ def curves(
 
 def _stretches(axes: Axes, bands: Sequence[Band]) -> None:
     """Shade stretches of rounds, with a line where one ends and the next begins."""
-    for band in bands:
+    for number, band in enumerate(bands):
+        if band.style is None and number % 2 == 0:
+            continue
         colour = GRID if band.style is None else look(band.style)[0]
         alpha = 0.35 if band.style is None else 0.1
         axes.axvspan(
@@ -266,7 +269,8 @@ def points(series: Sequence[Point], *, x: str, limits: Limits | None = None) -> 
             axes.set_xscale("symlog", linthresh=min(sent))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.set_xlim(left=-0.05 * max([*sent, 1.0]))
+            reach = max([*sent, 1.0])
+            axes.set_xlim(-0.05 * reach, 1.05 * reach)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         axes.set_xlabel(x)
 

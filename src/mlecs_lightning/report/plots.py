@@ -18,6 +18,7 @@ from mlecs_lightning.report.series import (
     all_curves,
     extent,
     legend,
+    logged_clients,
     mean_curve,
     of_metric,
     panels_of,
@@ -35,14 +36,8 @@ _MEASURES = {
 
 def learning(setting: Setting) -> list[Section]:
     """Show how validation scores and losses went, by client and server."""
-    found = {
-        match[1]: None
-        for run in setting.runs
-        for at in run.history
-        for key in at
-        if (match := re.fullmatch(r"clients/(.+)/val/[^/]+", key))
-    }
-    names = list(found)[:MOST_CLIENTS]
+    found = logged_clients(setting.runs, "val/[^/]+")
+    names = found[:MOST_CLIENTS]
     few = f" {len(names)} of {len(found)} clients are shown." if len(found) > len(names) else ""
     sections: list[Section] = []
     for score, title in ((setting.main, setting.main_name), ("loss", "loss")):

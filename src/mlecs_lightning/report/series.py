@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ __all__ = [
     "all_curves",
     "extent",
     "legend",
+    "logged_clients",
     "mean_curve",
     "of_metric",
     "panels_of",
@@ -56,6 +58,26 @@ def of_metric(key: str) -> Reader:
     return lambda run: [(at["step"], at["step"], at[key]) for at in run.history if key in at]
 
 
+def logged_clients(runs: Sequence[Run], metric: str) -> list[str]:
+    """Return the clients whose logs have a metric, in the order of the configuration.
+
+    Args:
+        runs: The runs.
+        metric: A regular expression for what stands behind ``clients/NAME/``.
+    """
+    pattern = re.compile(rf"clients/(.+)/{metric}")
+    found = {
+        match[1]: None
+        for run in runs
+        for at in run.history
+        for key in at
+        if (match := pattern.fullmatch(key))
+    }
+    order = list(dict.fromkeys(name for run in runs for name in run.modalities))
+    # Columns of metrics.csv are sorted by name.
+    return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+
+
 def extent(series: Iterable[Curve | Point]) -> list[float]:
     """Return the ends of all that will be drawn, spreads included."""
     values = []
@@ -74,6 +96,7 @@ def panels_of(
     *,
     x: str = "rounds",
     floor: float | None = None,
+    from_zero: bool = False,
     bands: Mapping[str, Sequence[Band]] | None = None,
     marks: Mapping[str, Sequence[Marks]] | None = None,
 ) -> list[Panel]:
@@ -83,10 +106,13 @@ def panels_of(
         drawn: Curves by caption; none makes no chart.
         x: Name of the x axis.
         floor: The y axis does not begin below.
+        from_zero: The y axis begins at zero.
         bands: By caption the stretches of rounds behind the curves.
         marks: By caption the events below them.
     """
     limits = limits_of(extent(c for series in drawn.values() for c in series), floor=floor)
+    if limits and from_zero:
+        limits = (0.0, 1.06 * limits[1])
     bands, marks = bands or {}, marks or {}
     return [
         Panel(

@@ -68,9 +68,9 @@ def panel(draw: Callable[[Axes], None], limits: tuple[float, float] | None) -> s
     """
 
     def with_limits(axes: Axes) -> None:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         draw(axes)
         axes.tick_params(length=0)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
         if limits is not None:
             axes.set_ylim(*limits)
 
