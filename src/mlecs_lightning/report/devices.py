@@ -11,6 +11,7 @@ from mlecs_lightning.report.charts import Band, Curve, Marks, cells
 from mlecs_lightning.report.labels import size
 from mlecs_lightning.report.parts import Cell, Column, Grid, Group, Panel, Section, Setting
 from mlecs_lightning.report.reading import Run
+from mlecs_lightning.report.rows import number_at
 from mlecs_lightning.report.series import (
     MOST_CLIENTS,
     logged_clients,
@@ -117,10 +118,10 @@ def _places(group: Group, client: str) -> int | None:
 
 def _whole(group: Group, client: str) -> float | None:
     found = [
-        (run.summary or {}).get("communication", {}).get("edge_parameter_bytes", {}).get(client)
+        number_at(run.summary, "communication", "edge_parameter_bytes", client)
         for run in group.runs
     ]
-    known = [each for each in found if isinstance(each, (int, float))]
+    known = [each for each in found if each is not None]
     return fmean(known) if known else None
 
 

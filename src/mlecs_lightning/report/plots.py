@@ -157,8 +157,11 @@ def _mean_of(pattern: str) -> Reader:
 
 
 def aggregation(setting: Setting) -> Section | None:
-    """Show how far the average of adapters is from the average of what they do."""
-    drawn = {"": all_curves(setting, _aggregation_error)}
+    """Show how far the average of adapters is from the average of what they do.
+
+    Nothing, if it is nowhere more than zero: `CDCCA` and `ECLM` average no A and B.
+    """
+    drawn = {"": [c for c in all_curves(setting, _aggregation_error) if any(c.y)]}
     if not drawn[""]:
         return None
     note = (

@@ -48,19 +48,17 @@ class Stretch(NamedTuple):
     name: str
 
 
-def stretches(setting: Setting, rounds: int | None = None) -> dict[str, list[Stretch]]:
-    """Return the stretches of each client, by the summaries of the runs that have ended.
+def stretches(setting: Setting) -> dict[str, list[Stretch]]:
+    """Return the stretches of each client, up to the last round of the longest run.
 
-    Args:
-        setting: Its runs have the same data.
-        rounds: How many there are; by default as many as the longest run has.
+    The runs have the same data, so that any summary will do; without one there are none.
     """
-    rounds = max((run.rounds for run in setting.runs), default=0) if rounds is None else rounds
+    rounds = max((run.rounds for run in setting.runs), default=0)
     found: dict[str, list[Stretch]] = {}
     for run in setting.runs:
         clients: Mapping[str, Any] = (run.summary or {}).get("stream", {}).get("clients", {})
         for client, said in clients.items():
-            starts = [(int(start), str(name)) for start, name in said.get("phases", [])]
+            starts = [(start, name) for start, name in said["phases"]]
             ends = [start for start, _ in starts[1:]] + [rounds]
             found.setdefault(
                 client,
@@ -252,7 +250,7 @@ def _every(
     ]
     columns = [Column("after", text=True)]
     columns += [Column(d, g.label if several else "on") for g in setting.groups for d in order]
-    caption = "At the end of each stretch of rounds, on each domain"
+    caption = "At the end of each stretch"
     logged = any(each.shade is not None for line in lines for each in line)
     grids = [Grid(columns, lines, caption=caption)] if logged else []
     panels = panels_of(drawn, floor=0.0, bands=bands)

@@ -108,21 +108,21 @@ def _short(key: str) -> str:
 
 def _metrics(setting: Setting) -> dict[str, str]:
     """Return scores and bytes that the runs have, with what to call them."""
-    main = setting.main
-    names = {f"stream.mean.{main}.present": f"{setting.main_name}, present"}
-    names |= {f"{view}.{main}": f"{setting.main_name}, {VIEWS[view]}" for view in _views(setting)}
+    main, name = setting.main, setting.main_name
+    if any(row.summary.get("stream") for row in setting.rows):
+        # As in `mlecs_lightning.report.stream`.
+        names = {
+            f"stream.mean.{main}.present": f"{name}, present",
+            f"mean.own.{main}": f"{name}, whole",
+        }
+    else:
+        names = {f"{v}.{main}": f"{name}, {VIEWS[v]}" for v in ("mean.all", "mean.own", "server")}
     names |= {way: heading(way) for way in _BYTES}
     return {
         metric: name
         for metric, name in names.items()
         if any(value(row, metric) for row in setting.rows)
     }
-
-
-def _views(setting: Setting) -> tuple[str, ...]:
-    """Return whose scores: under a schedule a client's own samples are of all its domains."""
-    streamed = any(row.summary.get("stream") for row in setting.rows)
-    return ("mean.own",) if streamed else ("mean.all", "mean.own", "server")
 
 
 def _grid(found: Sequence[Sweep], entries: Mapping[str, Entry], metrics: Mapping[str, str]) -> Grid:
@@ -153,22 +153,16 @@ def _panels(
         ]
         for metric in metrics
     }
-    scores = [c for m, series in drawn.items() if m not in _BYTES for c in series]
+    scores = [y for m, series in drawn.items() if m not in _BYTES for y in _heights(series)]
     for metric, name in metrics.items():
-        series = drawn[metric]
-        if not series:
-            continue
-        in_bytes = metric in _BYTES
-        of = series if in_bytes else scores
-        limits = limits_of(
-            [y for each in of for y in (*each.y, *(dot for _, dot in each.dots))],
-            floor=0.0 if in_bytes else None,
-        )
-        if in_bytes and limits:
-            limits = (0.0, 1.06 * limits[1])
-        yield Panel(
-            f"{name} over {_short(found[0].key)}", steps(series, limits=limits, in_bytes=in_bytes)
-        )
+        series, in_bytes = drawn[metric], metric in _BYTES
+        if series:
+            limits = (0.0, 1.06 * max(_heights(series))) if in_bytes else limits_of(scores)
+            yield Panel(name, steps(series, limits=limits, in_bytes=in_bytes))
+
+
+def _heights(series: Sequence[Curve]) -> list[float]:
+    return [y for each in series for y in (*each.y, *(dot for _, dot in each.dots))]
 
 
 def _curve(

@@ -9,7 +9,7 @@ from mlecs_lightning.report.charts import (
     limits_of,
     points,
 )
-from mlecs_lightning.report.svg import COLOURS, distinct_ids, swatch
+from mlecs_lightning.report.svg import swatch
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -41,13 +41,6 @@ def test_colours_are_those_of_the_style_sheet() -> None:
     assert not re.search(r"#[0-9a-f]{6}", chart)
     used = set(re.findall(r"var\((--[\w-]+)\)", chart))
     assert used == {"--ink", "--grid", "--series-0", "--series-1"}
-
-
-def test_series_of_one_colour_differ_in_their_dashes() -> None:
-    first, ninth = swatch(1), swatch(1 + COLOURS)
-    assert "dasharray" not in first
-    assert "dasharray" in ninth
-    assert all("--series-1" in chart for chart in (first, ninth))
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
@@ -83,11 +76,3 @@ def test_limits_have_a_margin_and_keep_to_their_floor() -> None:
     flat = limits_of([0.5, 0.5]) or (0, 0)
     assert flat[0] < 0.5 < flat[1]
     assert limits_of([]) is None
-
-
-def test_no_two_charts_of_a_page_share_an_id() -> None:
-    page = distinct_ids(f"<p id='a'>{a_chart()}{a_chart()}</p>")
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) > 2
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
-    assert used == set(ids)
