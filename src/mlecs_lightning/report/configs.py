@@ -22,7 +22,11 @@ _MOST_DIFFERENCES = 2  # in a label; more would not fit beside a number
 
 
 def told_apart(
-    bases: Sequence[str], contents: Sequence[Mapping[str, str]], within: Sequence[Any] | None = None
+    bases: Sequence[str],
+    contents: Sequence[Mapping[str, str]],
+    within: Sequence[Any] | None = None,
+    *,
+    first_too: bool = False,
 ) -> list[str]:
     """Return labels: equal for equal contents, different for different ones.
 
@@ -30,6 +34,8 @@ def told_apart(
         bases: What a label begins with.
         contents: Flat configurations.
         within: Only those that are equal in this are compared; by default the bases.
+        first_too: Whether the label of the first says its values, too; else it is the base, and the
+            others say in what they differ from it.
     """
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(bases if within is None else within):
@@ -40,7 +46,12 @@ def told_apart(
         taken: dict[str, Mapping[str, str]] = {}
         for i in members:
             ours = contents[i]
-            keys = [k for k in dict.fromkeys([*ours, *first]) if ours.get(k) != first.get(k)]
+            rivals = [contents[j] for j in members] if first_too else [first]
+            keys = [
+                key
+                for key in dict.fromkeys(key for each in (ours, *rivals) for key in each)
+                if any(ours.get(key) != each.get(key) for each in rivals)
+            ]
             label = _with_differences(bases[i], ours, keys) if keys else bases[i]
             number = 2
             while taken.setdefault(label, ours) != ours:

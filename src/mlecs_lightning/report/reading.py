@@ -235,13 +235,11 @@ def _modules(folder: Path) -> dict[str, tuple[tuple[int, ...], ...]]:
     found = {}
     for path in sorted(folder.glob("adapters/*/modules.json")):
         mask = _mapping(path, json.loads).get("mask")
-        try:
-            rows = tuple(tuple(int(bool(each)) for each in row) for row in mask or ())
-        except TypeError:
-            rows = ()
-        if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
+        layers = mask if isinstance(mask, list) else []
+        rows = [row if isinstance(row, list) else [] for row in layers]
+        if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
             raise ReportError(f"{path}: 'mask' is no list of layers with as many modules each")
-        found[path.parent.name] = rows
+        found[path.parent.name] = tuple(tuple(int(bool(each)) for each in row) for row in rows)
     return found
 
 

@@ -57,7 +57,7 @@ def find_sweeps(setting: Setting) -> list[Sweep]:
                 lines.setdefault(same, {})[number] = label
         several = {same: at for same, at in lines.items() if len(at) > 1}
         bases = [next(iter(at.values())).partition(":")[0] for at in several.values()]
-        labels = told_apart(bases, [rests[same] for same in several])
+        labels = told_apart(bases, [rests[same] for same in several], first_too=True)
         found += [
             Sweep(key, label, dict(sorted(at.items())))
             for label, at in zip(labels, several.values(), strict=True)

@@ -66,6 +66,13 @@ def test_aggregation_errors_of_a_summary_are_placed_only_if_there_is_one_a_round
     assert plots._aggregation_error(run) == []
 
 
+def test_an_aggregation_without_error_is_not_drawn(tmp_path: Path) -> None:
+    history = [row | {"aggregate/error": 0.0} for row in a_history()]
+    folder = write_run(tmp_path / "v", config=a_config("CDCCA"), history=history)
+    (found,) = arrange(read_runs([folder]), reference="CDCCA, unfinished")
+    assert plots.aggregation(found) is None
+
+
 def test_of_many_clients_some_are_shown_and_the_page_says_so(tmp_path: Path) -> None:
     history = a_history(1)
     history[1] |= {f"clients/client_{n:03}/val/loss": 1.0 for n in range(100)}
@@ -79,7 +86,7 @@ def test_of_many_clients_some_are_shown_and_the_page_says_so(tmp_path: Path) -> 
 def test_panels_of_a_section_share_their_axis(setting: Setting) -> None:
     score, _ = plots.learning(setting)
     assert [panel.caption for panel in score.panels] == [
-        *("mean of the clients", "server", "hall", "kitchen")
+        *("mean of the clients", "server", "kitchen", "hall")
     ]
     ticks = {
         tuple(line for line in panel.chart.split("\n") if ">0." in line) for panel in score.panels

@@ -1,8 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mlecs_lightning.algorithms import CDCCA
+from mlecs_lightning.data import DomainStream
+from mlecs_lightning.federated import ClientSettings
 from mlecs_lightning.report.charts import Band
 from mlecs_lightning.report.parts import Section, Setting, arrange
 from mlecs_lightning.report.reading import ReportError, read_runs
@@ -179,3 +183,25 @@ def test_a_broken_stream_is_refused(tmp_path: Path, broken: object, told: str) -
     folder = write_run(tmp_path / "v", config=a_config(), summary=a_summary(stream=broken))
     with pytest.raises(ReportError, match=told):
         read_runs([folder])
+
+
+def test_a_real_run_leaves_all_that_the_sections_need(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    device = {"phone": ClientSettings(["pixels", "profile", "fourier"], domains=["bold", "light"])}
+    data = tiny.data(partition="domain", schedule=DomainStream(["bold", "light"]))
+    algorithm = CDCCA(steps=tiny.steps(warmup=1, public=0, private=1, server=1))
+    trainer = tiny.trainer(tmp_path, max_rounds=2, logger=True, check_val_every_n_rounds=1)
+    summary = trainer.fit(algorithm, data, tiny.parties(device))
+    table, present, every = stream(setting_of(tmp_path / "tiny" / "version_0"))
+    assert table.grids[0].caption.endswith("bold (1), light (2)")
+    said = summary["stream"]["clients"]["phone"]["macro_f1"]
+    assert rows_of(table)[0][2:6] == [
+        f"{said[name]:.3f}" for name in ("present", "final", "forgetting", "backward_transfer")
+    ]
+    assert [panel.caption for panel in present.panels] == ["phone: bold (1), light (2)"]
+    # What is present at the end of each stretch, on the diagonal, has the mean of the table.
+    (_, bold, _), (_, _, light) = every.grids[0].rows
+    assert bold.shade is not None
+    assert light.shade is not None
+    assert (bold.shade + light.shade) / 2 == pytest.approx(said["present"])

@@ -77,9 +77,9 @@ def test_a_grid_of_two_numbers_has_a_line_for_each_value_of_the_other(tmp_path: 
             a_coded_run(tmp_path, bits, fraction)
     found = find_sweeps(setting_of(tmp_path))
     assert [(sweep.key, sweep.label) for sweep in found] == [
-        (BITS, "CDCCA"),
+        (BITS, "CDCCA: fraction 0.1"),
         (BITS, "CDCCA: fraction 0.5"),
-        ("trainer.codec.init_args.fraction", "CDCCA"),
+        ("trainer.codec.init_args.fraction", "CDCCA: bits 2"),
         ("trainer.codec.init_args.fraction", "CDCCA: bits 4"),
     ]
 
@@ -127,7 +127,8 @@ def test_several_lines_are_named(tmp_path: Path) -> None:
         for fraction in (0.1, 0.5):
             a_coded_run(tmp_path, bits, fraction)
     section, _ = sweeps(setting_of(tmp_path))
-    assert section.legend == [(0, "CDCCA"), (1, "CDCCA: fraction 0.5")]
+    assert section.legend == [(0, "CDCCA: fraction 0.1"), (1, "CDCCA: fraction 0.5")]
     assert [line[0].text for line in section.grids[0].rows] == [
-        *("CDCCA", "CDCCA", "CDCCA: fraction 0.5", "CDCCA: fraction 0.5")
+        *("CDCCA: fraction 0.1", "CDCCA: fraction 0.1"),
+        *("CDCCA: fraction 0.5", "CDCCA: fraction 0.5"),
     ]
