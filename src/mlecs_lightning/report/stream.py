@@ -155,7 +155,12 @@ def _summary(
         "test samples at the end."
     )
     if any(each.best for grid in grids for line in grid.rows for each in line):
-        note += " The best of each column is bold; of forgetting and bytes that is the least."
+        note += (
+            " The best of each column is bold, in the second table that of each client; of "
+            "forgetting and bytes it is the least."
+            if len(grids) > 1
+            else " The best of each column is bold; of forgetting and bytes that is the least."
+        )
     return Section(f"Changing data: {_name(score)}", note, grids=grids)
 
 

@@ -100,6 +100,8 @@ def test_stretches_of_rounds_cover_the_axis_with_a_border_between_them() -> None
     )
     xs = [float(x) for x in re.findall(r'<use href="#\w+" x="([\d.]+)" [^>]*--series-0', coloured)]
     assert xs == pytest.approx([left + width * n / 8 for n in (1, 3, 5, 7)])
+    starts = re.findall(r'd="M ([\d.]+) [^"]*"[^>]*style="fill: var\(--series-[35]\)', coloured)
+    assert [float(x) for x in starts] == pytest.approx([left, left + width / 2])
 
 
 def test_events_stand_at_the_foot_by_kind() -> None:
