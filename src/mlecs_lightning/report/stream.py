@@ -133,10 +133,8 @@ def _summary(
     measures = [*(Column(name, _name(score)) for name in _MEASURES.values())]
     measures.append(Column("whole", _name(score)))
     ways = [Column(heading(way).split()[-1], "bytes") for way in _BYTES]
-    single = "Mean of the clients"
-    if len(names) == 1:
-        single = f"{names[0]}, domains with their first rounds: {_order(known[names[0]])}"
-    grids = [Grid([*columns, *measures, *ways], means, caption=single)]
+    caption = "Mean of the clients" if len(names) > 1 else ""
+    grids = [Grid([*columns, *measures, *ways], means, caption=caption)]
     if len(names) > 1:
         lines = [
             [Cell(name), Cell(_order(known[name])), *line]
@@ -154,6 +152,8 @@ def _summary(
         "at the end of its last stretch; means over the domains that were left. whole: all own "
         "test samples at the end."
     )
+    if len(names) == 1:  # a caption would not be folded where the page is narrow
+        note += f" The domains of {names[0]}, with their first rounds: {_order(known[names[0]])}."
     if any(each.best for grid in grids for line in grid.rows for each in line):
         note += (
             " The best of each column is bold, in the second table that of each client; of "
