@@ -50,6 +50,7 @@ ABLATIONS: dict[str, Options] = {
     "mix 0.5": _mlecs(adapter_mix=0.5),
     "second adapter": _mlecs() | {"edge.lora.private_r": 8},
     "cosine alignment": _mlecs(alignment="cosine"),
+    "fused alignment": _mlecs(alignment="fused"),
     "private first": _mlecs(order="private_first"),
     "public first": _mlecs(order="public_first"),
     "contrast weight 0.1": _mlecs(contrast_weight=0.1),
