@@ -121,7 +121,7 @@ STUDIES = {
     # The scenes take the place of the seeds.
     "scenes": Study([n for n in SETTINGS if n.startswith("urfall without")], ALGORITHMS, seeds=1),
     "digits": Study([n for n in SETTINGS if n.startswith("digits")], ALGORITHMS),
-    "ablation": Study(["urfall", "digits"], ABLATIONS),
+    "ablation": Study(["urfall", "urfall public 0.25", "digits"], ABLATIONS),
 }
 QUICK: Options = {
     "trainer.max_rounds": 2,
