@@ -41,10 +41,10 @@ bench-loop: $(STAMP) $(BENCH_STAMP) ## Our loop against plain PyTorch, pfl-resea
 URFD ?= data/urfd
 
 bench-quality: $(STAMP) ## Compare all methods on real data (hours); fills the tables of the documents
-	$(PY) benchmarks/quality.py --root $(URFD) --write docs/results.md README.md
+	$(PY) -m benchmarks.quality --root $(URFD) --write docs/results.md README.md
 
 bench-quality-quick: $(STAMP) ## The main comparison in short, under ten minutes
-	$(PY) benchmarks/quality.py --root $(URFD) --quick --write docs/results.md
+	$(PY) -m benchmarks.quality --root $(URFD) --quick --write docs/results.md
 
 clean: ## Remove caches and build output; keep .venv and runs/
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist lightning_logs

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import yaml
 from eclm_methods import WARMUP, FullModel, Judged, PreparedFedAvg, PreparedMLECS
+from lightning.fabric.loggers import Logger
 
 from mlecs_lightning import ECLM, FederatedTrainer, URFall
 from mlecs_lightning.algorithms import LocalTraining, Steps
@@ -164,13 +165,15 @@ def drift(
     }
 
 
-class Keeper:
+class Keeper(Logger):
     """A logger that keeps the metrics of the rounds of the last run."""
 
+    name, version = "keeper", 0
     rows: list[dict[str, float]] = []  # noqa: RUF012
 
     def __init__(self) -> None:
         """Forget the last run."""
+        super().__init__()
         Keeper.rows = []
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -178,8 +181,8 @@ class Keeper:
         if "round" in metrics:
             Keeper.rows.append(metrics)
 
-    def save(self) -> None:
-        """Do nothing."""
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the script has them."""
 
 
 def cost(share: float, repeats: int = 5) -> dict[str, Any]:

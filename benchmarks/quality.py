@@ -1,6 +1,6 @@
 """Quality of ML-ECS, its ablations and the baselines on real data, over settings and seeds.
 
-    python benchmarks/quality.py --root PATH/TO/urfd [--study main ablation] [--quick]
+    python -m benchmarks.quality --root PATH/TO/urfd [--study main ablation] [--quick]
 
 Every case is a run of `cli.py fit` in a process of its own, on one thread, as many at a time as
 there are cores. One JSON line is kept for each case, so that a matrix that was stopped goes on
@@ -23,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from benchmarks.harness import REPOSITORY, commit, hardware
+
 SEEDS = (27, 34, 46, 52, 93)
 
 Options = Mapping[str, Any]
@@ -48,7 +49,12 @@ ABLATIONS: dict[str, Options] = {
     "backbone's representation": _mlecs(representation="backbone"),
     "mix 0.5": _mlecs(adapter_mix=0.5),
     "second adapter": _mlecs() | {"edge.lora.private_r": 8},
+    "cosine alignment": _mlecs(alignment="cosine"),
+    "fused alignment": _mlecs(alignment="fused"),
+    "private first": _mlecs(order="private_first"),
     "public first": _mlecs(order="public_first"),
+    "contrast weight 0.1": _mlecs(contrast_weight=0.1),
+    "private contrast": _mlecs(private_contrast=True),
     "stack": _mlecs(aggregation="stack"),
     "svd": _mlecs(aggregation="svd"),
     "all negatives": _mlecs(class_aware=False),
@@ -57,6 +63,10 @@ ABLATIONS: dict[str, Options] = {
 
 def _drawn(count: int, rate: float) -> Options:
     return {"clients": {"count": count, "modality_rate": rate, "seed": 0}}
+
+
+def _rate(lr: float) -> Options:
+    return {f"{party}.optimizer.init_args.lr": lr for party in ("edge", "server")}
 
 
 def _left_out(scene: str) -> Options:
@@ -72,7 +82,9 @@ URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "configs/quickstart.yaml"
 SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
+    **{f"urfall lr {lr}": (URFALL, _rate(lr)) for lr in (0.00025, 0.001)},
     **{f"urfall rate {rate}": (URFALL, _drawn(5, rate)) for rate in (0.5, 0.7, 0.9)},
+    "urfall public 0.25": (URFALL, {"data.init_args.public_fraction": 0.25}),
     **{f"urfall {count} clients": (URFALL, _drawn(count, 0.7)) for count in (3, 7)},
     **{f"urfall without {scene}": (URFALL, _left_out(scene)) for scene in SCENES},
     "digits": (DIGITS, {}),
@@ -97,16 +109,23 @@ class Study(NamedTuple):
 
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
+    "search": Study([n for n in SETTINGS if n.startswith("urfall lr")], ALGORITHMS, seeds=1),
     "settings": Study(
-        [n for n in SETTINGS if n.startswith("urfall ") and "without" not in n], ALGORITHMS
+        [
+            n
+            for n in SETTINGS
+            if n.startswith(("urfall rate", "urfall public", "urfall 3", "urfall 7"))
+        ],
+        ALGORITHMS,
     ),
     # The scenes take the place of the seeds.
     "scenes": Study([n for n in SETTINGS if n.startswith("urfall without")], ALGORITHMS, seeds=1),
     "digits": Study([n for n in SETTINGS if n.startswith("digits")], ALGORITHMS),
-    "ablation": Study(["urfall", "digits"], ABLATIONS),
+    "ablation": Study(["urfall", "urfall public 0.25", "digits"], ABLATIONS),
 }
 QUICK: Options = {
     "trainer.max_rounds": 2,
+    **{f"{party}.lr_scheduler.init_args.T_max": 2 for party in ("edge", "server")},
     "algorithm.init_args.steps": {"warmup": 60, "public": 20, "private": 20, "server": 20},
 }
 
@@ -181,21 +200,15 @@ def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
     return {
         **{"algorithm": case.algorithm, "setting": case.setting, "seed": case.seed},
         **{"rounds": summary["rounds"], "seconds": round(time.perf_counter() - began, 1)},
-        **{"commit": commit(), "key": case.key, "config": case.config, "options": case.options},
+        **{
+            "commit": commit(),
+            "hardware": hardware(),
+            "key": case.key,
+            "config": case.config,
+            "options": case.options,
+        },
         "summary": summary,
     }
-
-
-def commit() -> str:
-    """Return the commit that is checked out; ``-dirty`` if files differ from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip() or "unknown"
 
 
 def held(path: Path) -> dict[tuple[str, str, int], str]:
@@ -257,7 +270,10 @@ METRICS = (
 
 
 def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str, str]:
-    """Return for each study its Markdown: means, and differences to ML-ECS seed by seed."""
+    """Return for each study its Markdown: means, and differences to ML-ECS seed by seed.
+
+    Under ``STUDY-short`` the means of the first scores alone.
+    """
     from mlecs_lightning.report.matrix import paired, read_lines, table, to_markdown
 
     wanted = {(case.setting, case.algorithm, case.seed) for case in cases}
@@ -269,7 +285,7 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
         own = [r for r in rows if r.setting in settings and r.algorithm in labels]
         if not own:
             continue
-        entries = table(own, METRICS, order=[*settings, *labels])
+        order = [*settings, *labels]
         present = {r.algorithm for r in own}
         differences = [
             each
@@ -278,8 +294,27 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
             for metric in SCORES
             for each in paired(own, label, "ML-ECS", metric)
         ]
-        texts[study] = f"{to_markdown(entries)}\n{to_markdown(differences)}".strip()
+        means = to_markdown(table(own, METRICS, order=order))
+        texts[study] = f"{origin(study, out)}\n\n{means}\n{to_markdown(differences)}".strip()
+        short = to_markdown(table(own, SCORES, order=order))
+        texts[f"{study}-short"] = f"{origin(study, out)}\n\n{short}".strip()
     return texts
+
+
+def origin(study: str, out: Path) -> str:
+    """Return where the figures of a study come from: command, commits, seeds and hardware."""
+    settings, algorithms, _ = STUDIES[study]
+    lines = [json.loads(line) for line in out.read_text().splitlines() if line.strip()]
+    own = [e for e in lines if e["setting"] in settings and e["algorithm"] in algorithms]
+    quick = " --quick" if out.stem.endswith("-quick") else f" --study {study}"
+    commits = sorted({each["commit"] for each in own})
+    seeds = sorted({each["seed"] for each in own})
+    machines = sorted({each["hardware"] for each in own})
+    return (
+        f"`python -m benchmarks.quality --root PATH{quick}`; commit {', '.join(commits)}; seeds "
+        f"{', '.join(map(str, seeds))}; {len(own)} runs on one thread each, "
+        f"{sum(each['seconds'] for each in own) / 3600:.1f} h in all; {'; '.join(machines)}."
+    )
 
 
 def write(document: Path, studies: Mapping[str, str]) -> None:
@@ -319,9 +354,10 @@ def main() -> int:
     failed = 0 if args.tables else complete(cases, args.out, root=root, jobs=args.jobs)
     texts = tables(args.study, cases, args.out)
     for study, text in texts.items():
-        print(f"## {study}\n\n{text}\n")
+        if not study.endswith("-short"):
+            print(f"## {study}\n\n{text}\n")
     for document in args.write:
-        named = {f"{study}-quick": text for study, text in texts.items()} if args.quick else texts
+        named = {f"{name}-quick": text for name, text in texts.items()} if args.quick else texts
         write(document, named)
     return 1 if failed else 0
 

@@ -19,10 +19,12 @@ from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
+    LRSchedulerCallable,
     OptimizerCallable,
 )
 from rich.console import Console
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers.utils import logging as transformers_logging
 
 import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
@@ -57,6 +59,7 @@ _BASES: dict[str, type] = {
     "schedule": Schedule,
     "codec": Codec,
     "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
 }
 _CLASS_PATH = r"class_path[= ]'([\w.]+)'"
 
@@ -115,9 +118,13 @@ class FederatedCLI(LightningCLI):
         parser.add_argument("--algorithm", type=Algorithm, required=True, help="the method")
         for party in ("server", "edge"):
             parser.add_class_arguments(
-                ModelSettings, party, instantiate=False, sub_configs=True, skip={"optimizer"}
+                ModelSettings,
+                party,
+                instantiate=False,
+                sub_configs=True,
+                skip={"optimizer", "lr_scheduler"},
             )
-            # Declared apart, as Lightning's own type: `--edge.optimizer.init_args.lr` and bare
+            # Declared apart, as Lightning's own types: `--edge.optimizer.init_args.lr` and bare
             # names work, and arguments are checked. No default: its arguments would be passed on
             # to any other class.
             parser.add_argument(
@@ -125,6 +132,12 @@ class FederatedCLI(LightningCLI):
                 type=OptimizerCallable,
                 default=None,
                 help="Class and arguments; AdamW with lr 2e-4 if not given.",
+            )
+            parser.add_argument(
+                f"--{party}.lr_scheduler",
+                type=Optional[LRSchedulerCallable],  # noqa: UP045 - a value
+                default=None,
+                help="Class and arguments; goes by rounds. The rate stays as it is if not given.",
             )
         parser.add_argument(
             "--clients",

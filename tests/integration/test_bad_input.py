@@ -83,7 +83,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown scheduler": (
         "--edge.lr_scheduler '{class_path: CosineX}'",
-        ["edge.lr_scheduler.class_path", "'CosineX'", "'CosineAnnealingLR'"],
+        ['"edge.lr_scheduler"', "CosineX", "'CosineAnnealingLR'"],
     ),
     "argument that a scheduler needs": (
         "--server.lr_scheduler '{class_path: CosineAnnealingLR}'",

@@ -171,6 +171,17 @@ def test_another_optimizer_drops_arguments_that_are_not_its_own(
     assert (server["class_path"], server["init_args"]["lr"]) == ("torch.optim.AdamW", 0.01)
 
 
+def test_an_argument_of_a_scheduler_is_changed_and_the_scheduler_taken_away(
+    merged: Merged, tiny_yaml: Path
+) -> None:
+    chosen = "{class_path: CosineAnnealingLR, init_args: {T_max: 6, eta_min: 0.1}}"
+    given = ["--config", str(tiny_yaml), "--edge.lr_scheduler", chosen]
+    arguments = merged(*given, "--edge.lr_scheduler.init_args.T_max", "2")["edge"]["lr_scheduler"]
+    assert arguments["class_path"] == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert (arguments["init_args"]["T_max"], arguments["init_args"]["eta_min"]) == (2, 0.1)
+    assert merged(*given, "--edge.lr_scheduler", "null")["edge"]["lr_scheduler"] is None
+
+
 def test_a_second_file_changes_one_value_of_a_party(
     merged: Merged, tiny_yaml: Path, write: Callable[..., Path]
 ) -> None:

@@ -34,6 +34,7 @@ from mlecs_lightning.modules.eclm import (
     modular_of,
     pack,
     prototype_names,
+    sizes,
     unpack,
     without_some_modalities,
 )
@@ -315,9 +316,8 @@ class ECLM(LocalTraining):
                 "samples": len(loaders.private),
             },
         )
-        facts = {"drifted": float(changed), "submodel/modules": float(modular.mask.sum())}
-        facts["submodel/parameters"] = float(edge.module.parameter_count())
-        return ClientUpdate(message, losses | facts)
+        facts = {"drifted": float(changed), "budget": float(loaders.resources)}
+        return ClientUpdate(message, losses | facts | sizes(edge.module))
 
     def _take_over(
         self, edge: EdgeLearner, broadcast: Message, importance: Tensor, factor: float
@@ -380,20 +380,21 @@ class ECLM(LocalTraining):
         merged = aggregate.adapter
         modular.load_rows(merged["index"], merged["rows"])
         alone = (merged["contributors"] <= 1).view(modular.shape)
-        derived = 0
+        derived = dict[str, float]()
         for client, j in self._place.items():
             if f"gates/{client}" not in merged:
                 continue
             gates, trained = merged[f"gates/{client}"], merged[f"trained/{client}"]
             factor, changed = merged[f"about/{client}"].tolist()
-            first = not cloud.informed[j]
             moved = bool(changed) or factor != float(cloud.budget[j])
+            due = not cloud.informed[j] or (self.rederive and moved)
+            derived[f"derived/{client}"] = float(due)
             cloud.importance[j], cloud.budget[j], cloud.informed[j] = gates, factor, 1
             cloud.held[j] = trained & alone if self.refresh else trained
-            if first or (self.rederive and moved):
-                derived += 1
+            if due:
                 cloud.assigned[j] = trained
                 # No device can have trained under a budget that nothing fits: such a claim is void.
                 with suppress(InfeasibleBudgetError):
                     cloud.assigned[j] = self._derive(client, gates, factor)
-        return {"modules/merged": float(len(merged["index"])), "modules/derived": float(derived)}
+        counts = {"modules/derived": sum(derived.values())} | derived
+        return {"modules/merged": float(len(merged["index"]))} | counts

@@ -37,7 +37,7 @@ from mlecs_lightning.types import Batch
 __all__ = ["MLECS", "Component"]
 
 Component = Literal["ccl", "amt", "mma", "se_ccl"]
-Alignment = Literal["volume", "cosine"]
+Alignment = Literal["volume", "fused", "cosine"]
 _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
 
 
@@ -95,7 +95,9 @@ class MLECS(FedAvg):
                 configuration, where they are pretrained. Extractors that start from random weights
                 need every step they can get.
             alignment: What draws a client to the server's representations: the contrast of volumes
-                over z_m and f, or plain feature distillation, 1 - cos(f, anchor).
+                over all z_m and f (``volume``), over f alone (``fused``: what the modalities know
+                of their own need not agree), or plain feature distillation, 1 - cos(f, anchor)
+                (``cosine``).
             private_contrast: Whether AMT, too, minimises the contrast. The anchor of a private
                 sample is the mean direction of the representations that came down of public samples
                 with the same target text; where there are none the sample is left out. Nothing more
@@ -239,7 +241,7 @@ class MLECS(FedAvg):
             return {"loss": output.loss, "lm": output.loss}
         anchors = torch.stack([prototypes[batch.targets[n]] for n in known])
         classes = self._classes(batch, anchors.device)[known]
-        vectors, present = output.embeddings.vectors()
+        vectors, present = self._drawn(output)
         contrast = self._contrast(anchors, vectors[known], present[known], classes)
         return {
             "loss": output.loss + self.contrast_weight * contrast.loss,
@@ -253,7 +255,7 @@ class MLECS(FedAvg):
             distance = (1 - torch.cosine_similarity(fused, anchors.float(), dim=-1)).mean()
             total = output.loss + self.contrast_weight * distance
             return {"loss": total, "lm": output.loss, "cosine_distance": distance}
-        contrast = self._contrast(anchors, *output.embeddings.vectors(), classes)
+        contrast = self._contrast(anchors, *self._drawn(output), classes)
         return {
             "loss": output.loss + self.contrast_weight * contrast.loss,
             "lm": output.loss,
@@ -262,6 +264,13 @@ class MLECS(FedAvg):
             "volume_off_diagonal": contrast.off_diagonal,
             "gram_det": contrast.gram_det,
         }
+
+    def _drawn(self, output: TowerOutput) -> tuple[Tensor, Tensor]:
+        """Return the vectors that are drawn to the anchors, (B, K, D), and which are present."""
+        vectors, present = output.embeddings.vectors()
+        return (
+            (vectors[:, -1:], present[:, -1:]) if self.alignment == "fused" else (vectors, present)
+        )
 
     # Server ---------------------------------------------------------------------------------
 

@@ -113,12 +113,14 @@ class SeededLoader:
             seed: Seed of the pass.
             start: Leave out so many at the beginning, which a resumed pass has seen.
         """
-        yield from DataLoader(
-            self.table,
-            batch_sampler=[b[self._rank :: self._size] for b in self._draw(steps, seed)[start:]],
-            collate_fn=whole_batch,
-            num_workers=self._num_workers,
-        )
+        batches = [b[self._rank :: self._size] for b in self._draw(steps, seed)[start:]]
+        if batches:
+            yield from DataLoader(
+                self.table,
+                batch_sampler=batches,
+                collate_fn=whole_batch,
+                num_workers=self._num_workers,
+            )
 
     def ids(self, steps: int, *, seed: int) -> tuple[str, ...]:
         """Return the distinct ids that `take` yields in all processes, in order of first use."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.federated.tokens import Tokens
+from mlecs_lightning.federated.update_sum import UpdateSum
 from mlecs_lightning.functional import (
     LoraFactors,
     compress,
@@ -68,10 +69,10 @@ class AdapterAggregator:
     would claim a large one).
 
     Each key has its own total of weights, so a key that some clients lack is averaged over those
-    that have it. The exact sum of the updates B A is kept beside the means as a low-rank stack,
-    compressed without loss once its rank passes that of the layer; it is the aggregate of ``stack``
-    and ``svd`` and the measure of the error of the others, except ``freeze_a``, which is exact.
-    Sums are in float64, so that the order of the clients does not show.
+    that have it. The exact sum of the updates B A (`UpdateSum`) is kept beside the means; it is the
+    aggregate of ``stack`` and ``svd`` and the measure of the error of the others, except
+    ``freeze_a``, which is exact. Sums are in float64, so that the order of the clients does not
+    show.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class AdapterAggregator:
         self._kept: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
-        self._exact: dict[str, LoraFactors] = {}
+        self._exact: dict[str, UpdateSum] = {}
         self._clients = 0
 
     def add(self, adapter: Mapping[str, Tensor], *, weight: float, scaling: float) -> None:
@@ -113,28 +114,20 @@ class AdapterAggregator:
         for key, tensor in adapter.items():
             self._totals[key] = self._totals.get(key, 0.0) + weight
             if self.method in ("separate", "freeze_a"):
-                term = tensor.double() * weight
-                self._sums[key] = self._sums[key] + term if key in self._sums else term
+                total = self._sums.setdefault(key, torch.zeros_like(tensor, dtype=torch.float64))
+                total.add_(tensor, alpha=weight)
         if self.method == "freeze_a":
             return
         for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
-            new = LoraFactors(
-                adapter[layer + _DOWN].double(), adapter[layer + _UP].double(), scaling
-            )
-            parts = [self._exact[layer]] if layer in self._exact else []
-            total = stack_factors([*parts, new], [*[1.0] * len(parts), weight])
-            full = min(total.down.shape[1], total.up.shape[0])
-            self._exact[layer] = (
-                compress(total, full, scaling=1.0) if total.down.shape[0] > full else total
-            )
+            factors = LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], scaling)
+            self._exact.setdefault(layer, UpdateSum()).add(factors, weight=weight)
 
     def result(self) -> Aggregate:
         """Return the aggregate of all that was added."""
         if self.method == "freeze_a":
             return Aggregate(self._means(), 0.0, self._clients)
         exact = {
-            layer: LoraFactors(f.down, f.up / self._totals[layer + _DOWN], f.scaling)
-            for layer, f in self._exact.items()
+            layer: total.mean(self._totals[layer + _DOWN]) for layer, total in self._exact.items()
         }
         adapter = self._aggregated(exact) if self._clients else {}
         return Aggregate(adapter, self._error(adapter, exact), self._clients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -162,8 +163,9 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
         if fault:
             faults.append(f"tensor {name!r}: {fault}")
         elif tensor.is_floating_point():
-            squares += float(tensor.double().square().sum())
-            if not bool(torch.isfinite(tensor).all()):
+            norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+            squares += norm**2
+            if not math.isfinite(norm):
                 faults.append(f"tensor {name!r}: not finite")
     if max_norm is not None and squares > max_norm**2:
         faults.append(f"norm {squares**0.5:.4g} exceeds {max_norm:.4g}")

@@ -67,7 +67,9 @@ class Learner(Generic[M]):
         self.stage = ""
         self.before_step: Callable[[], None] = _go_on
         self._clip = gradient_clip_val or 0.0
-        optimizer = module.configure_optimizers()
+        # With a loss scaler Fabric cannot clip the gradients of a fused optimiser.
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        optimizer = module.configure_optimizers(fused=not scaled)
         if isinstance(module, ServerModule):
             module.sharded = sync and fabric.world_size > 1
         if sync:
@@ -113,9 +115,10 @@ class Learner(Generic[M]):
         Raises:
             NonFiniteError: As `fit`.
         """
-        self.module.train()
         histories: dict[str, list[dict[str, Tensor]]] = {}
         for stage, batch, objective in _in_turns(passes):
+            if not histories:
+                self.module.train()
             self.stage = stage
             self.before_step()
             losses = self._evaluate(batch, objective)
@@ -145,7 +148,7 @@ class Learner(Generic[M]):
                 f"{self.name}: loss is {curves['loss'][bad[0]].item()} in step {int(bad[0])} of "
                 f"stage {stage!r}; a smaller learning rate or precision 32-true may help"
             )
-        weights = [p.detach() for p in self.module.trainable_parameters()]
+        weights = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(torch.nn.utils.get_total_norm(weights))):
             raise NonFiniteError(f"{self.name}: weights are not finite after stage {stage!r}")
         return {f"{stage}/{k}": float(v.mean()) for k, v in curves.items()}

@@ -10,13 +10,12 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from lightning.fabric import seed_everything
 from torch import Tensor
 
 from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.algorithm import Loaders
 from mlecs_lightning.federated.channel import ChannelError, Delivery, Parcel, decode
-from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.context import RoundContext, seed_generators
 from mlecs_lightning.federated.faults import ClientFault, Fate, Fault
 from mlecs_lightning.federated.federation import Wire
 from mlecs_lightning.federated.messages import Message
@@ -356,7 +355,7 @@ class RoundLoop:
         Ranks that train the server together draw different dropout masks for their parts.
         """
         offset = self._run.federation.ranks.rank if party == "server" else 0
-        seed_everything((ctx.seed_for(party, stage) + offset) % 2**32, verbose=False)
+        seed_generators((ctx.seed_for(party, stage) + offset) % 2**32)
 
 
 def _error(direction: str, parcel: Parcel) -> dict[str, float]:

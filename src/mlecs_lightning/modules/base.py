@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mlecs_lightning.class_paths import build_class
+from mlecs_lightning.class_paths import build_class, import_class
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.modular import ModularMLPs
@@ -119,10 +120,11 @@ class MultimodalLM(L.LightningModule):
         if expected != state.keys():
             missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
             raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
-        for part, module in self.named_modules():
-            if isinstance(module, ModularMLPs):
-                module.fit_to(state, prefix=f"{part}.")
-        own = self.state_dict()  # a part may have another size now
+        modular = [(n, m) for n, m in self.named_modules() if isinstance(m, ModularMLPs)]
+        for part, module in modular:
+            module.fit_to(state, prefix=f"{part}.")
+        if modular:
+            own = self.state_dict()  # a part may have another size now
         for name, value in state.items():
             # A copy would spread a single row over all rows.
             if own[name].shape != value.shape:
@@ -239,13 +241,26 @@ class MultimodalLM(L.LightningModule):
             {"id": i, "prediction": answer} for i, answer in zip(batch.ids, answers, strict=True)
         ]
 
-    def configure_optimizers(self) -> Optimizer:
-        """Build the optimiser of the settings over the trainable parameters."""
+    def configure_optimizers(self, *, fused: bool = False) -> Optimizer:
+        """Build the optimiser of the settings over the trainable parameters.
+
+        Args:
+            fused: Take the fused step of an optimiser that has one, unless the settings choose: a
+                connector and adapters are many small tensors, and the calls cost more than the
+                arithmetic.
+        """
+        setting, key = self.settings.optimizer, f"{self._key}.optimizer"
+        given = setting.get("init_args") or {}
+        # The command line adds defaults: None is nobody's choice.
+        chosen = (
+            given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
+        )
+        if fused and not chosen:
+            optimizer = import_class(setting, home="torch.optim", key=key)
+            if "fused" in inspect.signature(optimizer).parameters:
+                setting = {**setting, "init_args": {**given, "fused": True}}
         return build_class(  # type: ignore[no-any-return]
-            self.settings.optimizer,
-            self.trainable_parameters(),
-            home="torch.optim",
-            key=f"{self._key}.optimizer",
+            setting, self.trainable_parameters(), home="torch.optim", key=key
         )
 
     def configure_lr_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:

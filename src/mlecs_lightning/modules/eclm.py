@@ -27,6 +27,7 @@ __all__ = [
     "modular_of",
     "pack",
     "prototype_names",
+    "sizes",
     "unpack",
     "without_some_modalities",
 ]
@@ -203,6 +204,15 @@ def modular_of(module: MultimodalLM) -> ModularMLPs:
     modular = module.tower("slm").backbone.modular
     assert isinstance(modular, ModularMLPs)
     return modular
+
+
+def sizes(edge: EdgeModule) -> dict[str, float]:
+    """Return how large a device's model is now: modules, parameters (frozen ones, too), bytes."""
+    return {
+        "submodel/modules": float(modular_of(edge).mask.sum()),
+        "submodel/parameters": float(edge.parameter_count()),
+        "submodel/bytes": float(edge.parameter_bytes()),
+    }
 
 
 def prototype_names(edge: EdgeModule) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, share
+from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, fuse_activations, share
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
@@ -78,6 +78,7 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(f"backbone.model {settings.model!r}: {error}") from error
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+    fuse_activations(model)
     return model, tokenizer
 
 

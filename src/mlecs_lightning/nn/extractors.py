@@ -87,6 +87,8 @@ class ImageCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, C, height, width) to (B, out_features)."""
+        # Channels last: pooling is ten times as fast on a CPU, and tensor cores want it so.
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.layers(x)  # type: ignore[no-any-return]
 
 

@@ -16,10 +16,24 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["PRIVATE", "add_lora", "frozen_tensors", "linear_layers", "share"]
+__all__ = ["PRIVATE", "add_lora", "frozen_tensors", "fuse_activations", "linear_layers", "share"]
 
 PRIVATE = "private"
 """PEFT's name of the adapter that never leaves a device; the one that travels is its default."""
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Give each tanh approximation of GELU that transformers writes out to torch's one kernel.
+
+    GPT-2, GPT-J and others have the one of eight elementwise operations, each with a tensor of its
+    own; the function is the same to rounding.
+    """
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, FastGELUActivation | NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:

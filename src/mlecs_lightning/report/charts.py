@@ -5,57 +5,18 @@ A chart holds no text from outside: titles and names stand beside it, in HTML.
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from mlecs_lightning.report.labels import size
+from mlecs_lightning.report.svg import GRID, INK, look, panel, svg
 
-__all__ = ["COLOURS", "Curve", "Point", "curves", "distinct_ids", "interval", "points", "swatch"]
-
-COLOURS = 8
-"""Series colours of the style sheet, ``--series-0`` and so on."""
-
-# Told apart without colour, too: a marker for each colour, another dash after the last.
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
-
-# Matplotlib knows no CSS variables, so it draws in colours that stand for them.
-_INK, _GRID = "#010101", "#020202"
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
-    f"#0300{i:02x}": f"var(--series-{i})" for i in range(COLOURS)
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the font of the page
-    "svg.hashsalt": "mlecs",  # the same input gives the same bytes
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": False,
-    "axes.formatter.limits": (-3, 4),  # longer numbers would not fit beside the axis
-    "axes.formatter.useoffset": False,
-}
-_PANEL = (3.6, 2.2)  # inches at 72 to the inch; four beside each other in a page of 1280 pixels
-# The plot within it, as shares: all panels line up, which a layout by content would not give.
-_AREA = (0.15, 0.2, 0.79, 0.75)
+__all__ = ["Band", "Curve", "Marks", "Point", "cells", "curves", "interval", "points", "steps"]
 
 
 class Curve(NamedTuple):
@@ -66,12 +27,41 @@ class Curve(NamedTuple):
         x: Places.
         y: Values, means over seeds.
         spread: Standard deviations; 0 where there is one value.
+        dots: The single values (x, y), where they are to be seen.
     """
 
     style: int
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float]
+    dots: Sequence[tuple[float, float]] = ()
+
+
+class Band(NamedTuple):
+    """A stretch of rounds behind the curves.
+
+    Attributes:
+        start: The first round of it, from 1.
+        end: The last one.
+        style: Number of the series whose colour it has; of those with ``None`` every other one is
+            grey.
+    """
+
+    start: float
+    end: float
+    style: int | None = None
+
+
+class Marks(NamedTuple):
+    """Events, as markers at the foot of a chart; several kinds stand above each other.
+
+    Attributes:
+        style: Number of the series whose colour and marker they have.
+        x: Rounds.
+    """
+
+    style: int
+    x: Sequence[float]
 
 
 class Point(NamedTuple):
@@ -114,6 +104,8 @@ def curves(
     x: str,
     limits: Limits | None = None,
     in_bytes: bool = False,
+    bands: Sequence[Band] = (),
+    marks: Sequence[Marks] = (),
 ) -> str:
     """Return lines with bands of one standard deviation.
 
@@ -122,12 +114,26 @@ def curves(
         x: Name of the x axis.
         limits: Of the y axis.
         in_bytes: The x axis counts bytes; rounds otherwise.
+        bands: Stretches of rounds behind them, which cover the axis.
+        marks: Events at the foot.
     """
 
     def draw(axes: Axes) -> None:
+        _stretches(axes, bands)
+        for row, events in enumerate(marks):
+            colour, marker, _ = look(events.style)
+            axes.plot(
+                events.x,
+                [0.05 + 0.09 * row] * len(events.x),
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linestyle="",
+                transform=axes.get_xaxis_transform(),
+            )
         for each in series:
             marked = len(each.x) <= 12  # more markers than that hide the line
-            colour, marker, dash = _look(each.style)
+            colour, marker, dash = look(each.style)
             axes.plot(
                 each.x,
                 each.y,
@@ -149,7 +155,91 @@ def curves(
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel(x)
 
-    return _panel(draw, limits)
+    return panel(draw, limits)
+
+
+def _stretches(axes: Axes, bands: Sequence[Band]) -> None:
+    """Shade stretches of rounds, with a line where one ends and the next begins."""
+    for number, band in enumerate(bands):
+        if band.style is None and number % 2 == 0:
+            continue
+        colour = GRID if band.style is None else look(band.style)[0]
+        alpha = 0.35 if band.style is None else 0.1
+        axes.axvspan(
+            band.start - 0.5, band.end + 0.5, color=colour, alpha=alpha, linewidth=0, zorder=0
+        )
+    for band in bands[1:]:
+        axes.axvline(band.start - 0.5, color=INK, linewidth=0.8, alpha=0.6, linestyle=(0, (3, 3)))
+    if bands:
+        axes.set_xlim(bands[0].start - 0.5, bands[-1].end + 0.5)
+
+
+def steps(series: Sequence[Curve], *, limits: Limits | None = None, in_bytes: bool = False) -> str:
+    """Return means over the values of a setting, with the single values as dots.
+
+    The x axis shows the values themselves, on a logarithmic scale if they span a decade.
+
+    Args:
+        series: What to draw; ``x`` are the values of the setting.
+        limits: Of the y axis.
+        in_bytes: The y axis counts bytes.
+    """
+
+    def draw(axes: Axes) -> None:
+        for each in series:
+            colour, marker, dash = look(each.style)
+            axes.plot(each.x, each.y, color=colour, linestyle=dash, linewidth=1.6)
+            axes.plot(each.x, each.y, color=colour, linestyle="", marker=marker, markersize=5)
+            if each.dots:
+                xs, ys = zip(*each.dots, strict=True)
+                axes.scatter(xs, ys, s=14, color=colour, alpha=0.4)
+        values = sorted({x for each in series for x in each.x})
+        if values[0] > 0 and values[-1] >= 10 * values[0]:
+            axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_locator(FixedLocator(values, nbins=7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if in_bytes:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+
+    return panel(draw, limits)
+
+
+def cells(values: Sequence[Sequence[float]], *, x: str, y: str) -> str:
+    """Return a grid of cells, the fuller the larger the value.
+
+    Args:
+        values: In [0, 1], by row from the top and by column.
+        x: Name of the columns, which are counted from 1.
+        y: Name of the rows, which are counted from 1.
+    """
+    rows, columns = len(values), len(values[0])
+    gap = 0.08
+
+    def draw(axes: Axes) -> None:
+        squares: dict[float, list[Path]] = {}
+        for i, row in enumerate(values, start=1):
+            for j, value in enumerate(row, start=1):
+                low, high = (j - 0.5 + gap, i - 0.5 + gap), (j + 0.5 - gap, i + 0.5 - gap)
+                corners = [low, (high[0], low[1]), high, (low[0], high[1]), low]
+                squares.setdefault(value, []).append(Path(corners, closed=True))
+        for value, paths in squares.items():
+            colour = look(0)[0] if value else GRID
+            patch = PathPatch(
+                Path.make_compound_path(*paths), color=colour, alpha=value or 0.5, linewidth=0
+            )
+            axes.add_patch(patch)
+        axes.set_xlim(0.5, columns + 0.5)
+        axes.set_ylim(rows + 0.5, 0.5)
+        axes.grid(visible=False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return panel(draw, None)
 
 
 def points(series: Sequence[Point], *, x: str, limits: Limits | None = None) -> str:
@@ -163,7 +253,7 @@ def points(series: Sequence[Point], *, x: str, limits: Limits | None = None) -> 
 
     def draw(axes: Axes) -> None:
         for each in series:
-            colour, marker, _ = _look(each.style)
+            colour, marker, _ = look(each.style)
             axes.errorbar(
                 each.x,
                 each.y,
@@ -179,11 +269,12 @@ def points(series: Sequence[Point], *, x: str, limits: Limits | None = None) -> 
             axes.set_xscale("symlog", linthresh=min(sent))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.set_xlim(left=-0.05 * max([*sent, 1.0]))
+            reach = max([*sent, 1.0])
+            axes.set_xlim(-0.05 * reach, 1.05 * reach)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         axes.set_xlabel(x)
 
-    return _panel(draw, limits)
+    return panel(draw, limits)
 
 
 def interval(mean: float, low: float, high: float, *, reach: float) -> str:
@@ -197,82 +288,11 @@ def interval(mean: float, low: float, high: float, *, reach: float) -> str:
     """
 
     def draw(axes: Axes) -> None:
-        axes.axvline(0, color=_INK, linewidth=0.8, alpha=0.5)
-        axes.plot([low, high], [0, 0], color=_INK, linewidth=1.4, solid_capstyle="butt")
-        axes.plot([mean], [0], color=_INK, marker="o", markersize=4.5)
+        axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
+        axes.plot([low, high], [0, 0], color=INK, linewidth=1.4, solid_capstyle="butt")
+        axes.plot([mean], [0], color=INK, marker="o", markersize=4.5)
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-1, 1)
         axes.axis("off")
 
-    return _svg(draw, (1.5, 0.2), bare=True)
-
-
-@cache
-def swatch(style: int) -> str:
-    """Return the line and the marker of a series, to stand in a legend."""
-    colour, marker, dash = _look(style)
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1, 2], [0, 0, 0], color=colour, linestyle=dash, linewidth=1.6)
-        axes.plot([1], [0], color=colour, marker=marker, markersize=5)
-        axes.set_ylim(-1, 1)
-        axes.axis("off")
-
-    return _svg(draw, (0.42, 0.17), bare=True)
-
-
-def distinct_ids(page: str) -> str:
-    """Return a page in which no two charts use the same id."""
-    numbers = iter(range(page.count("<svg")))
-
-    def renamed(chart: re.Match[str]) -> str:
-        prefix = f"c{next(numbers)}-"
-        return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", chart[0])
-
-    return re.sub(r"<svg.*?</svg>", renamed, page, flags=re.DOTALL)
-
-
-def _look(style: int) -> tuple[str, str, object]:
-    turn, colour = divmod(style, COLOURS)
-    return f"#0300{colour:02x}", _MARKERS[colour], _DASHES[turn % len(_DASHES)]
-
-
-def _panel(draw: Callable[[Axes], None], limits: Limits | None) -> str:
-    def with_limits(axes: Axes) -> None:
-        draw(axes)
-        axes.tick_params(length=0)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if limits is not None:
-            axes.set_ylim(*limits)
-
-    return _svg(with_limits, _PANEL)
-
-
-def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], *, bare: bool = False) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=inches)
-        axes = figure.add_axes((0, 0, 1, 1) if bare else _AREA)
-        draw(axes)
-        file = io.StringIO()
-        figure.savefig(
-            file,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-        )
-    return _inline(file.getvalue())
-
-
-def _inline(text: str) -> str:
-    """Return an SVG file as part of a page: no size, font or style sheet of its own."""
-    text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<(metadata|style).*?</\1>|<!--.*?-->", "", text, flags=re.DOTALL)
-    head, rest = text.split(">", 1)
-    head = re.sub(r' (width|height|xmlns:xlink)="[^"]*"', "", head)
-    text = f"{head}>{rest}".replace("xlink:href", "href")
-    text = re.sub(r" font-family: [^;]*;", "", text)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return re.sub(r"\s*\n\s*", "\n", text)
+    return svg(draw, (1.5, 0.2), bare=True)

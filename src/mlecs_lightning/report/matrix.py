@@ -204,7 +204,9 @@ def _interval(stat: Stat) -> tuple[float | None, float | None]:
 
 def lower_is_better(metric: str) -> bool:
     """Return whether little of a metric is good."""
-    return metric.startswith("communication.") or metric.endswith((".loss", "seconds"))
+    return metric.startswith("communication.") or metric.endswith(
+        (".loss", "seconds", ".forgetting")
+    )
 
 
 def best(entries: Sequence[Entry], metric: str) -> set[int]:

@@ -7,11 +7,11 @@ from importlib.resources import files
 
 from jinja2 import Environment
 
-from mlecs_lightning.report import plots, tables
-from mlecs_lightning.report.charts import distinct_ids, swatch
+from mlecs_lightning.report import devices, plots, stream, sweeps, tables
 from mlecs_lightning.report.matrix import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
 from mlecs_lightning.report.reading import ReportError, Run
+from mlecs_lightning.report.svg import distinct_ids, swatch
 
 __all__ = ["to_html", "to_markdown_page"]
 
@@ -80,6 +80,9 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
         tables.results(setting),
         tables.differences(setting, reference),
         *(plots.learning(setting) if charts else ()),
+        *stream.stream(setting, charts=charts),
+        *devices.devices(setting, charts=charts),
+        *sweeps.sweeps(setting, charts=charts),
         plots.quality(setting) if charts else None,
         Section("Communication", grids=[wire]) if wire else None,
         tables.clients(setting),

@@ -39,11 +39,13 @@ class Cell:
         text: What it says.
         best: Whether that is the best of its column.
         chart: SVG beside it.
+        shade: How deep its background is, in [0, 1]; ``None`` for none.
     """
 
     text: str
     best: bool = False
     chart: str = ""
+    shade: float | None = None
 
 
 @dataclass(frozen=True)

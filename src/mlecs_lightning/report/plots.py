@@ -5,122 +5,63 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mlecs_lightning.report.charts import Curve, Point, curves, limits_of, points
 from mlecs_lightning.report.labels import VIEWS
 from mlecs_lightning.report.matrix import table
-from mlecs_lightning.report.parts import Group, Panel, Section, Setting
+from mlecs_lightning.report.parts import Panel, Section, Setting
 from mlecs_lightning.report.reading import Run
+from mlecs_lightning.report.series import (
+    MOST_CLIENTS,
+    Reader,
+    Series,
+    all_curves,
+    extent,
+    legend,
+    logged_clients,
+    mean_curve,
+    of_metric,
+    panels_of,
+    spread_note,
+)
 
 __all__ = ["aggregation", "learning", "quality", "volumes"]
 
-_CLIENTS = 24  # more panels nobody compares
-_ROUNDS = "rounds"
 _MEASURES = {
     "volume_diagonal": "volume of a sample with its own anchor",
     "volume_off_diagonal": "volume with anchors of other samples",
     "gram_det": "determinant of a sample's own Gram matrix",
 }
-_SPREAD = " Lines are means over seeds, bands one standard deviation."
-
-Series = list[tuple[float, float, float]]  # round, x and y of one run
-Reader = Callable[[Run], Series]
-
-
-def _curve(group: Group, read: Reader, style: int | None = None) -> Curve | None:
-    """Return mean and spread over the runs of a group, where there is anything."""
-    at: dict[float, tuple[list[float], list[float]]] = {}
-    for run in group.runs:
-        for step, x, y in read(run):
-            xs, ys = at.setdefault(step, ([], []))
-            xs.append(x)
-            ys.append(y)
-    if not at:
-        return None
-    return Curve(
-        group.style if style is None else style,
-        [statistics.fmean(xs) for xs, _ in at.values()],
-        [statistics.fmean(ys) for _, ys in at.values()],
-        [statistics.stdev(ys) if len(ys) > 1 else 0.0 for _, ys in at.values()],
-    )
-
-
-def _of(key: str) -> Reader:
-    """Return a reader of one metric over rounds."""
-    return lambda run: [(at["step"], at["step"], at[key]) for at in run.history if key in at]
-
-
-def _extent(series: Iterable[Curve | Point]) -> list[float]:
-    values = []
-    for each in series:
-        pairs = (
-            [(each.y, each.spread)]
-            if isinstance(each, Point)
-            else zip(each.y, each.spread, strict=True)
-        )
-        values += [y + sign * s for y, s in pairs for sign in (-1, 1)]
-    return values
-
-
-def _panels(
-    drawn: Mapping[str, Sequence[Curve]], *, x: str = _ROUNDS, floor: float | None = None
-) -> list[Panel]:
-    """Return charts that share one y axis."""
-    limits = limits_of(_extent(c for series in drawn.values() for c in series), floor=floor)
-    return [
-        Panel(caption, curves(series, x=x, limits=limits))
-        for caption, series in drawn.items()
-        if series
-    ]
-
-
-def _legend(setting: Setting, drawn: Iterable[Sequence[Curve | Point]]) -> list[tuple[int, str]]:
-    styles = {each.style for series in drawn for each in series}
-    return [(group.style, group.label) for group in setting.groups if group.style in styles]
-
-
-def _all_curves(setting: Setting, read: Reader) -> list[Curve]:
-    return [curve for group in setting.groups if (curve := _curve(group, read))]
 
 
 def learning(setting: Setting) -> list[Section]:
     """Show how validation scores and losses went, by client and server."""
-    found = {
-        match[1]: None
-        for run in setting.runs
-        for at in run.history
-        for key in at
-        if (match := re.fullmatch(r"clients/(.+)/val/[^/]+", key))
-    }
-    names = list(found)[:_CLIENTS]
+    found = logged_clients(setting.runs, "val/[^/]+")
+    names = found[:MOST_CLIENTS]
     few = f" {len(names)} of {len(found)} clients are shown." if len(found) > len(names) else ""
     sections: list[Section] = []
     for score, title in ((setting.main, setting.main_name), ("loss", "loss")):
         parties = {"mean of the clients": "clients/val", "server": "server/val"}
         parties |= {name: f"clients/{name}/val" for name in names}
         drawn = {
-            party: _all_curves(setting, _of(f"{path}/{score}")) for party, path in parties.items()
+            party: all_curves(setting, of_metric(f"{path}/{score}"))
+            for party, path in parties.items()
         }
-        panels = _panels(drawn, floor=0.0)
+        panels = panels_of(drawn, floor=0.0)
         if panels:
             note = (
                 "On validation data: clients on their own domain. trainer.limit_val_batches may "
-                f"have made that few samples.{_spread(setting)}{few}"
+                f"have made that few samples.{spread_note(setting)}{few}"
             )
             sections.append(
                 Section(
                     f"Learning curves: {title}",
                     note if not sections else "",
-                    _legend(setting, drawn.values()),
+                    legend(setting, drawn.values()),
                     panels,
                 )
             )
     return sections
-
-
-def _spread(setting: Setting) -> str:
-    return _SPREAD if any(len(group.runs) > 1 for group in setting.groups) else ""
 
 
 def quality(setting: Setting) -> Section | None:
@@ -140,7 +81,7 @@ def quality(setting: Setting) -> Section | None:
     several = {metric: series for metric, series in drawn.items() if len(series) > 1}
     if not any(point.x for series in several.values() for point in series):
         several = {}
-    limits = limits_of(_extent(p for series in several.values() for p in series))
+    limits = limits_of(extent(p for series in several.values() for p in series))
     panels = [
         Panel(
             f"{VIEWS[metric.rpartition('.')[0]]}, at the end",
@@ -148,10 +89,10 @@ def quality(setting: Setting) -> Section | None:
         )
         for metric, series in several.items()
     ]
-    during = [c for c in _all_curves(setting, _over_bytes(setting.main)) if max(c.x) > 0]
+    during = [c for c in all_curves(setting, _over_bytes(setting.main)) if max(c.x) > 0]
     if during:
         chart = curves(
-            during, x="bytes, both ways", limits=limits_of(_extent(during)), in_bytes=True
+            during, x="bytes, both ways", limits=limits_of(extent(during)), in_bytes=True
         )
         panels.append(Panel("clients, validation, round by round", chart))
     if not panels:
@@ -161,7 +102,7 @@ def quality(setting: Setting) -> Section | None:
         "not begin at zero."
     )
     return Section(
-        "Quality against bytes", note, _legend(setting, [*several.values(), during]), panels
+        "Quality against bytes", note, legend(setting, [*several.values(), during]), panels
     )
 
 
@@ -185,18 +126,18 @@ def volumes(setting: Setting) -> Section | None:
             series = [
                 curve
                 for style, measure in enumerate(_MEASURES)
-                if (curve := _curve(group, _mean_of(pattern + measure), style))
+                if (curve := mean_curve(group, _mean_of(pattern + measure), style))
             ]
             if series:
                 of = "mean of the clients" if party == "clients" else "server"
                 drawn[f"{group.label}: {of}"] = series
-    panels = _panels(drawn, floor=0.0)
+    panels = panels_of(drawn, floor=0.0)
     if not panels:
         return None
     note = (
         "Volumes lie between 0, all vectors agree, and 1, all are orthogonal. The contrast works "
         "if the first line lies below the second; if all three fall to 0, the vectors have "
-        f"collapsed.{_spread(setting)}"
+        f"collapsed.{spread_note(setting)}"
     )
     return Section("Volumes", note, list(enumerate(_MEASURES.values())), panels)
 
@@ -216,25 +157,28 @@ def _mean_of(pattern: str) -> Reader:
 
 
 def aggregation(setting: Setting) -> Section | None:
-    """Show how far the average of adapters is from the average of what they do."""
-    drawn = {"": _all_curves(setting, _aggregation_error)}
+    """Show how far the average of adapters is from the average of what they do.
+
+    Nothing, if it is nowhere more than zero: `CDCCA` and `ECLM` average no A and B.
+    """
+    drawn = {"": [c for c in all_curves(setting, _aggregation_error) if any(c.y)]}
     if not drawn[""]:
         return None
     note = (
         "Relative error of the aggregated adapter: the product of the averages of A and B is not "
-        f"the average of the products BA.{_spread(setting)}"
+        f"the average of the products BA.{spread_note(setting)}"
     )
     return Section(
         "Aggregation error",
         note,
-        _legend(setting, drawn.values()),
-        [Panel("relative error", each.chart) for each in _panels(drawn, floor=0.0)],
+        legend(setting, drawn.values()),
+        [Panel("relative error", each.chart) for each in panels_of(drawn, floor=0.0)],
     )
 
 
 def _aggregation_error(run: Run) -> Series:
     if run.history:
-        return _of("aggregate/error")(run)
+        return of_metric("aggregate/error")(run)
     errors = (run.summary or {}).get("aggregation_error") or []
     # With rounds left out, the list does not say which.
     return [(i, i, e) for i, e in enumerate(errors, start=1)] if len(errors) == run.rounds else []

@@ -6,29 +6,18 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mlecs_lightning.report.configs import flat, told_apart
 from mlecs_lightning.report.rows import MatrixError, Row, read_lines, summary_fault
 
 __all__ = ["ReportError", "Run", "read_runs"]
 
 _FILES = ("config.yaml", "metrics.csv", "summary.json")
-
-# What does not change what a run learns, and how far it has come.
-_SAME = {
-    *("seed_everything", "config", "ckpt_path", "warmup", "data.init_args.num_workers"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
-    *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
-    *("trainer.save_top_k", "trainer.monitor", "trainer.allow_other_config", "trainer.bertscore"),
-    *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
-    *("trainer.max_message_bytes", "trainer.warmup_ckpt_path"),
-}
-_MOST_DIFFERENCES = 2  # in a label; more would not fit beside a number
 
 
 class ReportError(ValueError):
@@ -50,6 +39,9 @@ class Run:
         summary: Its summary.json; ``None`` if it has not ended.
         modalities: Those of each client, as far as they are known.
         commit: What it ran with, if that was noted.
+        config: Its configuration; empty if it is not known.
+        modules: For each device with a sub-model (`ECLM`) which modules that has at the end: 0 or 1
+            by layer and module.
     """
 
     place: str
@@ -62,6 +54,8 @@ class Run:
     summary: Mapping[str, Any] | None
     modalities: Mapping[str, tuple[str, ...]]
     commit: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -169,6 +163,8 @@ def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
         history,
         summary if finished else None,
         _modalities(summary, config),
+        config=config,
+        modules=_modules(folder) if finished else {},
     )
     return run, config
 
@@ -230,6 +226,23 @@ def _modalities(
     }
 
 
+def _modules(folder: Path) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return what stands beside the adapters of sub-models.
+
+    Raises:
+        ReportError: If a file is broken.
+    """
+    found = {}
+    for path in sorted(folder.glob("adapters/*/modules.json")):
+        mask = _mapping(path, json.loads).get("mask")
+        layers = mask if isinstance(mask, list) else []
+        rows = [row if isinstance(row, list) else [] for row in layers]
+        if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+            raise ReportError(f"{path}: 'mask' is no list of layers with as many modules each")
+        found[path.parent.name] = tuple(tuple(int(bool(each)) for each in row) for row in rows)
+    return found
+
+
 def _of_row(row: Row, file: Path) -> Run:
     return Run(
         str(file),
@@ -250,79 +263,25 @@ def _of_row(row: Row, file: Path) -> Run:
 
 def _labelled(read: Sequence[tuple[Run, dict[str, Any]]]) -> list[Run]:
     """Give runs of one configuration, but for the seed, one label."""
-    data = [_flat({k: config[k] for k in ("data", "clients") if k in config}) for _, config in read]
+    data = [flat({k: config[k] for k in ("data", "clients") if k in config}) for _, config in read]
     bases = []
     for run, config in read:
         kind = str(_part(config, "data").get("class_path", "")).rpartition(".")[2]
         count = len(run.modalities) or _part(config, "clients").get("count", "?")
         bases.append(f"{kind or 'unknown data'}, {count} client{'s' * (count != 1)}")
-    settings = _told_apart(bases, data)
+    settings = told_apart(bases, data)
     rest = [
-        _flat({k: v for k, v in config.items() if k not in ("data", "clients")})
+        flat({k: v for k, v in config.items() if k not in ("data", "clients")})
         for _, config in read
     ]
     within = [(setting, run.algorithm) for setting, (run, _) in zip(settings, read, strict=True)]
     algorithms = [
         label if run.finished else f"{label}, unfinished"
         for label, (run, _) in zip(
-            _told_apart([algorithm for _, algorithm in within], rest, within), read, strict=True
+            told_apart([algorithm for _, algorithm in within], rest, within), read, strict=True
         )
     ]
     return [
         replace(run, setting=setting, algorithm=algorithm)
         for (run, _), setting, algorithm in zip(read, settings, algorithms, strict=True)
     ]
-
-
-def _told_apart(
-    bases: Sequence[str], contents: Sequence[Mapping[str, str]], within: Sequence[Any] | None = None
-) -> list[str]:
-    """Return labels: equal for equal contents, different for different ones.
-
-    Args:
-        bases: What a label begins with.
-        contents: Flat configurations.
-        within: Only those that are equal in this are compared; by default the bases.
-    """
-    groups: dict[Any, list[int]] = {}
-    for i, key in enumerate(bases if within is None else within):
-        groups.setdefault(key, []).append(i)
-    labels = list(bases)
-    for members in groups.values():
-        first = contents[members[0]]
-        taken: dict[str, Mapping[str, str]] = {}
-        for i in members:
-            ours = contents[i]
-            keys = [k for k in dict.fromkeys([*ours, *first]) if ours.get(k) != first.get(k)]
-            label = _with_differences(bases[i], ours, keys) if keys else bases[i]
-            number = 2
-            while taken.setdefault(label, ours) != ours:
-                label = f"{label.rpartition(' #')[0] or label} #{number}"
-                number += 1
-            labels[i] = label
-    return labels
-
-
-def _with_differences(base: str, ours: Mapping[str, str], keys: Sequence[str]) -> str:
-    # What is off, or does nothing, says least.
-    told = sorted(keys, key=lambda k: ours.get(k, "null") in ("null", "0", "0.0", "false"))
-    words = [f"{k.rpartition('.')[2]} {ours.get(k, 'null')}" for k in told[:_MOST_DIFFERENCES]]
-    more = ["..."] if len(keys) > _MOST_DIFFERENCES else []
-    return f"{base}: {', '.join(words + more)}"
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return the leaves by dotted key as JSON, without those that change nothing."""
-    flat: dict[str, str] = {}
-
-    def walk(key: str, node: Any) -> None:  # noqa: ANN401 - YAML
-        if key in _SAME:
-            return
-        if isinstance(node, dict) and node:
-            for name, below in node.items():
-                walk(f"{key}.{name}" if key else str(name), below)
-        else:
-            flat[key] = json.dumps(node, default=str)
-
-    walk("", tree)
-    return flat

@@ -108,13 +108,22 @@ def _row(line: str) -> Row:
 
 def summary_fault(summary: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the form of a summary, if anything; it may lack what it likes."""
-    for key in ("clients", "mean", "server", "constant", "faults", "communication"):
+    for key in ("clients", "mean", "server", "constant", "faults", "communication", "stream"):
         if not isinstance(summary.get(key, {}), dict):
             return f"{key!r} is {summary[key]!r:.60}, allowed: an object"
     for name, client in summary.get("clients", {}).items():
         if not isinstance(client, dict):
             return f"client {name!r} is {client!r:.60}, allowed: an object"
+    streamed = summary.get("stream", {}).get("clients", {})
+    for name, client in streamed.items() if isinstance(streamed, dict) else ():
+        phases = client.get("phases") if isinstance(client, dict) else None
+        if not isinstance(phases, list) or not all(map(_is_phase, phases)):
+            return f"'stream': client {name!r}: 'phases' is {phases!r:.60}, allowed: [round, name]"
     return None
+
+
+def _is_phase(entry: object) -> bool:
+    return isinstance(entry, list) and list(map(type, entry)) == [int, str]
 
 
 def _kind(kind: type | tuple[type, ...]) -> str:

@@ -226,7 +226,13 @@ def test_a_device_whose_budget_halves_gets_a_smaller_model_and_the_run_goes_on(
     assert [ran.sent["uplink", r, "hall"].scalars["budget"] for r in range(6)] == [
         *(1.0, 1.0, 0.5, 0.5, 1.0, 1.0)
     ]
+    assert metric(ran, "hall", "budget") == [1, 1, 0.5, 0.5, 1, 1]
     assert [row["server/modules/derived"] for row in ran.history][1:] == [0, 1, 0, 1, 0]
+    assert [row["server/derived/hall"] for row in ran.history] == [1, 0, 1, 0, 1, 0]
+    assert [row["server/derived/kitchen"] for row in ran.history] == [1, 0, 0, 0, 0, 0]
+    assert metric(ran, "hall", "submodel/bytes") == [
+        4 * count for count in metric(ran, "hall", "submodel/parameters")
+    ]
     sizes = metric(ran, "hall", "submodel/parameters")
     assert sizes[1] - sizes[2] == 3 * modular_size(sizes)
     assert numbers(ran.sent["downlink", 3, "hall"]) == []

@@ -353,6 +353,28 @@ def test_cosine_alignment_by_hand(tiny: SimpleNamespace) -> None:
     assert losses["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_fused_alignment_leaves_the_modalities_apart(tiny: SimpleNamespace) -> None:
+    data = tiny.data()
+    algorithm = MLECS(contrast_weight=0.3, temperature=0.2, alignment="fused")
+    module = tiny.build(algorithm, None, data).edge("kitchen").module.eval()
+    batch = data.public("train", modalities=module.modalities).__getitems__([0, 1, 2])
+    anchors = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        losses = algorithm.ccl(
+            module, batch, anchors=anchors, row={i: n for n, i in enumerate(batch.ids)}
+        )
+        f = module.read(batch).embeddings.fused
+    # The area that two unit vectors span is the sine between them.
+    cosines = torch.nn.functional.normalize(anchors, dim=1) @ torch.nn.functional.normalize(f).T
+    same = torch.tensor([[a == b for b in batch.targets] for a in batch.targets])
+    logits = (-(1 - cosines**2).sqrt() / 0.2).masked_fill(same & ~torch.eye(3).bool(), -torch.inf)
+    target = torch.arange(3)
+    expected = sum(
+        torch.nn.functional.cross_entropy(each, target) / 2 for each in (logits, logits.T)
+    )
+    assert losses["volume"].item() == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_private_contrast_by_hand(tiny: SimpleNamespace) -> None:
     """Anchors are mean directions by target; a sample without one is in L_LM alone."""
     data = tiny.data()

@@ -1,13 +1,17 @@
 import hashlib
 import os
+import random
 import subprocess
 import sys
 from itertools import product
 
+import numpy as np
 import pytest
+import torch
+from lightning.fabric import seed_everything
 
 from mlecs_lightning.federated import RoundContext, context
-from mlecs_lightning.federated.context import derive_seed
+from mlecs_lightning.federated.context import derive_seed, seed_generators
 
 
 def test_seeds_differ_by_run_round_party_and_stage() -> None:
@@ -54,3 +58,14 @@ def test_context_is_frozen() -> None:
     ctx = RoundContext(0, 0, ())
     with pytest.raises(AttributeError):
         ctx.round = 1  # type: ignore[misc]
+
+
+def test_generators_are_seeded_as_by_lightning() -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    seed_everything(7, verbose=False)
+    expected = draws()
+    assert draws() != expected
+    seed_generators(7)
+    assert draws() == expected

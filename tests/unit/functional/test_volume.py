@@ -109,14 +109,14 @@ def test_gradients_are_finite_for_an_anchor_equal_to_one_of_the_vectors(k: int) 
     vectors = vectors.requires_grad_()
     volume = gram_log_volume(anchors, vectors).exp()
     volume.sum().backward()
-    assert volume.diagonal().max() < 3e-3
+    assert volume.diagonal().max() < 1e-6
     assert anchors.grad is not None
     assert anchors.grad.isfinite().all()
     assert vectors.grad is not None
     assert vectors.grad.isfinite().all()
 
 
-def test_bf16_input_is_computed_in_float32_also_under_autocast() -> None:
+def test_bf16_input_is_computed_in_float64_also_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     centre = torch.randn(8, 1, 64, generator=generator)
     together = (centre + 0.15 * torch.randn(8, 3, 64, generator=generator)).bfloat16()
@@ -124,7 +124,7 @@ def test_bf16_input_is_computed_in_float32_also_under_autocast() -> None:
     expected = naive_volume(anchors, vectors).float()
     assert expected.diagonal().max() < 0.1  # the range where bf16 products are off by over 11 %
     plain = gram_log_volume(anchors, vectors).exp()
-    torch.testing.assert_close(plain, expected, rtol=0.01, atol=0)
+    torch.testing.assert_close(plain, expected, rtol=1e-5, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         autocast = gram_log_volume(anchors, vectors)
         det = gram_log_det(vectors)

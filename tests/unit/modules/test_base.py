@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.class_paths import ClassPath
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, ServerModule
 from mlecs_lightning.settings import BackboneSettings, ModelSettings
@@ -286,6 +287,30 @@ def test_optimizer_is_the_one_of_the_settings_over_what_trains(
     (group,) = optimizer.param_groups
     assert (group["lr"], group["momentum"]) == (0.25, 0.5)
     assert {id(p) for p in group["params"]} == {id(p) for p in edge.trainable_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fused"),
+    [
+        ({"class_path": "AdamW"}, True),
+        ({"class_path": "AdamW", "init_args": {"fused": None, "foreach": None}}, True),
+        ({"class_path": "torch.optim.AdamW", "init_args": {"fused": False}}, False),
+        ({"class_path": "Adam", "init_args": {"foreach": True}}, None),
+    ],
+)
+def test_fused_step_is_taken_unless_the_settings_choose(
+    settings_of: Build, modalities: Specs, chosen: ClassPath, fused: bool | None
+) -> None:
+    edge = EdgeModule(settings_of(optimizer=chosen), modalities)
+    assert edge.configure_optimizers(fused=True).defaults["fused"] is fused
+    assert not edge.configure_optimizers().defaults["fused"]
+
+
+def test_optimizer_without_a_fused_step_is_built_without(
+    settings_of: Build, modalities: Specs
+) -> None:
+    edge = EdgeModule(settings_of(optimizer={"class_path": "RMSprop"}), modalities)
+    assert type(edge.configure_optimizers(fused=True)) is torch.optim.RMSprop
 
 
 def test_optimizer_that_cannot_be_built_is_named_with_its_key(

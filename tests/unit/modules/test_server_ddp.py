@@ -83,7 +83,8 @@ def test_ranks_never_tell_each_other_frozen_weights(trained: SimpleNamespace) ->
 
 def test_one_rank_may_evaluate_alone(trained: SimpleNamespace) -> None:
     values = trained.ranks[0]["evaluated"]
-    assert all(torch.equal(values[k], v) for k, v in trained.alone["evaluated"].items())
+    # The ranks have one thread each, this process all there are: rounding differs.
+    torch.testing.assert_close(values, trained.alone["evaluated"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_client_s_loss_is_its_own(trained: SimpleNamespace) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import ACT2FN
 
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.backbone import Backbone, load_frozen
+from mlecs_lightning.nn.frozen import fuse_activations
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 LORA = LoraSettings(r=4, alpha=16, dropout=0.0)
@@ -91,6 +94,20 @@ def test_loaded_model_stays_plain_and_as_it_was(model_dir: str) -> None:
     assert not any(".lora_" in name for name, _ in model.named_parameters())
     assert model.config.to_dict() == config
     assert not model.training
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "silu"])
+def test_activation_of_one_kernel_is_the_same_function(name: str) -> None:
+    config = GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2, activation_function=name
+    )
+    model = GPT2LMHeadModel(config).double().eval()
+    tokens = torch.arange(8).unsqueeze(0)
+    before = model(tokens).logits
+    fuse_activations(model)
+    kinds = {type(block.mlp.act) for block in model.transformer.h}
+    assert kinds == ({nn.GELU} if name != "silu" else {type(ACT2FN["silu"])})
+    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-12, atol=1e-12)
 
 
 def test_training_one_backbone_leaves_the_answers_of_another(model_dir: str) -> None:

@@ -1,17 +1,21 @@
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from mlecs_lightning.report.charts import (
-    COLOURS,
+    Band,
     Curve,
+    Marks,
     Point,
+    cells,
     curves,
-    distinct_ids,
     interval,
     limits_of,
     points,
-    swatch,
+    steps,
 )
+from mlecs_lightning.report.svg import swatch
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -43,13 +47,6 @@ def test_colours_are_those_of_the_style_sheet() -> None:
     assert not re.search(r"#[0-9a-f]{6}", chart)
     used = set(re.findall(r"var\((--[\w-]+)\)", chart))
     assert used == {"--ink", "--grid", "--series-0", "--series-1"}
-
-
-def test_series_of_one_colour_differ_in_their_dashes() -> None:
-    first, ninth = swatch(1), swatch(1 + COLOURS)
-    assert "dasharray" not in first
-    assert "dasharray" in ninth
-    assert all("--series-1" in chart for chart in (first, ninth))
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
@@ -87,9 +84,63 @@ def test_limits_have_a_margin_and_keep_to_their_floor() -> None:
     assert limits_of([]) is None
 
 
-def test_no_two_charts_of_a_page_share_an_id() -> None:
-    page = distinct_ids(f"<p id='a'>{a_chart()}{a_chart()}</p>")
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) > 2
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
-    assert used == set(ids)
+def test_stretches_of_rounds_cover_the_axis_with_a_border_between_them() -> None:
+    series = [Curve(0, [1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [0.0] * 4)]
+    plain = curves(series, x="rounds")
+    grey = curves(series, x="rounds", bands=[Band(1, 2), Band(3, 3), Band(4, 4)])
+    assert "dasharray" not in plain
+    assert grey.count("stroke-dasharray") == 2
+    assert grey.count("fill: var(--grid)") == 1 + plain.count("fill: var(--grid)")
+    coloured = curves(series, x="rounds", bands=[Band(1, 2, 3), Band(3, 4, 5)])
+    for style in (3, 5):
+        assert f"fill: var(--series-{style}); opacity: 0.1" in coloured
+    # The first of four rounds is in the middle of the first quarter.
+    left, width = map(
+        float, re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)', coloured)[0]
+    )
+    xs = [float(x) for x in re.findall(r'<use href="#\w+" x="([\d.]+)" [^>]*--series-0', coloured)]
+    assert xs == pytest.approx([left + width * n / 8 for n in (1, 3, 5, 7)])
+    starts = re.findall(r'd="M ([\d.]+) [^"]*"[^>]*style="fill: var\(--series-[35]\)', coloured)
+    assert [float(x) for x in starts] == pytest.approx([left, left + width / 2])
+
+
+def test_events_stand_at_the_foot_by_kind() -> None:
+    series = [Curve(0, [1, 2, 3], [0.1, 0.2, 0.3], [0.0] * 3)]
+    chart = curves(series, x="rounds", marks=[Marks(1, [2]), Marks(2, [1, 3])])
+    found = re.findall(
+        r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var\((.*?)\)', chart
+    )
+    by_style: dict[str, list[tuple[str, str]]] = {}
+    for x, y, style in found:
+        by_style.setdefault(style, []).append((x, y))
+    assert [len(by_style[f"--series-{n}"]) for n in range(3)] == [3, 1, 2]
+    assert by_style["--series-1"][0][0] == by_style["--series-0"][1][0]
+    heights = [{float(y) for _, y in by_style[f"--series-{n}"]} for n in (1, 2)]
+    assert heights[0] > heights[1] or min(heights[0]) > max(heights[1])
+
+
+def test_values_of_a_setting_are_its_ticks_and_its_runs_are_dots() -> None:
+    line = Curve(0, [2, 4, 8], [0.1, 0.2, 0.3], [0.0] * 3, [(2, 0.05), (2, 0.15), (4, 0.2)])
+    chart = steps([line])
+    assert {"2", "4", "8"} <= set(texts(chart))
+    assert "6" not in texts(chart)
+    assert len(re.findall(r"<use [^>]*var\(--series-0\)[^>]*opacity: 0\.4", chart)) == 3
+    wide = steps([Curve(0, [0.01, 0.1, 1], [0.1, 0.2, 0.3], [0.0] * 3)])
+    xs = [
+        float(x)
+        for x in re.findall(r'<use href="#\w+" x="([\d.]+)" y="[\d.]+" style="fill: var\(--s', wide)
+    ]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.1)  # a logarithmic axis
+    assert {"0.01", "0.1", "1"} <= set(texts(wide))
+    sent = steps([Curve(0, [1, 2], [0, 3e6], [0.0] * 2)], in_bytes=True)
+    assert {"0 B", "800 kB"} <= set(texts(sent))
+
+
+def test_a_grid_of_cells_has_a_shade_for_each_value() -> None:
+    chart = cells([[1, 0, 0.5], [1, 1, 0]], x="module", y="layer")
+    full = re.findall(r'<path d="([^"]*)"[^>]*style="fill: var\(--series-0\)', chart)
+    assert sorted(path.count("M ") for path in full) == [1, 3]
+    empty = re.findall(r'<path d="([^"]*)"[^>]*style="fill: var\(--grid\); opacity: 0.5', chart)
+    assert [path.count("M ") for path in empty] == [2]
+    assert {"1", "2", "3", "module", "layer"} <= set(texts(chart))
+    assert not [text for text in texts(chart) if "." in text]

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from mlecs_lightning.report import plots
+from mlecs_lightning.report.charts import Curve
 from mlecs_lightning.report.parts import Setting, arrange
 from mlecs_lightning.report.reading import read_runs
+from mlecs_lightning.report.series import Reader, mean_curve, of_metric
 from tests.unit.report.run_files import a_config, a_history, whole, write_run
 
 
@@ -16,14 +18,14 @@ def setting(tmp_path: Path) -> Setting:
     return found
 
 
-def curve_of(setting: Setting, read: plots.Reader) -> plots.Curve:
-    curve = plots._curve(setting.groups[0], read)
+def curve_of(setting: Setting, read: Reader) -> Curve:
+    curve = mean_curve(setting.groups[0], read)
     assert curve is not None
     return curve
 
 
 def test_curves_are_means_over_seeds_at_each_round(setting: Setting) -> None:
-    curve = curve_of(setting, plots._of("clients/val/macro_f1"))
+    curve = curve_of(setting, of_metric("clients/val/macro_f1"))
     assert curve.x == [1, 2]
     assert curve.y == pytest.approx([0.5, 0.5])
     assert curve.spread == pytest.approx([0.02**0.5] * 2)
@@ -35,7 +37,7 @@ def test_rounds_that_one_seed_lacks_are_those_of_the_others(tmp_path: Path) -> N
     lines = (folder / "metrics.csv").read_text().splitlines()
     (folder / "metrics.csv").write_text("\n".join([lines[0], lines[1], lines[3]]) + "\n")
     (found,) = arrange(read_runs([tmp_path]), reference="MLECS")
-    curve = curve_of(found, plots._of("clients/val/macro_f1"))
+    curve = curve_of(found, of_metric("clients/val/macro_f1"))
     assert (curve.x, curve.y) == ([1, 2], pytest.approx([0.4, 0.5]))
     assert curve.spread == pytest.approx([0, 0.02**0.5])
 
@@ -64,6 +66,13 @@ def test_aggregation_errors_of_a_summary_are_placed_only_if_there_is_one_a_round
     assert plots._aggregation_error(run) == []
 
 
+def test_an_aggregation_without_error_is_not_drawn(tmp_path: Path) -> None:
+    history = [row | {"aggregate/error": 0.0} for row in a_history()]
+    folder = write_run(tmp_path / "v", config=a_config("CDCCA"), history=history)
+    (found,) = arrange(read_runs([folder]), reference="CDCCA, unfinished")
+    assert plots.aggregation(found) is None
+
+
 def test_of_many_clients_some_are_shown_and_the_page_says_so(tmp_path: Path) -> None:
     history = a_history(1)
     history[1] |= {f"clients/client_{n:03}/val/loss": 1.0 for n in range(100)}
@@ -77,7 +86,7 @@ def test_of_many_clients_some_are_shown_and_the_page_says_so(tmp_path: Path) -> 
 def test_panels_of_a_section_share_their_axis(setting: Setting) -> None:
     score, _ = plots.learning(setting)
     assert [panel.caption for panel in score.panels] == [
-        *("mean of the clients", "server", "hall", "kitchen")
+        *("mean of the clients", "server", "kitchen", "hall")
     ]
     ticks = {
         tuple(line for line in panel.chart.split("\n") if ">0." in line) for panel in score.panels

@@ -1,0 +1,72 @@
+"""The exact sum of the low-rank updates of one weight matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.functional import LoraFactors, stack_factors
+
+__all__ = ["UpdateSum"]
+
+
+class UpdateSum:
+    """Weighted sum of the updates scaling B A of one weight matrix, a client at a time.
+
+    Held as stacked factors while these are smaller than the matrix, and as the matrix from then
+    on: neither memory nor the time of a client grows with the number of clients. In float64, so
+    that the order of the clients does not show.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._stack: LoraFactors | None = None
+        self._matrix: Tensor | None = None
+
+    def add(self, factors: LoraFactors, *, weight: float) -> None:
+        """Add the update of one client.
+
+        Args:
+            factors: down (r, in) and up (out, r); r may differ from client to client.
+            weight: Its weight, as it is.
+
+        Raises:
+            ValueError: If the shape of the update is not that of those before it.
+        """
+        new = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
+        if self._matrix is None:
+            held = [] if self._stack is None else [self._stack]
+            total = stack_factors([*held, new], [*[1.0] * len(held), weight])
+            shape = (total.up.shape[0], total.down.shape[1])
+            if total.rank * sum(shape) < shape[0] * shape[1]:
+                self._stack = total
+            else:
+                self._stack, self._matrix = None, total.up @ total.down
+            return
+        shape = (new.up.shape[0], new.down.shape[1])
+        if shape != self._matrix.shape:
+            raise ValueError(f"an update of shape {shape} in a sum of {tuple(self._matrix.shape)}")
+        self._matrix.addmm_(new.up, new.down, alpha=weight * new.scaling)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers are held."""
+        if self._matrix is not None:
+            return self._matrix.numel()
+        return 0 if self._stack is None else self._stack.down.numel() + self._stack.up.numel()
+
+    def mean(self, total: float) -> LoraFactors:
+        """Return the sum over a total weight, as factors of scaling 1 and of any rank.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if self._stack is not None:
+            return self._stack._replace(up=self._stack.up / total)
+        if self._matrix is None:
+            raise ValueError("the sum of no updates has no shape")
+        matrix = self._matrix / total
+        rows, columns = matrix.shape
+        one = torch.eye(min(rows, columns), dtype=matrix.dtype, device=matrix.device)
+        down, up = (matrix, one) if rows <= columns else (one, matrix)
+        return LoraFactors(down, up, 1.0)
