@@ -84,7 +84,7 @@ SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
     **{f"urfall lr {lr}": (URFALL, _rate(lr)) for lr in (0.00025, 0.001)},
     **{f"urfall rate {rate}": (URFALL, _drawn(5, rate)) for rate in (0.5, 0.7, 0.9)},
-    "urfall public 0.25": (URFALL, {"data.init_args.public_fraction": 0.25}),
+    "urfall public 0.25": (URFALL, {"data.init_args.public_train_fraction": 0.25}),
     **{f"urfall {count} clients": (URFALL, _drawn(count, 0.7)) for count in (3, 7)},
     **{f"urfall without {scene}": (URFALL, _left_out(scene)) for scene in SCENES},
     "digits": (DIGITS, {}),

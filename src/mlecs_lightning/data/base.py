@@ -62,7 +62,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         partition: Partition = "domain",
         alpha: float = 1.0,
         val_fraction: float = 0.15,
-        public_fraction: float = 1.0,
+        public_train_fraction: float = 1.0,
         sample_rate: float = 1.0,
         num_workers: int = 0,
         seed: int = 0,
@@ -77,8 +77,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 ``dirichlet`` skews the labels.
             alpha: Concentration of the Dirichlet label skew; small is skewed.
             val_fraction: Share of the recordings of each training split held out for validation.
-            public_fraction: Share of the public training recordings to train on, to see what a
-                method does where public data are scarce. A smaller share is part of a larger one.
+            public_train_fraction: Share of the public training recordings to train on, to see what
+                a method does where public data are scarce. A smaller share is part of a larger one.
             sample_rate: Probability that a client's sample has a modality that the client has.
                 The public split is complete.
             num_workers: Worker processes of each training `DataLoader`.
@@ -96,7 +96,11 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             "eval_batch_size": (eval_batch_size >= 1, "at least 1", eval_batch_size),
             "alpha": (alpha > 0, "positive", alpha),
             "val_fraction": (0 <= val_fraction < 1, "in [0, 1)", val_fraction),
-            "public_fraction": (0 < public_fraction <= 1, "in (0, 1]", public_fraction),
+            "public_train_fraction": (
+                0 < public_train_fraction <= 1,
+                "in (0, 1]",
+                public_train_fraction,
+            ),
             "sample_rate": (0 < sample_rate <= 1, "in (0, 1]", sample_rate),
             "num_workers": (num_workers >= 0, "at least 0", num_workers),
         }
@@ -112,7 +116,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.partition = partition
         self.alpha = alpha
         self.val_fraction = val_fraction
-        self.public_fraction = public_fraction
+        self.public_train_fraction = public_train_fraction
         self.sample_rate = sample_rate
         self.num_workers = num_workers
         self.seed = seed
@@ -190,7 +194,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             public = self.pools.public
             train, val = split_groups(public.groups, self.val_fraction, seed=self.seed)
             self._public = {"train": public.select(train), "val": public.select(val)}
-            left_out = 1 - self.public_fraction
+            left_out = 1 - self.public_train_fraction
             kept, _ = split_groups(self._public["train"].groups, left_out, seed=self.seed)
             self._public["train"] = self._public["train"].select(kept)
 

@@ -67,9 +67,8 @@ class Learner(Generic[M]):
         self.stage = ""
         self.before_step: Callable[[], None] = _go_on
         self._clip = gradient_clip_val or 0.0
-        # With a loss scaler Fabric cannot clip the gradients of a fused optimiser.
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-        optimizer = module.configure_optimizers(fused=not scaled)
+        optimizer = module.configure_optimizers(scaled=scaled)
         if isinstance(module, ServerModule):
             module.sharded = sync and fabric.world_size > 1
         if sync:

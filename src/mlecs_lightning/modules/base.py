@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -241,24 +240,29 @@ class MultimodalLM(L.LightningModule):
             {"id": i, "prediction": answer} for i, answer in zip(batch.ids, answers, strict=True)
         ]
 
-    def configure_optimizers(self, *, fused: bool = False) -> Optimizer:
+    def configure_optimizers(self, *, scaled: bool | None = None) -> Optimizer:
         """Build the optimiser of the settings over the trainable parameters.
 
+        Adam and AdamW take their fused step unless the settings choose: a connector and adapters
+        are many small tensors, and the calls cost more than the arithmetic. (The fused step of
+        torch's SGD fails where a parameter has no gradient yet.)
+
         Args:
-            fused: Take the fused step of an optimiser that has one, unless the settings choose: a
-                connector and adapters are many small tensors, and the calls cost more than the
-                arithmetic.
+            scaled: Whether losses are scaled, as in 16-mixed: Lightning cannot clip the gradients
+                of a fused optimiser then. By default the `Trainer`, if there is one, is asked.
         """
+        if scaled is None:
+            plugin = None if self._trainer is None else self._trainer.precision_plugin
+            scaled = getattr(plugin, "scaler", None) is not None
         setting, key = self.settings.optimizer, f"{self._key}.optimizer"
         given = setting.get("init_args") or {}
         # The command line adds defaults: None is nobody's choice.
         chosen = (
             given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
         )
-        if fused and not chosen:
-            optimizer = import_class(setting, home="torch.optim", key=key)
-            if "fused" in inspect.signature(optimizer).parameters:
-                setting = {**setting, "init_args": {**given, "fused": True}}
+        optimizer = import_class(setting, home="torch.optim", key=key)
+        if not scaled and not chosen and optimizer in (torch.optim.Adam, torch.optim.AdamW):
+            setting = {**setting, "init_args": {**given, "fused": True}}
         return build_class(  # type: ignore[no-any-return]
             setting, self.trainable_parameters(), home="torch.optim", key=key
         )

@@ -78,7 +78,7 @@ def test_all_values_out_of_range_are_named_at_once() -> None:
             eval_batch_size=0,
             alpha=0.0,
             val_fraction=1.0,
-            public_fraction=0.0,
+            public_train_fraction=0.0,
             sample_rate=0.0,
         )
     assert str(caught.value).split("; ") == [
@@ -86,7 +86,7 @@ def test_all_values_out_of_range_are_named_at_once() -> None:
         "data.init_args.eval_batch_size must be at least 1, got 0",
         "data.init_args.alpha must be positive, got 0.0",
         "data.init_args.val_fraction must be in [0, 1), got 1.0",
-        "data.init_args.public_fraction must be in (0, 1], got 0.0",
+        "data.init_args.public_train_fraction must be in (0, 1], got 0.0",
         "data.init_args.sample_rate must be in (0, 1], got 0.0",
     ]
 
@@ -163,7 +163,7 @@ def test_public_split_is_complete_and_cuts_no_recording() -> None:
 
 
 def test_fewer_public_recordings_are_part_of_more_and_leave_the_rest_as_it_is() -> None:
-    whole, most, few = (Toy(val_fraction=0.3, public_fraction=f) for f in (1.0, 0.6, 0.3))
+    whole, most, few = (Toy(val_fraction=0.3, public_train_fraction=f) for f in (1.0, 0.6, 0.3))
     recordings = [set(data.public("train").groups) for data in (whole, most, few)]
     assert recordings[2] < recordings[1] < recordings[0]
     assert len(recordings[2]) == round(0.3 * len(recordings[0]))

@@ -296,21 +296,15 @@ def test_optimizer_is_the_one_of_the_settings_over_what_trains(
         ({"class_path": "AdamW", "init_args": {"fused": None, "foreach": None}}, True),
         ({"class_path": "torch.optim.AdamW", "init_args": {"fused": False}}, False),
         ({"class_path": "Adam", "init_args": {"foreach": True}}, None),
+        ({"class_path": "SGD", "init_args": {"lr": 0.1}}, None),
     ],
 )
 def test_fused_step_is_taken_unless_the_settings_choose(
     settings_of: Build, modalities: Specs, chosen: ClassPath, fused: bool | None
 ) -> None:
     edge = EdgeModule(settings_of(optimizer=chosen), modalities)
-    assert edge.configure_optimizers(fused=True).defaults["fused"] is fused
-    assert not edge.configure_optimizers().defaults["fused"]
-
-
-def test_optimizer_without_a_fused_step_is_built_without(
-    settings_of: Build, modalities: Specs
-) -> None:
-    edge = EdgeModule(settings_of(optimizer={"class_path": "RMSprop"}), modalities)
-    assert type(edge.configure_optimizers(fused=True)) is torch.optim.RMSprop
+    assert edge.configure_optimizers().defaults["fused"] is fused
+    assert not edge.configure_optimizers(scaled=True).defaults["fused"]
 
 
 def test_optimizer_that_cannot_be_built_is_named_with_its_key(
