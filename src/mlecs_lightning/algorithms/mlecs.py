@@ -268,9 +268,8 @@ class MLECS(FedAvg):
     def _drawn(self, output: TowerOutput) -> tuple[Tensor, Tensor]:
         """Return the vectors that are drawn to the anchors, (B, K, D), and which are present."""
         vectors, present = output.embeddings.vectors()
-        return (
-            (vectors[:, -1:], present[:, -1:]) if self.alignment == "fused" else (vectors, present)
-        )
+        drawn = slice(-1, None) if self.alignment == "fused" else slice(None)  # f is the last
+        return vectors[:, drawn], present[:, drawn]
 
     # Server ---------------------------------------------------------------------------------
 

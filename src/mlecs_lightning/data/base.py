@@ -193,10 +193,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         if not self._public:
             public = self.pools.public
             train, val = split_groups(public.groups, self.val_fraction, seed=self.seed)
-            self._public = {"train": public.select(train), "val": public.select(val)}
-            left_out = 1 - self.public_train_fraction
-            kept, _ = split_groups(self._public["train"].groups, left_out, seed=self.seed)
-            self._public["train"] = self._public["train"].select(kept)
+            groups, left_out = [public.groups[i] for i in train], 1 - self.public_train_fraction
+            kept, _ = split_groups(groups, left_out, seed=self.seed)
+            self._public = {"train": public.select(train[kept]), "val": public.select(val)}
 
     def attach(self, clients: Mapping[str, ClientProfile]) -> None:
         """Deal the private pool and the test pool to the clients.

@@ -15,7 +15,6 @@ from mlecs_lightning.functional import (
     LoraFactors,
     compress,
     coordinate_median,
-    stack_factors,
     trimmed_mean,
 )
 
@@ -126,13 +125,10 @@ class AdapterAggregator:
         """Return the aggregate of all that was added."""
         if self.method == "freeze_a":
             return Aggregate(self._means(), 0.0, self._clients)
-        exact = {
-            layer: total.mean(self._totals[layer + _DOWN]) for layer, total in self._exact.items()
-        }
-        adapter = self._aggregated(exact) if self._clients else {}
-        return Aggregate(adapter, self._error(adapter, exact), self._clients)
+        adapter = self._aggregated() if self._clients else {}
+        return Aggregate(adapter, self._error(adapter), self._clients)
 
-    def _aggregated(self, exact: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
+    def _aggregated(self) -> dict[str, Tensor]:
         match self.method:
             case "separate":
                 return self._means()
@@ -141,37 +137,29 @@ class AdapterAggregator:
             case "trimmed_mean":
                 return trimmed_mean(self._kept, trim=self._trim)
             case _:
-                return self._compressed(exact)
+                return self._compressed()
 
     def _means(self) -> dict[str, Tensor]:
         return {k: (s / self._totals[k]).to(torch.float32) for k, s in self._sums.items()}
 
-    def _compressed(self, exact: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
+    def _compressed(self) -> dict[str, Tensor]:
         adapter: dict[str, Tensor] = {}
-        for layer, factors in exact.items():
-            low = compress(factors, self._rank, scaling=self._scaling)
+        for layer, exact in self._exact.items():
+            mean = exact.mean(self._totals[layer + _DOWN])
+            low = compress(mean, self._rank, scaling=self._scaling)
             adapter[layer + _DOWN], adapter[layer + _UP] = low.down.float(), low.up.float()
         return adapter
 
-    def _error(self, adapter: Mapping[str, Tensor], exact: Mapping[str, LoraFactors]) -> float:
+    def _error(self, adapter: Mapping[str, Tensor]) -> float:
         """Relative error over all layers: root of the summed squares, layer by layer."""
         missed = size = 0.0
-        for layer, factors in exact.items():
-            mine = LoraFactors(
-                adapter[layer + _DOWN].double(), adapter[layer + _UP].double(), self._scaling
-            )
-            missed += _squared_norm(stack_factors([mine, factors], [1.0, -1.0]))
-            size += _squared_norm(factors)
+        for layer, exact in self._exact.items():
+            mine = LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], self._scaling)
+            own = exact.error(mine, total=self._totals[layer + _DOWN])
+            missed, size = missed + own[0], size + own[1]
         if size == 0:
             return math.inf if missed else 0.0
         return math.sqrt(missed / size)
-
-
-def _squared_norm(factors: LoraFactors) -> float:
-    """Return ||scaling B A||_F^2 through r x r Gram matrices."""
-    up, down = factors.up.T @ factors.up, factors.down @ factors.down.T
-    # A difference of near equals may come out a rounding error below zero.
-    return max(float((up * down).sum()), 0.0) * factors.scaling**2
 
 
 def fit_rank(

@@ -355,7 +355,7 @@ class RoundLoop:
         Ranks that train the server together draw different dropout masks for their parts.
         """
         offset = self._run.federation.ranks.rank if party == "server" else 0
-        seed_generators((ctx.seed_for(party, stage) + offset) % 2**32)
+        seed_generators(ctx.seed_for(party, stage) + offset)
 
 
 def _error(direction: str, parcel: Parcel) -> dict[str, float]:

@@ -48,6 +48,26 @@ class UpdateSum:
             raise ValueError(f"an update of shape {shape} in a sum of {tuple(self._matrix.shape)}")
         self._matrix.addmm_(new.up, new.down, alpha=weight * new.scaling)
 
+    def error(self, factors: LoraFactors, *, total: float) -> tuple[float, float]:
+        """Return how far an update is from the mean, and how large the mean is.
+
+        Args:
+            factors: The update.
+            total: The total weight.
+
+        Returns:
+            Squared Frobenius norms of the difference and of the mean.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        mine = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
+        if self._matrix is None:
+            mean = self.mean(total)
+            return _squared_norm(stack_factors([mine, mean], [1.0, -1.0])), _squared_norm(mean)
+        missed = (mine.scaling * mine.up @ mine.down).sub_(self._matrix, alpha=1 / total)
+        return float(missed.square().sum()), float(self._matrix.square().sum()) / total**2
+
     @property
     def numel(self) -> int:
         """How many numbers are held."""
@@ -70,3 +90,10 @@ class UpdateSum:
         one = torch.eye(min(rows, columns), dtype=matrix.dtype, device=matrix.device)
         down, up = (matrix, one) if rows <= columns else (one, matrix)
         return LoraFactors(down, up, 1.0)
+
+
+def _squared_norm(factors: LoraFactors) -> float:
+    """Return ||scaling B A||_F^2 through r x r Gram matrices."""
+    up, down = factors.up.T @ factors.up, factors.down @ factors.down.T
+    # A difference of near equals may come out a rounding error below zero.
+    return max(float((up * down).sum()), 0.0) * factors.scaling**2

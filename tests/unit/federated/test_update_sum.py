@@ -29,6 +29,10 @@ def test_mean_is_exact_and_never_larger_than_the_matrix(
     mean = total.mean(4.0)
     assert mean.rank <= min(rows, columns)
     torch.testing.assert_close(dense(mean), expected / 4, rtol=1e-12, atol=1e-12)
+    other = factors(99, rank=2, rows=rows, columns=columns)
+    missed, size = total.error(other, total=4.0)
+    assert missed == pytest.approx(float((dense(other) - expected / 4).square().sum()), rel=1e-9)
+    assert size == pytest.approx(float((expected / 4).square().sum()), rel=1e-9)
 
 
 def test_few_clients_are_held_as_factors() -> None:
