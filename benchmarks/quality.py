@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -294,26 +294,33 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
             for metric in SCORES
             for each in paired(own, label, "ML-ECS", metric)
         ]
+        quick = "--quick" if out.stem.endswith("-quick") else f"--study {study}"
+        made = origin(out, {(r.setting, r.algorithm, r.seed) for r in own}, option=quick)
         means = to_markdown(table(own, METRICS, order=order))
-        texts[study] = f"{origin(study, out)}\n\n{means}\n{to_markdown(differences)}".strip()
+        texts[study] = f"{made}\n\n{means}\n{to_markdown(differences)}".strip()
         short = to_markdown(table(own, SCORES, order=order))
-        texts[f"{study}-short"] = f"{origin(study, out)}\n\n{short}".strip()
+        texts[f"{study}-short"] = f"{made}\n\n{short}".strip()
     return texts
 
 
-def origin(study: str, out: Path) -> str:
-    """Return where the figures of a study come from: command, commits, seeds and hardware."""
-    settings, algorithms, _ = STUDIES[study]
+def origin(out: Path, shown: Set[tuple[str, str, int]], *, option: str) -> str:
+    """Return where figures come from: command, settings, commits, seeds and hardware.
+
+    Args:
+        out: The lines.
+        shown: Setting, algorithm and seed of the runs that are shown.
+        option: Of the command.
+    """
     lines = [json.loads(line) for line in out.read_text().splitlines() if line.strip()]
-    own = [e for e in lines if e["setting"] in settings and e["algorithm"] in algorithms]
-    quick = " --quick" if out.stem.endswith("-quick") else f" --study {study}"
-    commits = sorted({each["commit"] for each in own})
-    seeds = sorted({each["seed"] for each in own})
-    machines = sorted({each["hardware"] for each in own})
+    own = [e for e in lines if (e["setting"], e["algorithm"], e["seed"]) in shown]
+    said = {
+        key: ", ".join(str(each) for each in sorted({line[key] for line in own}))
+        for key in ("setting", "commit", "seed", "hardware")
+    }
     return (
-        f"`python -m benchmarks.quality --root PATH{quick}`; commit {', '.join(commits)}; seeds "
-        f"{', '.join(map(str, seeds))}; {len(own)} runs on one thread each, "
-        f"{sum(each['seconds'] for each in own) / 3600:.1f} h in all; {'; '.join(machines)}."
+        f"`python -m benchmarks.quality --root PATH {option}`, {said['setting']}; commit "
+        f"{said['commit']}; seeds {said['seed']}; {len(own)} runs on one thread each, "
+        f"{sum(each['seconds'] for each in own) / 3600:.1f} h in all; {said['hardware']}."
     )
 
 
