@@ -61,6 +61,12 @@ ABLATIONS: dict[str, Options] = {
 }
 
 
+def _rounds(count: int, **steps: int) -> Options:
+    """Return a length: rounds, over which the learning rate falls, and the steps of each pass."""
+    ends = {f"{party}.lr_scheduler.init_args.T_max": count for party in ("edge", "server")}
+    return {"trainer.max_rounds": count, **ends, "algorithm.init_args.steps": steps}
+
+
 def _drawn(count: int, rate: float) -> Options:
     return {"clients": {"count": count, "modality_rate": rate, "seed": 0}}
 
@@ -80,13 +86,22 @@ SCENES = (
 )
 URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "configs/quickstart.yaml"
+QUICK = _rounds(2, warmup=60, public=20, private=20, server=20)
+# Three eighths of the main setting's steps: what is compared over many settings has to be short.
+SHORT = _rounds(3, warmup=60, public=20, private=20, server=20)
 SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
-    **{f"urfall lr {lr}": (URFALL, _rate(lr)) for lr in (0.00025, 0.001)},
-    **{f"urfall rate {rate}": (URFALL, _drawn(5, rate)) for rate in (0.5, 0.7, 0.9)},
     "urfall public 0.25": (URFALL, {"data.init_args.public_train_fraction": 0.25}),
-    **{f"urfall {count} clients": (URFALL, _drawn(count, 0.7)) for count in (3, 7)},
-    **{f"urfall without {scene}": (URFALL, _left_out(scene)) for scene in SCENES},
+    **{
+        f"urfall short{name}": (URFALL, {**SHORT, **options})
+        for name, options in {
+            "": {},
+            **{f", lr {lr}": _rate(lr) for lr in (0.00025, 0.001)},
+            **{f", rate {rate}": _drawn(5, rate) for rate in (0.5, 0.7, 0.9)},
+            **{f", {count} clients": _drawn(count, 0.7) for count in (3, 7)},
+            **{f", without {scene}": _left_out(scene) for scene in SCENES},
+        }.items()
+    },
     "digits": (DIGITS, {}),
     "digits rate 0.7": (DIGITS, _drawn(5, 0.7)),
     "digits skew 0.3": (DIGITS, {"data.init_args.alpha": 0.3}),
@@ -107,26 +122,27 @@ class Study(NamedTuple):
     seeds: int = len(SEEDS)
 
 
+def _short(*beginnings: str) -> list[str]:
+    return [f"urfall short, {each}" for each in beginnings]
+
+
+RIVALS = {name: options for name, options in ALGORITHMS.items() if name != "Centralized"}
+FEW = {name: RIVALS[name] for name in ("ML-ECS", "FedAvg", "StandalonePublic", "Standalone")}
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
-    "search": Study([n for n in SETTINGS if n.startswith("urfall lr")], ALGORITHMS, seeds=1),
-    "settings": Study(
-        [
-            n
-            for n in SETTINGS
-            if n.startswith(("urfall rate", "urfall public", "urfall 3", "urfall 7"))
-        ],
-        ALGORITHMS,
-    ),
+    "public": Study(["urfall public 0.25"], {k: FEW[k] for k in FEW if k != "Standalone"}),
+    "rates": Study(_short("rate 0.5", "rate 0.7", "rate 0.9"), RIVALS, seeds=3),
+    "ablation": Study(["urfall short", "digits"], {"ML-ECS": _mlecs(), **ABLATIONS}, seeds=2),
+    "digits": Study([n for n in SETTINGS if n.startswith("digits")], RIVALS, seeds=2),
+    "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
     # The scenes take the place of the seeds.
-    "scenes": Study([n for n in SETTINGS if n.startswith("urfall without")], ALGORITHMS, seeds=1),
-    "digits": Study([n for n in SETTINGS if n.startswith("digits")], ALGORITHMS),
-    "ablation": Study(["urfall", "urfall public 0.25", "digits"], ABLATIONS),
-}
-QUICK: Options = {
-    "trainer.max_rounds": 2,
-    **{f"{party}.lr_scheduler.init_args.T_max": 2 for party in ("edge", "server")},
-    "algorithm.init_args.steps": {"warmup": 60, "public": 20, "private": 20, "server": 20},
+    "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1),
+    "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], RIVALS, seeds=1),
+    "scarce": Study(
+        ["urfall public 0.25"],
+        {"ML-ECS": _mlecs(), "without amt": ABLATIONS["without amt"]},
+        seeds=4,
+    ),
 }
 
 

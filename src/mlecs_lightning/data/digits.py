@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.table import SampleTable
@@ -87,6 +85,10 @@ class Digits(FederatedDataModule):
 
     def load_pools(self) -> Pools:
         """Read the digits and cut them into pools, stratified by digit."""
+        # 50 MiB that only this data set has a use for; pandas comes with it.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         source = load_digits()
         images = (source.images / 16.0).astype(np.float32)
         labels = source.target.astype(np.int64)
