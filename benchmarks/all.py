@@ -23,7 +23,7 @@ from benchmarks import harness
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "volume": ("benchmarks.volume",),
     "memory": ("benchmarks.memory",),
-    "loop": ("benchmarks.loop", "--adapters", "45KB", "11.5MB"),
+    "loop": ("benchmarks.loop",),
     "scaling": ("benchmarks.scaling",),
     "profile": ("benchmarks.profile_round",),
 }

@@ -1,12 +1,13 @@
 """What a federated loop costs beside the training itself: ours, and those one would pick instead.
 
     make bench-loop
-    python -m benchmarks.loop [--clients 8 32 128 512] [--adapters 45KB 11.5MB] [--repeats 5]
+    python -m benchmarks.loop [--clients 8 32] [--adapters 45KB 11.5MB] [--repeats 5]
 
 Everybody does the work of `benchmarks.peers.workload` (a tiny GPT-2 with LoRA, four AdamW steps a
 client), each in a process of its own, on one thread a process, in turns; the order of the turns
-rotates. A row whose final adapter differs from the plain loop's by more than 1e-5 is void. One JSON
-line is kept for each run, so that a matrix that was stopped goes on where it was.
+rotates. Where a round is long there are fewer turns (`TURNS`). A row whose final adapter differs
+from the plain loop's by more than 1e-5 is void. One JSON line is kept for each run, so that a
+matrix that was stopped goes on where it was.
 
 *import*: start of the process to the end of its imports. *first round*: from there to the end of
 the first round. *round*: the later rounds, median over rounds and repeats (minimum to maximum).
@@ -43,6 +44,8 @@ PEERS: dict[str, list[str]] = {
     "Flower simulation, model cached (2 workers)": ["benchmarks.peers.flower", "--cached"],
     "Flower simulation, default": ["benchmarks.peers.flower"],
 }
+TURNS = {"45KB": {8: 5, 32: 3, 128: 2, 512: 1}, "11.5MB": {8: 5, 32: 1}}
+"""Turns for each adapter and number of clients, an hour in all on a quiet machine."""
 TOLERANCE = 1e-5
 PYTHON = harness.REPOSITORY / ".bench-venv/bin/python"
 
@@ -84,11 +87,10 @@ def complete(args: argparse.Namespace) -> None:
     """Run what the file lacks, in turns."""
     held = [(r["peer"], r["adapter"], r["clients"]) for r in read(args.out)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for adapter in args.adapters:
-        sizes = workload.SIZES[adapter]
-        workload.make(args.folder / adapter, sizes)
-        for clients in args.clients:
-            for turn in range(args.repeats):
+    for adapter in args.adapters or TURNS:
+        workload.make(args.folder / adapter, workload.SIZES[adapter])
+        for clients in args.clients or TURNS[adapter]:
+            for turn in range(args.repeats or TURNS[adapter].get(clients, 1)):
                 names = args.peers
                 for peer in [PLAIN, *(n for n in (*names[turn:], *names[:turn]) if n != PLAIN)]:
                     key = (peer, adapter, clients)
@@ -210,10 +212,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     results = harness.REPOSITORY / "benchmarks/results"
-    parser.add_argument("--clients", type=int, nargs="+", default=[8, 32, 128, 512])
-    parser.add_argument("--adapters", nargs="+", choices=workload.ADAPTERS, default=["45KB"])
+    parser.add_argument("--clients", type=int, nargs="+")
+    parser.add_argument("--adapters", nargs="+", choices=workload.ADAPTERS)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=results / "loop", help="workload, adapters")
     parser.add_argument("--out", type=Path, default=results / "loop.jsonl")

@@ -1,6 +1,6 @@
 """How a round of ML-ECS grows with clients, modalities, public samples and rounds.
 
-    python -m benchmarks.scaling [--axes clients modalities public rounds] [--repeats 3]
+    python -m benchmarks.scaling [--axes clients modalities public rounds] [--repeats 2]
 
 Everything but one number is held: 8 clients with all of 2 modalities, 64 public samples, 3 rounds;
 vectors of 8 values, a GPT-2 of 2 layers and width 64, batches of 8, four private steps. A pass over
@@ -250,7 +250,7 @@ def main() -> None:
     results = harness.REPOSITORY / "benchmarks/results"
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=results / "loop/scaling", help="backbone")
     parser.add_argument("--out", type=Path, default=results / "scaling.jsonl")
     parser.add_argument("--tables", action="store_true", help="run nothing, print what there is")

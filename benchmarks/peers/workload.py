@@ -71,7 +71,13 @@ class Sizes:
     seed: int = 0
 
 
-SIZES = {"45KB": Sizes(), "11.5MB": Sizes(layers=4, width=256, rank=256)}
+# AdamW takes a step of the learning rate even where a gradient is little more than rounding, which
+# differs between any two implementations: of 2.9 million elements some are, and a larger rate would
+# put them further apart than the comparison allows.
+SIZES = {
+    "45KB": Sizes(),
+    "11.5MB": Sizes(layers=4, width=256, rank=256, learning_rate=5e-5),
+}
 ADAPTERS = tuple(SIZES)
 TARGETS = ["c_attn", "c_proj"]
 
