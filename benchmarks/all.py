@@ -21,6 +21,7 @@ from pathlib import Path
 from benchmarks import harness
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "startup": ("benchmarks.startup",),
     "volume": ("benchmarks.volume",),
     "memory": ("benchmarks.memory",),
     "loop": ("benchmarks.loop",),

@@ -38,6 +38,7 @@ PEERS: dict[str, list[str]] = {
     PLAIN: ["benchmarks.peers.plain"],
     OURS: ["benchmarks.peers.ours"],
     f"{OURS}, disk store": ["benchmarks.peers.ours", "--disk"],
+    f"{OURS}, a checkpoint each round": ["benchmarks.peers.ours", "--checkpoint"],
     "pfl-research": ["benchmarks.peers.pfl_research"],
     "Lightning, new Trainer a client": ["benchmarks.peers.new_trainer"],
     f"{OURS}, 2 processes": [*_TORCHRUN, "benchmarks.peers.ours"],

@@ -4,12 +4,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 import torch
 
 from benchmarks import all as everything
-from benchmarks import harness, loop, profile_round, scaling
+from benchmarks import harness, loop, profile_round, scaling, startup
 from benchmarks.peers import new_trainer, ours, plain, workload
 
 SMALL = workload.Sizes(layers=1, width=16, rank=2, clients=3, rounds=2, latent=8)
@@ -113,6 +114,21 @@ def test_a_table_has_medians_ratios_of_a_turn_and_the_winner_in_bold() -> None:
     assert "| 2.000 (1.500-30.000) | 1.50 (1.00-3.00) | 100.0 (75.0-1500.0) |" in mine
     assert "| **1.500 (1.500-1.500)** | **0.75 (0.15-1.50)** | **75.0 (75.0-75.0)** |" in pfl
     assert "void" in flower  # its adapter is another one
+
+
+def test_every_size_has_its_turns() -> None:
+    assert loop.TURNS.keys() == workload.SIZES.keys()
+    assert all(max(turns) <= workload.SIZES[name].clients for name, turns in loop.TURNS.items())
+
+
+def test_a_start_is_compared_with_the_bare_one_of_its_turn() -> None:
+    seconds = {startup.NOTHING: [1.0, 2.0, 4.0], startup.IMPORT: [3.0, 4.0, 4.0]}
+    *_, bare, mine = startup.table(seconds).splitlines()
+    assert bare.endswith("| 2.000 (1.000-4.000) | - |")
+    assert mine.endswith("| 4.000 (3.000-4.000) | 2.00 |")  # of 3, 2 and 1
+    assert startup.once(["-c", "import mlecs_lightning"]) > 0
+    with pytest.raises(CalledProcessError):
+        startup.once(["-c", "1 / 0"])
 
 
 def test_a_line_is_told_from_what_is_none() -> None:
