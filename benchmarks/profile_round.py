@@ -4,7 +4,9 @@
 
 ``loop`` and ``loop-large`` are the work of `benchmarks.loop` (FedAvg of a LoRA adapter of 45 kB and
 of 11.5 MB, four steps a client), under the plain loop and under `FederatedTrainer`; ``mlecs`` is a
-round of ML-ECS as `benchmarks.scaling` has it. The first round is left out.
+round of ML-ECS as `benchmarks.scaling` has it, ``mlecs-large`` the same over the larger backbone.
+The first round is left out. A title ends with how often the passes are in the whole: the forward
+passes, objectives included, and the backward passes.
 
 Not cProfile: it doubles the time of such a round, all of it on the side of Python. Here only the
 named stages are wrapped, some thirty calls a client. *own*: without the stages within; *whole*:
@@ -63,6 +65,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "aggregate": (AdapterAggregator, "add"),
     "a round, the rest": (RoundLoop, "round"),
 }
+PASSES = [name for name in STAGES if name.startswith(("model", "objective", "backward"))]
 
 
 class Stage:
@@ -141,7 +144,9 @@ def report(title: str, run: Callable[..., Any], *, clients: int, dump: Path | No
         profile.dump_stats(dump)
     units = clients * (len(clock.rounds) - 1)
     total = sum(clock.cpus[1:])
-    print(f"**{title}**: {1e3 * total / units:.1f} ms of processor time a client and round\n")
+    passes = sum(stages.times[name].own for name in PASSES if name in stages.times)
+    said = f"{1e3 * total / units:.1f} ms of processor time a client and round"
+    print(f"**{title}**: {said}, {total / passes:.2f} x the passes\n")
     print("| stage | calls | own, ms | whole, ms | own, share |")
     print("|---|---:|---:|---:|---:|")
     for name, stage in sorted(stages.times.items(), key=lambda item: -item[1].own):
@@ -157,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    works = {"loop": "45KB", "loop-large": "11.5MB", "mlecs": "45KB"}
+    works = {"loop": "45KB", "loop-large": "11.5MB", "mlecs": "45KB", "mlecs-large": "11.5MB"}
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--work", nargs="+", choices=list(works), default=list(works))
@@ -176,8 +181,9 @@ def main() -> None:
             f"plain PyTorch loop, {said}": functools.partial(plain.train, work, **size),
             f"FederatedTrainer, FedAvg, {said}": functools.partial(ours.train, work, **size),
         }
-        if name == "mlecs":
-            runs = {"FederatedTrainer, ML-ECS": functools.partial(scaling.train, size, folder)}
+        if name.startswith("mlecs"):
+            of = f"FederatedTrainer, ML-ECS, the backbone of {works[name]}"
+            runs = {of: functools.partial(scaling.train, size, folder)}
         for title, run in runs.items():
             report(title, run, clients=args.clients, dump=args.dump)
 
