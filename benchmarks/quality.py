@@ -127,17 +127,17 @@ def _short(*beginnings: str) -> list[str]:
 
 
 RIVALS = {name: options for name, options in ALGORITHMS.items() if name != "Centralized"}
-FEW = {name: RIVALS[name] for name in ("ML-ECS", "FedAvg", "StandalonePublic", "Standalone")}
+FEW = {name: RIVALS[name] for name in ("ML-ECS", "FedAvg", "StandalonePublic")}
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
-    "public": Study(["urfall public 0.25"], {k: FEW[k] for k in FEW if k != "Standalone"}),
-    "rates": Study(_short("rate 0.5", "rate 0.7", "rate 0.9"), RIVALS, seeds=3),
+    "public": Study(["urfall public 0.25"], FEW),
+    "rates": Study(_short("rate 0.5", "rate 0.7", "rate 0.9"), RIVALS, seeds=2),
     "ablation": Study(["urfall short", "digits"], {"ML-ECS": _mlecs(), **ABLATIONS}, seeds=2),
     "digits": Study([n for n in SETTINGS if n.startswith("digits")], RIVALS, seeds=2),
     "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
     # The scenes take the place of the seeds.
     "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1),
-    "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], RIVALS, seeds=1),
+    "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], FEW, seeds=1),
     "scarce": Study(
         ["urfall public 0.25"],
         {"ML-ECS": _mlecs(), "without amt": ABLATIONS["without amt"]},
