@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,11 +117,13 @@ class Study(NamedTuple):
         settings: Data and clients.
         algorithms: By label.
         seeds: At most this many of the seeds.
+        pooled: Whether the settings take the place of the seeds: mean and interval are over them.
     """
 
     settings: Sequence[str]
     algorithms: Mapping[str, Options]
     seeds: int = len(SEEDS)
+    pooled: bool = False
 
 
 def _short(*beginnings: str) -> list[str]:
@@ -136,8 +139,7 @@ STUDIES = {
     "ablation": Study(["urfall short", "digits"], {"ML-ECS": _mlecs(), **ABLATIONS}, seeds=2),
     "digits": Study([n for n in SETTINGS if n.startswith("digits")], RIVALS, seeds=2),
     "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
-    # The scenes take the place of the seeds.
-    "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1),
+    "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1, pooled=True),
     # All methods have it or none: what a second adapter gains may be but a larger model.
     "second": Study(
         ["urfall short"],
@@ -306,11 +308,14 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
     rows = [r for r in read_lines(out) if (r.setting, r.algorithm, r.seed) in wanted]
     texts = {}
     for study in studies:
-        settings, algorithms, _ = STUDIES[study]
+        settings, algorithms, _, pooled = STUDIES[study]
         labels = ["ML-ECS", *(name for name in algorithms if name != "ML-ECS")]
         own = [r for r in rows if r.setting in settings and r.algorithm in labels]
         if not own:
             continue
+        shown = {(r.setting, r.algorithm, r.seed) for r in own}
+        if pooled:
+            own = [replace(r, setting=study, seed=settings.index(r.setting)) for r in own]
         order = [*settings, *labels]
         present = {r.algorithm for r in own}
         differences = [
@@ -321,7 +326,7 @@ def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str
             for each in paired(own, label, "ML-ECS", metric)
         ]
         quick = "--quick" if out.stem.endswith("-quick") else f"--study {study}"
-        made = origin(out, {(r.setting, r.algorithm, r.seed) for r in own}, option=quick)
+        made = origin(out, shown, option=quick)
         means = to_markdown(table(own, METRICS, order=order))
         texts[study] = f"{made}\n\n{means}\n{to_markdown(differences)}".strip()
         short = to_markdown(table(own, SCORES, order=order))

@@ -61,6 +61,22 @@ def test_what_is_held_is_not_run_again(tmp_path: Path) -> None:
         quality.complete([case], out, root=None, jobs=1)
 
 
+def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
+    cases = quality.matrix(["scenes"], quality.SEEDS, {})
+    assert {case.seed for case in cases} == {quality.SEEDS[0]}
+    out = tmp_path / "lines.jsonl"
+    facts = {"rounds": 1, "seconds": 36.0, "commit": "abc", "hardware": "a machine"}
+    for case in cases:
+        score = len(case.setting) / 100 + (case.algorithm == "ML-ECS") / 10
+        summary = {"mean": {"all": {"macro_f1": score}}, "server": {"macro_f1": score}}
+        named = {"algorithm": case.algorithm, "setting": case.setting, "seed": case.seed}
+        with out.open("a") as file:
+            file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
+    text = quality.tables(["scenes"], cases, out)["scenes"]
+    assert "seeds 27; 21 runs on one thread each, 0.2 h in all; a machine." in text
+    assert "| ML-ECS - FedAvg | +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] | 7 |" in text
+
+
 @pytest.mark.slow
 def test_a_real_run_becomes_a_line_and_a_table(tmp_path: Path) -> None:
     few = {

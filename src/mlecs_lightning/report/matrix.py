@@ -314,21 +314,28 @@ def _entries(entries: Sequence[Entry]) -> str:
 
 
 def _differences(differences: Sequence[Difference]) -> str:
+    """Return a row for each setting and pair, a column for each metric."""
     if not differences:
         return ""
-    lines = [
-        [
-            escape_markdown(each.setting),
-            escape_markdown(f"{each.other} - {each.reference}"),
-            heading(each.metric),
-            *signed(each),
-            str(len(each.seeds)),
-        ]
-        for each in differences
-    ]
-    head = ["setting", "difference", "metric", "mean", "95 % interval", "seeds"]
+    metrics = list(dict.fromkeys(each.metric for each in differences))
+    by_pair: dict[tuple[str, str], dict[str, Difference]] = {}
+    for each in differences:
+        pair = each.setting, f"{each.other} - {each.reference}"
+        by_pair.setdefault(pair, {})[each.metric] = each
+    lines = []
+    for pair, found in by_pair.items():
+        seeds = max(len(each.seeds) for each in found.values())
+        cells = [_with_interval(found[m], n=seeds) if m in found else "-" for m in metrics]
+        lines.append([*map(escape_markdown, pair), *cells, str(seeds)])
+    head = ["setting", "difference", *map(heading, metrics), "seeds"]
     single = len({each.setting for each in differences}) == 1
-    return _without_setting(head, lines, words=3, single=single)
+    return _without_setting(head, lines, words=2, single=single)
+
+
+def _with_interval(difference: Difference, *, n: int) -> str:
+    mean, interval = signed(difference)
+    text = mean if interval == "-" else f"{mean} {interval}"
+    return text if n == len(difference.seeds) else f"{text} (n = {len(difference.seeds)})"
 
 
 def _without_setting(

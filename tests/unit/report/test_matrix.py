@@ -216,11 +216,26 @@ def test_markdown_of_one_setting_does_not_name_it_and_shows_labels_as_they_are()
 def test_markdown_of_differences() -> None:
     rows = [row("A", s, 0.5) for s in (1, 2)] + [row("B", s, 0.5 + s / 10) for s in (1, 2)]
     assert to_markdown(paired(rows, "A", "B", F1)) == (
-        "| difference | metric | mean | 95 % interval | seeds |\n"
-        "| --- | --- | ---: | ---: | ---: |\n"
-        "| B - A | clients, all: macro-F1 | +0.150 | [-0.485, +0.785] | 2 |\n"
+        "| difference | clients, all: macro-F1 | seeds |\n"
+        "| --- | ---: | ---: |\n"
+        "| B - A | +0.150 [-0.485, +0.785] | 2 |\n"
     )
     assert to_markdown([]) == ""
+
+
+def test_markdown_of_differences_has_a_row_for_a_pair_and_a_column_for_a_metric() -> None:
+    own = "mean.own.macro_f1"
+    rows = [row(label, seed, 0.5) for label in "AB" for seed in (1, 2)]
+    for each in (rows[0], rows[2]):  # only of the first seed
+        each.summary["mean"]["own"] = {"macro_f1": 0.25}
+    rows += [row("A", 1, 0.5, setting="six"), row("B", 1, 0.75, setting="six")]
+    both = [each for metric in (F1, own) for each in paired(rows, "A", "B", metric)]
+    assert to_markdown(both) == (
+        "| setting | difference | clients, all: macro-F1 | clients, own: macro-F1 | seeds |\n"
+        "| --- | --- | ---: | ---: | ---: |\n"
+        "| five | B - A | +0.000 [+0.000, +0.000] | +0.000 (n = 1) | 2 |\n"
+        "| six | B - A | +0.250 | - | 1 |\n"
+    )
 
 
 def test_text_between_markers_is_replaced_and_nothing_else() -> None:
