@@ -44,13 +44,12 @@ ALGORITHMS: dict[str, Options] = {
         for name in ("FedAvg", "FedProx", "CoPLMs", "StandalonePublic", "Standalone", "Centralized")
     },
 }
-SECOND: Options = {"edge.lora.private_r": 8}
 ABLATIONS: dict[str, Options] = {
     **{f"without {part}": _mlecs(components=[c for c in ALL if c != part]) for part in ALL},
     **{f"only {part}": _mlecs(components=[part]) for part in ALL},
     "backbone's representation": _mlecs(representation="backbone"),
     "mix 0.5": _mlecs(adapter_mix=0.5),
-    "second adapter": _mlecs() | SECOND,
+    "second adapter": _mlecs() | {"edge.lora.private_r": 8},
     "cosine alignment": _mlecs(alignment="cosine"),
     "fused alignment": _mlecs(alignment="fused"),
     "private first": _mlecs(order="private_first"),
@@ -140,15 +139,6 @@ STUDIES = {
     "digits": Study([n for n in SETTINGS if n.startswith("digits")], RIVALS, seeds=2),
     "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
     "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1, pooled=True),
-    # All methods have it or none: what a second adapter gains may be but a larger model.
-    "second": Study(
-        ["urfall short"],
-        {
-            **FEW,
-            "second adapter": ABLATIONS["second adapter"],
-            **{f"{k}, second adapter": {**FEW[k], **SECOND} for k in FEW if k != "ML-ECS"},
-        },
-    ),
     "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], FEW, seeds=1),
     "scarce": Study(
         ["urfall public 0.25"],
