@@ -18,15 +18,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str:
-    """Return the commit that is checked out; ``-dirty`` if tracked files differ from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip() or "unknown"
+    """Return the commit that is checked out; ``-dirty`` if what runs differs from it.
+
+    Results and documents do not run, and a benchmark is just writing some.
+    """
+
+    def git(*words: str) -> str:
+        ran = subprocess.run(
+            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        return ran.stdout.strip()
+
+    changed = git("diff", "--name-only", "HEAD", "--", ".", ":!benchmarks/results", ":!*.md")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def hardware() -> str:

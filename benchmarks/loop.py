@@ -46,7 +46,7 @@ PEERS: dict[str, list[str]] = {
     "Flower simulation, default": ["benchmarks.peers.flower"],
 }
 TURNS = {"45KB": {8: 5, 32: 3, 128: 2, 512: 1}, "11.5MB": {8: 5, 32: 1}}
-"""Turns for each adapter and number of clients, an hour in all on a quiet machine."""
+"""Turns for each adapter and number of clients."""
 TOLERANCE = 1e-5
 PYTHON = harness.REPOSITORY / ".bench-venv/bin/python"
 

@@ -62,9 +62,10 @@ ABLATIONS: dict[str, Options] = {
 }
 
 
-def _rounds(count: int, **steps: int) -> Options:
-    """Return a length: rounds, over which the learning rate falls, and the steps of each pass."""
+def _rounds(count: int) -> Options:
+    """Return a length: rounds of half the steps, over which the learning rate falls."""
     ends = {f"{party}.lr_scheduler.init_args.T_max": count for party in ("edge", "server")}
+    steps = {"warmup": 60, "public": 20, "private": 20, "server": 20}
     return {"trainer.max_rounds": count, **ends, "algorithm.init_args.steps": steps}
 
 
@@ -87,9 +88,9 @@ SCENES = (
 )
 URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "configs/quickstart.yaml"
-QUICK = _rounds(2, warmup=60, public=20, private=20, server=20)
-# Three eighths of the main setting's steps: what is compared over many settings has to be short.
-SHORT = _rounds(3, warmup=60, public=20, private=20, server=20)
+QUICK = _rounds(2)
+# A quarter of the main setting's steps: what is compared over many settings has to be short.
+SHORT = _rounds(3)
 SETTINGS: dict[str, tuple[str, Options]] = {
     "urfall": (URFALL, {}),
     "urfall public 0.25": (URFALL, {"data.init_args.public_train_fraction": 0.25}),
@@ -287,23 +288,26 @@ METRICS = (
 )
 
 
-def tables(studies: Sequence[str], cases: Sequence[Case], out: Path) -> dict[str, str]:
+def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, str]:
     """Return for each study its Markdown: means, and differences to ML-ECS seed by seed.
 
-    Under ``STUDY-short`` the means of the first scores alone.
+    Of each study its own cases alone: another one may have more seeds of the same setting. Under
+    ``STUDY-short`` the means of the first scores alone.
     """
     from mlecs_lightning.report.matrix import paired, read_lines, table, to_markdown
 
-    wanted = {(case.setting, case.algorithm, case.seed) for case in cases}
-    rows = [r for r in read_lines(out) if (r.setting, r.algorithm, r.seed) in wanted]
+    rows = {(r.setting, r.algorithm, r.seed): r for r in read_lines(out)}
     texts = {}
     for study in studies:
         settings, algorithms, _, pooled = STUDIES[study]
         labels = ["ML-ECS", *(name for name in algorithms if name != "ML-ECS")]
-        own = [r for r in rows if r.setting in settings and r.algorithm in labels]
-        if not own:
+        cases = {(c.setting, c.algorithm, c.seed) for c in matrix([study], seeds, {})}
+        # ML-ECS is what others are compared with, of whatever study it is.
+        cases |= {(setting, "ML-ECS", seed) for setting, _, seed in cases}
+        shown = cases & rows.keys()
+        if not shown:
             continue
-        shown = {(r.setting, r.algorithm, r.seed) for r in own}
+        own = [rows[key] for key in rows if key in shown]
         if pooled:
             own = [replace(r, setting=study, seed=settings.index(r.setting)) for r in own]
         order = [*settings, *labels]
@@ -380,7 +384,7 @@ def main() -> int:
         parser.error("--root: the folder of the UR Fall data")
     root = args.root.resolve() if args.root else None
     failed = 0 if args.tables else complete(cases, args.out, root=root, jobs=args.jobs)
-    texts = tables(args.study, cases, args.out)
+    texts = tables(args.study, args.seeds, args.out)
     for study, text in texts.items():
         if not study.endswith("-short"):
             print(f"## {study}\n\n{text}\n")

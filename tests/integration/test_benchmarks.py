@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from subprocess import CalledProcessError
+from subprocess import CalledProcessError, run
 
 import pytest
 import torch
@@ -114,6 +114,25 @@ def test_a_table_has_medians_ratios_of_a_turn_and_the_winner_in_bold() -> None:
     assert "| 2.000 (1.500-30.000) | 1.50 (1.00-3.00) | 100.0 (75.0-1500.0) |" in mine
     assert "| **1.500 (1.500-1.500)** | **0.75 (0.15-1.50)** | **75.0 (75.0-75.0)** |" in pfl
     assert "void" in flower  # its adapter is another one
+
+
+def test_a_commit_is_dirty_when_what_runs_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "REPOSITORY", tmp_path)
+    assert harness.commit() == "unknown"
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    results, code = tmp_path / "benchmarks/results/a.jsonl", tmp_path / "code.py"
+    results.write_text("")
+    code.write_text("")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        run(["git", *words], cwd=tmp_path, check=True)
+    clean = harness.commit()
+    results.write_text("{}")
+    assert harness.commit() == clean != "unknown"
+    code.write_text("1")
+    assert harness.commit() == f"{clean}-dirty"
 
 
 def test_every_size_has_its_turns() -> None:

@@ -72,9 +72,22 @@ def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
         named = {"algorithm": case.algorithm, "setting": case.setting, "seed": case.seed}
         with out.open("a") as file:
             file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
-    text = quality.tables(["scenes"], cases, out)["scenes"]
+    text = quality.tables(["scenes"], quality.SEEDS, out)["scenes"]
     assert "seeds 27; 21 runs on one thread each, 0.2 h in all; a machine." in text
     assert "| ML-ECS - FedAvg | +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] | 7 |" in text
+
+
+def test_a_study_shows_its_own_seeds_alone(tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    facts = {"rounds": 1, "seconds": 1.0, "commit": "abc", "hardware": "a machine"}
+    summary = {"mean": {"all": {"macro_f1": 0.5}}}
+    for seed in quality.SEEDS[:2]:  # the second one is that of the ablation
+        named = {"algorithm": "ML-ECS", "setting": "urfall short", "seed": seed}
+        with out.open("a") as file:
+            file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
+    texts = quality.tables(["search", "ablation"], quality.SEEDS, out)
+    assert "; seeds 27; 1 runs" in texts["search"]
+    assert "; seeds 27, 34; 2 runs" in texts["ablation"]
 
 
 @pytest.mark.slow
@@ -88,7 +101,7 @@ def test_a_real_run_becomes_a_line_and_a_table(tmp_path: Path) -> None:
     cases = [c for c in cases if c.algorithm in ("ML-ECS", "FedProx")]
     out = tmp_path / "lines.jsonl"
     assert quality.complete(cases, out, root=None, jobs=1) == 0
-    text = quality.tables(["digits"], cases, out)["digits"]
+    text = quality.tables(["digits"], [27], out)["digits"]
     assert "ML-ECS - FedProx" in text
     document = tmp_path / "doc.md"
     document.write_text("before\n<!-- digits:begin -->\nold\n<!-- digits:end -->\nafter\n")
