@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Batch", "ClientProfile", "ModalityKind", "ModalitySpec"]
@@ -65,8 +66,8 @@ class ClientProfile:
 class Batch(NamedTuple):
     """One batch of multimodal samples.
 
-    A named tuple, not a dataclass: Lightning and Fabric move and convert the tensors of a named
-    tuple without a line of ours, and it cannot be changed by whoever receives it.
+    A named tuple, not a dataclass: Lightning and Fabric convert the tensors of a named tuple
+    without a line of ours, and it cannot be changed by whoever receives it.
 
     Attributes:
         ids: Sample ids, length B.
@@ -83,3 +84,12 @@ class Batch(NamedTuple):
     present: Tensor
     instructions: tuple[str, ...]
     targets: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device.
+
+        Lightning and Fabric call this where there is such a method, and look at every string of
+        the batch where there is none.
+        """
+        inputs = {name: column.to(device) for name, column in self.inputs.items()}
+        return self._replace(inputs=inputs, present=self.present.to(device))

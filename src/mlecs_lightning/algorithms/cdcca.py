@@ -221,7 +221,7 @@ class CDCCA(LocalTraining):
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
         """Declare the adapter."""
-        return Schema(adapter_fields(edge.adapter_state()))
+        return Schema(adapter_fields(edge.backbone.adapter_parameters()))
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare token features with their positions, and the instructions."""

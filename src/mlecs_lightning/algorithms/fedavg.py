@@ -135,12 +135,12 @@ class FedAvg(LocalTraining):
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
         """Declare the adapter."""
-        return Schema(adapter_fields(edge.adapter_state()))
+        return Schema(adapter_fields(edge.backbone.adapter_parameters()))
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter, the modality names and the number of private samples."""
         return Schema(
-            adapter_fields(edge.adapter_state()),
+            adapter_fields(edge.backbone.adapter_parameters()),
             {
                 # The server knows the sensors of its clients: none can gain weight by naming more.
                 "modalities": ScalarField(tuple, equal=edge.modalities),

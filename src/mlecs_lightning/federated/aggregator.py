@@ -70,8 +70,8 @@ class AdapterAggregator:
     Each key has its own total of weights, so a key that some clients lack is averaged over those
     that have it. The exact sum of the updates B A (`UpdateSum`) is kept beside the means; it is the
     aggregate of ``stack`` and ``svd`` and the measure of the error of the others, except
-    ``freeze_a``, which is exact. Sums are in float64, so that the order of the clients does not
-    show.
+    ``freeze_a``, which is exact. What becomes an adapter is summed in float64, so that the order of
+    the clients does not show.
     """
 
     def __init__(
@@ -119,7 +119,10 @@ class AdapterAggregator:
             return
         for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
             factors = LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], scaling)
-            self._exact.setdefault(layer, UpdateSum()).add(factors, weight=weight)
+            if layer not in self._exact:
+                aggregate = self.method in ("stack", "svd")
+                self._exact[layer] = UpdateSum(torch.float64 if aggregate else torch.float32)
+            self._exact[layer].add(factors, weight=weight)
 
     def result(self) -> Aggregate:
         """Return the aggregate of all that was added."""

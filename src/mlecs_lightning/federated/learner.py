@@ -77,6 +77,7 @@ class Learner(Generic[M]):
             module.to(fabric.device)
             self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
         self._scheduler = module.configure_lr_scheduler(optimizer)
+        module.train()
 
     def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
         batch = self._fabric.to_device(batch)
@@ -116,7 +117,8 @@ class Learner(Generic[M]):
         """
         histories: dict[str, list[dict[str, Tensor]]] = {}
         for stage, batch, objective in _in_turns(passes):
-            if not histories:
+            # All of it trains or none: it walks over every layer, frozen ones too.
+            if not self.module.training:
                 self.module.train()
             self.stage = stage
             self.before_step()

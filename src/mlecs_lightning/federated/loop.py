@@ -217,7 +217,7 @@ class RoundLoop:
                 )
             else:
                 outcome = self._serve_one(ctx, *next(broadcasts), fates[client])
-                if outcome.data is not None:
+                if outcome.data is not None and self._settings.keeps_messages:
                     run.federation.store.put_message(client, outcome.data)
             run.served[client] = outcome._replace(data=None, message=None)
             yield outcome

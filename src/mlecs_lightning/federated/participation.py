@@ -47,6 +47,7 @@ class LoopSettings:
     faults: FaultTrace | None
     max_update_norm: float | None
     large_update: LargeUpdate
+    keeps_messages: bool
 
     def __post_init__(self) -> None:
         """Check ranges."""

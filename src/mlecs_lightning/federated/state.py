@@ -58,13 +58,49 @@ class ClientStore(Protocol):
         """Remove what no checkpoint of these rounds needs."""
 
 
-class MemoryStore:
+class _Messages:
+    """The messages of a round, in files ``<client>.message``: they are read after a stop alone."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Use a folder, made if missing; without one messages stay in memory."""
+        self._messages: dict[str, Path | bytes] = {}
+        self._spool = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def message(self, client: str) -> bytes:
+        """See `ClientStore`."""
+        kept = self._messages[client]
+        return kept.read_bytes() if isinstance(kept, Path) else kept
+
+    def put_message(self, client: str, data: bytes) -> None:
+        """See `ClientStore`."""
+        if self._spool is None:
+            self._messages[client] = data
+            return
+        path = self._spool / f"{client}.message"
+        path.write_bytes(data)
+        self._messages[client] = path
+
+    def drop_messages(self) -> None:
+        """See `ClientStore`."""
+        for kept in self._messages.values():
+            if isinstance(kept, Path):
+                kept.unlink(missing_ok=True)
+        self._messages.clear()
+
+
+class MemoryStore(_Messages):
     """States in memory."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, messages: Path | None = None) -> None:
+        """Start empty.
+
+        Args:
+            messages: Folder of the round's messages, so that memory grows by the states alone.
+        """
+        super().__init__(messages)
         self._states: dict[str, dict[str, Any]] = {}
-        self._messages: dict[str, bytes] = {}
 
     def get(self, client: str) -> dict[str, Any] | None:
         """See `ClientStore`."""
@@ -74,18 +110,6 @@ class MemoryStore:
         """See `ClientStore`."""
         self._states[client] = state
 
-    def message(self, client: str) -> bytes:
-        """See `ClientStore`."""
-        return self._messages[client]
-
-    def put_message(self, client: str, data: bytes) -> None:
-        """See `ClientStore`."""
-        self._messages[client] = data
-
-    def drop_messages(self) -> None:
-        """See `ClientStore`."""
-        self._messages.clear()
-
     def state_dict(self) -> dict[str, Any]:
         """See `ClientStore`."""
         return dict(self._states)
@@ -94,7 +118,7 @@ class MemoryStore:
         """See `ClientStore`."""
 
 
-class DiskStore:
+class DiskStore(_Messages):
     """States in files ``<client>@<round>.pt``, so that memory does not grow with the clients.
 
     A file is written once and never changed: the checkpoint of a round names the files of that
@@ -109,8 +133,8 @@ class DiskStore:
         Args:
             folder: Made if missing; ``checkpoints/clients`` of the run.
         """
+        super().__init__(folder)
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, str] = {}
 
     def get(self, client: str) -> dict[str, Any] | None:
@@ -127,19 +151,6 @@ class DiskStore:
         name = f"{client}@{round:04d}.pt"
         write_atomically(self.folder / name, state)
         self._files[client] = name
-
-    def message(self, client: str) -> bytes:
-        """See `ClientStore`."""
-        return (self.folder / f"{client}.message").read_bytes()
-
-    def put_message(self, client: str, data: bytes) -> None:
-        """See `ClientStore`."""
-        (self.folder / f"{client}.message").write_bytes(data)
-
-    def drop_messages(self) -> None:
-        """See `ClientStore`."""
-        for client in self._files:
-            (self.folder / f"{client}.message").unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """See `ClientStore`."""

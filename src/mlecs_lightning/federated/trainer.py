@@ -34,7 +34,7 @@ from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
-from mlecs_lightning.federated.state import DiskStore, StoreKind
+from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
 
 __all__ = ["FederatedTrainer", "Precision"]
@@ -149,6 +149,7 @@ class FederatedTrainer:
         )
         self._clip = gradient_clip_val
         self._limit_train, self._limit_val, self._limit_test = (1, 1, 1) if fast_dev_run else limits
+        self._checkpointing = enable_checkpointing and not fast_dev_run
         self._loop = LoopSettings(
             val_every=check_val_every_n_rounds,
             limit_train=self._limit_train,
@@ -157,13 +158,13 @@ class FederatedTrainer:
             faults=faults,
             max_update_norm=max_update_norm,
             large_update=large_update,
+            keeps_messages=self._checkpointing,
         )
         self._bertscore = bertscore
         self._channel = Channel(max_norm=max_message_norm, max_bytes=max_message_bytes, codec=codec)
         self._store: StoreKind = store
         self._monitor, self._top_k = monitor, save_top_k
         self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
-        self._checkpointing = enable_checkpointing and not fast_dev_run
         self._logger = [logger] if isinstance(logger, Logger) else logger
         self._callbacks = [*(callbacks or []), *([RichProgress()] if enable_progress_bar else [])]
         self._root, self._name = Path(default_root_dir), name
@@ -247,6 +248,7 @@ class FederatedTrainer:
                     seconds = time.perf_counter() - started
                     partial = run.partial_state()
                     run.save(state, number, seconds=seconds, keep=self._top_k, partial=partial)
+                    run.federation.store.drop_messages()
                 raise
             run.seconds = time.perf_counter() - started
             if self._checkpointing:
@@ -379,6 +381,8 @@ class FederatedTrainer:
         run_folder = self._folder(name, version, logger=training and self._logger)
         if self._store == "disk":
             federation.store = DiskStore(run_folder.checkpoints / "clients")
+        elif training and self._checkpointing:
+            federation.store = MemoryStore(run_folder.checkpoints)
         shard = (ranks.rank, ranks.size)
         run = Run(
             algorithm,

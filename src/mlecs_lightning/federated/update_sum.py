@@ -14,12 +14,18 @@ class UpdateSum:
     """Weighted sum of the updates scaling B A of one weight matrix, a client at a time.
 
     Held as stacked factors while these are smaller than the matrix, and as the matrix from then
-    on: neither memory nor the time of a client grows with the number of clients. In float64, so
-    that the order of the clients does not show.
+    on: neither memory nor the time of a client grows with the number of clients.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        """Start with nothing.
+
+        Args:
+            dtype: Of the matrix. In float64 the order of the clients does not show; float32 takes
+                half the time and memory, and is good enough to say how far off a mean is. (Factors
+                are always in float64: differences of their products cancel.)
+        """
+        self._dtype = dtype
         self._stack: LoraFactors | None = None
         self._matrix: Tensor | None = None
 
@@ -33,20 +39,22 @@ class UpdateSum:
         Raises:
             ValueError: If the shape of the update is not that of those before it.
         """
-        new = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
         if self._matrix is None:
+            new = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
             held = [] if self._stack is None else [self._stack]
             total = stack_factors([*held, new], [*[1.0] * len(held), weight])
             shape = (total.up.shape[0], total.down.shape[1])
             if total.rank * sum(shape) < shape[0] * shape[1]:
                 self._stack = total
             else:
-                self._stack, self._matrix = None, total.up @ total.down
+                up, down = total.up.to(self._dtype), total.down.to(self._dtype)
+                self._stack, self._matrix = None, up @ down
             return
-        shape = (new.up.shape[0], new.down.shape[1])
+        shape = (factors.up.shape[0], factors.down.shape[1])
         if shape != self._matrix.shape:
             raise ValueError(f"an update of shape {shape} in a sum of {tuple(self._matrix.shape)}")
-        self._matrix.addmm_(new.up, new.down, alpha=weight * new.scaling)
+        up, down = factors.up.to(self._dtype), factors.down.to(self._dtype)
+        self._matrix.addmm_(up, down, alpha=weight * factors.scaling)
 
     def error(self, factors: LoraFactors, *, total: float) -> tuple[float, float]:
         """Return how far an update is from the mean, and how large the mean is.
@@ -61,12 +69,13 @@ class UpdateSum:
         Raises:
             ValueError: If nothing was added.
         """
-        mine = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
         if self._matrix is None:
+            mine = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
             mean = self.mean(total)
             return _squared_norm(stack_factors([mine, mean], [1.0, -1.0])), _squared_norm(mean)
-        missed = (mine.scaling * mine.up @ mine.down).sub_(self._matrix, alpha=1 / total)
-        return float(missed.square().sum()), float(self._matrix.square().sum()) / total**2
+        up, down = factors.up.to(self._dtype), factors.down.to(self._dtype)
+        missed = (factors.scaling * up @ down).sub_(self._matrix, alpha=1 / total)
+        return _squared(missed), _squared(self._matrix) / total**2
 
     @property
     def numel(self) -> int:
@@ -90,6 +99,10 @@ class UpdateSum:
         one = torch.eye(min(rows, columns), dtype=matrix.dtype, device=matrix.device)
         down, up = (matrix, one) if rows <= columns else (one, matrix)
         return LoraFactors(down, up, 1.0)
+
+
+def _squared(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
 def _squared_norm(factors: LoraFactors) -> float:

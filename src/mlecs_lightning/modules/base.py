@@ -75,6 +75,7 @@ class MultimodalLM(L.LightningModule):
         """What a `Trainer` minimises; L_LM of the answering tower if there is none."""
         # DDP leaves the frozen weights where they are: every rank has loaded the same.
         self._ddp_params_and_buffers_to_ignore = sorted(self._frozen_names())
+        self._places: dict[str, tuple[dict[str, Any], str]] | None = None
 
     # Parts ----------------------------------------------------------------------------------
 
@@ -103,8 +104,34 @@ class MultimodalLM(L.LightningModule):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return copies of all that can be trained: extractors, connectors, adapters, readouts."""
-        frozen = set(self._ddp_params_and_buffers_to_ignore)
-        return {k: v.detach().clone() for k, v in self.state_dict().items() if k not in frozen}
+        return {name: tensor.detach().clone() for name, tensor in self._trainable().items()}
+
+    def _trainable(self) -> dict[str, Tensor]:
+        """Return the live tensors of `trainable_state`.
+
+        Every client's state passes here twice a round, and most of ``state_dict`` would be a walk
+        over frozen layers: where the tensors are is asked once. Parts are added before that.
+        """
+        if self._places is None:
+            frozen = set(self._ddp_params_and_buffers_to_ignore)
+            own = {k: v for k, v in self.state_dict().items() if k not in frozen}
+            if any(isinstance(m, ModularMLPs) for m in self.modules()):
+                return own  # its form changes
+            places = {name: place for name in own if (place := self._place(name)) is not None}
+            if len(places) < len(own):
+                return own  # a part makes a state of its own
+            self._places = places
+        return {name: held[leaf] for name, (held, leaf) in self._places.items()}
+
+    def _place(self, name: str) -> tuple[dict[str, Any], str] | None:
+        """Return the dictionary that holds a tensor of ``state_dict``, and its name there."""
+        path, _, leaf = name.rpartition(".")
+        try:
+            module = self.get_submodule(path)
+        except AttributeError:
+            return None
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        return next(((each, leaf) for each in held if leaf in each), None)
 
     @torch.no_grad()
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
@@ -114,16 +141,15 @@ class MultimodalLM(L.LightningModule):
             KeyError: If the keys are not those of this module; it names some of them.
             ValueError: If a shape differs. Nothing is written in either case.
         """
-        own = self.state_dict()
-        expected = own.keys() - set(self._ddp_params_and_buffers_to_ignore)
-        if expected != state.keys():
-            missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
+        own = self._trainable()
+        if own.keys() != state.keys():
+            missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
-        modular = [(n, m) for n, m in self.named_modules() if isinstance(m, ModularMLPs)]
-        for part, module in modular:
-            module.fit_to(state, prefix=f"{part}.")
-        if modular:
-            own = self.state_dict()  # a part may have another size now
+        if self._places is None:
+            for part, module in self.named_modules():
+                if isinstance(module, ModularMLPs):
+                    module.fit_to(state, prefix=f"{part}.")
+            own = self._trainable()  # a part may have another size now
         for name, value in state.items():
             # A copy would spread a single row over all rows.
             if own[name].shape != value.shape:
