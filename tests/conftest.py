@@ -137,7 +137,7 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
         federation = Federation(
             resolved, datamodule, fabric=fabric, gradient_clip_val=None, algorithm=algorithm
         )
-        federation.prepare(algorithm)
+        federation.prepare(algorithm, coded=True)
         return federation
 
     def loaders(datamodule: Digits, client: str | None = None) -> Loaders:

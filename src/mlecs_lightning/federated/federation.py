@@ -206,13 +206,20 @@ class Federation:
         """The clients that this process serves."""
         return tuple(c for c in self.clients if self.owner[c] == self.ranks.rank)
 
-    def prepare(self, algorithm: Algorithm) -> None:
-        """Let the algorithm change the fresh modules, then remember where every client starts."""
+    def prepare(self, algorithm: Algorithm, *, coded: bool) -> None:
+        """Let the algorithm change the fresh modules, then remember where every client starts.
+
+        Args:
+            algorithm: The algorithm.
+            coded: Whether there is a codec, which starts from the adapters that were shipped.
+        """
         algorithm.prepare(self.server, {name: self.module(name) for name in self.clients})
         self._initial = {key: edge.state_dict() for key, edge in self._edges.items()}
         # An adapter is of the form of its architecture.
         self._shipped = {
-            key: algorithm.shipped(self.server, edge.name) for key, edge in self._edges.items()
+            key: algorithm.shipped(self.server, edge.name)
+            for key, edge in self._edges.items()
+            if coded
         }
 
     def edge(self, client: str) -> EdgeLearner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -242,11 +242,7 @@ class RoundLoop:
         coded = run.channel.codec is not None and sent is not None
         wire = federation.wire(client) if coded else Wire({}, {})
         if sent is not None:
-            schema = run.algorithm.downlink(federation.server, module)
-            way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
-            parcel = run.channel.pack(sent, schema, **way)
-            received, down = run.channel.receive(parcel.data, schema, **way)
-            errors |= _error("downlink", parcel)
+            (received, down), errors = self._carry_down(sent, wire, about)
         edge = federation.edge(client)
         watch = fate.watch()
 
@@ -262,7 +258,8 @@ class RoundLoop:
             )
             if update.message is not None:
                 known = _adapter(received)
-                schema, way = run.algorithm.uplink(module), {"known": known, **about}
+                schema = run.algorithm.uplink(module)
+                way: dict[str, Any] = {"known": known, **about}
                 parcel = run.channel.pack(
                     update.message, schema, direction="uplink", memory=wire.left, **way
                 )
@@ -294,6 +291,20 @@ class RoundLoop:
             # Other ranks, and a round that is gone on with, know nothing of this client's wire.
             data = run.channel.send(message, **about)
         return Outcome(client, down, delivery.sizes, data, message, metrics)
+
+    def _carry_down(
+        self, sent: Message, wire: Wire, about: Mapping[str, Any]
+    ) -> tuple[Delivery, dict[str, float]]:
+        """Return what a device reads of a broadcast, and what a codec lost of it.
+
+        Apart from the training, which the bytes need not outlast.
+        """
+        run = self._run
+        module = run.federation.module(about["client"])
+        schema = run.algorithm.downlink(run.federation.server, module)
+        way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
+        parcel = run.channel.pack(sent, schema, **way)
+        return run.channel.receive(parcel.data, schema, **way), _error("downlink", parcel)
 
     def _bounded(self, delivery: Delivery, received: Message | None, client: str) -> Message:
         """Limit how far a client's adapter may be from the one that was sent to it.

@@ -372,7 +372,7 @@ class FederatedTrainer:
             gradient_clip_val=self._clip,
             algorithm=algorithm,
         )
-        federation.prepare(algorithm)
+        federation.prepare(algorithm, coded=self._channel.codec is not None)
         if training and checkpoint is None and self._warmup is not None:
             server = federation.server
             load_warmup(Path(self._warmup), server.module, server.optimizer)

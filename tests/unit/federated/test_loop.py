@@ -73,6 +73,30 @@ def test_the_share_is_rounded_and_nobody_is_left_alone(fraction: float, count: i
     assert len(sample_clients(NAMES, fraction, seed=0, round=0)) == count
 
 
+class Files(FederatedCallback):
+    """Notes which messages lie in the run's folder while clients are served."""
+
+    def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
+        self.folder, self.seen = Path(folder), list[list[str]]()
+
+    def on_client_end(self, *, round: int, client: str, metrics: object) -> None:
+        self.seen.append(sorted(p.name for p in self.folder.rglob("*.message")))
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_messages_are_kept_in_files_where_a_round_can_be_gone_on_with(
+    tiny: SimpleNamespace, tmp_path: Path, *, store: str, checkpoints: bool
+) -> None:
+    files = Files()
+    options = {"enable_checkpointing": checkpoints, "store": store, "callbacks": [files]}
+    tiny.fit(FedAvg(steps=tiny.steps()), root=tmp_path, **options)
+    names = [f"{client}.message" for client in ("hall", "kitchen", "study")]
+    assert [len(seen) for seen in files.seen] == ([1, 2, 3] if checkpoints else [0, 0, 0])
+    assert files.seen[-1] == (names if checkpoints else [])
+    assert not list(tmp_path.rglob("*.message"))
+
+
 def test_clients_that_were_not_drawn_keep_their_state(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

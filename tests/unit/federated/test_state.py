@@ -7,7 +7,7 @@ import torch
 from mlecs_lightning.federated.state import ClientStore, DiskStore, MemoryStore
 
 Make = Callable[[Path], ClientStore]
-STORES = pytest.mark.parametrize("make", [lambda path: MemoryStore(), DiskStore])
+STORES = pytest.mark.parametrize("make", [lambda path: MemoryStore(), MemoryStore, DiskStore])
 
 
 @STORES
@@ -36,6 +36,15 @@ def test_messages_are_those_of_the_round(make: Make, tmp_path: Path) -> None:
     store.drop_messages()
     with pytest.raises((KeyError, FileNotFoundError)):
         store.message("a")
+
+
+def test_messages_are_in_files_where_there_is_a_folder(tmp_path: Path) -> None:
+    for store in (MemoryStore(tmp_path / "made"), DiskStore(tmp_path / "made")):
+        store.put_message("a", b"long")
+        assert (tmp_path / "made/a.message").read_bytes() == b"long"
+        store.drop_messages()
+        assert list((tmp_path / "made").iterdir()) == []
+        store.drop_messages()  # of a round that nobody took part in
 
 
 def test_a_state_dict_is_apart_from_the_store() -> None:

@@ -35,6 +35,24 @@ def test_mean_is_exact_and_never_larger_than_the_matrix(
     assert size == pytest.approx(float((expected / 4).square().sum()), rel=1e-9)
 
 
+@pytest.mark.parametrize("clients", [1, 3, 40])
+def test_a_matrix_in_single_precision_says_how_far_off_a_mean_is(clients: int) -> None:
+    single, double = UpdateSum(torch.float32), UpdateSum()
+    for seed in range(clients):
+        each = factors(seed, rank=4, rows=16, columns=24)
+        single.add(each, weight=seed + 1.0)
+        double.add(each, weight=seed + 1.0)
+    assert double.numel == single.numel
+    total = clients * (clients + 1) / 2
+    other = factors(99, rank=4, rows=16, columns=24)
+    assert single.error(other, total=total) == pytest.approx(
+        double.error(other, total=total), rel=1e-5
+    )
+    near = single.mean(total)
+    missed, size = single.error(near, total=total)
+    assert missed <= 1e-12 * size
+
+
 def test_few_clients_are_held_as_factors() -> None:
     total = UpdateSum()
     total.add(factors(0, rank=2, rows=64, columns=64), weight=1.0)

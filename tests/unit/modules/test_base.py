@@ -1,8 +1,10 @@
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from mlecs_lightning.class_paths import ClassPath
@@ -204,6 +206,56 @@ def test_trainable_state_is_what_trains(module: MultimodalLM) -> None:
     assert sum(v.numel() for v in module.trainable_state().values()) == sum(
         p.numel() for p in module.trainable_parameters()
     )
+
+
+def test_trainable_state_is_of_the_live_tensors_whatever_became_of_them(edge: EdgeModule) -> None:
+    before = edge.trainable_state()
+    edge.tower().connector.double()
+    torch.nn.init.ones_(edge.tower().connector.absent)
+    edge.tower().readout.weight = nn.Parameter(torch.full_like(edge.tower().readout.weight, 2.0))
+    after = edge.trainable_state()
+    assert list(after) == list(before)
+    assert {v.dtype for k, v in after.items() if ".connector." in k} == {torch.float64}
+    assert float(after["towers.slm.connector.absent"].min()) == 1.0
+    assert float(after["towers.slm.readout.weight"].min()) == 2.0
+    edge.load_trainable_state(before)
+    assert float(edge.tower().readout.weight.max()) < 2.0
+    state = copy.deepcopy(edge).trainable_state()  # of its own tensors, not of the first's
+    torch.nn.init.zeros_(edge.tower().readout.weight)
+    assert float(state["towers.slm.readout.weight"].abs().max()) > 0
+
+
+class Counting(Normed):
+    """An extractor with a state that is neither parameter nor buffer."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([3.0])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
+
+
+def test_a_state_of_a_part_s_own_making_is_part_of_it(
+    settings_of: Build, modalities: Specs
+) -> None:
+    settings = settings_of(extractors={"profile": {"class_path": f"{__name__}.Counting"}})
+    edge = EdgeModule(settings, modalities)
+    for _ in range(2):
+        assert float(edge.trainable_state()["extractors.profile._extra_state"]) == 3.0
+    edge.load_trainable_state({k: torch.zeros_like(v) for k, v in edge.trainable_state().items()})
+    assert float(edge.tower().readout.weight.abs().max()) == 0.0
+
+
+def test_batch_moves_as_one(batch: Batch) -> None:
+    moved = Fabric(accelerator="cpu", devices=1).to_device(batch)
+    assert moved.ids == batch.ids
+    assert all(torch.equal(moved.inputs[m], batch.inputs[m]) for m in batch.modalities)
+    away = batch.to("meta")
+    assert {x.device.type for x in (*away.inputs.values(), away.present)} == {"meta"}
+    assert (away.ids, away.instructions, away.targets) == (
+        *(batch.ids, batch.instructions, batch.targets),
+    )
+    assert batch.present.device.type == "cpu"
 
 
 def test_state_that_does_not_fit_is_refused_and_nothing_is_written(edge: EdgeModule) -> None:
