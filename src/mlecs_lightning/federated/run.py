@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Run:
         served: Outcomes of this process's clients in the round under way, messages left out: the
             store keeps these.
         next_round: The round to go on with.
-        seconds: Spent so far, over all processes that went on from one another.
+        before: Seconds spent by the processes that this one goes on from.
         restored: Whether it goes on from a checkpoint.
     """
 
@@ -81,8 +82,14 @@ class Run:
     warmup: dict[str, float] = field(default_factory=dict)
     served: dict[str, Outcome] = field(default_factory=dict)
     next_round: int = 0
-    seconds: float = 0.0
+    before: float = 0.0
     restored: bool = False
+    _opened: float = field(default_factory=time.perf_counter, init=False)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, over all processes that went on from one another."""
+        return self.before + time.perf_counter() - self._opened
 
     @property
     def stream(self) -> Stream:
@@ -129,7 +136,6 @@ class Run:
         state: dict[str, Any],
         number: int,
         *,
-        seconds: float,
         keep: int,
         partial: dict[str, Any] | None = None,
     ) -> None:
@@ -138,14 +144,13 @@ class Run:
         Args:
             state: What `state_dict` returned.
             number: The round.
-            seconds: How long the run has taken.
             keep: The checkpoints of how many best rounds stay beside the newest; -1 for all.
             partial: What `partial_state` returned, of a round that has not ended.
         """
         clients, kept = self.client_states(), list[int]()
         if self.federation.ranks.rank == 0:
             folder = self.folder.checkpoints
-            rest = {"clients": clients, "seconds": seconds}
+            rest = {"clients": clients, "seconds": self.seconds}
             if partial is not None:
                 rest["partial"] = partial
             save_checkpoint(folder, state | rest, round=number, complete=partial is None)
@@ -203,7 +208,7 @@ class Run:
         self.faults.load_state_dict(state["faults"])
         self.history, self.warmup = list(state["history"]), state["warmup"]
         self.next_round = int(state["round"]) + (partial is None)
-        self.seconds, self.restored = state["seconds"], True
+        self.before, self.restored = state["seconds"], True
         self.folder.log(self.warmup, step=0)
         for row in self.history:
             self.folder.log(row, step=int(row["round"]) + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,7 @@ from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel
-from mlecs_lightning.federated.checkpoint import (
-    CheckpointError,
-    check_config,
-    find_checkpoint,
-    load_checkpoint,
-)
+from mlecs_lightning.federated.checkpoint import CheckpointError, check_config, load_checkpoint
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.codec import Codec
 from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
@@ -27,9 +21,9 @@ from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.loop import RoundLoop
-from mlecs_lightning.federated.output import RunFolder
 from mlecs_lightning.federated.participation import LargeUpdate, LoopSettings
 from mlecs_lightning.federated.parties import Parties
+from mlecs_lightning.federated.place import RunPlace
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.saved import SavedModels
@@ -202,7 +196,6 @@ class FederatedTrainer:
             Interrupted: After SIGTERM or SIGINT, when everything is saved.
         """
         run = self._open(algorithm, datamodule, federation, ckpt_path)
-        started = time.perf_counter() - run.seconds
         clients = run.federation.clients
         self._call(
             "on_fit_start", max_rounds=self.max_rounds, clients=clients, folder=str(run.folder.path)
@@ -211,9 +204,8 @@ class FederatedTrainer:
             if run.restored:
                 self._call("on_resume", history=tuple(run.history))
             with StopSignals() as stop:
-                self._train(run, RoundLoop(run, self._loop, self._call, stop), started)
+                self._train(run, RoundLoop(run, self._loop, self._call, stop))
             summary = run.summary(run.tester.test(run.federation))
-            summary["seconds"] = time.perf_counter() - started
             run.folder.write_adapters(run.federation)
             run.folder.write_summary(summary)
             self._call("on_fit_end", summary=summary)
@@ -227,7 +219,7 @@ class FederatedTrainer:
                     callback.close()
         return summary
 
-    def _train(self, run: Run, loop: RoundLoop, started: float) -> None:
+    def _train(self, run: Run, loop: RoundLoop) -> None:
         """Warm up and run the rounds, with a checkpoint after each and wherever a signal stops."""
         fresh = not run.restored
         if fresh and self._warmup is None:
@@ -236,8 +228,7 @@ class FederatedTrainer:
             run.federation.deliver(run.algorithm)
         state = run.state_dict() if self._checkpointing else {}
         if fresh and self._checkpointing:  # a warm-up can be long
-            seconds = time.perf_counter() - started
-            run.save(state, 0, seconds=seconds, keep=self._top_k, partial={})
+            run.save(state, 0, keep=self._top_k, partial={})
         for number in range(run.next_round, self.max_rounds):
             if any(callback.should_stop for callback in self._callbacks):
                 break
@@ -245,15 +236,12 @@ class FederatedTrainer:
                 loop.round(number)
             except Interrupted:
                 if self._checkpointing:
-                    seconds = time.perf_counter() - started
-                    partial = run.partial_state()
-                    run.save(state, number, seconds=seconds, keep=self._top_k, partial=partial)
+                    run.save(state, number, keep=self._top_k, partial=run.partial_state())
                     run.federation.store.drop_messages()
                 raise
-            run.seconds = time.perf_counter() - started
             if self._checkpointing:
                 state = run.state_dict()
-                run.save(state, number, seconds=run.seconds, keep=self._top_k)
+                run.save(state, number, keep=self._top_k)
             self._call("on_round_end", round=number, metrics=run.history[-1])
             loop.stop_together()
 
@@ -278,7 +266,7 @@ class FederatedTrainer:
     ) -> dict[str, Any]:
         """Return the summary of a checkpoint, with the scores on the test splits."""
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
-        return run.summary(run.tester.test(run.federation))
+        return run.summary(run.tester.test(run.federation)) | {"seconds": run.before}
 
     def predict(
         self,
@@ -296,7 +284,8 @@ class FederatedTrainer:
             The path of ``predictions.jsonl``: party, id, prediction and, where it is known, target
             on each line.
         """
-        path, version = self._checkpoint(ckpt_path, algorithm, datamodule)
+        place = self._place(algorithm, datamodule)
+        path, version = place.find(ckpt_path)
         saved = SavedModels(path, algorithm)
         names = tuple(federation.named_clients(datamodule.modalities))
         self._fabric.launch()
@@ -309,25 +298,13 @@ class FederatedTrainer:
             ),
             client_names=names,
         )
-        name = self._run_name(algorithm, datamodule)
-        return self._folder(name, version, logger=False).write_predictions(rows)
+        folder = place.open(Ranks(self._fabric), version=version, logger=False)
+        return folder.write_predictions(rows)
 
     # One run --------------------------------------------------------------------------------
 
-    def _run_name(self, algorithm: Algorithm, data: FederatedDataModule) -> str:
-        return self._name or f"{type(algorithm).__name__}-{type(data).__name__}"
-
-    def _checkpoint(
-        self, ckpt_path: str | None, algorithm: Algorithm, data: FederatedDataModule
-    ) -> tuple[Path, str | None]:
-        """Return a checkpoint, and the version to go on in: none, if it lies elsewhere."""
-        if ckpt_path is None:
-            raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
-        root = self._root / self._run_name(algorithm, data)
-        path = find_checkpoint(ckpt_path, run_root=root).resolve()
-        version = path.parents[1].name
-        is_ours = path.parent == (root / version / "checkpoints").resolve()
-        return path, version if is_ours else None
+    def _place(self, *parts: Algorithm | FederatedDataModule) -> RunPlace:
+        return RunPlace(self._root, self._name or "-".join(type(part).__name__ for part in parts))
 
     def _open(
         self,
@@ -342,10 +319,10 @@ class FederatedTrainer:
 
         Only training writes log and configuration: an evaluation leaves those of its run alone.
         """
-        name = self._run_name(algorithm, data)
+        place = self._place(algorithm, data)
         checkpoint, version, folder = None, None, Path()
         if ckpt_path is not None or not training:
-            path, version = self._checkpoint(ckpt_path, algorithm, data)
+            path, version = place.find(ckpt_path)
             checkpoint, folder = load_checkpoint(path), path.parent
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
@@ -378,7 +355,7 @@ class FederatedTrainer:
             load_warmup(Path(self._warmup), server.module, server.optimizer)
         if ranks.rank:
             self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
-        run_folder = self._folder(name, version, logger=training and self._logger)
+        run_folder = place.open(ranks, version=version, logger=training and self._logger)
         if self._store == "disk":
             federation.store = DiskStore(run_folder.checkpoints / "clients")
         elif training and self._checkpointing:
@@ -411,16 +388,6 @@ class FederatedTrainer:
         if self.config and training:
             run.folder.write_config(self.config)
         return run
-
-    def _folder(self, name: str, version: str | None, *, logger: bool | list[Logger]) -> RunFolder:
-        """Open the run folder on all ranks.
-
-        The first one takes the number of the run; the others write nothing but their clients.
-        """
-        ranks = Ranks(self._fabric)
-        opened = None if ranks.rank else RunFolder(self._root, name, version=version, logger=logger)
-        version = ranks.gather(opened.path.name if opened else "")[0]
-        return opened or RunFolder(self._root, name, version=version, logger=False, writes=False)
 
     def _evaluator(self, data: FederatedDataModule, limit: int | None) -> Evaluator:
         try:
