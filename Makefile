@@ -31,7 +31,7 @@ check: $(STAMP) ## Lint, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (hours); fills docs/results.md
+bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (75 min); fills docs/results.md
 	$(PY) -m benchmarks.all --write docs/results.md
 
 bench-loop: $(STAMP) $(BENCH_STAMP) ## Our loop against plain PyTorch, pfl-research, Flower and Lightning

@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "loop": ("benchmarks.loop",),
     "scaling": ("benchmarks.scaling",),
     "profile": ("benchmarks.profile_round",),
+    "throughput": ("benchmarks.throughput",),
 }
 
 

@@ -198,7 +198,8 @@ def table(lines: Iterable[Mapping[str, Any]], adapter: str, clients: int) -> str
         few = "" if counts[peer] == runs else f" ({counts[peer]} turns)"
         texts.append(f"| {peer}{few} | {' | '.join(marked)} |")
     loads = [r["load"] for r in own if "load" in r]
-    title = f"**{clients} clients, an adapter of {adapter}** ({runs} turns; load of the machine "
+    turns = f"{runs} turn{'' if runs == 1 else 's'}"
+    title = f"**{clients} clients, an adapter of {adapter}** ({turns}; load of the machine "
     title += f"{min(loads):.1f} to {max(loads):.1f} at the start of a run)"
     return "\n".join([title, "", *texts])
 

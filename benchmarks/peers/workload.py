@@ -18,13 +18,20 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["ADAPTERS", "SIZES", "Clock", "Sizes", "Work", "arguments", "load", "make"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    *("ADAPTERS", "SIZES", "Clock", "Sizes", "Work"),
+    *("arguments", "load", "make", "word_tokenizer"),
+]
 
 STARTED = "BENCHMARK_STARTED"
 """Environment variable: when the process was started, in seconds of `time.time`."""
@@ -133,6 +140,19 @@ def load(folder: Path) -> Work:
     return Work(folder, sizes, **tensors, **parts)
 
 
+def word_tokenizer(words: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words ``w1`` to ``w{words - 1}``; 0 is the end of sequence."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<eos>": 0, **{f"w{i}": i for i in range(1, words)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<eos>", pad_token="<eos>"
+    )
+
+
 def make(folder: Path, sizes: Sizes) -> Work:
     """Make a workload unless it is there; needs mlecs_lightning, whose order of samples it takes.
 
@@ -142,8 +162,7 @@ def make(folder: Path, sizes: Sizes) -> Work:
     if (folder / "work.safetensors").exists():
         return load(folder)
     from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     from benchmarks.peers.model import prompt_network
     from mlecs_lightning.data.sampling import draw_batches
@@ -152,12 +171,7 @@ def make(folder: Path, sizes: Sizes) -> Work:
     torch.manual_seed(sizes.seed)
     backbone = folder / "backbone"
     backbone.mkdir(parents=True, exist_ok=True)
-    vocabulary = {"<eos>": 0, **{f"w{i}": i for i in range(1, sizes.words)}}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", unk_token="<eos>", pad_token="<eos>"
-    ).save_pretrained(backbone)
+    word_tokenizer(sizes.words).save_pretrained(backbone)
     lm = GPT2LMHeadModel(
         GPT2Config(
             **{"vocab_size": sizes.words, "n_positions": 64, "n_layer": sizes.layers},

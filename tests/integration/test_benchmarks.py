@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import all as everything
-from benchmarks import harness, loop, profile_round, scaling, startup
+from benchmarks import harness, loop, profile_round, scaling, startup, throughput
 from benchmarks.peers import new_trainer, ours, plain, workload
 
 SMALL = workload.Sizes(layers=1, width=16, rank=2, clients=3, rounds=2, latent=8)
@@ -185,6 +185,36 @@ def test_a_block_goes_between_its_markers(tmp_path: Path) -> None:
     document.write_text("a\n<!-- loop:begin -->\nold\n<!-- loop:end -->\nb\n")
     everything.write(document, "loop", "new")
     assert document.read_text() == "a\n<!-- loop:begin -->\nnew\n<!-- loop:end -->\nb\n"
+
+
+def test_throughput_counts_what_a_step_carries_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge = throughput.make(throughput.TINY["edge"], tmp_path, torch.device("cpu"))
+    options = ["--edge", edge, "--variants", "unfused", "--steps", "1", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["throughput", "--peak", "0.1", *options])
+    throughput.main()
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == ["edge, unfused", "server, unfused"]
+    for row, size in zip(rows, throughput.TINY.values(), strict=True):
+        positions = 16 + 2 * size.words + 1  # the prompt, and the end of sequence
+        seconds, rate = float(row[1].split()[0]) / 1e3, float(row[2].replace(",", ""))
+        assert rate * seconds == pytest.approx(size.batch * positions, rel=0.02)
+        # Forward and gradient of the linear layers of a block: q, o, k, v and the three of the MLP.
+        wide = 2 + 2 * size.key_heads / size.heads
+        weights = size.layers * (wide * size.width**2 + 3 * size.width * size.inner)
+        least = 4 * size.batch * positions * weights
+        assert least < float(row[3]) < 3 * least
+        share = 100 * float(row[3]) / seconds / 0.1e12
+        assert float(row[4].strip(" %")) == pytest.approx(share, rel=0.05, abs=0.1)
+
+
+def test_throughput_needs_the_gpu_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(sys, "argv", ["throughput", "--gpu"])
+    with pytest.raises(SystemExit):
+        throughput.main()
 
 
 def test_results_have_a_place_for_every_benchmark() -> None:
