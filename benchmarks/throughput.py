@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -108,22 +107,18 @@ def learner(model: str, fabric: Fabric, variant: str) -> EdgeLearner:
     return Learner("benchmark", module, fabric=fabric, gradient_clip_val=1.0, sync=False)
 
 
-def measure(party: EdgeLearner, one: Batch, *, steps: int, repeats: int) -> Iterator[float]:
-    """Yield seconds a step, of `repeats` passes after a first one."""
-    on_gpu = party.module.device.type == "cuda"
-    for turn in range(repeats + 1):
-        began = time.perf_counter()
-        party.fit([one] * steps, stage="benchmark")
-        if on_gpu:
-            torch.cuda.synchronize()
-        if turn:
-            yield (time.perf_counter() - began) / steps
+def step(party: EdgeLearner, one: Batch, *, steps: int) -> float:
+    """Return the seconds of a step, mean over a pass of some."""
+    began = time.perf_counter()
+    party.fit([one] * steps, stage="benchmark")
+    if party.module.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / steps
 
 
-def row(name: str, model: str, size: Size, fabric: Fabric, args: argparse.Namespace) -> list[str]:
-    """Return the lines of a model's variants."""
+def rows(name: str, model: str, size: Size, fabric: Fabric, args: argparse.Namespace) -> list[str]:
+    """Measure a model's variants, in turns; return a line of each."""
     one, cuda = batch(size), fabric.device.type == "cuda"
-    lines = []
     # Counted without compiling, which would hide the operations from the counter.
     party = learner(model, fabric, "default")
     with FlopCounterMode(display=False) as counter:
@@ -131,17 +126,25 @@ def row(name: str, model: str, size: Size, fabric: Fabric, args: argparse.Namesp
     operations = counter.get_total_flops()
     words = party.module.backbone.tokens(one.targets[0])
     length = party.module.settings.connector.prompt_length + 2 * words + 1
-    for variant in args.variants:
-        party = learner(model, fabric, variant)
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        seconds = list(measure(party, one, steps=args.steps, repeats=args.repeats))
-        middle = median(seconds)
+    parties = {variant: learner(model, fabric, variant) for variant in args.variants}
+    taken: dict[str, list[float]] = {variant: [] for variant in parties}
+    memory = dict.fromkeys(parties, "-")
+    for turn in range(args.repeats + 1):
+        for variant, party in parties.items():
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            seconds = step(party, one, steps=args.steps)
+            if turn:  # the first one compiles
+                taken[variant].append(seconds)
+            if cuda:
+                memory[variant] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"
+    lines = []
+    for variant, each in taken.items():
+        middle = median(each)
         share = f"{100 * operations / middle / args.peak / 1e12:.1f} %" if args.peak else "-"
-        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if cuda else "-"
-        spread = f"{1e3 * middle:.1f} ({1e3 * min(seconds):.1f}-{1e3 * max(seconds):.1f})"
-        rate = size.batch * length / middle
-        cells = [spread, f"{rate:,.0f}", f"{operations:.3g}", share, memory]
+        spread = f"{1e3 * middle:.1f} ({1e3 * min(each):.1f}-{1e3 * max(each):.1f})"
+        rate = f"{size.batch * length / middle:,.0f}"
+        cells = [spread, rate, f"{operations:.3g}", share, memory[variant]]
         lines.append(f"| {name}, {variant} | {' | '.join(cells)} |")
     return lines
 
@@ -157,7 +160,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, help="10^12 operations a second of the device")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if args.gpu and not torch.cuda.is_available():
         parser.error("--gpu: torch finds no CUDA device")
@@ -173,7 +176,7 @@ def main() -> None:
         for name, size in (REAL if args.gpu else TINY).items():
             given = getattr(args, name)
             model = given or make(size, Path(root) / name, fabric.device)
-            print("\n".join(row(name, model, size, fabric, args)), flush=True)
+            print("\n".join(rows(name, model, size, fabric, args)), flush=True)
 
 
 if __name__ == "__main__":
