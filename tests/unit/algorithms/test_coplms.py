@@ -13,6 +13,7 @@ from mlecs_lightning.algorithms import CoPLMs
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import Message, RoundContext
 from mlecs_lightning.functional import distillation_loss
+from mlecs_lightning.modules.pocket import POCKETS, make_pocket
 from mlecs_lightning.settings import BackboneSettings
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
@@ -119,11 +120,14 @@ def test_resumed_is_bit_equal(tiny: SimpleNamespace, store: str, tmp_path: Path)
     assert all(torch.equal(t, again["server"]["model"][k]) for k, t in whole.items())
 
 
-def test_another_vocabulary_is_named(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_another_vocabulary_is_named(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = tiny.parties()
-    from mlecs_lightning.modules.pocket import make_pocket
-
-    other = make_pocket("pocket/slm", [("a b", "c d e")], ["say"])
+    with monkeypatch.context() as patch:
+        patch.setenv("MLECS_CACHE", str(tmp_path))
+        patch.setitem(POCKETS, "pocket/slm", replace(POCKETS["pocket/slm"], steps=1))
+        other = make_pocket("pocket/slm", [("a b", "c d e")], ["say"])
     server = replace(settings.server, backbone=BackboneSettings(str(other)))
     with pytest.raises(ConfigurationError, match=r"server.backbone.model has another vocabulary"):
         tiny.build(CoPLMs(), replace(settings, server=server))
