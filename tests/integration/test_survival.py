@@ -111,7 +111,7 @@ def kill_at(start: Start, root: Path, moment: float) -> None:
         kill_at(start, root, 0.8 * moment)
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_in_the_same_bits(
     start: Start, unbroken: tuple[str, float], tmp_path: Path, number: int
 ) -> None:

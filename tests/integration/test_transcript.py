@@ -23,6 +23,8 @@ SECTION = (
     .split("\n## ")[0]
 )
 COMMANDS = [shlex.split(line) for line in re.findall(r"^python (.*)$", SECTION, re.MULTILINE)]
+# Most of a minute; test_manifest.py takes the same way with files of its own.
+pytestmark = pytest.mark.slow
 KINDS = {".csv", ".wav", ".png", ".npy", ".txt", ".mp4"}
 
 
