@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -176,6 +176,7 @@ def test_a_direction_that_is_not_named_stays_as_it_is() -> None:
 
 
 @settings(max_examples=12, deadline=None)
+@example(fraction=1.0, bits=8, block=1, scales=[0.0, 1.0])
 @given(
     fraction=st.floats(0.02, 1.0),
     bits=st.sampled_from(BITS),
@@ -194,7 +195,8 @@ def test_a_receiver_that_is_told_again_and_again_gets_there(
         way: dict[str, Any] = {"direction": "downlink", "known": known, **ABOUT}
         parcel = channel.pack(Message(target), schema, **way)
         known = dict(channel.receive(parcel.data, schema, **way).message.tensors)
-        if all(torch.equal(known[k], target[k]) for k in known):
+        # Not an earlier target: some, all zeros for one, are reached at once.
+        if all(torch.equal(known[k], targets[-1][k]) for k in known):
             break
     for name, tensor in targets[-1].items():
         torch.testing.assert_close(known[name], tensor, rtol=1e-3, atol=1e-3 * (1 + scales[-1]))
