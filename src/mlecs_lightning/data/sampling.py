@@ -114,10 +114,7 @@ class SeededLoader:
             start: Leave out so many at the beginning, which a resumed pass has seen.
         """
         batches = [b[self._rank :: self._size] for b in self._draw(steps, seed)[start:]]
-        if not self._num_workers:
-            # All that a `DataLoader` would add is its start, which a short pass can feel.
-            yield from map(self.table.__getitems__, batches)
-        elif batches:
+        if batches:
             yield from DataLoader(
                 self.table,
                 batch_sampler=batches,
