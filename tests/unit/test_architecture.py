@@ -19,6 +19,7 @@ RANK = {
     "types": 0,
     "errors": -2,
     "class_paths": -1,
+    "files": -1,
     "settings": 0,
     "functional": 1,
     "nn": 2,
