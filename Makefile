@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check bench bench-loop bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow test-lowest test-newest check bench bench-loop bench-quality bench-quality-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -26,10 +26,16 @@ test: $(STAMP) ## Run the tests, without those marked slow
 test-slow: $(STAMP) ## Run the tests marked slow
 	$(PYTEST) -m slow
 
-check: $(STAMP) ## Lint, formatting and types
+test-lowest: .lowest-venv/.installed ## Run the tests with the lowest versions that pyproject.toml admits
+test-newest: .newest-venv/.installed ## Run the tests with the newest versions that pyproject.toml admits
+test-lowest test-newest: test-%:
+	OMP_NUM_THREADS=1 .$*-venv/bin/python -m pytest -n 2 --dist worksteal
+
+check: $(STAMP) ## Lint, formatting, types and declared dependencies
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m deptry src
 
 bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (75 min); fills docs/results.md
 	$(PY) -m benchmarks.all --write docs/results.md
@@ -57,6 +63,18 @@ PIP := $(PY) -m pip --require-virtualenv
 $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install pip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -c constraints.txt -e '.[dev,bertscore,video]'
+	touch $@
+
+# uv finds the versions, pip installs them: it takes a build of torch for the CPU where one is at hand, and
+# torch stays at the version of constraints.txt, since each other one is a download of gigabytes.
+.lowest-venv/.installed: RESOLUTION := lowest-direct
+.newest-venv/.installed: RESOLUTION := highest
+.lowest-venv/.installed .newest-venv/.installed: .%-venv/.installed: pyproject.toml constraints.txt | $(STAMP)
+	$(PYTHON) -m venv --clear .$*-venv
+	grep '^torch==' constraints.txt > .$*-venv/torch.txt
+	$(PY) -m uv pip compile --quiet --resolution $(RESOLUTION) --python $(PY) -c .$*-venv/torch.txt \
+		--extra dev --extra bertscore --extra video pyproject.toml -o .$*-venv/versions.txt
+	.$*-venv/bin/python -m pip --require-virtualenv install -c .$*-venv/versions.txt -e '.[dev,bertscore,video]'
 	touch $@
 
 $(BENCH_STAMP): benchmarks/peers/requirements.txt pyproject.toml

@@ -13,7 +13,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-__all__ = ["Ranks", "make_fabric", "processes", "spread"]
+from mlecs_lightning.errors import ConfigurationError
+
+__all__ = ["Ranks", "check_precision", "make_fabric", "processes", "spread"]
 
 T = TypeVar("T")
 
@@ -79,13 +81,12 @@ def make_fabric(**options: Any) -> Fabric:
         **options: Those of `Fabric`, all of accelerator, devices, num_nodes and strategy.
 
     Raises:
+        ConfigurationError: If the precision is not to be had.
         ValueError: If torchrun has started another number of processes.
     """
+    check_precision(options["precision"], options["accelerator"])
     elastic = TorchElasticEnvironment.detect()
-    on_cpu = options["accelerator"] == "cpu" or (
-        options["accelerator"] == "auto" and not torch.cuda.is_available()
-    )
-    if elastic and on_cpu and options["devices"] == "auto":
+    if elastic and _on_cpu(options["accelerator"]) and options["devices"] == "auto":
         # On the CPU Fabric takes auto for one process, however many torchrun has started.
         options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(**options)
@@ -97,6 +98,23 @@ def make_fabric(**options: Any) -> Fabric:
     if isinstance(fabric.strategy, DDPStrategy) and options["strategy"] in ("auto", "ddp"):
         return Fabric(**{**options, "strategy": "ddp_find_unused_parameters_true"})
     return fabric
+
+
+def check_precision(precision: object, accelerator: object) -> None:
+    """Refuse 16-mixed on a CPU: Lightning would take bf16-mixed for it, and results say otherwise.
+
+    Raises:
+        ConfigurationError: If ``precision`` is 16-mixed and the run is on a CPU.
+    """
+    if str(precision) in ("16", "16-mixed") and _on_cpu(accelerator):
+        raise ConfigurationError(
+            f"trainer.precision is {precision}, which needs a GPU, and this run is on a CPU; "
+            "use bf16-mixed or 32-true"
+        )
+
+
+def _on_cpu(accelerator: object) -> bool:
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def processes(fabric: Fabric) -> int:

@@ -89,7 +89,7 @@ class FederatedTrainer:
             devices: As in Fabric.
             num_nodes: As in Fabric.
             strategy: As in Fabric.
-            precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+            precision: ``32-true``, ``bf16-mixed`` or, on a GPU, ``16-mixed``.
             gradient_clip_val: Largest gradient norm of a step; 1.0 in the reference configuration.
             check_val_every_n_rounds: Validate after every n-th round; 0 never.
             limit_train_batches: Most batches of a training pass.

@@ -31,6 +31,7 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.distributed import check_precision
 from mlecs_lightning.federated.federation import build_server
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
@@ -172,6 +173,7 @@ class ServerWarmup:
 
     def _build_trainer(self, steps: int, ctx: RoundContext) -> L.Trainer:
         options = {**self._options, "max_steps": steps, "use_distributed_sampler": False}
+        check_precision(options.get("precision"), options["accelerator"])
         elastic = TorchElasticEnvironment.detect()
         if elastic and options["devices"] == "auto" and options["accelerator"] in ("auto", "cpu"):
             # On the CPU Lightning takes auto for one process, however many torchrun has started.
