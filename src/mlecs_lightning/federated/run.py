@@ -16,6 +16,7 @@ from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel, Ledger
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
+    client_state,
     prune_checkpoints,
     save_checkpoint,
 )
@@ -26,7 +27,7 @@ from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.output import RunFolder, communication
 from mlecs_lightning.federated.stream import Stream
 
-__all__ = ["Outcome", "Run", "client_state"]
+__all__ = ["Outcome", "Run"]
 
 
 class Outcome(NamedTuple):
@@ -175,15 +176,15 @@ class Run:
             }
         )
 
-    def restore(self, state: Mapping[str, Any], *, folder: Path) -> None:
+    def restore(self, state: Mapping[str, Any], *, path: Path) -> None:
         """Go on from a checkpoint.
 
         Args:
             state: What `load_checkpoint` returned.
-            folder: Where the checkpoint is; files of clients that it names are beside it.
+            path: Where the checkpoint is; files of clients that it names are beside it.
 
         Raises:
-            CheckpointError: If it does not fit the federation.
+            CheckpointError: If it does not fit the federation, or a file that it names is damaged.
         """
         federation = self.federation
         unlike = sorted(set(state["names"]) ^ set(federation.clients))
@@ -194,12 +195,12 @@ class Run:
             federation.server.load_state_dict(state["server"])
             for client in federation.own:
                 if client in state["clients"]:
-                    saved = client_state(state["clients"][client], folder)
+                    saved = client_state(state["clients"][client], path)
                     federation.store.put(client, saved, round=int(state["round"]))
                 federation.edge(client)
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
-        except (KeyError, RuntimeError, ValueError, OSError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"ckpt_path: the checkpoint is of other models: {error}"
             ) from error
@@ -257,16 +258,6 @@ class Run:
             for way in ("uplink", "downlink")
         }
         return {"codec": self.channel.codec.describe(), "reconstruction_error": lost}
-
-
-def client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:
-    """Return a state that the checkpoint holds, or that of the file it names."""
-    if isinstance(saved, dict):
-        return saved
-    state: dict[str, Any] = torch.load(
-        folder / "clients" / saved, weights_only=True, map_location="cpu"
-    )
-    return state
 
 
 def _as_tensor(data: bytes) -> torch.Tensor:

@@ -30,6 +30,7 @@ from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
+from mlecs_lightning.files import remove_leftovers
 
 __all__ = ["FederatedTrainer", "Precision"]
 
@@ -320,10 +321,10 @@ class FederatedTrainer:
         Only training writes log and configuration: an evaluation leaves those of its run alone.
         """
         place = self._place(algorithm, data)
-        checkpoint, version, folder = None, None, Path()
+        checkpoint, version, path = None, None, Path()
         if ckpt_path is not None or not training:
             path, version = place.find(ckpt_path)
-            checkpoint, folder = load_checkpoint(path), path.parent
+            checkpoint = load_checkpoint(path)
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
@@ -353,6 +354,8 @@ class FederatedTrainer:
         if training and checkpoint is None and self._warmup is not None:
             server = federation.server
             load_warmup(Path(self._warmup), server.module, server.optimizer)
+        if training and version and not ranks.rank:  # the others wait in `place.open`
+            remove_leftovers(place.root / place.name / version)
         if ranks.rank:
             self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
         run_folder = place.open(ranks, version=version, logger=training and self._logger)
@@ -381,7 +384,7 @@ class FederatedTrainer:
         )
         if checkpoint is not None:
             try:
-                run.restore(checkpoint, folder=folder)
+                run.restore(checkpoint, path=path)
             except CheckpointError:
                 run_folder.discard()
                 raise

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from mlecs_lightning.data import FederatedDataModule, SeededLoader
 from mlecs_lightning.data.sampling import sequential_loader, whole_batch
+from mlecs_lightning.digests import write_checked
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import FederationSettings
@@ -225,7 +226,7 @@ class _AsInFederation(L.Callback):
         if self._config and folder and trainer.loggers and trainer.is_global_zero:
             Path(folder).mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(dict(self._config), sort_keys=False)
-            (Path(folder) / "config.yaml").write_text(text)
+            write_checked(Path(folder) / "config.yaml", text)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed as the federated loop does; ranks draw different dropout masks for their parts."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.files import DamagedFileError, load_tensors
 from mlecs_lightning.modules import ServerModule
 
 __all__ = ["load_warmup", "read_warmup"]
@@ -67,9 +67,9 @@ def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]
     if not path.is_file():
         raise CheckpointError(f"{name}: there is no such file")
     try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise CheckpointError(f"{name}: cannot be read: {error}") from error
+        saved: dict[str, Any] = load_tensors(path)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{key}: {error}") from error
     settings = saved.get("hyper_parameters", {}) if isinstance(saved, dict) else {}
     if not {"settings", "hosted", "modalities"} <= settings.keys() or "state_dict" not in saved:
         raise CheckpointError(f"{name}: this is no checkpoint that `warmup` wrote")
