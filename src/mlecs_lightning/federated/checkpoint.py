@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlecs_lightning.federated.differences import differences
 from mlecs_lightning.files import DamagedFileError, check_tensors, load_tensors, save_tensors
 
 __all__ = [
@@ -245,12 +246,10 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """
     if not saved or not present:
         return  # a trainer that was used from Python without a configuration
-    old, new = _flat(saved), _flat(present)
     faults = [
-        f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        fault
+        for key, fault in differences(saved, present).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
     ]
     if faults:
         raise CheckpointError(
@@ -262,13 +261,3 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
                 ]
             )
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,10 +25,13 @@ from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import Fault, FaultLog
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.messages import Message
+from mlecs_lightning.federated.optimization import origin
 from mlecs_lightning.federated.output import RunFolder, communication
 from mlecs_lightning.federated.stream import Stream
 
 __all__ = ["Outcome", "Run"]
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -64,6 +68,7 @@ class Run:
         next_round: The round to go on with.
         before: Seconds spent by the processes that this one goes on from.
         restored: Whether it goes on from a checkpoint.
+        changed: What it goes on with otherwise than the checkpoint, for each party.
     """
 
     algorithm: Algorithm
@@ -85,6 +90,7 @@ class Run:
     next_round: int = 0
     before: float = 0.0
     restored: bool = False
+    changed: dict[str, list[str]] = field(default_factory=dict)
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     @property
@@ -192,12 +198,15 @@ class Run:
             raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
         partial = state.get("partial")
         try:
-            federation.server.load_state_dict(state["server"])
+            server = state["server"]
+            federation.server.load_state_dict(server | origin(state, "server", server))
+            self.changed["server"] = federation.server.changed
             for client in federation.own:
                 if client in state["clients"]:
                     saved = client_state(state["clients"][client], path)
+                    saved |= origin(state, client, saved)
                     federation.store.put(client, saved, round=int(state["round"]))
-                federation.edge(client)
+                self.changed[client] = federation.edge(client).changed
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -213,6 +222,15 @@ class Run:
         self.folder.log(self.warmup, step=0)
         for row in self.history:
             self.folder.log(row, step=int(row["round"]) + 1)
+
+    def tell_changes(self) -> None:
+        """Say in one line each what the parties go on with otherwise, those alike together."""
+        alike: dict[str, list[str]] = {}
+        for party, changes in self.changed.items():
+            alike.setdefault("; ".join(changes), []).append(party)
+        for said, parties in alike.items():
+            if said:
+                log.warning("ckpt_path: %s: %s", ", ".join(parties), said)
 
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:

@@ -27,6 +27,7 @@ from mlecs_lightning.federated.place import RunPlace
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.saved import SavedModels
+from mlecs_lightning.federated.schedules import check_schedules
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
@@ -203,6 +204,7 @@ class FederatedTrainer:
         )
         try:
             if run.restored:
+                run.tell_changes()
                 self._call("on_resume", history=tuple(run.history))
             with StopSignals() as stop:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop))
@@ -328,6 +330,8 @@ class FederatedTrainer:
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
+        if training:
+            check_schedules(parties, rounds=self.max_rounds, fraction=self._loop.client_fraction)
         if self._loop.min_clients > len(parties.profiles):
             raise ConfigurationError(
                 f"trainer.min_clients is {self._loop.min_clients}, there are "

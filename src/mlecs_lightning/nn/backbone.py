@@ -73,9 +73,10 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
     options = _quantized(settings)
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
+    causal: Any = AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = causal.from_pretrained(
             settings.model, dtype=settings.dtype, output_loading_info=True, **where, **options
         )
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random
@@ -84,7 +85,7 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
         raise
     except Exception as error:  # json, safetensors, tokenizers and pickle have their own
         raise ConfigurationError(_why_not(settings, error)) from error
-    model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False).eval()
     fuse_activations(model)
     return model, tokenizer
 

@@ -1,0 +1,74 @@
+"""Whether the schedulers of the learning rate reach to the last round of a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import torch
+
+from mlecs_lightning.class_paths import build_class
+from mlecs_lightning.errors import FaultList
+from mlecs_lightning.federated.participation import sample_clients
+from mlecs_lightning.federated.parties import Parties
+from mlecs_lightning.settings import ModelSettings
+
+__all__ = ["check_schedules"]
+
+
+def check_schedules(parties: Parties, *, rounds: int, fraction: float) -> None:
+    """Step the scheduler of every party as often as the run will.
+
+    Some know how many steps they take, `OneCycleLR` for one, and refuse another: in the middle of a
+    run, if nobody asks before.
+
+    Args:
+        parties: Their settings.
+        rounds: ``trainer.max_rounds``.
+        fraction: ``trainer.client_fraction``: clients step in the rounds that they are drawn for.
+
+    Raises:
+        ConfigurationError: If one ends before; it names all of them.
+    """
+    asked = [("server", parties.server, rounds)]
+    if any(model.lr_scheduler for model in parties.models.values()):
+        names = tuple(parties.profiles)
+        drawn = Counter(
+            client
+            for number in range(rounds)
+            for client in sample_clients(names, fraction, seed=parties.seed, round=number)
+        )
+        asked += [(f"clients.{name}", parties.models[name], drawn[name]) for name in names]
+    faults, known = FaultList(), set[str]()
+    for key, settings, steps in asked:
+        if (same := f"{settings.optimizer} {settings.lr_scheduler} {steps}") not in known:
+            known.add(same)
+            with faults.collecting():
+                if fault := _fault(settings, steps, key=key):
+                    faults.append(f"{fault}; trainer.max_rounds is {rounds}")
+    faults.raise_any()
+
+
+def _fault(settings: ModelSettings, steps: int, *, key: str) -> str | None:
+    """Say that a scheduler takes fewer steps, ``None`` if it does not."""
+    if settings.lr_scheduler is None:
+        return None
+    parameter = torch.nn.Parameter(torch.zeros(1, 1))
+    home, key = "torch.optim", f"{key}.lr_scheduler"
+    optimizer = build_class(settings.optimizer, [parameter], home=home, key=key)
+    scheduler = build_class(
+        settings.lr_scheduler, optimizer, home="torch.optim.lr_scheduler", key=key
+    )
+    for taken in range(steps):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the optimiser has not stepped
+                scheduler.step()
+        except ValueError as error:
+            given = settings.lr_scheduler.get("init_args") or {}
+            options = ", ".join(f"{k} {v}" for k, v in given.items() if v is not None)
+            return (
+                f"{key}: {settings.lr_scheduler['class_path']} ({options}) ends after {taken} "
+                f"rounds, and the party takes part in {steps}: {error}"
+            )
+    return None
