@@ -97,7 +97,9 @@ def check_folder(folder: Path, *, below: str = "") -> None:
             try:
                 digest = sha256_of(folder / name)
             except OSError as error:
-                raise DamagedFileError(f"{str(folder / name)!r} cannot be read: {error}") from error
+                raise DamagedFileError(
+                    f"{str(folder / name)!r}, named in {SUMS}, cannot be read: {error}"
+                ) from error
             _compare(folder, name, digest)
 
 
