@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,21 @@ def prune_checkpoints(
     return sorted(keep)
 
 
-def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_config(
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    same: Callable[[object, object], bool] = operator.eq,
+) -> None:
     """Refuse to go on with another configuration than that of the checkpoint.
 
     Options that change nothing of what is computed may differ: where, on how many devices, how
     long, what is shown.
+
+    Args:
+        saved: The configuration in the checkpoint.
+        present: That of this run.
+        same: Whether two values mean the same.
 
     Raises:
         CheckpointError: If anything else differs; it names every key with both values.
@@ -248,7 +259,7 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         return  # a trainer that was used from Python without a configuration
     faults = [
         fault
-        for key, fault in differences(saved, present).items()
+        for key, fault in differences(saved, present, same=same).items()
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
     ]
     if faults:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 __all__ = ["alike", "differences"]
 
 
-def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
+def differences(
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    same: Callable[[object, object], bool] = operator.eq,
+) -> dict[str, str]:
     """Return for each key that differs, joined by dots, a line with both values.
 
     A key that is missing is as good as ``None``: nobody's choice.
@@ -18,7 +24,7 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[st
     return {
         key: f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if not same(old.get(key), new.get(key))
     }
 
 

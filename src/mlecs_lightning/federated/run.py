@@ -17,10 +17,12 @@ from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel, Ledger
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
+    check_config,
     client_state,
     prune_checkpoints,
     save_checkpoint,
 )
+from mlecs_lightning.federated.differences import alike
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import Fault, FaultLog
 from mlecs_lightning.federated.federation import Federation
@@ -182,6 +184,17 @@ class Run:
             }
         )
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of other settings, where no configuration tells.
+
+        In Python nothing but the parts of a run say what they are.
+
+        Raises:
+            CheckpointError: If seed, precision, classes or a party's settings differ.
+        """
+        if "about" in state and not (self.config and state["config"]):
+            check_config(_told(state["about"]), _told(self._about()), same=alike)
+
     def restore(self, state: Mapping[str, Any], *, path: Path) -> None:
         """Go on from a checkpoint.
 
@@ -276,6 +289,16 @@ class Run:
             for way in ("uplink", "downlink")
         }
         return {"codec": self.channel.codec.describe(), "reconstruction_error": lost}
+
+
+def _told(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run says of itself, party by party."""
+    models = about["models"]
+    clients = {
+        name: models["architectures"][int(number)] for name, number in models["clients"].items()
+    }
+    plain = {key: about[key] for key in ("algorithm", "data", "seed", "precision")}
+    return plain | {"server": models["server"]["settings"], "clients": clients}
 
 
 def _as_tensor(data: bytes) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Whether the schedulers of the learning rate reach to the last round of a run."""
+"""Whether the parties can go through all rounds of a run."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ from collections import Counter
 import torch
 
 from mlecs_lightning.class_paths import build_class
-from mlecs_lightning.errors import FaultList
-from mlecs_lightning.federated.participation import sample_clients
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.federated.participation import LoopSettings, sample_clients
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.settings import ModelSettings
 
-__all__ = ["check_schedules"]
+__all__ = ["check_rounds"]
 
 
-def check_schedules(parties: Parties, *, rounds: int, fraction: float) -> None:
-    """Step the scheduler of every party as often as the run will.
+def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
+    """Count the clients, and step the scheduler of every party as often as the run will.
 
     Some know how many steps they take, `OneCycleLR` for one, and refuse another: in the middle of a
     run, if nobody asks before.
 
     Args:
         parties: Their settings.
-        rounds: ``trainer.max_rounds``.
-        fraction: ``trainer.client_fraction``: clients step in the rounds that they are drawn for.
+        loop: Says how many clients there must be, and which are drawn for a round: their
+            schedulers step in these alone.
+        rounds: ``trainer.max_rounds``; 0 for an evaluation.
 
     Raises:
-        ConfigurationError: If one ends before; it names all of them.
+        ConfigurationError: If there are too few clients, or a scheduler ends before the run; it
+            names all that do.
     """
+    if loop.min_clients > len(parties.profiles):
+        raise ConfigurationError(
+            f"trainer.min_clients is {loop.min_clients}, there are {len(parties.profiles)} clients"
+        )
     asked = [("server", parties.server, rounds)]
     if any(model.lr_scheduler for model in parties.models.values()):
         names = tuple(parties.profiles)
         drawn = Counter(
             client
             for number in range(rounds)
-            for client in sample_clients(names, fraction, seed=parties.seed, round=number)
+            for client in sample_clients(
+                names, loop.client_fraction, seed=parties.seed, round=number
+            )
         )
         asked += [(f"clients.{name}", parties.models[name], drawn[name]) for name in names]
     faults, known = FaultList(), set[str]()

@@ -27,7 +27,7 @@ from mlecs_lightning.federated.place import RunPlace
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.saved import SavedModels
-from mlecs_lightning.federated.schedules import check_schedules
+from mlecs_lightning.federated.schedules import check_rounds
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
@@ -330,13 +330,7 @@ class FederatedTrainer:
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
-        if training:
-            check_schedules(parties, rounds=self.max_rounds, fraction=self._loop.client_fraction)
-        if self._loop.min_clients > len(parties.profiles):
-            raise ConfigurationError(
-                f"trainer.min_clients is {self._loop.min_clients}, there are "
-                f"{len(parties.profiles)} clients"
-            )
+        check_rounds(parties, self._loop, rounds=self.max_rounds if training else 0)
         # Before the launch: ranks that leave a rendezvous at once leave others waiting in it.
         if data.batch_size < processes(self._fabric):
             raise ConfigurationError(
@@ -348,11 +342,7 @@ class FederatedTrainer:
         # Early: that a model of BERTScore is missing must not come out at the end.
         tester = self._evaluator(data, self._limit_test)
         federation = Federation(
-            parties,
-            data,
-            fabric=self._fabric,
-            gradient_clip_val=self._clip,
-            algorithm=algorithm,
+            parties, data, fabric=self._fabric, gradient_clip_val=self._clip, algorithm=algorithm
         )
         federation.prepare(algorithm, coded=self._channel.codec is not None)
         if training and checkpoint is None and self._warmup is not None:
@@ -388,6 +378,8 @@ class FederatedTrainer:
         )
         if checkpoint is not None:
             try:
+                if training and not self._any_config:
+                    run.check(checkpoint)
                 run.restore(checkpoint, path=path)
             except CheckpointError:
                 run_folder.discard()
