@@ -48,6 +48,7 @@ from mlecs_lightning.federated.clients import client_settings
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.party_faults import party_faults
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
+from mlecs_lightning.files import DamagedFileError, FullDiskError
 from mlecs_lightning.report import check_data, print_summary
 from mlecs_lightning.settings import ModelSettings, override
 
@@ -351,6 +352,8 @@ def main(args: list[str] | None = None) -> int:
         CheckpointError,
         ChannelError,
         ClientsFailedError,
+        DamagedFileError,
+        FullDiskError,
         NonFiniteError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from mlecs_lightning.digests import read_checked
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.clients import are_drawn
+from mlecs_lightning.files import DamagedFileError
 
 __all__ = ["with_merged_clients"]
+
+log = logging.getLogger(__name__)
 
 
 def with_merged_clients(args: list[str]) -> list[str]:
@@ -62,9 +67,14 @@ def _read(file: str) -> dict[str, Any]:
     """Read a configuration file; empty if there is none, as the parser will say."""
     key = f"--config {file}"
     try:
-        text = Path(file).read_text()
+        read_checked(Path(file))
     except OSError:
         return {}
+    except DamagedFileError:
+        # That of an old run, edited for a new one: allowed, but not in silence.
+        log.warning("%s is not what its run wrote: it is taken as it stands now", key)
+    try:
+        text = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{key}: no text in UTF-8: {error}") from error
     values = _yaml(text, key=key)

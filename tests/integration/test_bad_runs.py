@@ -144,8 +144,6 @@ def test_a_damaged_checkpoint_is_refused(
     root = ("--trainer.default_root_dir", tmp_path / "runs")
     ran = mlecs("fit", "--config", tiny_yaml, *root, "--ckpt_path", path)
     assert (ran.code, ran.out) == (1, "")
-    assert (
-        missing(["ckpt_path: 'TMP/broken.ckpt' is no checkpoint, or is damaged"], ran.err, tmp_path)
-        == []
-    )
+    words = ["ckpt_path: 'TMP/broken.ckpt' is damaged", "no sound one beside it"]
+    assert missing(words, ran.err, tmp_path) == []
     assert not (tmp_path / "runs").exists()

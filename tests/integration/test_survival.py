@@ -128,12 +128,14 @@ def test_a_run_killed_while_it_writes_a_checkpoint_loses_that_one_alone(
 ) -> None:
     expected, _ = unbroken
     process = start(tmp_path)
-    staging = tmp_path / "tiny" / "version_0" / "checkpoints" / f"round={round:04d}.tmp"
+    folder = tmp_path / "tiny" / "version_0" / "checkpoints"
+    staging = f".round={round:04d}.ckpt-*.tmp"
     deadline = time.monotonic() + 60
-    while not staging.exists() and process.is_alive() and time.monotonic() < deadline:
+    while not list(folder.glob(staging)) and process.is_alive() and time.monotonic() < deadline:
         pass  # a sleep would miss the few milliseconds
     assert kill(process)
     check_killed(start, tmp_path, expected)
+    assert list(tmp_path.rglob("*.tmp")) == []
 
 
 def test_a_run_that_is_killed_again_and_again_gets_there(

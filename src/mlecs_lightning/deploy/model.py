@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.data.manifest_shapes import DecodeError
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.deploy.folder import BACKBONE, CONFIG, FORMAT_VERSION, WEIGHTS
+from mlecs_lightning.digests import check_folder, load_safetensors, read_checked
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.files import DamagedFileError
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.nn import extractors as extractor_classes
@@ -180,6 +181,7 @@ def load_exported(
     Raises:
         ConfigurationError: If the folder is none that ``export`` wrote, is of another version, a
             file of it does not fit, or the language model cannot be loaded.
+        DamagedFileError: If a file of it is not what ``export`` wrote.
 
     Example:
         >>> from mlecs_lightning import load_exported  # doctest: +SKIP
@@ -193,6 +195,7 @@ def load_exported(
         named = replace(settings.backbone, model=str(backbone), revision=None)
         settings = replace(settings, backbone=replace(named, local_files_only=False))
     elif config["backbone"]["source"] == "included":
+        check_folder(folder, below=f"{BACKBONE}/")
         path = str((folder / BACKBONE).resolve())
         settings = replace(settings, backbone=replace(settings.backbone, model=path))
     if not trust_extractors:
@@ -204,6 +207,8 @@ def load_exported(
     module = EdgeModule(settings, {n: p.declared.spec for n, p in preparations.items()})
     try:
         module.load_trainable_state(_read_state(folder, tower=module.first))
+    except DamagedFileError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise ConfigurationError(f"{str(folder)!r}: the weights do not fit: {error}") from error
     return ExportedModel(module.to(device), preparations, config)
@@ -211,8 +216,10 @@ def load_exported(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(read_checked(path))
         found = config["format_version"]
+    except DamagedFileError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{str(path.parent)!r} is no folder that `export` wrote: {path.name}: {error}"
@@ -244,8 +251,8 @@ def _check_extractors(settings: ModelSettings) -> None:
 
 def _read_state(folder: Path, *, tower: str) -> dict[str, torch.Tensor]:
     """Return the files' tensors under the names that the module has for them."""
-    own = load_file(folder / WEIGHTS)
-    adapter = load_file(folder / "adapter_model.safetensors")
+    own = load_safetensors(folder / WEIGHTS)
+    adapter = load_safetensors(folder / "adapter_model.safetensors")
     return {
         name if name.startswith("extractors.") else f"towers.{tower}.{name}": tensor
         for name, tensor in own.items()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mlecs_lightning.federated.state import write_atomically
+from mlecs_lightning.federated.differences import differences
+from mlecs_lightning.files import DamagedFileError, check_tensors, load_tensors, save_tensors
 
 __all__ = [
     "FORMAT_VERSION",
     "CheckpointError",
     "check_config",
     "checkpoint_of",
+    "client_state",
     "find_checkpoint",
     "load_checkpoint",
     "prune_checkpoints",
@@ -48,7 +49,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of a round: to a temporary name, synced, then renamed.
 
-    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file.
+    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file, which the
+    run that goes on removes.
 
     Args:
         folder: The run's ``checkpoints`` folder; made if missing.
@@ -62,7 +64,7 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"round={round:04d}.ckpt" if complete else f"round={round:04d}-partial.ckpt")
-    write_atomically(path, {"format_version": FORMAT_VERSION, "round": round, **state})
+    save_tensors(path, {"format_version": FORMAT_VERSION, "round": round, **state})
     if complete:
         for partial in folder.glob("round=*-partial.ckpt"):
             partial.unlink()
@@ -73,16 +75,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, weights only: nothing in the file is executed.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable or of another format version.
+        CheckpointError: If the file is missing, unreadable or of another format version; if it is
+            damaged, it names the newest sound one beside it.
     """
     if not path.is_file():
         raise CheckpointError(f"ckpt_path: no file {str(path)!r}")
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise CheckpointError(
-            f"ckpt_path: {str(path)!r} is no checkpoint, or is damaged: {error}"
-        ) from error
+        state: dict[str, Any] = load_tensors(path)
+    except DamagedFileError as error:
+        raise damaged_checkpoint(path, error) from error
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -90,6 +91,49 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}"
         )
     return state
+
+
+def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any]:
+    """Return a client's state that a checkpoint holds, or that of the file it names.
+
+    Raises:
+        CheckpointError: If the file is damaged or gone; it names the newest sound checkpoint.
+    """
+    if isinstance(saved, dict):
+        return saved
+    try:
+        state: dict[str, Any] = load_tensors(checkpoint.parent / "clients" / saved)
+    except (OSError, DamagedFileError) as error:
+        raise damaged_checkpoint(checkpoint, error) from error
+    return state
+
+
+def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
+    """Return what is wrong with a checkpoint, and which other one of its folder to go on from."""
+    complete, partial = _rounds(path.parent)
+    found = sorted(
+        [(r, True, p) for r, p in complete.items()] + [(r, False, p) for r, p in partial.items()],
+        reverse=True,
+    )
+    sound = next((p for *_, p in found if p.name != path.name and _is_sound(p)), None)
+    remedy = (
+        "there is no sound one beside it: begin anew, without --ckpt_path"
+        if sound is None
+        else f"the newest sound one beside it is --ckpt_path {sound}"
+    )
+    return CheckpointError(f"ckpt_path: {error}\n  {remedy}")
+
+
+def _is_sound(path: Path) -> bool:
+    """Return whether a checkpoint and all files that it names can be read."""
+    try:
+        clients = load_tensors(path).get("clients", {})
+        for saved in clients.values():
+            if isinstance(saved, str):
+                check_tensors(path.parent / "clients" / saved)
+    except (AttributeError, OSError, DamagedFileError):
+        return False
+    return True
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -192,23 +236,31 @@ def prune_checkpoints(
     return sorted(keep)
 
 
-def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_config(
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    same: Callable[[object, object], bool] = operator.eq,
+) -> None:
     """Refuse to go on with another configuration than that of the checkpoint.
 
     Options that change nothing of what is computed may differ: where, on how many devices, how
     long, what is shown.
+
+    Args:
+        saved: The configuration in the checkpoint.
+        present: That of this run.
+        same: Whether two values mean the same.
 
     Raises:
         CheckpointError: If anything else differs; it names every key with both values.
     """
     if not saved or not present:
         return  # a trainer that was used from Python without a configuration
-    old, new = _flat(saved), _flat(present)
     faults = [
-        f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        fault
+        for key, fault in differences(saved, present, same=same).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
     ]
     if faults:
         raise CheckpointError(
@@ -220,13 +272,3 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
                 ]
             )
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.deploy import Provenance, write_export
+from mlecs_lightning.digests import read_checked
 from mlecs_lightning.federated.checkpoint import checkpoint_of
 from mlecs_lightning.federated.saved import SavedModels
 
 __all__ = ["export_run"]
+
+log = logging.getLogger(__name__)
 
 
 def export_run(
@@ -76,7 +80,10 @@ def _summary(checkpoint: Path, *, rounds: int) -> Mapping[str, Any]:
     """Return the scores of the run; nothing if they are of another round than the checkpoint."""
     path = checkpoint.parents[1] / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        summary: dict[str, Any] = json.loads(read_checked(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("the model card tells no scores: %s", error)
         return {}
     return summary if summary.get("rounds") == rounds else {}

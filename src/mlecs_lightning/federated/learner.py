@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -12,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from mlecs_lightning.federated.optimization import Optimization
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective, ServerModule
 from mlecs_lightning.types import Batch
 
@@ -48,6 +48,7 @@ class Learner(Generic[M]):
         module: The module itself.
         stage: The pass under way, or the last one; for error messages.
         before_step: Called before every optimiser step; may raise to stop the pass there.
+        changed: What the state loaded last was trained with otherwise.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Learner(Generic[M]):
                 lives on one rank, so they are moved to the device but not wrapped.
         """
         self.name, self.module, self._fabric = name, module, fabric
-        self.stage = ""
+        self.stage, self.changed = "", list[str]()
         self.before_step: Callable[[], None] = _go_on
         self._clip = gradient_clip_val or 0.0
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
@@ -76,7 +77,9 @@ class Learner(Generic[M]):
         else:
             module.to(fabric.device)
             self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
-        self._scheduler = module.configure_lr_scheduler(optimizer)
+        self._optimization = Optimization(
+            module.settings, self.optimizer, module.configure_lr_scheduler(optimizer)
+        )
         module.train()
 
     def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
@@ -156,11 +159,7 @@ class Learner(Generic[M]):
 
     def end_round(self) -> None:
         """Let the learning rate go on to its value of the next round."""
-        if self._scheduler is not None:
-            with warnings.catch_warnings():
-                # A round may have no step, under a limit of 0 or as one's own objective wants it.
-                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-                self._scheduler.step()
+        self._optimization.end_round()
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch]) -> float:
@@ -204,18 +203,12 @@ class Learner(Generic[M]):
     def state_dict(self) -> dict[str, Any]:
         """Return trainable tensors and optimiser state, copied to the CPU."""
         model = {k: v.cpu() for k, v in self.module.trainable_state().items()}
-        state = {"model": model, "optimizer": _to_cpu(self.optimizer.state_dict())}
-        if self._scheduler is not None:
-            state["lr_scheduler"] = _to_cpu(self._scheduler.state_dict())
-        return state
+        return {"model": model, **self._optimization.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.module.load_trainable_state(state["model"])
-        # A copy: an optimiser goes on working in the very tensors that it is given.
-        self.optimizer.load_state_dict(_to_cpu(state["optimizer"]))
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(_to_cpu(state["lr_scheduler"]))
+        self.changed = self._optimization.load_state_dict(state)
 
 
 EdgeLearner = Learner[EdgeModule]
@@ -238,13 +231,3 @@ def _in_turns(
 
 def _go_on() -> None:
     """Stop nowhere."""
-
-
-def _to_cpu(value: Any) -> Any:  # noqa: ANN401 - a nested optimiser state
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, dict):
-        return {k: _to_cpu(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_to_cpu(v) for v in value]
-    return value

@@ -15,14 +15,26 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
+from mlecs_lightning.digests import (
+    forget_digest,
+    record_digest,
+    seal_folder,
+    write_checked,
+)
 from mlecs_lightning.federated.channel import Ledger
 from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.files import naming_full_disk, replacing_folder
+from mlecs_lightning.nn.backbone import Backbone
 
 __all__ = ["RunFolder", "communication"]
 
 
 class RunFolder:
-    """``<root>/<name>/version_k``: everything that a run leaves behind."""
+    """``<root>/<name>/version_k``: everything that a run leaves behind.
+
+    What is written once is written whole, with its digest (`digests`); metrics.csv, which grows
+    with every round, gets its own when the run ends.
+    """
 
     def __init__(
         self,
@@ -59,6 +71,8 @@ class RunFolder:
             if logger and writes
             else []
         )
+        if self.loggers:
+            forget_digest(self._metrics)
         with warnings.catch_warnings():
             # The folder holds other things than the log, and a resumed log is written anew from the
             # history.
@@ -72,9 +86,26 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def close(self, status: Literal["success", "failed"]) -> None:
-        """Let every logger write what it has kept back, and end its record."""
-        for logger in self.loggers:
-            logger.finalize(status)
+        """Let every logger write what it has kept back, and end its record.
+
+        Raises:
+            FullDiskError: If there is no room for that, unless the run has failed anyway.
+        """
+        # After a failure another one must not hide what it was.
+        hidden = contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext()
+        with hidden, self._room():
+            for logger in self.loggers:
+                logger.finalize(status)
+            if self.loggers and self._metrics.is_file():
+                record_digest(self._metrics)
+
+    def _room(self) -> contextlib.AbstractContextManager[None]:
+        """Name the folder where loggers find the disk full; how much they want is not known."""
+        return naming_full_disk(self._metrics, needed=lambda: 1)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.csv"
 
     def _next(self) -> int:
         taken = [int(p.name.rpartition("_")[2]) for p in self.root.glob("version_*")]
@@ -86,14 +117,19 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Hand metrics to every logger, with the round as step."""
-        for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=step)
-            logger.save()
+        """Hand metrics to every logger, with the round as step.
+
+        Raises:
+            FullDiskError: If there is no room for them.
+        """
+        with self._room():
+            for logger in self.loggers:
+                logger.log_metrics(dict(metrics), step=step)
+                logger.save()
 
     def _write(self, name: str, text: str) -> None:
         if self._writes:
-            (self.path / name).write_text(text)
+            write_checked(self.path / name, text)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration that reproduces the run; the user's own loggers get it, too."""
@@ -115,20 +151,21 @@ class RunFolder:
     def write_adapters(self, federation: Federation) -> None:
         """Write the adapters of own clients, and that of the server's LLM, in PEFT's format."""
         for client in federation.own:
-            lm = federation.edge(client).module.tower().backbone.lm
-            lm.save_pretrained(str(self.path / "adapters" / client), save_embedding_layers=False)
-            self._write_modules(federation, client)
-        if federation.ranks.rank:
-            return
-        lm = federation.server.module.tower().backbone.lm
-        lm.save_pretrained(str(self.path / "adapters" / "server"), save_embedding_layers=False)
+            self._write_adapter(client, federation.edge(client).module.tower().backbone)
+        if federation.ranks.rank == 0:
+            self._write_adapter("server", federation.server.module.tower().backbone)
 
-    def _write_modules(self, federation: Federation, client: str) -> None:
-        """Say which modules a sub-model has, beside its adapter, whose layers are cut to them."""
-        modular = federation.module(client).tower().backbone.modular
-        if modular is not None:
-            mask = {"modules": modular.shape[1], "mask": modular.mask.int().tolist()}
-            (self.path / "adapters" / client / "modules.json").write_text(json.dumps(mask) + "\n")
+    def _write_adapter(self, party: str, backbone: Backbone) -> None:
+        """Write a folder that travels: its digests are in it.
+
+        Beside the adapter of a sub-model, whose layers are cut, it says which modules that has.
+        """
+        with replacing_folder(self.path / "adapters" / party, over=True) as folder:
+            backbone.lm.save_pretrained(str(folder), save_embedding_layers=False)
+            if party != "server" and (modular := backbone.modular) is not None:
+                mask = {"modules": modular.shape[1], "mask": modular.mask.int().tolist()}
+                (folder / "modules.json").write_text(json.dumps(mask) + "\n")
+            seal_folder(folder)
 
 
 def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,17 +17,23 @@ from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel, Ledger
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
+    check_config,
+    client_state,
     prune_checkpoints,
     save_checkpoint,
 )
+from mlecs_lightning.federated.differences import alike
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import Fault, FaultLog
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.messages import Message
+from mlecs_lightning.federated.optimization import origin
 from mlecs_lightning.federated.output import RunFolder, communication
 from mlecs_lightning.federated.stream import Stream
 
-__all__ = ["Outcome", "Run", "client_state"]
+__all__ = ["Outcome", "Run"]
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -63,6 +70,7 @@ class Run:
         next_round: The round to go on with.
         before: Seconds spent by the processes that this one goes on from.
         restored: Whether it goes on from a checkpoint.
+        changed: What it goes on with otherwise than the checkpoint, for each party.
     """
 
     algorithm: Algorithm
@@ -84,6 +92,7 @@ class Run:
     next_round: int = 0
     before: float = 0.0
     restored: bool = False
+    changed: dict[str, list[str]] = field(default_factory=dict)
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     @property
@@ -175,15 +184,26 @@ class Run:
             }
         )
 
-    def restore(self, state: Mapping[str, Any], *, folder: Path) -> None:
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of other settings, where no configuration tells.
+
+        In Python nothing but the parts of a run say what they are.
+
+        Raises:
+            CheckpointError: If seed, precision, classes or a party's settings differ.
+        """
+        if "about" in state and not (self.config and state["config"]):
+            check_config(_told(state["about"]), _told(self._about()), same=alike)
+
+    def restore(self, state: Mapping[str, Any], *, path: Path) -> None:
         """Go on from a checkpoint.
 
         Args:
             state: What `load_checkpoint` returned.
-            folder: Where the checkpoint is; files of clients that it names are beside it.
+            path: Where the checkpoint is; files of clients that it names are beside it.
 
         Raises:
-            CheckpointError: If it does not fit the federation.
+            CheckpointError: If it does not fit the federation, or a file that it names is damaged.
         """
         federation = self.federation
         unlike = sorted(set(state["names"]) ^ set(federation.clients))
@@ -191,15 +211,18 @@ class Run:
             raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
         partial = state.get("partial")
         try:
-            federation.server.load_state_dict(state["server"])
+            server = state["server"]
+            federation.server.load_state_dict(server | origin(state, "server", server))
+            self.changed["server"] = federation.server.changed
             for client in federation.own:
                 if client in state["clients"]:
-                    saved = client_state(state["clients"][client], folder)
+                    saved = client_state(state["clients"][client], path)
+                    saved |= origin(state, client, saved)
                     federation.store.put(client, saved, round=int(state["round"]))
-                federation.edge(client)
+                self.changed[client] = federation.edge(client).changed
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
-        except (KeyError, RuntimeError, ValueError, OSError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"ckpt_path: the checkpoint is of other models: {error}"
             ) from error
@@ -212,6 +235,15 @@ class Run:
         self.folder.log(self.warmup, step=0)
         for row in self.history:
             self.folder.log(row, step=int(row["round"]) + 1)
+
+    def tell_changes(self) -> None:
+        """Say in one line each what the parties go on with otherwise, those alike together."""
+        alike: dict[str, list[str]] = {}
+        for party, changes in self.changed.items():
+            alike.setdefault("; ".join(changes), []).append(party)
+        for said, parties in alike.items():
+            if said:
+                log.warning("ckpt_path: %s: %s", ", ".join(parties), said)
 
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:
@@ -259,14 +291,14 @@ class Run:
         return {"codec": self.channel.codec.describe(), "reconstruction_error": lost}
 
 
-def client_state(saved: dict[str, Any] | str, folder: Path) -> dict[str, Any]:
-    """Return a state that the checkpoint holds, or that of the file it names."""
-    if isinstance(saved, dict):
-        return saved
-    state: dict[str, Any] = torch.load(
-        folder / "clients" / saved, weights_only=True, map_location="cpu"
-    )
-    return state
+def _told(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run says of itself, party by party."""
+    models = about["models"]
+    clients = {
+        name: models["architectures"][int(number)] for name, number in models["clients"].items()
+    }
+    plain = {key: about[key] for key in ("algorithm", "data", "seed", "precision")}
+    return plain | {"server": models["server"]["settings"], "clients": clients}
 
 
 def _as_tensor(data: bytes) -> torch.Tensor:

@@ -10,8 +10,7 @@ from typing import Any
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
-from mlecs_lightning.federated.checkpoint import CheckpointError, load_checkpoint
-from mlecs_lightning.federated.run import client_state
+from mlecs_lightning.federated.checkpoint import CheckpointError, client_state, load_checkpoint
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.modules.pocket import pocket_of
@@ -94,9 +93,9 @@ class SavedModels:
             self._built = number, module
         module = self._built[1]
         try:
-            saved = client_state(self.state["clients"][client], self.path.parent)
+            saved = client_state(self.state["clients"][client], self.path)
             module.load_trainable_state(saved["model"])
-        except (KeyError, RuntimeError, ValueError, OSError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"client {client!r} of {self.path}: {error}") from error
         return module
 

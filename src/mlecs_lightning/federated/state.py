@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
+from mlecs_lightning.files import DamagedFileError, load_tensors, save_tensors, write_atomically
 
-__all__ = ["ClientStore", "DiskStore", "MemoryStore", "StoreKind", "write_atomically"]
+__all__ = ["ClientStore", "DiskStore", "MemoryStore", "StoreKind"]
 
 StoreKind = Literal["memory", "disk"]
-
-
-def write_atomically(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever torch saves
-    """Save to a temporary name, sync, rename: whoever reads the path finds all or nothing."""
-    staging = path.with_suffix(".tmp")
-    with staging.open("wb") as file:
-        torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the rename itself must survive a power cut, too
-    finally:
-        os.close(handle)
 
 
 class ClientStore(Protocol):
@@ -43,7 +28,11 @@ class ClientStore(Protocol):
         """Keep the state of a client after a round."""
 
     def message(self, client: str) -> bytes:
-        """Return what the client sent in this round."""
+        """Return what the client sent in this round.
+
+        Raises:
+            DamagedFileError: If it is in a file that is not what was written, or gone.
+        """
 
     def put_message(self, client: str, data: bytes) -> None:
         """Keep what the client sent in this round."""
@@ -63,31 +52,49 @@ class _Messages:
 
     def __init__(self, folder: Path | None) -> None:
         """Use a folder, made if missing; without one messages stay in memory."""
-        self._messages: dict[str, Path | bytes] = {}
+        self._messages: dict[str, bytes] = {}
+        self._digests: dict[str, bytes] = {}
         self._spool = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def message(self, client: str) -> bytes:
         """See `ClientStore`."""
-        kept = self._messages[client]
-        return kept.read_bytes() if isinstance(kept, Path) else kept
+        if client not in self._digests:
+            return self._messages[client]
+        path = self._path(client)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            reason = str(error)
+        else:
+            if hashlib.sha256(data).digest() == self._digests[client]:
+                return data
+            reason = "its SHA-256 is another than when it was written"
+        raise DamagedFileError(
+            f"client {client!r}: its message of the round under way, {str(path)!r}, is damaged: "
+            f"{reason}; --ckpt_path last goes on from the last checkpoint"
+        )
 
     def put_message(self, client: str, data: bytes) -> None:
         """See `ClientStore`."""
         if self._spool is None:
             self._messages[client] = data
             return
-        path = self._spool / f"{client}.message"
-        path.write_bytes(data)
-        self._messages[client] = path
+        # Only this process reads the file: it need not outlast it, and neither need the digest.
+        write_atomically(self._path(client), data, sync=False)
+        self._digests[client] = hashlib.sha256(data).digest()
 
     def drop_messages(self) -> None:
         """See `ClientStore`."""
-        for kept in self._messages.values():
-            if isinstance(kept, Path):
-                kept.unlink(missing_ok=True)
+        for client in self._digests:
+            self._path(client).unlink(missing_ok=True)
         self._messages.clear()
+        self._digests.clear()
+
+    def _path(self, client: str) -> Path:
+        assert self._spool is not None
+        return self._spool / f"{client}.message"
 
 
 class MemoryStore(_Messages):
@@ -141,15 +148,13 @@ class DiskStore(_Messages):
         """See `ClientStore`."""
         if client not in self._files:
             return None
-        state: dict[str, Any] = torch.load(
-            self.folder / self._files[client], weights_only=True, map_location="cpu"
-        )
+        state: dict[str, Any] = load_tensors(self.folder / self._files[client])
         return state
 
     def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
         """See `ClientStore`."""
         name = f"{client}@{round:04d}.pt"
-        write_atomically(self.folder / name, state)
+        save_tensors(self.folder / name, state)
         self._files[client] = name
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from mlecs_lightning.federated.place import RunPlace
 from mlecs_lightning.federated.prediction import answers
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.saved import SavedModels
+from mlecs_lightning.federated.schedules import check_rounds
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
+from mlecs_lightning.files import remove_leftovers
 
 __all__ = ["FederatedTrainer", "Precision"]
 
@@ -202,6 +204,7 @@ class FederatedTrainer:
         )
         try:
             if run.restored:
+                run.tell_changes()
                 self._call("on_resume", history=tuple(run.history))
             with StopSignals() as stop:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop))
@@ -320,18 +323,14 @@ class FederatedTrainer:
         Only training writes log and configuration: an evaluation leaves those of its run alone.
         """
         place = self._place(algorithm, data)
-        checkpoint, version, folder = None, None, Path()
+        checkpoint, version, path = None, None, Path()
         if ckpt_path is not None or not training:
             path, version = place.find(ckpt_path)
-            checkpoint, folder = load_checkpoint(path), path.parent
+            checkpoint = load_checkpoint(path)
             if training and not self._any_config:
                 check_config(checkpoint["config"], self.config)
         parties = Parties.resolve(settings, algorithm, data)
-        if self._loop.min_clients > len(parties.profiles):
-            raise ConfigurationError(
-                f"trainer.min_clients is {self._loop.min_clients}, there are "
-                f"{len(parties.profiles)} clients"
-            )
+        check_rounds(parties, self._loop, rounds=self.max_rounds if training else 0)
         # Before the launch: ranks that leave a rendezvous at once leave others waiting in it.
         if data.batch_size < processes(self._fabric):
             raise ConfigurationError(
@@ -343,16 +342,14 @@ class FederatedTrainer:
         # Early: that a model of BERTScore is missing must not come out at the end.
         tester = self._evaluator(data, self._limit_test)
         federation = Federation(
-            parties,
-            data,
-            fabric=self._fabric,
-            gradient_clip_val=self._clip,
-            algorithm=algorithm,
+            parties, data, fabric=self._fabric, gradient_clip_val=self._clip, algorithm=algorithm
         )
         federation.prepare(algorithm, coded=self._channel.codec is not None)
         if training and checkpoint is None and self._warmup is not None:
             server = federation.server
             load_warmup(Path(self._warmup), server.module, server.optimizer)
+        if training and version and not ranks.rank:  # the others wait in `place.open`
+            remove_leftovers(place.root / place.name / version)
         if ranks.rank:
             self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
         run_folder = place.open(ranks, version=version, logger=training and self._logger)
@@ -381,7 +378,9 @@ class FederatedTrainer:
         )
         if checkpoint is not None:
             try:
-                run.restore(checkpoint, folder=folder)
+                if training and not self._any_config:
+                    run.check(checkpoint)
+                run.restore(checkpoint, path=path)
             except CheckpointError:
                 run_folder.discard()
                 raise

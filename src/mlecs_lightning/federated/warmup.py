@@ -7,6 +7,7 @@ is that of the warm-up inside `fit`: the same initial weights, batches and rando
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric import Fabric, seed_everything
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -27,15 +29,22 @@ from torch.utils.data import DataLoader
 
 from mlecs_lightning.data import FederatedDataModule, SeededLoader
 from mlecs_lightning.data.sampling import sequential_loader, whole_batch
+from mlecs_lightning.digests import write_checked
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.context import RoundContext
 from mlecs_lightning.federated.distributed import check_precision
+from mlecs_lightning.federated.differences import differences
 from mlecs_lightning.federated.federation import build_server
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
-from mlecs_lightning.federated.warmup_checkpoint import load_warmup, read_warmup
+from mlecs_lightning.federated.warmup_checkpoint import (
+    load_warmup,
+    read_warmup,
+    saved_moments,
+)
+from mlecs_lightning.files import load_tensors, save_tensors
 from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.types import Batch
 
@@ -60,6 +69,8 @@ OWN = frozenset(
 """Options of `Trainer` that a warm-up decides: it is one pass of ``max_steps`` steps."""
 
 _FOUND_BY_LIGHTNING = ("last", "hpc")
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -183,6 +194,10 @@ class ServerWarmup:
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         config = {} if options.get("fast_dev_run") else self.config
         options["callbacks"] = [_AsInFederation(ctx, config), *callbacks]
+        plugins = options.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            options["plugins"] = [*plugins, _CheckedIO()]
         try:
             options["strategy"] = _strategy(options)
             trainer = L.Trainer(**options)
@@ -212,6 +227,24 @@ def _strategy(options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as in Lightn
     return "ddp_find_unused_parameters_true" if ddp else asked
 
 
+class _CheckedIO(TorchCheckpointIO):
+    """Writes checkpoints of the warm-up as those of a run are written, and checks them alike."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        """Write it whole or not at all."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read it, weights only, every byte checked."""
+        state: dict[str, Any] = load_tensors(Path(path))
+        return state
+
+
 class _AsInFederation(L.Callback):
     """Makes Lightning's training the warm-up of a federation."""
 
@@ -227,7 +260,7 @@ class _AsInFederation(L.Callback):
         if self._config and folder and trainer.loggers and trainer.is_global_zero:
             Path(folder).mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(dict(self._config), sort_keys=False)
-            (Path(folder) / "config.yaml").write_text(text)
+            write_checked(Path(folder) / "config.yaml", text)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed as the federated loop does; ranks draw different dropout masks for their parts."""
@@ -265,8 +298,18 @@ class _AsInFederation(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the state of the random numbers until training begins."""
+        """Keep the state of the random numbers until training begins.
+
+        Where the optimiser has other settings now, these win; Lightning would take the old ones.
+        """
+        assert isinstance(pl_module, ServerModule)
         self._saved = checkpoint.get("rng_states", [])
+        saved = checkpoint["hyper_parameters"]["settings"]["optimizer"]
+        if changed := differences(saved, pl_module.settings.optimizer):
+            log.warning("ckpt_path: server.optimizer: %s", "; ".join(changed.values()))
+            present = pl_module.configure_optimizers().state_dict()
+            moments = saved_moments(checkpoint, pl_module) or present["state"]
+            checkpoint["optimizer_states"] = [{**present, "state": moments}]
 
 
 def _get_rng(device: torch.device) -> Tensor:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from mlecs_lightning.federated.checkpoint import CheckpointError
+from mlecs_lightning.federated.differences import alike
+from mlecs_lightning.federated.optimization import why_anew
+from mlecs_lightning.files import DamagedFileError, load_tensors
 from mlecs_lightning.modules import ServerModule
 
-__all__ = ["load_warmup", "read_warmup"]
+__all__ = ["load_warmup", "read_warmup", "saved_moments"]
+
+log = logging.getLogger(__name__)
 
 # What the weights mean depends on these; the rest of the settings may differ.
 _MEANING = {
@@ -28,8 +33,8 @@ def load_warmup(path: Path, server: ServerModule, optimizer: Optimizer | None = 
     Args:
         path: The checkpoint.
         server: The server of the federation, after `Algorithm.prepare`.
-        optimizer: Its optimiser. It takes over moments and step count if it has the settings that
-            it had in the warm-up, so that a `fit` goes on as after a warm-up of its own. Its
+        optimizer: Its optimiser. It takes over moments and step count if it is of the class that
+            it was of in the warm-up, so that a `fit` goes on as after a warm-up of its own. Its
             learning rate and other options stay.
 
     Raises:
@@ -42,10 +47,24 @@ def load_warmup(path: Path, server: ServerModule, optimizer: Optimizer | None = 
         server.load_trainable_state(saved["state_dict"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{key}: {str(path)!r} is of another server: {error}") from error
-    moments = saved.get("optimizer_states")
-    settings = saved["hyper_parameters"]["settings"]
-    if optimizer and moments and settings["optimizer"] == server.settings.optimizer:
-        _load_moments(moments[0]["state"], server, optimizer)
+    if optimizer and (moments := saved_moments(saved, server)):
+        _load_moments(moments, server, optimizer)
+
+
+def saved_moments(saved: Mapping[str, Any], server: ServerModule) -> Mapping[int, Any]:
+    """Return the moments of a checkpoint that a server's optimiser can go on from, if any.
+
+    Where there are some that it cannot go on from, one line of the log says so.
+    """
+    states = saved.get("optimizer_states")
+    if not states:
+        return {}
+    moments: Mapping[int, Any] = states[0]["state"]
+    old, new = saved["hyper_parameters"]["settings"]["optimizer"], server.settings.optimizer
+    if anew := why_anew(moments, old, new, server.trainable_parameters()):
+        log.warning("warm-up: server: %s", anew)
+        return {}
+    return moments
 
 
 def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]:
@@ -67,9 +86,9 @@ def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]
     if not path.is_file():
         raise CheckpointError(f"{name}: there is no such file")
     try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise CheckpointError(f"{name}: cannot be read: {error}") from error
+        saved: dict[str, Any] = load_tensors(path)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{key}: {error}") from error
     settings = saved.get("hyper_parameters", {}) if isinstance(saved, dict) else {}
     if not {"settings", "hosted", "modalities"} <= settings.keys() or "state_dict" not in saved:
         raise CheckpointError(f"{name}: this is no checkpoint that `warmup` wrote")
@@ -96,17 +115,9 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     return [f"{key} is {a!r} there and {b!r} here" for key, a, b in values if not _alike(a, b)]
 
 
-def _alike(one: Any, other: Any) -> bool:  # noqa: ANN401 - any setting
-    """Return whether two settings may mean the same."""
-    if one is None or other is None:
-        return True  # a library's choice: names and shapes of the tensors will tell
-    if isinstance(one, str) and isinstance(other, str):
-        first, second = Path(one), Path(other)
-        # A model may lie in another folder here.
-        return one == other or (
-            first.is_absolute() and second.is_absolute() and first.name == second.name
-        )
-    return bool(one == other)
+def _alike(one: object, other: object) -> bool:
+    # None is a library's choice: names and shapes of the tensors will tell.
+    return one is None or other is None or alike(one, other)
 
 
 def _load_moments(state: Mapping[int, Any], server: ServerModule, optimizer: Optimizer) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, fuse_activations, share
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
-from mlecs_lightning.settings import BackboneSettings, LoraSettings
+from mlecs_lightning.settings import BackboneSettings, LoraSettings, cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,8 +55,8 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
         ask for the same settings: never change it, take a `Backbone`.
 
     Raises:
-        ConfigurationError: If transformers cannot load it (neither a directory nor on the hub), or
-            this machine cannot quantise it.
+        ConfigurationError: If transformers cannot load it (neither a directory nor on the hub, or
+            its files are damaged), or this machine cannot quantise it.
     """
     # Checkpointing changes how a copy trains, not what is loaded.
     return _load(replace(settings, gradient_checkpointing=False))
@@ -70,16 +73,38 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
     options = _quantized(settings)
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
+    causal: Any = AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.model, dtype=settings.dtype, **where, **options
+        model, found = causal.from_pretrained(
+            settings.model, dtype=settings.dtype, output_loading_info=True, **where, **options
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigurationError(f"backbone.model {settings.model!r}: {error}") from error
-    model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+            raise LookupError(f"there are no weights for {missing[:5]}")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # json, safetensors, tokenizers and pickle have their own
+        raise ConfigurationError(_why_not(settings, error)) from error
+    model.requires_grad_(False).eval()
     fuse_activations(model)
     return model, tokenizer
+
+
+def _why_not(settings: BackboneSettings, error: Exception) -> str:
+    """Say why a model cannot be loaded; if its files are damaged, where they are and what helps."""
+    text = f"backbone.model {settings.model!r}: {str(error).strip() or type(error).__name__}"
+    own = isinstance(error, OSError | ValueError | ImportError)
+    if own and not isinstance(error, json.JSONDecodeError) and "valid JSON" not in str(error):
+        return text  # transformers' own words
+    folder, remedy = Path(settings.model), "copy its files there again"
+    if not folder.is_dir():
+        known = try_to_load_from_cache(settings.model, "config.json", revision=settings.revision)
+        if not isinstance(known, str):
+            return text
+        folder, remedy = Path(known).parent, "delete the folder, and they are fetched again"
+    elif cache_dir() / "pocket" in folder.parents:
+        remedy = "delete the folder, and the model is made again"
+    return f"{text}\n  the files in {str(folder)!r} are damaged, or of no such model: {remedy}"
 
 
 def _quantized(settings: BackboneSettings) -> dict[str, Any]:

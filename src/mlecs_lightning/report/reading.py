@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mlecs_lightning.digests import read_checked
 from mlecs_lightning.report.configs import flat, told_apart
 from mlecs_lightning.report.rows import MatrixError, Row, read_lines, summary_fault
 
@@ -178,12 +180,12 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:  # noqa: ANN401 - a pars
     """Return what a file holds; empty if it is not there.
 
     Raises:
-        ReportError: If it is broken.
+        ReportError: If it is broken, or is not what the run wrote.
     """
     if not path.is_file():
         return {}
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        content = parse(read_checked(path).decode())
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ReportError(f"{path.parent}: {path.name} cannot be read: {reason}") from error
@@ -197,21 +199,23 @@ def _history(path: Path) -> Iterator[dict[str, float]]:
     if not path.is_file():
         return
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            if "step" not in (reader.fieldnames or ["step"]):
-                raise ReportError(f"{path.parent}: {path.name} has no column 'step'")
-            for number, line in enumerate(reader, start=2):
-                try:
-                    row = {key: float(text) for key, text in line.items() if text}
-                except (TypeError, ValueError) as error:
-                    raise ReportError(
-                        f"{path.parent}: {path.name}, line {number}, cannot be read: {error}"
-                    ) from error
-                if row.get("step", 0) >= 1:
-                    yield {k: v for k, v in row.items() if math.isfinite(v)}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_checked(path).decode()
+    except (OSError, ValueError) as error:
         raise ReportError(f"{path.parent}: {path.name} cannot be read: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        if "step" not in (reader.fieldnames or ["step"]):
+            raise ReportError(f"{path.parent}: {path.name} has no column 'step'")
+        for line in reader:
+            row = {key: float(text) for key, text in line.items() if text}
+            if row.get("step", 0) >= 1:
+                yield {k: v for k, v in row.items() if math.isfinite(v)}
+    except ReportError:
+        raise
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ReportError(
+            f"{path.parent}: {path.name}, line {reader.line_num}, cannot be read: {error}"
+        ) from error
 
 
 def _modalities(

@@ -19,8 +19,10 @@ def exported(mlecs_run: SimpleNamespace, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def copied(exported: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
-    return Path(shutil.copytree(exported, tmp_path / "hall"))
+    """The same, to be changed on purpose: without digests, as of an earlier version."""
+    folder = Path(shutil.copytree(exported, tmp_path / "hall"))
+    (folder / "SHA256SUMS").unlink()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def test_the_backbone_may_lie_elsewhere(
     out = export_run(mlecs_run.folder, tmp_path / "o", client="hall", include_backbone=False)
     config = json.loads((out / "mlecs_config.json").read_text())
     config["settings"]["backbone"]["model"] = "no/such-model"
+    (out / "SHA256SUMS").unlink()
     (out / "mlecs_config.json").write_text(json.dumps(config))
     value = mlecs_run.data.pools.test.inputs["fourier"][0]
     with pytest.raises(ConfigurationError, match="no/such-model"):

@@ -1,5 +1,6 @@
 """Which checkpoints stay, which one is meant, and for which configuration."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,32 @@ def test_what_differs_is_named_with_both_values() -> None:
 )
 def test_how_far_and_where_may_differ(parts: dict[str, object]) -> None:
     check_config(CONFIG, changed(**parts))
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"optimizer": {"init_args": {"lr": 1e-3}}}, "optimizer.init_args.lr: 0.01 in the"),
+        ({"lora": {"alpha": 8}}, "lora.alpha: 4 in the checkpoint, 8 now"),
+        ({"max_new_tokens": 3}, "max_new_tokens: 2 in the checkpoint, 3 now"),
+    ],
+)
+@pytest.mark.parametrize("party", ["server", "edge"])
+def test_without_a_configuration_the_parties_say_what_differs(
+    tiny: SimpleNamespace,
+    mlecs_run: SimpleNamespace,
+    tmp_path: Path,
+    party: str,
+    values: dict[str, object],
+    key: str,
+) -> None:
+    trainer = tiny.trainer(tmp_path, max_rounds=2)
+    checkpoint = str(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
+    settings = tiny.parties(**{party: tiny.model(**values)})
+    named = "server." if party == "server" else "clients.hall.settings."
+    with pytest.raises(CheckpointError, match=re.escape(named + key)):
+        trainer.fit(mlecs_run.algorithm, tiny.data(), settings, checkpoint)
+    assert not (tmp_path / "tiny").exists() or list((tmp_path / "tiny").iterdir()) == []
 
 
 def test_a_fit_of_another_configuration_is_refused_unless_told_otherwise(

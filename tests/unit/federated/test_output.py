@@ -31,7 +31,9 @@ def checkpoint(mlecs_run: SimpleNamespace) -> dict[str, Any]:
 
 def test_the_folder_holds_what_is_documented(mlecs_run: SimpleNamespace) -> None:
     names = {p.name for p in mlecs_run.folder.iterdir() if not p.name.startswith("events.out")}
-    assert names == {"config.yaml", "metrics.csv", "checkpoints", "adapters", "summary.json"}
+    assert names == {
+        *("config.yaml", "metrics.csv", "checkpoints", "adapters", "summary.json", "SHA256SUMS")
+    }
     assert {p.name for p in (mlecs_run.folder / "adapters").iterdir()} == {*CLIENTS, "server"}
     assert yaml.safe_load((mlecs_run.folder / "config.yaml").read_text()) == {"seed_everything": 0}
 

@@ -92,14 +92,51 @@ def test_a_server_trained_further_is_another_one(tiny: SimpleNamespace, tmp_path
     assert any(not torch.equal(v, warmed[k]) for k, v in fresh.items())
 
 
-def test_an_optimiser_with_other_settings_keeps_its_own_moments(
-    tiny: SimpleNamespace, tmp_path: Path
+RATE = {"lr": 1e-3}
+# Another optimiser, what is said of its moments, and the steps that they are of.
+OTHERS: dict[str, tuple[dict[str, Any], str, set[float]]] = {
+    "rate": ({"class_path": "torch.optim.AdamW", "init_args": RATE}, "", {2.0}),
+    "class": ({"class_path": "Adagrad", "init_args": RATE}, "AdamW in the checkpoint, Ada", {0.0}),
+    "state": ({"init_args": {**RATE, "amsgrad": True}}, "AdamW has no max_exp_avg_sq", set()),
+}
+
+
+@pytest.mark.parametrize(("optimizer", "said", "steps"), OTHERS.values(), ids=OTHERS.keys())
+def test_an_optimiser_with_other_settings_keeps_them_and_the_moments_it_can_use(
+    tiny: SimpleNamespace,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    optimizer: dict[str, Any],
+    said: str,
+    steps: set[float],
 ) -> None:
-    path = warm(tiny, tmp_path, FedAvg(), max_steps=1).path
-    settings = lively(tiny, optimizer={"class_path": "AdamW", "init_args": {"lr": 1e-3}})
-    server = tiny.build(FedAvg(), settings).server
+    path = warm(tiny, tmp_path, FedAvg(), max_steps=2).path
+    server = tiny.build(FedAvg(), lively(tiny, optimizer=optimizer)).server
     load_warmup(path, server.module, server.optimizer)
-    assert server.optimizer.state_dict()["state"] == {}
+    assert server.optimizer.param_groups[0]["lr"] == 1e-3
+    moments = server.optimizer.state_dict()["state"]
+    assert {float(own["step"]) for own in moments.values()} == steps
+    lines = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert ["server: the optimizer's moments begin anew" in line for line in lines] == (
+        [True] if said else []
+    )
+    assert said in "".join(lines)
+
+
+def test_a_warm_up_goes_on_with_the_present_rate(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    path = warm(tiny, tmp_path, FedAvg(), max_steps=1).path
+    rates, steps = [], []
+    for name in ("rate", "class"):
+        run = ServerWarmup({**QUIET, "accelerator": "cpu", "default_root_dir": tmp_path})
+        run._options["max_steps"] = 2
+        settings = lively(tiny, optimizer=OTHERS[name][0])
+        saved = torch.load(
+            run.warmup(FedAvg(), tiny.data(), settings, str(path)) or path, weights_only=True
+        )["optimizer_states"][0]
+        rates.append(saved["param_groups"][0]["lr"])
+        steps.append(max(float(own["step"]) for own in saved["state"].values()))
+    assert rates == [1e-3, 1e-3]
+    assert steps == [2.0, 1.0]  # moments of both steps, of the last one alone
 
 
 def test_a_pass_is_shortened_as_in_a_fit(tiny: SimpleNamespace, tmp_path: Path) -> None:
