@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from mlecs_lightning import MLECS
+from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
     check_config,
     find_checkpoint,
-    prune_checkpoints,
     save_checkpoint,
 )
+from mlecs_lightning.federated.timeline import prune_checkpoints
 
 LOSSES = [0.5, 0.2, float("nan"), 0.3, 0.4]
 HISTORY = [{"round": r, "clients/val/loss": loss} for r, loss in enumerate(LOSSES)]
@@ -30,7 +31,7 @@ def written(folder: Path) -> list[str]:
 def test_the_newest_and_the_k_best_stay(tmp_path: Path, top: int, kept: list[int]) -> None:
     for number in range(5):
         save_checkpoint(tmp_path, {}, round=number)
-    left = prune_checkpoints(tmp_path, HISTORY, monitor="clients/val/loss", save_top_k=top)
+    left = prune_checkpoints(tmp_path, HISTORY, monitor=Monitor("clients/val/loss"), save_top_k=top)
     assert left == kept
     assert written(tmp_path) == [f"round={number:04d}.ckpt" for number in kept]
 
