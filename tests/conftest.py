@@ -118,6 +118,7 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
             "limit_val_batches": 1,
             "limit_test_batches": 1,
             "enable_checkpointing": False,
+            "save_top_k": -1,  # so that a test can look at any round
             "enable_progress_bar": False,
             "logger": False,
             "default_root_dir": root,

@@ -17,6 +17,7 @@ trainer:
   devices: 1
   limit_val_batches: 1
   limit_test_batches: 1
+  save_top_k: -1
   enable_progress_bar: false
   name: tiny
 data:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from mlecs_lightning.data import Digits
 from mlecs_lightning.data.availability import draw_client_modalities
+from mlecs_lightning.report.reading import read_runs
 
 Fit = Callable[..., SimpleNamespace]
 Differences = Callable[[object, object], list[str]]
@@ -184,6 +186,29 @@ def test_predict_writes_every_test_sample_of_every_party(
         assert len({row["prediction"] for row in said} - {""}) > 0
     assert len(rows) == 3 * 360
     assert all(row.keys() == {"party", "id", "prediction", "target"} for row in rows)
+
+
+def test_folders_that_are_no_version_stop_no_command(
+    fitted: SimpleNamespace,
+    mlecs: Callable[..., SimpleNamespace],
+    tiny_yaml: Path,
+    tmp_path: Path,
+) -> None:
+    runs = tmp_path / "tiny"
+    shutil.copytree(fitted.folder.parent, runs)
+    foreign = ("version_0_backup", "version_1.old", "version_", "version_last")
+    for name in foreign:
+        shutil.copytree(fitted.folder, runs / name)
+    given = ("--config", tiny_yaml, "--trainer.default_root_dir", tmp_path)
+    commands = [(word, *given, "--ckpt_path", "last") for word in ("validate", "test", "predict")]
+    commands += [("fit", *given, "--trainer.fast_dev_run", "true")]
+    commands += [("export", runs / "version_0", "--client", "hall", tmp_path / "exported")]
+    for command in commands:
+        ran = mlecs(*command)
+        assert ran.code == 0, ran.err
+    assert {p.name for p in runs.iterdir()} == {"version_0", "version_1", *foreign}
+    assert (runs / "version_0" / "predictions.jsonl").exists()
+    assert len(read_runs([runs])) == 2
 
 
 # What can be changed from the command line --------------------------------------------------------

@@ -87,4 +87,4 @@ def test_early_stopping_is_named_in_the_configuration(
     args = ("--trainer.callbacks", json.dumps([stop]), "--trainer.default_root_dir", tmp_path)
     ran = mlecs("fit", "--config", tiny_yaml, *args)
     assert ran.code == 1
-    assert "'server/val/lost' is no value of a round; validation gave ['clients/" in ran.err
+    assert "'server/val/lost' is no value of a round; validation gives ['clients/" in ran.err

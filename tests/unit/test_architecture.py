@@ -21,6 +21,7 @@ RANK = {
     "class_paths": -1,
     "files": -2,
     "digests": -1,
+    "folders": -1,
     "settings": 0,
     "functional": 1,
     "nn": 2,

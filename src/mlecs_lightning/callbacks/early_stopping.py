@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mlecs_lightning.callbacks.base import FederatedCallback
-from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode, unknown_value
+from mlecs_lightning.errors import FaultList
 
 __all__ = ["EarlyStopping"]
 
@@ -27,7 +27,7 @@ class EarlyStopping(FederatedCallback):
         *,
         min_delta: float = 0.0,
         patience: int = 3,
-        mode: Literal["min", "max"] = "min",
+        mode: MonitorMode = "min",
         check_finite: bool = True,
     ) -> None:
         """Say what is watched.
@@ -47,8 +47,10 @@ class EarlyStopping(FederatedCallback):
             faults.append(f"EarlyStopping: patience must be at least 1, got {patience}")
         if not (min_delta >= 0 and math.isfinite(min_delta)):
             faults.append(f"EarlyStopping: min_delta must not be negative, got {min_delta}")
-        if mode not in ("min", "max"):
-            faults.append(f"EarlyStopping: mode must be min or max, got {mode!r}")
+        try:
+            self._by = Monitor(monitor, mode)
+        except ValueError as error:
+            faults.append(f"EarlyStopping: {error}")
         faults.raise_any()
         self.monitor, self.min_delta, self.patience = monitor, min_delta, patience
         self.mode, self.check_finite = mode, check_finite
@@ -99,19 +101,16 @@ class EarlyStopping(FederatedCallback):
         if self.should_stop:
             return None
         if self.monitor not in metrics:
-            known = sorted(name for name in metrics if "/val/" in name)
+            known = [name for name in metrics if "/val/" in name]
             if known:
-                raise ConfigurationError(
-                    f"trainer.callbacks: EarlyStopping.monitor {self.monitor!r} is no value of a "
-                    f"round; validation gave {known}"
-                )
+                key = "trainer.callbacks: EarlyStopping.monitor"
+                raise unknown_value(key, self.monitor, known)
             return None
         value, self._seen = metrics[self.monitor], True
         if self.check_finite and not math.isfinite(value):
             self.stopped_round = round
             return f"{self.monitor} is {value}"
-        gain = self.best_score - value if self.mode == "min" else value - self.best_score
-        if gain > self.min_delta:
+        if self._by.gain(value, self.best_score) > self.min_delta:
             self.best_score, self.wait_count = value, 0
             return None
         self.wait_count += 1

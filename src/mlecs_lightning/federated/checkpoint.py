@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import operator
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.federated.differences import differences
+from mlecs_lightning.federated.timeline import Checkpoint, checkpoints
 from mlecs_lightning.files import DamagedFileError, check_tensors, load_tensors, save_tensors
+from mlecs_lightning.folders import numbered_folders
 
 __all__ = [
     "FORMAT_VERSION",
@@ -20,12 +21,10 @@ __all__ = [
     "client_state",
     "find_checkpoint",
     "load_checkpoint",
-    "prune_checkpoints",
     "save_checkpoint",
 ]
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"round=(\d+)(-partial)?\.ckpt")
 
 # Options that say where and how a run goes on, not what it computes.
 _FREE = {
@@ -34,7 +33,8 @@ _FREE = {
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
     *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
-    *("trainer.save_top_k", "trainer.monitor", "trainer.allow_other_config", "trainer.bertscore"),
+    *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
+    *("trainer.allow_other_config", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
     *("trainer.limit_test_batches", "trainer.max_message_bytes"),
 }
@@ -63,11 +63,11 @@ def save_checkpoint(
         The file's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f"round={round:04d}.ckpt" if complete else f"round={round:04d}-partial.ckpt")
+    path = Checkpoint.named(folder, round=round, complete=complete).path
     save_tensors(path, {"format_version": FORMAT_VERSION, "round": round, **state})
-    if complete:
-        for partial in folder.glob("round=*-partial.ckpt"):
-            partial.unlink()
+    for each in checkpoints(folder) if complete else ():
+        if not each.complete:
+            each.path.unlink()
     return path
 
 
@@ -110,12 +110,8 @@ def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any
 
 def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
     """Return what is wrong with a checkpoint, and which other one of its folder to go on from."""
-    complete, partial = _rounds(path.parent)
-    found = sorted(
-        [(r, True, p) for r, p in complete.items()] + [(r, False, p) for r, p in partial.items()],
-        reverse=True,
-    )
-    sound = next((p for *_, p in found if p.name != path.name and _is_sound(p)), None)
+    others = [each.path for each in checkpoints(path.parent) if each.path.name != path.name]
+    sound = next((other for other in reversed(others) if _is_sound(other)), None)
     remedy = (
         "there is no sound one beside it: begin anew, without --ckpt_path"
         if sound is None
@@ -144,20 +140,20 @@ def checkpoint_of(run: Path) -> Path:
     """
     if run.is_file():
         return run
-    complete, _ = _rounds(run / "checkpoints")
+    complete = [each for each in checkpoints(run / "checkpoints") if each.complete]
     if not complete:
         raise CheckpointError(
             f"{str(run)!r}: no checkpoint of a whole round in it; expected a run folder, such as "
             "runs/NAME/version_0, or a file round=....ckpt"
         )
-    return complete[max(complete)]
+    return complete[-1].path
 
 
 def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     """Resolve ``last``, ``best`` or a file name.
 
     ``last`` is the newest state of the newest version that has any, be it in the middle of a round;
-    ``best`` is the round of that version with the lowest monitored value, as the last checkpoint's
+    ``best`` is the round of that version with the best monitored value, as the last checkpoint's
     history tells.
 
     Args:
@@ -169,71 +165,28 @@ def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     """
     if ckpt_path not in ("last", "best"):
         return Path(ckpt_path)
-    versions = sorted(run_root.glob("version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
-    for version in reversed(versions):
-        complete, partial = _rounds(version / "checkpoints")
-        if ckpt_path == "last" and (complete or partial):
-            newest = max(complete.keys() | partial.keys())
-            return complete[newest] if newest in complete else partial[newest]
-        if complete:
-            return complete[_best(complete)]
+    for version in reversed(numbered_folders(run_root, "version")):
+        found = checkpoints(version / "checkpoints")
+        if ckpt_path == "last" and found:
+            return found[-1].path
+        if complete := [each for each in found if each.complete]:
+            return _best(complete)
     raise CheckpointError(
         f"ckpt_path: {ckpt_path!r}, but there is no checkpoint under {str(run_root)!r}"
     )
 
 
-def _rounds(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
-    """Return the complete and the partial checkpoints of a folder by round."""
-    found: tuple[dict[int, Path], dict[int, Path]] = ({}, {})
-    for path in folder.glob("*.ckpt"):
-        if match := _NAME.fullmatch(path.name):
-            found[match[2] is not None][int(match[1])] = path
-    return found
-
-
-def _ranked(history: Iterable[Mapping[str, float]], monitor: str) -> list[int]:
-    """Return the rounds that have a finite monitored value, the best first."""
-    values = {
-        int(row["round"]): row[monitor]
-        for row in history
-        if math.isfinite(row.get(monitor, math.nan))
-    }
-    return sorted(values, key=values.__getitem__)
-
-
-def _best(rounds: Mapping[int, Path]) -> int:
-    newest = rounds[max(rounds)]
+def _best(complete: list[Checkpoint]) -> Path:
+    newest = complete[-1].path
     state = load_checkpoint(newest)
-    for best in _ranked(state["history"], state["monitor"]):
-        if best in rounds:
-            return best
+    monitor = Monitor(state["monitor"], state.get("monitor_mode", "min"))
+    files = {each.round: each.path for each in complete}
+    for number in monitor.ranked(state["history"]):
+        if number in files:
+            return files[number]
     raise CheckpointError(
-        f"ckpt_path: 'best', but no round of {newest.parent} has a {state['monitor']!r}"
+        f"ckpt_path: 'best', but no round of {newest.parent} has a {monitor.name!r}"
     )
-
-
-def prune_checkpoints(
-    folder: Path, history: Iterable[Mapping[str, float]], *, monitor: str, save_top_k: int
-) -> list[int]:
-    """Remove all complete checkpoints but the newest and the k best.
-
-    Args:
-        folder: The run's ``checkpoints`` folder.
-        history: The metrics of all rounds.
-        monitor: The value, smaller is better, that rounds are compared by.
-        save_top_k: How many; -1 keeps all, 0 only the newest.
-
-    Returns:
-        The rounds that are left, in order.
-    """
-    complete, _ = _rounds(folder)
-    if save_top_k < 0 or not complete:
-        return sorted(complete)
-    ranked = [r for r in _ranked(history, monitor) if r in complete]
-    keep = {max(complete), *ranked[:save_top_k]}
-    for number in complete.keys() - keep:
-        complete[number].unlink()
-    return sorted(keep)
 
 
 def check_config(

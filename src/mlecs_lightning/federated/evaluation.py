@@ -13,7 +13,7 @@ from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.learner import EdgeLearner, Learner, ServerLearner
-from mlecs_lightning.metrics import BertScore, TextMetrics, constant_row
+from mlecs_lightning.metrics import BertScore, ReferencedText, TextMetrics, constant_row
 from mlecs_lightning.types import Batch
 
 __all__ = ["Evaluator", "mean_rows"]
@@ -108,6 +108,28 @@ class Evaluator:
             server = self._validated(federation.server, table)
         server = federation.ranks.gather(server)[0]
         return values | {f"server/val/{k}": v for k, v in server.items()}
+
+    def validation_names(self, clients: Iterable[str]) -> list[str]:
+        """Return the names of what `validate` gives, without asking a model.
+
+        Args:
+            clients: All clients.
+        """
+        tables = {client: self._data.private(client, "val") for client in clients}
+        own = {client: self._names(table) for client, table in tables.items()}
+        names = [f"clients/{client}/val/{k}" for client, names in own.items() for k in names]
+        names += [f"clients/val/{k}" for k in dict.fromkeys(k for n in own.values() for k in n)]
+        return names + [f"server/val/{k}" for k in self._names(self._data.public("val"))]
+
+    def _names(self, table: SampleTable) -> list[str]:
+        """Return the names of a party's values on a table; none where there are no samples."""
+        if not len(table) or self._limit == 0:
+            return []
+        telling = next((t for t in table.targets if isinstance(t, ReferencedText)), None)
+        sample = [table.targets[0] if telling is None else telling]
+        scratch = self._metrics.local()
+        scratch.update(sample, sample)
+        return ["loss", *scratch.compute()]
 
     def _validated(
         self, learner: EdgeLearner | ServerLearner, table: SampleTable

@@ -91,7 +91,7 @@ class RoundLoop:
         )
         run.federation.server.end_round()
         metrics |= {f"server/{k}": v for k, v in losses.items()}
-        due = bool(settings.val_every) and (number + 1) % settings.val_every == 0
+        due = settings.validates(number)
         if due:
             metrics |= run.evaluator.validate(run.federation, round=number)
         if due or run.stream.due(run.federation.clients, number):

@@ -24,6 +24,7 @@ from mlecs_lightning.digests import (
 from mlecs_lightning.federated.channel import Ledger
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.files import naming_full_disk, replacing_folder
+from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.nn.backbone import Backbone
 
 __all__ = ["RunFolder", "communication"]
@@ -45,37 +46,37 @@ class RunFolder:
         logger: bool | list[Logger],
         writes: bool = True,
     ) -> None:
-        """Open a new version, or an old one to go on in.
+        """Claim a new version, or take an old one to go on in.
 
         Args:
             root: `default_root_dir`.
             name: Name of the run.
-            version: An existing version to go on in; ``None`` opens the next one.
+            version: An existing version to go on in; ``None`` claims the next one.
             logger: False for none, true for metrics.csv and TensorBoard, or loggers of your own.
             writes: Whether this process writes what is there once in a run: log, configuration,
                 summary, predictions.
         """
         self._writes = writes
         self._trackers = logger if isinstance(logger, list) and writes else []
-        self.root = root / name
+        self._own_log = logger is True and writes
+        self._root, self._name = root, name
         self._fresh = version is None
-        self.path = self.root / (version or f"version_{self._next()}")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.loggers: list[Logger] = (
-            logger
-            if isinstance(logger, list) and writes
-            else [
-                CSVLogger(root, name, version=self.path.name),
-                TensorBoardLogger(root, name, version=self.path.name),
-            ]
-            if logger and writes
-            else []
-        )
-        if self.loggers:
+        versions = root / name
+        self.path = claim_folder(versions, "version") if version is None else versions / version
+        self.loggers: list[Logger] = []
+        """Who is told of metrics; none before `start_log`."""
+
+    def start_log(self) -> None:
+        """Open the loggers: an empty log, since a run that goes on writes that of its history."""
+        self.loggers = [*self._trackers]
+        if self._own_log:
+            for events in self.path.glob("events.out.tfevents.*"):
+                events.unlink()
+            own = (CSVLogger, TensorBoardLogger)
+            self.loggers = [kind(self._root, self._name, self.path.name) for kind in own]
             forget_digest(self._metrics)
         with warnings.catch_warnings():
-            # The folder holds other things than the log, and a resumed log is written anew from the
-            # history.
+            # The folder holds other things than the log.
             warnings.filterwarnings("ignore", message="Experiment logs directory")
             for opened in self.loggers:
                 getattr(opened, "experiment", None)
@@ -106,10 +107,6 @@ class RunFolder:
     @property
     def _metrics(self) -> Path:
         return self.path / "metrics.csv"
-
-    def _next(self) -> int:
-        taken = [int(p.name.rpartition("_")[2]) for p in self.root.glob("version_*")]
-        return max(taken, default=-1) + 1
 
     @property
     def checkpoints(self) -> Path:

@@ -49,6 +49,10 @@ class LoopSettings:
     large_update: LargeUpdate
     keeps_messages: bool
 
+    def validates(self, round: int) -> bool:
+        """Return whether a validation is due after a round."""
+        return bool(self.val_every) and (round + 1) % self.val_every == 0
+
     def __post_init__(self) -> None:
         """Check ranges."""
         faults = FaultList()

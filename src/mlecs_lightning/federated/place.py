@@ -10,6 +10,8 @@ from lightning.fabric.loggers.logger import Logger
 from mlecs_lightning.federated.checkpoint import CheckpointError, find_checkpoint
 from mlecs_lightning.federated.distributed import Ranks
 from mlecs_lightning.federated.output import RunFolder
+from mlecs_lightning.federated.timeline import checkpoints
+from mlecs_lightning.folders import numbered_folders
 
 __all__ = ["RunPlace"]
 
@@ -27,7 +29,9 @@ class RunPlace:
     name: str
 
     def find(self, ckpt_path: str | None) -> tuple[Path, str | None]:
-        """Return a checkpoint, and the version to go on in: none, if it lies elsewhere.
+        """Return a checkpoint, and the version to go on in.
+
+        That is none if it lies elsewhere: in another folder, under another name, or set aside.
 
         Args:
             ckpt_path: ``last``, ``best`` or a file.
@@ -39,9 +43,12 @@ class RunPlace:
             raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
         root = self.root / self.name
         path = find_checkpoint(ckpt_path, run_root=root).resolve()
-        version = path.parents[1].name
-        is_ours = path.parent == (root / version / "checkpoints").resolve()
-        return path, version if is_ours else None
+        for version in numbered_folders(root, "version"):
+            folder = version / "checkpoints"
+            names = {each.path.name for each in checkpoints(folder)}
+            if path.parent == folder.resolve() and path.name in names:
+                return path, version.name
+        return path, None
 
     def open(self, ranks: Ranks, *, version: str | None, logger: bool | list[Logger]) -> RunFolder:
         """Open the folder of a run on all ranks.
@@ -50,7 +57,7 @@ class RunPlace:
 
         Args:
             ranks: All processes.
-            version: An existing version to go on in; ``None`` opens the next one.
+            version: An existing version to go on in; ``None`` claims the next one.
             logger: As in `RunFolder`.
         """
         opened = (

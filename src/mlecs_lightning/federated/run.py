@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
+from lightning.pytorch.utilities import rank_zero_info
 
+from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated.algorithm import Algorithm, Loaders
 from mlecs_lightning.federated.channel import Channel, Ledger
@@ -19,7 +21,6 @@ from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
     check_config,
     client_state,
-    prune_checkpoints,
     save_checkpoint,
 )
 from mlecs_lightning.federated.differences import alike
@@ -30,6 +31,7 @@ from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.optimization import origin
 from mlecs_lightning.federated.output import RunFolder, communication
 from mlecs_lightning.federated.stream import Stream
+from mlecs_lightning.federated.timeline import last_round_of, prune_checkpoints, set_aside
 
 __all__ = ["Outcome", "Run"]
 
@@ -69,6 +71,7 @@ class Run:
             store keeps these.
         next_round: The round to go on with.
         before: Seconds spent by the processes that this one goes on from.
+        in_place: Whether it goes on in the folder of the checkpoint that it goes on from.
         restored: Whether it goes on from a checkpoint.
         changed: What it goes on with otherwise than the checkpoint, for each party.
     """
@@ -83,7 +86,8 @@ class Run:
     server_loaders: Loaders
     fabric: Fabric
     config: Mapping[str, Any]
-    monitor: str
+    monitor: Monitor
+    in_place: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     faults: FaultLog = field(default_factory=FaultLog)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -118,7 +122,8 @@ class Run:
             "faults": self.faults.state_dict(),
             "history": list(self.history),
             "warmup": self.warmup,
-            "monitor": self.monitor,
+            "monitor": self.monitor.name,
+            "monitor_mode": self.monitor.mode,
             "config": dict(self.config),
         }
 
@@ -166,6 +171,24 @@ class Run:
             kept = prune_checkpoints(folder, self.history, monitor=self.monitor, save_top_k=keep)
         if partial is None and keep >= 0:
             self.federation.store.prune(self.federation.ranks.gather(kept)[0])
+
+    def save_beginning(self, state: dict[str, Any], *, keep: int) -> None:
+        """Write where the run begins, if that is not in its folder yet.
+
+        After a warm-up, which can be long, or a copy of a checkpoint from elsewhere: ``last`` then
+        means this run from its beginning.
+
+        Args:
+            state: What `state_dict` returned.
+            keep: As in `save`.
+        """
+        if self.in_place:
+            return
+        partial = self.partial_state()
+        if partial or not self.next_round:
+            self.save(state, self.next_round, keep=keep, partial=partial)
+        else:
+            self.save(state, self.next_round - 1, keep=keep)
 
     def partial_state(self) -> dict[str, Any]:
         """Return what the clients served so far in this round have done, from all ranks."""
@@ -216,9 +239,7 @@ class Run:
             self.changed["server"] = federation.server.changed
             for client in federation.own:
                 if client in state["clients"]:
-                    saved = client_state(state["clients"][client], path)
-                    saved |= origin(state, client, saved)
-                    federation.store.put(client, saved, round=int(state["round"]))
+                    self._restore_client(client, state, path)
                 self.changed[client] = federation.edge(client).changed
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
@@ -232,9 +253,36 @@ class Run:
         self.history, self.warmup = list(state["history"]), state["warmup"]
         self.next_round = int(state["round"]) + (partial is None)
         self.before, self.restored = state["seconds"], True
-        self.folder.log(self.warmup, step=0)
+
+    def _restore_client(self, client: str, state: Mapping[str, Any], path: Path) -> None:
+        """Take over a client's state: a file of this store as it is, anything else as a copy."""
+        entry, store = state["clients"][client], self.federation.store
+        saved = client_state(entry, path)  # a damaged file is found before the training
+        told = origin(state, client, saved)
+        is_file = isinstance(entry, str) and not told
+        if not (is_file and store.adopt(client, path.parent / "clients" / entry)):
+            store.put(client, saved | told, round=last_round_of(client, state))
+
+    def begin(self, checkpoint: Mapping[str, Any] | None) -> None:
+        """Make the run folder that of this run; when nothing can refuse it any more.
+
+        Args:
+            checkpoint: The one that was restored, if there is one.
+        """
+        ranks = self.federation.ranks
+        ranks.gather(None)  # all have read what they go on from
+        if checkpoint is not None and self.in_place and ranks.rank == 0:
+            aside = set_aside(self.folder.path, checkpoint)
+            if aside is not None:
+                rank_zero_info(f"what came after round {self.next_round} is now in {str(aside)!r}")
+        ranks.gather(None)
+        self.folder.start_log()
+        if self.restored:
+            self.folder.log(self.warmup, step=0)
         for row in self.history:
             self.folder.log(row, step=int(row["round"]) + 1)
+        if self.config:
+            self.folder.write_config(self.config)
 
     def tell_changes(self) -> None:
         """Say in one line each what the parties go on with otherwise, those alike together."""

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mlecs_lightning.files import DamagedFileError, load_tensors, save_tensors, write_atomically
 
-__all__ = ["ClientStore", "DiskStore", "MemoryStore", "StoreKind"]
+__all__ = ["ClientStore", "DiskStore", "MemoryStore", "StoreKind", "client_files", "number_of"]
 
 StoreKind = Literal["memory", "disk"]
+_FILE = re.compile(r"(.+)@(-?\d+)\.pt")
+
+
+def client_files(folder: Path) -> Iterator[tuple[str, int, Path]]:
+    """Yield client, round and path of every file of a `DiskStore`; those of a client by round."""
+    for path in sorted(folder.glob("*.pt"), key=lambda path: number_of(path.name)):
+        if match := _FILE.fullmatch(path.name):
+            yield match[1], int(match[2]), path
+
+
+def number_of(name: str) -> int:
+    """Return the round in the name of a file of a `DiskStore`; -2, before all, if it is none."""
+    match = _FILE.fullmatch(name)
+    return int(match[2]) if match else -2
 
 
 class ClientStore(Protocol):
@@ -26,6 +41,9 @@ class ClientStore(Protocol):
 
     def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
         """Keep the state of a client after a round."""
+
+    def adopt(self, client: str, file: Path) -> bool:
+        """Take over a file with the state of a client, if it is one of this store's own."""
 
     def message(self, client: str) -> bytes:
         """Return what the client sent in this round.
@@ -117,6 +135,10 @@ class MemoryStore(_Messages):
         """See `ClientStore`."""
         self._states[client] = state
 
+    def adopt(self, client: str, file: Path) -> bool:
+        """See `ClientStore`."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """See `ClientStore`."""
         return dict(self._states)
@@ -131,8 +153,6 @@ class DiskStore(_Messages):
     A file is written once and never changed: the checkpoint of a round names the files of that
     round instead of holding the states again.
     """
-
-    _NAME = re.compile(r"(.+)@(-?\d+)\.pt")
 
     def __init__(self, folder: Path) -> None:
         """Use a folder.
@@ -157,6 +177,13 @@ class DiskStore(_Messages):
         save_tensors(self.folder / name, state)
         self._files[client] = name
 
+    def adopt(self, client: str, file: Path) -> bool:
+        """See `ClientStore`. So a checkpoint goes on naming the file, and no copy of it."""
+        if file.parent.resolve() != self.folder.resolve():
+            return False
+        self._files[client] = file.name
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """See `ClientStore`."""
         return dict(self._files)
@@ -164,10 +191,9 @@ class DiskStore(_Messages):
     def prune(self, rounds: list[int]) -> None:
         """See `ClientStore`. A checkpoint needs each client's newest file up to its round."""
         written: dict[str, list[int]] = {}
-        for path in self.folder.glob("*.pt"):
-            match = self._NAME.fullmatch(path.name)
-            if match and match[1] in self._files:
-                written.setdefault(match[1], []).append(int(match[2]))
+        for client, number, _ in client_files(self.folder):
+            if client in self._files:
+                written.setdefault(client, []).append(number)
         for client, numbers in written.items():
             needed = {max((n for n in numbers if n <= r), default=-1) for r in rounds}
             for number in set(numbers) - needed:

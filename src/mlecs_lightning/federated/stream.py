@@ -39,6 +39,23 @@ class Stream:
             phase.start == round + 1 for client in clients for phase in schedule.phases(client)
         )
 
+    def names(self, clients: Sequence[str]) -> list[str]:
+        """Return the names that `row` can give, empty without a schedule.
+
+        Args:
+            clients: All clients.
+        """
+        schedule = self._data.schedule
+        if schedule is None:
+            return []
+        views = [f"stream/{view}" for view in _VIEWS]
+        parts = [*views, *(f"clients/{client}/{view}" for client in clients for view in views)]
+        for client in clients:
+            phases = dict.fromkeys(phase.name for phase in schedule.phases(client))
+            parts += [f"clients/{client}/domains/{phase}" for phase in phases]
+        metrics = _METRICS if self._data.classes else ("rouge_lsum",)
+        return [f"{part}/{metric}" for part in parts for metric in metrics]
+
     def row(self, evaluator: Evaluator, federation: Federation, round: int) -> dict[str, float]:
         """Return the metrics after a round, empty without a schedule.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.fabric.loggers.logger import Logger
 
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
+from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm, Loaders
@@ -21,6 +22,7 @@ from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.loop import RoundLoop
+from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.participation import LargeUpdate, LoopSettings
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.place import RunPlace
@@ -72,8 +74,9 @@ class FederatedTrainer:
         max_message_bytes: int | None = 2**30,
         codec: Codec | None = None,
         store: StoreKind = "memory",
-        monitor: str = "clients/val/loss",
-        save_top_k: int = -1,
+        monitor: str = DEFAULT_MONITOR,
+        monitor_mode: MonitorMode = "min",
+        save_top_k: int = 1,
         warmup_ckpt_path: str | None = None,
         allow_other_config: bool = False,
         enable_checkpointing: bool = True,
@@ -111,8 +114,8 @@ class FederatedTrainer:
             codec: Makes messages shorter on their way, `DWC` for one.
             store: Where the states of clients are kept while others train: in memory, or in files
                 in the run folder, which have room for any number of clients.
-            monitor: The validation value, smaller is better, that ``--ckpt_path best`` and
-                ``save_top_k`` go by.
+            monitor: The validation value that ``--ckpt_path best`` and ``save_top_k`` go by.
+            monitor_mode: ``min`` for losses, ``max`` for scores, such as clients/val/macro_f1.
             save_top_k: Keep the checkpoints of the k best rounds beside the newest; -1 keeps all.
             warmup_ckpt_path: A checkpoint of ``warmup`` to begin with in place of a warm-up.
             allow_other_config: Go on from a checkpoint of another configuration.
@@ -159,7 +162,7 @@ class FederatedTrainer:
         self._bertscore = bertscore
         self._channel = Channel(max_norm=max_message_norm, max_bytes=max_message_bytes, codec=codec)
         self._store: StoreKind = store
-        self._monitor, self._top_k = monitor, save_top_k
+        self._monitor, self._top_k = Monitor(monitor, monitor_mode), save_top_k
         self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
         self._logger = [logger] if isinstance(logger, Logger) else logger
         self._callbacks = [*(callbacks or []), *([RichProgress()] if enable_progress_bar else [])]
@@ -230,8 +233,8 @@ class FederatedTrainer:
         if fresh:
             run.federation.deliver(run.algorithm)
         state = run.state_dict() if self._checkpointing else {}
-        if fresh and self._checkpointing:  # a warm-up can be long
-            run.save(state, 0, keep=self._top_k, partial={})
+        if self._checkpointing:
+            run.save_beginning(state, keep=self._top_k)
         for number in range(run.next_round, self.max_rounds):
             if any(callback.should_stop for callback in self._callbacks):
                 break
@@ -257,7 +260,7 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits."""
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
-        evaluator = self._evaluator(run.data, self._limit_val)
+        evaluator = self._evaluator(run.data, self._limit_val, self._bertscore)
         return evaluator.validate(run.federation, round=max(run.next_round - 1, 0))
 
     def test(
@@ -292,14 +295,9 @@ class FederatedTrainer:
         saved = SavedModels(path, algorithm)
         names = tuple(federation.named_clients(datamodule.modalities))
         self._fabric.launch()
+        evaluator = self._evaluator(datamodule, self._limit_test)
         rows = answers(
-            saved,
-            datamodule,
-            fabric=self._fabric,
-            evaluator=Evaluator(
-                datamodule, fabric=self._fabric, bertscore=False, limit=self._limit_test
-            ),
-            client_names=names,
+            saved, datamodule, fabric=self._fabric, evaluator=evaluator, client_names=names
         )
         folder = place.open(Ranks(self._fabric), version=version, logger=False)
         return folder.write_predictions(rows)
@@ -340,7 +338,7 @@ class FederatedTrainer:
         self._fabric.launch()
         ranks = Ranks(self._fabric)
         # Early: that a model of BERTScore is missing must not come out at the end.
-        tester = self._evaluator(data, self._limit_test)
+        tester = self._evaluator(data, self._limit_test, self._bertscore)
         federation = Federation(
             parties, data, fabric=self._fabric, gradient_clip_val=self._clip, algorithm=algorithm
         )
@@ -362,7 +360,7 @@ class FederatedTrainer:
             algorithm,
             data,
             federation,
-            Evaluator(data, fabric=self._fabric, bertscore=False, limit=self._limit_val),
+            self._evaluator(data, self._limit_val),
             tester,
             self._channel,
             run_folder,
@@ -375,22 +373,28 @@ class FederatedTrainer:
             fabric=self._fabric,
             config=self.config,
             monitor=self._monitor,
+            in_place=version is not None,
         )
-        if checkpoint is not None:
-            try:
+        try:
+            if checkpoint is not None:
                 if training and not self._any_config:
                     run.check(checkpoint)
                 run.restore(checkpoint, path=path)
-            except CheckpointError:
-                run_folder.discard()
-                raise
-        if self.config and training:
-            run.folder.write_config(self.config)
+            if training:
+                kept = self._top_k if self._checkpointing else 0
+                check_monitor(run, self._loop, max_rounds=self.max_rounds, save_top_k=kept)
+        except (CheckpointError, ConfigurationError):
+            run_folder.discard()
+            raise
+        if training:
+            run.begin(checkpoint)
         return run
 
-    def _evaluator(self, data: FederatedDataModule, limit: int | None) -> Evaluator:
+    def _evaluator(
+        self, data: FederatedDataModule, limit: int | None, bertscore: bool | str = False
+    ) -> Evaluator:
         try:
-            return Evaluator(data, fabric=self._fabric, bertscore=self._bertscore, limit=limit)
+            return Evaluator(data, fabric=self._fabric, bertscore=bertscore, limit=limit)
         except (ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
 

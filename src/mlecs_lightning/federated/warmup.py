@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,10 +20,13 @@ import torch
 import yaml
 from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,8 +38,8 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.context import RoundContext
-from mlecs_lightning.federated.distributed import check_precision
 from mlecs_lightning.federated.differences import differences
+from mlecs_lightning.federated.distributed import check_precision
 from mlecs_lightning.federated.federation import build_server
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
@@ -45,6 +49,7 @@ from mlecs_lightning.federated.warmup_checkpoint import (
     saved_moments,
 )
 from mlecs_lightning.files import load_tensors, save_tensors
+from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.types import Batch
 
@@ -210,6 +215,10 @@ class ServerWarmup:
                 f"{trainer.world_size} processes, torchrun has started {started}; on the CPU "
                 "set devices to the processes of a node and num_nodes to the nodes"
             )
+        # A job of SLURM has a number of its own.
+        usual = options.get("logger") in (None, True) and SLURMEnvironment.job_id() is None
+        if usual and isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger = _ClaimedLog(trainer.default_root_dir)
         return trainer
 
 
@@ -243,6 +252,17 @@ class _CheckedIO(TorchCheckpointIO):
         """Read it, weights only, every byte checked."""
         state: dict[str, Any] = load_tensors(Path(path))
         return state
+
+
+class _ClaimedLog(TensorBoardLogger):
+    """Lightning's usual log, in a version that no warm-up begun at the same time takes as well."""
+
+    @cached_property
+    def version(self) -> str:
+        """The name of the folder; the first process tells the others where it is."""
+        if getattr(rank_zero_only, "rank", 0):
+            return "version_0"
+        return claim_folder(Path(self.root_dir), "version").name
 
 
 class _AsInFederation(L.Callback):

@@ -14,7 +14,8 @@ _SAME = {
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
     *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
-    *("trainer.save_top_k", "trainer.monitor", "trainer.allow_other_config", "trainer.bertscore"),
+    *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
+    *("trainer.allow_other_config", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
     *("trainer.max_message_bytes", "trainer.warmup_ckpt_path"),
 }

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from mlecs_lightning.digests import read_checked
+from mlecs_lightning.folders import numbered_folders
 from mlecs_lightning.report.configs import flat, told_apart
 from mlecs_lightning.report.rows import MatrixError, Row, read_lines, summary_fault
 
@@ -119,7 +120,7 @@ def read_runs(places: Sequence[str | Path]) -> list[Run]:
 
 
 def _nothing_in(place: Path) -> str:
-    inside = sorted(p.parent for p in place.glob("*/version_*") if _is_run(p))
+    inside = sorted(p for p in place.iterdir() if p.is_dir() and _folders(p))
     hint = f"; there are runs in {', '.join(map(str, dict.fromkeys(inside)))}" if inside else ""
     return f"{place}: no run: found neither metrics.csv nor summary.json, nor version_k{hint}"
 
@@ -131,8 +132,7 @@ def _is_run(folder: Path) -> bool:
 def _folders(place: Path) -> list[Path]:
     if _is_run(place):
         return [place]
-    versions = [p for p in place.glob("version_*") if _is_run(p)]
-    return sorted(versions, key=lambda p: (len(p.name), p.name))
+    return [p for p in numbered_folders(place, "version") if _is_run(p)]
 
 
 # One folder ---------------------------------------------------------------------------------------

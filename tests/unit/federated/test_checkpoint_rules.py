@@ -2,19 +2,21 @@
 
 import re
 import shutil
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mlecs_lightning import MLECS
+from mlecs_lightning import MLECS, FederatedTrainer
+from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
     check_config,
     find_checkpoint,
-    prune_checkpoints,
     save_checkpoint,
 )
+from mlecs_lightning.federated.timeline import prune_checkpoints
 
 LOSSES = [0.5, 0.2, float("nan"), 0.3, 0.4]
 HISTORY = [{"round": r, "clients/val/loss": loss} for r, loss in enumerate(LOSSES)]
@@ -25,15 +27,41 @@ def written(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("top", "kept"),
-    [(-1, [0, 1, 2, 3, 4]), (0, [4]), (1, [1, 4]), (2, [1, 3, 4]), (4, [0, 1, 3, 4])],
+    ("top", "mode", "kept"),
+    [
+        (-1, "min", [0, 1, 2, 3, 4]),
+        (0, "min", [4]),
+        (1, "min", [1, 4]),
+        (2, "min", [1, 3, 4]),
+        (4, "min", [0, 1, 3, 4]),
+        (1, "max", [0, 4]),
+        (2, "max", [0, 4]),
+        (3, "max", [0, 3, 4]),
+    ],
 )
-def test_the_newest_and_the_k_best_stay(tmp_path: Path, top: int, kept: list[int]) -> None:
+def test_the_newest_and_the_k_best_stay(
+    tmp_path: Path, top: int, mode: MonitorMode, kept: list[int]
+) -> None:
+    folder, monitor = tmp_path / "version_0" / "checkpoints", Monitor("clients/val/loss", mode)
+    for number in range(5):
+        state = {"history": HISTORY, "monitor": monitor.name, "monitor_mode": mode}
+        save_checkpoint(folder, state, round=number)
+    partial = save_checkpoint(folder, {"partial": {}}, round=5, complete=False)
+    assert prune_checkpoints(folder, HISTORY, monitor=monitor, save_top_k=top) == kept
+    assert written(folder) == [*(f"round={n:04d}.ckpt" for n in kept), partial.name]
+    assert find_checkpoint("last", run_root=tmp_path) == partial
+    best = {"min": 1, "max": 0}[mode] if top else 4
+    assert find_checkpoint("best", run_root=tmp_path).name == f"round={best:04d}.ckpt"
+
+
+def test_the_newest_and_the_best_is_what_stays_by_default(tmp_path: Path) -> None:
+    default = signature(FederatedTrainer).parameters["save_top_k"].default
     for number in range(5):
         save_checkpoint(tmp_path, {}, round=number)
-    left = prune_checkpoints(tmp_path, HISTORY, monitor="clients/val/loss", save_top_k=top)
-    assert left == kept
-    assert written(tmp_path) == [f"round={number:04d}.ckpt" for number in kept]
+        history, monitor = HISTORY[: number + 1], Monitor("clients/val/loss")
+        prune_checkpoints(tmp_path, history, monitor=monitor, save_top_k=default)
+        assert len(written(tmp_path)) <= 2, "disk use does not grow with the rounds"
+    assert written(tmp_path) == ["round=0001.ckpt", "round=0004.ckpt"]
 
 
 def test_a_partial_checkpoint_is_the_last_until_its_round_has_ended(tmp_path: Path) -> None:

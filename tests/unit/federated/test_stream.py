@@ -78,6 +78,9 @@ def test_the_log_of_a_run_has_the_present_the_earlier_and_all(
     rows = torch.load(path, weights_only=True)["history"]
     at = "clients/hall/{}/rouge_lsum".format
     first, second, _, last = rows
+    told = {k for row in rows for k in row if "stream/" in k or "/domains/" in k}
+    assert told == set(Stream(data).names(tuple(CLIENTS)))
+    assert streamed(tiny, None).names(tuple(CLIENTS)) == []
     assert at("stream/earlier") not in first
     assert first[at("stream/present")] == first[at("domains/bold")]
     assert second[at("stream/present")] == second[at("domains/light")]

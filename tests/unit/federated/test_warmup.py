@@ -22,7 +22,7 @@ from mlecs_lightning.federated import (
     RoundContext,
     ServerLearner,
 )
-from mlecs_lightning.federated.warmup import ServerWarmup, load_warmup
+from mlecs_lightning.federated.warmup import ServerWarmup, _ClaimedLog, load_warmup
 from mlecs_lightning.modules import Losses, Objective, ServerModule
 from mlecs_lightning.types import Batch
 
@@ -229,3 +229,19 @@ def test_a_model_may_have_moved_to_another_folder(tiny: SimpleNamespace, tmp_pat
         CheckpointError, match=r"server\.backbone\.model is '/elsewhere/llama' there"
     ):
         load_warmup(tmp_path / "other.ckpt", server)
+
+
+# The folder ---------------------------------------------------------------------------------------
+
+
+def test_its_usual_log_is_in_a_version_of_its_own(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    logs = tmp_path / "lightning_logs"
+    for name in ("version_0_backup", "version_3", "version_x_7"):
+        (logs / name).mkdir(parents=True)
+    ran = warm(tiny, tmp_path, FedAvg(steps=tiny.steps(warmup=1)), logger=None)
+    assert ran.path.parents[1] == logs / "version_4"
+    assert list((logs / "version_4").glob("events.out.tfevents.*"))
+    # Begun at once: none has written anything when the next asks for its number.
+    begun = [_ClaimedLog(tmp_path) for _ in range(3)]
+    assert [log.log_dir for log in begun] == [str(logs / f"version_{k}") for k in (5, 6, 7)]
+    assert [log.log_dir for log in begun] == [str(logs / f"version_{k}") for k in (5, 6, 7)]

@@ -24,7 +24,17 @@ def test_a_folder_of_versions_stands_for_all_of_them(tmp_path: Path) -> None:
     for k in (10, 2):
         whole(tmp_path / f"version_{k}", seed=k)
     (tmp_path / "version_11").mkdir()  # refused before it began
+    for name in ("version_2_backup", "version_x", "version_3.old", "my_version_4"):
+        whole(tmp_path / name, seed=99)
     assert [run.seed for run in read_runs([tmp_path])] == [2, 10]
+    assert [run.seed for run in read_runs([tmp_path / "version_x"])] == [99], "by its own name"
+
+
+def test_a_run_that_went_back_and_the_one_it_abandoned_are_two(tmp_path: Path) -> None:
+    whole(tmp_path / "version_0", seed=1)
+    aside = whole(tmp_path / "version_0" / "abandoned_0", seed=99)
+    assert [run.seed for run in read_runs([tmp_path])] == [1]
+    assert [run.seed for run in read_runs([aside])] == [99]
 
 
 def test_a_run_is_read_once(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""A value of a round by which rounds are compared."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mlecs_lightning.errors import ConfigurationError
+
+__all__ = ["Monitor", "MonitorMode", "unknown_value"]
+
+MonitorMode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is compared, and which way.
+
+    Attributes:
+        name: Name of a value of a round, as in metrics.csv.
+        mode: Whether a smaller value is better, or a larger one.
+    """
+
+    name: str
+    mode: MonitorMode = "min"
+
+    def __post_init__(self) -> None:
+        """Check the mode.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode of monitor {self.name!r} must be min or max, got {self.mode!r}")
+
+    def gain(self, value: float, reference: float) -> float:
+        """Return by how much a value is better than another; negative if it is worse."""
+        return reference - value if self.mode == "min" else value - reference
+
+    def ranked(self, history: Iterable[Mapping[str, float]]) -> list[int]:
+        """Return the rounds that have a finite value, the best first; of equals the earliest."""
+        values = {
+            int(row["round"]): row[self.name]
+            for row in history
+            if math.isfinite(row.get(self.name, math.nan))
+        }
+        return sorted(values, key=values.__getitem__, reverse=self.mode == "max")
+
+
+def unknown_value(key: str, name: str, known: Iterable[str]) -> ConfigurationError:
+    """Return the error to raise for a value that no round has.
+
+    Args:
+        key: The option that names it.
+        name: The name.
+        known: Those that validation gives. Those of single clients are put together.
+    """
+    each = (re.sub(r"^clients/[^/]+/(?=\w+/)", "clients/NAME/", value) for value in known)
+    return ConfigurationError(
+        f"{key} {name!r} is no value of a round; validation gives {sorted(set(each))}"
+    )

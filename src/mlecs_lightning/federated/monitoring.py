@@ -1,0 +1,56 @@
+"""Whether the value that checkpoints are compared by can be there, asked before any training."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mlecs_lightning.callbacks.monitor import Monitor, unknown_value
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.federated.participation import LoopSettings
+from mlecs_lightning.federated.run import Run
+
+__all__ = ["DEFAULT_MONITOR", "check_monitor"]
+
+DEFAULT_MONITOR = "clients/val/loss"
+
+
+def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top_k: int) -> None:
+    """Refuse a value that no round can have, and one that is compared the wrong way.
+
+    Warn if the best rounds are to be kept and no round will have the value.
+
+    Args:
+        run: A run that is about to train. If it has no samples for any validation, nothing can be
+            said of the name; and the default is no slip of the pen where clients have none.
+        settings: Says which rounds are validated.
+        max_rounds: As in `FederatedTrainer`.
+        save_top_k: As in `FederatedTrainer`.
+
+    Raises:
+        ConfigurationError: It says which values there are, or which mode is right.
+    """
+    monitor, clients = run.monitor, run.federation.clients
+    known = [*run.evaluator.validation_names(clients), *run.stream.names(clients)]
+    if monitor.name in known:
+        _check_mode(monitor)
+    elif known and monitor.name != DEFAULT_MONITOR:
+        raise unknown_value("trainer.monitor", monitor.name, known)
+    rounds = range(run.next_round, max_rounds)
+    validated = any(settings.validates(number) for number in rounds)
+    seen = monitor.name in known and (validated or "/val/" not in monitor.name)
+    if save_top_k > 0 and rounds and not seen:
+        why = "it has no samples" if validated else "none is validated"
+        rank_zero_warn(
+            f"trainer.save_top_k is {save_top_k}, but no round to come will have a "
+            f"{monitor.name!r}: {why} (trainer.check_val_every_n_rounds is {settings.val_every}, "
+            f"max_rounds {max_rounds}). Only the newest checkpoint is kept"
+        )
+
+
+def _check_mode(monitor: Monitor) -> None:
+    right, better = ("min", "smaller") if monitor.name.endswith("/loss") else ("max", "larger")
+    if monitor.mode != right:
+        raise ConfigurationError(
+            f"trainer.monitor_mode is {monitor.mode}, but a {better} {monitor.name} is better: "
+            f"set trainer.monitor_mode to {right}"
+        )
