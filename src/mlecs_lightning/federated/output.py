@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,10 +16,12 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
-from mlecs_lightning.federated.channel import Ledger
 from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.federated.ledger import Ledger
 
 __all__ = ["RunFolder", "communication"]
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -84,6 +87,23 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def client_log(self, client: str) -> Path:
+        """Return the file of a client's own, with all that its exceptions say.
+
+        In a simulation it lies here; on a network it would on the device, and be nobody else's.
+        """
+        return self.path / "clients" / client / "errors.log"
+
+    def note(self, client: str, text: str) -> None:
+        """Append to the client's own file; a run does not end because that cannot be written."""
+        path = self.client_log(client)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", path, error.strerror)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Hand metrics to every logger, with the round as step."""

@@ -24,7 +24,7 @@ from mlecs_lightning.federated import (
     Message,
     RoundContext,
 )
-from mlecs_lightning.federated.channel import decode, encode
+from mlecs_lightning.federated.encoding import decode, encode
 from mlecs_lightning.federated.tokens import Tokens
 from mlecs_lightning.functional import distillation_loss, hidden_distance
 

@@ -23,7 +23,7 @@ from mlecs_lightning.federated import (
     Message,
     RoundContext,
 )
-from mlecs_lightning.federated.channel import decode
+from mlecs_lightning.federated.encoding import decode
 from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.modules.eclm import CloudParts, modular_of
 from mlecs_lightning.nn.derivation import Budget

@@ -18,7 +18,9 @@ from mlecs_lightning.federated import (
     Schema,
     TensorField,
 )
-from mlecs_lightning.federated.channel import Delivery, Direction, Ledger, decode, encode
+from mlecs_lightning.federated.channel import Delivery, Direction
+from mlecs_lightning.federated.encoding import decode, encode
+from mlecs_lightning.federated.ledger import Ledger
 
 SCHEMA = Schema(
     {"adapter/a": TensorField((2, 3)), "fused/anchors": TensorField((None, 5))},

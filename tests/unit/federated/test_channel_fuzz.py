@@ -22,7 +22,7 @@ from mlecs_lightning.federated import (
     Schema,
     TensorField,
 )
-from mlecs_lightning.federated.channel import decode, encode
+from mlecs_lightning.federated.encoding import decode, encode
 
 EACH = 1_000
 MEGABYTE = 2**20

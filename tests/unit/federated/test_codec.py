@@ -29,7 +29,8 @@ from mlecs_lightning.federated import (
     Schema,
     TensorField,
 )
-from mlecs_lightning.federated.channel import Delivery, Parcel, decode, encode
+from mlecs_lightning.federated.channel import Delivery, Parcel
+from mlecs_lightning.federated.encoding import decode, encode
 from mlecs_lightning.federated.faults import Fate
 from mlecs_lightning.federated.messages import adapter_fields
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.federated import Channel, ClientUpdate, FaultTrace, Message
-from mlecs_lightning.federated.channel import decode, encode
+from mlecs_lightning.federated.encoding import decode, encode
 from mlecs_lightning.federated.faults import Fate
 from mlecs_lightning.federated.participation import sample_clients
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from mlecs_lightning.algorithms import FedAvg
-from mlecs_lightning.federated.channel import Ledger
+from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.federated.output import RunFolder, communication
 
 CLIENTS = {"kitchen": ["pixels", "profile"], "hall": ["fourier"], "study": ["pixels", "profile"]}
