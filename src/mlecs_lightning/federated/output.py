@@ -16,6 +16,7 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
+from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.ledger import Ledger
 
@@ -135,13 +136,10 @@ class RunFolder:
     def write_adapters(self, federation: Federation) -> None:
         """Write the adapters of own clients, and that of the server's LLM, in PEFT's format."""
         for client in federation.own:
-            lm = federation.edge(client).module.tower().backbone.lm
-            lm.save_pretrained(str(self.path / "adapters" / client), save_embedding_layers=False)
+            write_adapter(federation.edge(client).module, self.path / "adapters" / client)
             self._write_modules(federation, client)
-        if federation.ranks.rank:
-            return
-        lm = federation.server.module.tower().backbone.lm
-        lm.save_pretrained(str(self.path / "adapters" / "server"), save_embedding_layers=False)
+        if federation.ranks.rank == 0:
+            write_adapter(federation.server.module, self.path / "adapters" / "server")
 
     def _write_modules(self, federation: Federation, client: str) -> None:
         """Say which modules a sub-model has, beside its adapter, whose layers are cut to them."""
