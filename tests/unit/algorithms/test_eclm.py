@@ -17,7 +17,7 @@ from mlecs_lightning import ECLM
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.data import Drift, Shift
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import (
+from mlecs_lightning.federated import ClientUpdate, (
     FederationSettings,
     Interrupted,
     Message,
@@ -203,10 +203,37 @@ def test_modules_that_are_not_a_device_s_are_not_merged(
         },
         {"budget": 1.0, "drifted": 0, "samples": 1},
     )
+    # What such a message is measured by before that is of its form, or nothing at all.
+    former = algorithm.former(server, message, None)
+    assert {k: v.shape for k, v in former.items()} == (
+        {} if index == [0] else {"modules/adapters": (2, ROW)}
+    )
     merged = algorithm.aggregate([("kitchen", message)], CTX)
     assert merged is not None
     assert merged.adapter["index"].tolist() == ([] if index == [0] else [0])
     assert merged.adapter["gates/kitchen"].max() == 1.0
+
+
+def test_modules_that_explode_are_refused(
+    run: Callable[..., SimpleNamespace],
+    eclm: Callable[..., ECLM],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = ECLM.client_update
+
+    def exploding(self: ECLM, edge: Any, *args: Any) -> ClientUpdate:  # noqa: ANN401
+        done = update(self, edge, *args)
+        assert done.message is not None
+        tensors = dict(done.message.tensors)
+        if edge.name == "hall":
+            tensors["modules/adapters"] = torch.full_like(tensors["modules/adapters"], 1e38)
+        return done._replace(message=Message(tensors, done.message.scalars))
+
+    monkeypatch.setattr(ECLM, "client_update", exploding)
+    ran = run(eclm(), rounds=1)
+    (event,) = ran.summary["faults"]["events"]
+    assert (event["client"], event["error"]) == ("hall", "LargeUpdateError")
+    assert float(ran.rows(0).abs().max()) < 10
 
 
 # Drift --------------------------------------------------------------------------------------------
