@@ -17,7 +17,8 @@ from mlecs_lightning import ECLM
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.data import Drift, Shift
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import ClientUpdate, (
+from mlecs_lightning.federated import (
+    ClientUpdate,
     FederationSettings,
     Interrupted,
     Message,
