@@ -93,7 +93,15 @@ class LocalTraining(Algorithm):
         batches = loaders.public.take(self.steps.server, seed=ctx.seed_for("server", "public"))
         return server.fit(batches, self.server_objective(), stage="public")
 
+    def figures(self) -> tuple[str, ...]:
+        """Name the losses of a client's passes."""
+        return tuple(f"{stage}/{loss}" for stage, names in self.losses().items() for loss in names)
+
     # Parts that subclasses replace ----------------------------------------------------------
+
+    def losses(self) -> dict[str, tuple[str, ...]]:
+        """Name the losses that each of a client's passes may have; `figures` declares them."""
+        return {"public": ("loss",), "private": ("loss",)}
 
     def warmup_objective(self) -> Objective | None:
         """Return what the warm-up minimises; L_LM of the LLM by default."""

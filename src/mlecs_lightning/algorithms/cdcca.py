@@ -34,6 +34,7 @@ from mlecs_lightning.types import Batch
 __all__ = ["CDCCA", "Distillation"]
 
 Distillation = Literal["akd", "answers", "none"]
+_SAMPLING = ("uts/looked_at", "uts/sent", "uts/uncertainty", "uts/uncertainty_sent")
 
 
 class CDCCA(LocalTraining):
@@ -228,6 +229,10 @@ class CDCCA(LocalTraining):
         widths = {m: int(e.out_features) for m, e in edge.extractors.items()}  # type: ignore[arg-type]
         return Tokens.schema(widths)
 
+    def figures(self) -> tuple[str, ...]:
+        """Name what is told of the sampling, and the losses of a device that trains."""
+        return (*super().figures(), *_SAMPLING)
+
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message | None]]:
@@ -258,13 +263,13 @@ class CDCCA(LocalTraining):
         chosen = most_uncertain(scores, tokens.present, self.token_fraction)
         sent = tokens.only(chosen)
         there = scores[tokens.present]
-        metrics = {
-            "uts/looked_at": float(tokens.number),
-            "uts/sent": float(sent.number),
-            "uts/uncertainty": float(there.mean()),
-            "uts/uncertainty_sent": float(scores[chosen[:, 0], chosen[:, 1]].mean()),
-        }
-        return ClientUpdate(sent.message(), metrics)
+        told = (
+            float(tokens.number),
+            float(sent.number),
+            float(there.mean()),
+            float(scores[chosen[:, 0], chosen[:, 1]].mean()),
+        )
+        return ClientUpdate(sent.message(), dict(zip(_SAMPLING, told, strict=True)))
 
     def _look(self, module: EdgeModule, batch: Batch) -> tuple[Tokens, Tensor]:
         """Return the tokens of a batch and how unsure the device is of each, on the CPU."""

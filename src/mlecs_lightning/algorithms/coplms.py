@@ -86,6 +86,10 @@ class CoPLMs(FedAvg):
                 )
         faults.raise_any()
 
+    def losses(self) -> dict[str, tuple[str, ...]]:
+        """Name the losses of `mutual` beside those of the private pass."""
+        return {**super().losses(), "public": ("loss", "lm", "lm_proxy", "divergence")}
+
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
     ) -> TrainingPass:

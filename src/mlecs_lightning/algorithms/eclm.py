@@ -28,8 +28,10 @@ from mlecs_lightning.federated.merger import ModuleMerger
 from mlecs_lightning.functional import load_balance, top_k_gates
 from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
 from mlecs_lightning.modules.eclm import (
+    SIZES,
     CloudParts,
     DeviceParts,
+    adapter_faults,
     count_costs,
     modular_of,
     pack,
@@ -40,13 +42,10 @@ from mlecs_lightning.modules.eclm import (
 )
 from mlecs_lightning.nn.derivation import Budget, Costs, InfeasibleBudgetError, derive
 from mlecs_lightning.nn.drift import GateStatistics
-from mlecs_lightning.nn.modular import MLP_LAYERS
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["ECLM"]
-
-_LAYERS = sorted({name for makes, reads in MLP_LAYERS for name in (*makes, reads)})
 
 
 class ECLM(LocalTraining):
@@ -72,6 +71,7 @@ class ECLM(LocalTraining):
     """
 
     communicates = True
+    registers = ("samples",)
 
     def __init__(
         self,
@@ -146,12 +146,7 @@ class ECLM(LocalTraining):
             for name, other in clients.items()
             if other != lora
         ]
-        targets = lora.target_modules or []
-        if not targets or any(t.rpartition(".")[2] not in _LAYERS for t in targets):
-            faults.append(
-                f"edge.lora.target_modules is {lora.target_modules}; ECLM adapts the MLPs alone: "
-                "[c_fc, mlp.c_proj] in GPT-2, [gate_proj, up_proj, down_proj] in Llama and Qwen"
-            )
+        faults += adapter_faults(lora)
         return faults + [
             f"algorithm.init_args.budgets: there is no client {name!r}, only {list(clients)}"
             for name in self.budgets
@@ -289,6 +284,10 @@ class ECLM(LocalTraining):
             },
         )
 
+    def figures(self) -> tuple[str, ...]:
+        """Name, beside the losses, what is told of the sub-model and of the data."""
+        return (*super().figures(), "drifted", "budget", *SIZES)
+
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
     ) -> ClientUpdate:
@@ -338,6 +337,15 @@ class ECLM(LocalTraining):
         modular.load_rows(index[here], broadcast.tensors["modules/adapters"][here])
 
     # Back on the cloud ----------------------------------------------------------------------
+
+    def former(
+        self, server: ServerLearner, message: Message, received: Message | None
+    ) -> Mapping[str, Tensor]:
+        """Return what the cloud has of the modules that came up."""
+        modular, index = modular_of(server.module), message.tensors["modules/index"]
+        if len(index) != len(message.tensors["modules/adapters"]):
+            return {}  # the merger takes none of them
+        return {"modules/adapters": modular.rows(index.clamp(0, modular.mask.numel() - 1))}
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext

@@ -44,6 +44,7 @@ class FedAvg(LocalTraining):
     """
 
     communicates = True
+    registers = ("samples",)
 
     def __init__(
         self,

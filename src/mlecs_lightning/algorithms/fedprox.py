@@ -40,6 +40,10 @@ class FedProx(FedAvg):
             raise ConfigurationError(f"algorithm.init_args.mu must not be negative, got {mu}")
         self.mu = mu
 
+    def losses(self) -> dict[str, tuple[str, ...]]:
+        """Name the losses of `proximal`."""
+        return dict.fromkeys(super().losses(), ("loss", "lm", "proximal"))
+
     def edge_objective(self, edge: EdgeLearner, broadcast: Message | None) -> Objective | None:
         """Return L_LM with the proximal term."""
         assert broadcast is not None

@@ -39,6 +39,7 @@ __all__ = ["MLECS", "Component"]
 Component = Literal["ccl", "amt", "mma", "se_ccl"]
 Alignment = Literal["volume", "fused", "cosine"]
 _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
+_VOLUME = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
 
 
 class MLECS(FedAvg):
@@ -212,6 +213,14 @@ class MLECS(FedAvg):
         said = dict(zip(table.ids, table.targets, strict=True))
         prototypes = _means(anchors, [said[sample] for sample in ids])
         return usual._replace(objective=partial(self.amt, prototypes=prototypes))
+
+    def losses(self) -> dict[str, tuple[str, ...]]:
+        """Name the losses of `ccl` and `amt` beside L_LM alone."""
+        return {
+            **super().losses(),
+            "ccl": ("loss", "lm", *_VOLUME, "cosine_distance"),
+            "private": ("loss", "lm", "volume"),
+        }
 
     @staticmethod
     def _received(edge: EdgeLearner, broadcast: Message | None) -> tuple[Tensor, tuple[str, ...]]:

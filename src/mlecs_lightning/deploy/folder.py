@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.deploy.card import model_card
 from mlecs_lightning.digests import seal_folder
 from mlecs_lightning.errors import ConfigurationError
@@ -127,7 +128,8 @@ def write_export(
         "training": asdict(provenance),
     }
     with replacing_folder(out) as staging:
-        _write_adapter(module, staging, base=settings.model, revision=settings.revision)
+        base = BACKBONE if included else None
+        write_adapter(module, staging, base=base, adapters=["default"])
         save_file(_own_tensors(module), staging / WEIGHTS, metadata={"format": "pt"})
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if included:
@@ -136,18 +138,6 @@ def write_export(
         (staging / "README.md").write_text(model_card(config))
         seal_folder(staging)
     return out
-
-
-def _write_adapter(module: MultimodalLM, folder: Path, *, base: str, revision: str | None) -> None:
-    """Write the adapter by PEFT, under the name that the backbone has for whoever reads it."""
-    lm = module.tower().backbone.lm
-    config = lm.peft_config["default"]
-    before = config.base_model_name_or_path, config.revision
-    config.base_model_name_or_path, config.revision = base, revision
-    try:
-        lm.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
-    finally:
-        config.base_model_name_or_path, config.revision = before
 
 
 def _own_tensors(module: MultimodalLM) -> dict[str, Tensor]:

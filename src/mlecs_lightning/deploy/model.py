@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.data.manifest_shapes import DecodeError
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.deploy.folder import BACKBONE, CONFIG, FORMAT_VERSION, WEIGHTS
@@ -20,11 +21,32 @@ from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.files import DamagedFileError
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.modules.base import as_settings
-from mlecs_lightning.nn import extractors as extractor_classes
+from mlecs_lightning.nn.extractors import (
+    ImageCNN,
+    PretrainedExtractor,
+    SeriesCNN,
+    TextCNN,
+    VectorMLP,
+)
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch
 
 __all__ = ["ExportedModel", "load_exported"]
+
+_EXTRACTORS: dict[str, type[nn.Module]] = {
+    path: cls
+    for cls in (ImageCNN, PretrainedExtractor, SeriesCNN, TextCNN, VectorMLP)
+    for path in (
+        cls.__name__,
+        f"mlecs_lightning.nn.extractors.{cls.__name__}",
+        f"{cls.__module__}.{cls.__name__}",
+    )
+}
+"""The names under which an exported folder may ask for an encoder, unless it is trusted."""
+_KEYS = {
+    *("format_version", "versions", "backbone", "settings", "modalities", "instruction"),
+    *("precision", "training"),
+}
 
 
 class ExportedModel:
@@ -200,6 +222,7 @@ def load_exported(
         settings = replace(settings, backbone=replace(settings.backbone, model=path))
     if not trust_extractors:
         _check_extractors(settings)
+        settings = _without_training(settings)
     preparations = {
         name: Preparation.from_dict(values, key=f"{folder / CONFIG}: modalities.{name}")
         for name, values in config["modalities"].items()
@@ -228,25 +251,38 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{str(path)!r} has format_version {found}, this version reads {FORMAT_VERSION}"
         )
+    if config.keys() != _KEYS:
+        raise ConfigurationError(
+            f"{str(path)!r}: unknown keys {sorted(config.keys() - _KEYS)}, missing keys "
+            f"{sorted(_KEYS - config.keys())}"
+        )
     return config
 
 
 def _check_extractors(settings: ModelSettings) -> None:
-    """Refuse classes of other packages: a folder could name one that does harm when it is called.
+    """Refuse all encoders but those of this package: a folder could name any class, to be called.
+
+    By name, before anything is imported: importing a module runs it.
 
     Raises:
-        ConfigurationError: If there is one.
+        ConfigurationError: If there is another one, or arguments that it does not take.
     """
-    home = extractor_classes.__name__
     for modality, setting in settings.extractors.items():
-        key = f"extractors.{modality}"
-        path = str(setting["class_path"])
-        known = path in extractor_classes.__all__ or path.startswith("mlecs_lightning.nn.")
-        if not (known and issubclass(import_class(setting, home=home, key=key), torch.nn.Module)):
+        key, path = f"extractors.{modality}", setting["class_path"]
+        cls = _EXTRACTORS.get(path)
+        if cls is None:
             raise ConfigurationError(
-                f"{key}: the class {path!r} is not one of this package; if you trust it, "
-                "load_exported(..., trust_extractors=True)"
+                f"{key}: the class {path!r} is none of this package's "
+                f"{sorted(_EXTRACTORS)}; if you trust it, load_exported(..., trust_extractors=True)"
             )
+        known = [name for name in inspect.signature(cls).parameters if name != "spec"]
+        if unknown := sorted((setting.get("init_args") or {}).keys() - set(known)):
+            raise ConfigurationError(f"{key}: {path} takes no {unknown}; known: {known}")
+
+
+def _without_training(settings: ModelSettings) -> ModelSettings:
+    """Drop the classes that only a training builds: nothing of a folder is to call them."""
+    return replace(settings, optimizer=ModelSettings().optimizer, lr_scheduler=None)
 
 
 def _read_state(folder: Path, *, tower: str) -> dict[str, torch.Tensor]:

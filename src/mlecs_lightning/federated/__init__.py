@@ -2,11 +2,12 @@
 
 from mlecs_lightning.federated.aggregator import AdapterAggregator, Aggregate, Aggregation
 from mlecs_lightning.federated.algorithm import Algorithm, ClientUpdate, Loaders
-from mlecs_lightning.federated.channel import Channel, ChannelError
+from mlecs_lightning.federated.channel import Channel
 from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.federated.clients import ClientSettings, DrawnClients, FederationSettings
 from mlecs_lightning.federated.codec import DWC, Codec
 from mlecs_lightning.federated.context import RoundContext
+from mlecs_lightning.federated.encoding import ChannelError
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.learner import (

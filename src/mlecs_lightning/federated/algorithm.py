@@ -39,8 +39,8 @@ class ClientUpdate(NamedTuple):
 
     Attributes:
         message: What it sends up, ``None`` if the algorithm does not communicate.
-        metrics: Its training losses, for the loggers of the simulation; they do not cross the
-            channel.
+        metrics: Its training losses and other figures; of these the ones that
+            `Algorithm.figures` declares go up with the message.
     """
 
     message: Message | None
@@ -63,6 +63,9 @@ class Algorithm(ABC):
 
     uses_proxy: ClassVar[bool] = False
     """Whether clients have a proxy beside their SLM, of the backbone that the server hosts."""
+
+    registers: ClassVar[tuple[str, ...]] = ()
+    """Scalars of an update that a client cannot change later, such as its number of samples."""
 
     delivers: ClassVar[bool] = False
     """Whether devices are handed over with a model that the server has made: see `deliver`."""
@@ -131,6 +134,33 @@ class Algorithm(ABC):
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare all that a client's update holds."""
         return Schema()
+
+    def figures(self) -> tuple[str, ...]:
+        """Name all the figures that a client may report of its training, as ``stage/name``.
+
+        They go up as a part of the message, one finite number each, and are counted under
+        ``report``. Whatever else `client_update` returns as a metric stays on the device. Where
+        nothing goes up, these are what the experimenter sees.
+        """
+        return ()
+
+    def former(
+        self, server: ServerLearner, message: Message, received: Message | None
+    ) -> Mapping[str, Tensor]:
+        """Return what the tensors of an update started from, for those whose change is limited.
+
+        See ``trainer.max_update_ratio``. By default the adapter that came down, where one goes up.
+
+        Args:
+            server: The server.
+            message: The update, of the declared form.
+            received: What the client was sent.
+
+        Returns:
+            Tensors of the update's names and shapes.
+        """
+        there = {} if received is None else received.tensors
+        return {k: there[k] for k in message.tensors if k in there and k.startswith("adapter/")}
 
     def refusals(self, server: ServerLearner, message: Message) -> list[str]:
         """Say what makes no sense in an update whose form is as declared.

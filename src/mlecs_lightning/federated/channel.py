@@ -4,157 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from mlecs_lightning.federated.codec import Codec, CodecError, Direction
-from mlecs_lightning.federated.messages import Message, Scalar, Schema
+from mlecs_lightning.federated.encoding import ChannelError, decode, encode
+from mlecs_lightning.federated.messages import REPORT, Message, Scalar, Schema, component_of
 
-__all__ = [
-    "Channel",
-    "ChannelError",
-    "Delivery",
-    "Direction",
-    "Ledger",
-    "Parcel",
-    "decode",
-    "encode",
-]
+__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "Parcel"]
 
 _NOTHING: Mapping[str, Tensor] = {}
 
 
-class ChannelError(Exception):
-    """A message that may not cross the border; says whose, in which direction and why."""
-
-
-class Ledger:
-    """Bytes that crossed the border, by direction, client and component."""
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._bytes: Counter[tuple[str, str, str]] = Counter()
-        self._messages: Counter[tuple[str, str]] = Counter()
-
-    def add(self, direction: Direction, client: str, parts: dict[str, int]) -> None:
-        """Count one message: bytes by component."""
-        for component, size in parts.items():
-            self._bytes[direction, client, component] += size
-        self._messages[direction, client] += 1
-
-    def total(self, direction: Direction, *, client: str | None = None) -> int:
-        """Return the bytes of a direction, of one client or of all."""
-        return sum(
-            size
-            for (way, name, _), size in self._bytes.items()
-            if way == direction and client in (None, name)
-        )
-
-    def messages(self, direction: Direction, *, client: str | None = None) -> int:
-        """Return the number of messages of a direction, of one client or of all."""
-        return sum(
-            n
-            for (way, name), n in self._messages.items()
-            if way == direction and client in (None, name)
-        )
-
-    def per_message(self, direction: Direction) -> float:
-        """Return the mean bytes of one client's message: one client's round, one way."""
-        messages = self.messages(direction)
-        return self.total(direction) / messages if messages else 0.0
-
-    def by_component(self) -> dict[str, dict[str, int]]:
-        """Return bytes by direction and component."""
-        table: dict[str, dict[str, int]] = {"uplink": {}, "downlink": {}}
-        for (way, _, component), size in sorted(self._bytes.items()):
-            table[way][component] = table[way].get(component, 0) + size
-        return table
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain lists, strings and numbers."""
-        return {
-            "bytes": [[*key, n] for key, n in sorted(self._bytes.items())],
-            "messages": [[*key, n] for key, n in sorted(self._messages.items())],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._bytes = Counter({(a, b, c): n for a, b, c, n in state["bytes"]})
-        self._messages = Counter({(a, b): n for a, b, n in state["messages"]})
-
-
-def encode(message: Message, envelope: Mapping[str, int | str] | None = None) -> bytes:
-    """Serialise a message: a safetensors file whose metadata hold scalars and envelope as JSON.
-
-    Args:
-        message: Tensors and scalars.
-        envelope: Whose message it is and of which round.
-
-    Raises:
-        ChannelError: If a scalar has no JSON form, or tensors share their memory.
-    """
-    try:
-        tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
-        # One entry: safetensors writes several in an order that differs from process to process.
-        about = {"scalars": dict(message.scalars), "envelope": dict(envelope or {})}
-        return save(tensors, metadata={"message": json.dumps(about)})
-    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise ChannelError(f"unwritable message: {error}") from error
-
-
-def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
-    """Read what `encode` wrote: the message and its envelope.
-
-    Raises:
-        ChannelError: If the bytes are not such a message.
-    """
-    try:
-        # safetensors hands them out in an order that differs from process to process, and sums over
-        # them would differ in the last bit.
-        tensors = dict(sorted(load(data).items()))
-        length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
-        scalars, envelope = (
-            {k: _scalar(k, v) for k, v in about[part].items()} for part in ("scalars", "envelope")
-        )
-        return Message(tensors, scalars), envelope
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,  # of empty tensors with giant shapes, and of JSON nested too deeply
-    ) as error:
-        raise ChannelError(f"unreadable message of {len(data)} bytes: {error}") from error
-
-
-def _scalar(name: str, value: object) -> Scalar:
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        return value
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise ValueError(f"scalar {name!r} is {type(value).__name__}")
-
-
 def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[str]:
     """Say everything that is wrong with a message."""
+    named, allowed = message.scalars.keys(), schema.scalars.keys() | schema.optional
     faults = [f"undeclared tensor {k!r}" for k in sorted(message.tensors.keys() - schema.tensors)]
     faults += [f"missing tensor {k!r}" for k in sorted(schema.tensors.keys() - message.tensors)]
-    faults += [f"undeclared scalar {k!r}" for k in sorted(message.scalars.keys() - schema.scalars)]
-    faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - message.scalars)]
-    for name, declared in schema.scalars.items():
-        broken = declared.fault(message.scalars[name]) if name in message.scalars else None
+    faults += [f"undeclared scalar {k!r}" for k in sorted(named - allowed)]
+    faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - named)]
+    for name, declared in (*schema.scalars.items(), *schema.optional.items()):
+        broken = declared.fault(message.scalars[name]) if name in named else None
         if broken:
             faults.append(f"scalar {name!r}: {broken}")
-    squares = 0.0
+    norm = 0.0
     for name, form in schema.tensors.items():
         if name not in message.tensors:
             continue
@@ -163,13 +42,24 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
         if fault:
             faults.append(f"tensor {name!r}: {fault}")
         elif tensor.is_floating_point():
-            norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-            squares += norm**2
-            if not math.isfinite(norm):
+            if not bool(torch.isfinite(tensor).all()):
                 faults.append(f"tensor {name!r}: not finite")
-    if max_norm is not None and squares > max_norm**2:
-        faults.append(f"norm {squares**0.5:.4g} exceeds {max_norm:.4g}")
+            own = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+            norm = math.hypot(norm, float(own))  # squares of its own could be too large
+    if max_norm is not None and norm > max_norm:
+        faults.append(f"norm {norm:.4g} exceeds {max_norm:.4g}")
     return faults
+
+
+def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int) -> list[str]:
+    """Say what in an envelope is not as expected; it holds these two entries and no other."""
+    expected: dict[str, Scalar] = {"client": client, "round": round}
+    faults = [f"undeclared {k!r} in the envelope" for k in sorted(envelope.keys() - expected)]
+    return faults + [
+        f"{key} is {reprlib.repr(envelope.get(key))}, expected {value!r}"
+        for key, value in expected.items()
+        if type(envelope.get(key)) is not type(value) or envelope[key] != value
+    ]
 
 
 class Delivery(NamedTuple):
@@ -293,12 +183,7 @@ class Channel:
             if self._max_bytes is not None and len(data) > self._max_bytes:
                 raise ChannelError(f"{len(data)} bytes exceed {self._max_bytes}")
             message, envelope = decode(data)
-            expected = {"client": client, "round": round}
-            faults = [
-                f"{key} is {envelope.get(key)!r}, expected {value!r}"
-                for key, value in expected.items()
-                if envelope.get(key) != value
-            ]
+            faults = _envelope_faults(envelope, client=client, round=round)
             codec = self.codec
             form = schema if codec is None else codec.declare(schema, direction)
             faults += _faults(message, form, self._max_norm)
@@ -316,8 +201,15 @@ class Channel:
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:
-    """Split a message's bytes: tensors by component, the rest (names, scalars) is ``header``."""
+    """Split a message's bytes: tensors by component, the report, and the rest as ``header``.
+
+    A figure of a report counts with its name and a comma, as they stand in the file.
+    """
     sizes: Counter[str] = Counter()
     for name, tensor in message.tensors.items():
-        sizes[name.partition("/")[0]] += tensor.numel() * tensor.element_size()
+        sizes[component_of(name)] += tensor.numel() * tensor.element_size()
+    for name, value in message.scalars.items():
+        if component_of(name) == REPORT:
+            # JSON within JSON; two quotes and two braces are not its own, a comma and a space are.
+            sizes[REPORT] += len(json.dumps(json.dumps({name: value}))) - 2
     return {**sizes, "header": total - sum(sizes.values())}

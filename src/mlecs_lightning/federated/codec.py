@@ -184,7 +184,7 @@ class DWC(Codec):
             "dwc/bits": ScalarField(int, equal=self.bits),
             "dwc/fraction": ScalarField(float, equal=float(self.fraction)),
         }
-        return Schema(tensors, {**schema.scalars, **settings})
+        return Schema(tensors, {**schema.scalars, **settings}, schema.optional)
 
     def _by_rows(self, name: str, field: TensorField) -> bool:
         return (
@@ -254,12 +254,11 @@ class DWC(Codec):
             # A copy first: the bytes of the message need not lie where floats may.
             return old.index_put((at,), values.clone().view(torch.float32))
         scale = steps.clone().view(torch.float32)
-        if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
-            raise CodecError("a step that is negative or not finite")
         try:
             codes = unpack_bits(values, self.bits, len(at))
         except ValueError as error:
             raise CodecError(str(error)) from error
+        _check_steps(codes, scale, bits=self.bits, block=self.block)
         change = dequantise_blocks(codes, scale, self.bits, self.block)
         return old.index_put((at,), old[at] + change)
 
@@ -352,7 +351,8 @@ class DWC(Codec):
                 except CodecError as error:
                     raise CodecError(f"tensor {name!r}: {error}") from error
                 tensors[name] = new.view(field.shape).to(field.dtype)  # type: ignore[arg-type]
-        scalars = {k: v for k, v in message.scalars.items() if k in schema.scalars}
+        known_scalars = schema.scalars.keys() | schema.optional
+        scalars = {k: v for k, v in message.scalars.items() if k in known_scalars}
         return Message(dict(sorted(tensors.items())), scalars)
 
     def _pack_rows(self, name: str, rows: Tensor) -> dict[str, Tensor]:
@@ -363,14 +363,30 @@ class DWC(Codec):
     def _unpack_rows(self, name: str, tensors: Mapping[str, Tensor], field: TensorField) -> Tensor:
         rows, steps, width = tensors[name + _ROWS], tensors[name + _STEPS], field.shape[-1]
         assert width is not None
-        if len(rows) != len(steps) or bool((steps < 0).any()):
+        if len(rows) != len(steps):
             raise CodecError(f"tensor {name!r}: {len(rows)} rows, {len(steps)} steps")
         try:
             codes = unpack_bits(rows, self.feature_bits, width)
+            _check_steps(codes.flatten(), steps, bits=self.feature_bits, block=width)
         except ValueError as error:
             raise CodecError(f"tensor {name!r}: {error}") from error
         flat = dequantise_blocks(codes.flatten(), steps, self.feature_bits, width)
         return flat.view(-1, width)
+
+
+def _check_steps(codes: Tensor, steps: Tensor, *, bits: int, block: int) -> None:
+    """Check the steps (blocks,) of codes (N,), and that no bit of either is without effect.
+
+    Under a step of zero any code means zero: only the one that `quantise_blocks` writes is taken.
+
+    Raises:
+        CodecError: If they are not such.
+    """
+    if not bool((torch.isfinite(steps) & ~torch.signbit(steps)).all()):
+        raise CodecError("a step that is negative or not finite")
+    idle = (steps == 0).repeat_interleave(block)[: len(codes)]
+    if bool((codes[idle] != 2 ** (bits - 1)).any()):
+        raise CodecError("a code under a step of zero")
 
 
 def _flat(tensor: Tensor | None, size: int) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from mlecs_lightning.federated.context import derive_seed
@@ -15,9 +16,16 @@ __all__ = ["ClientFault", "Fate", "Fault", "FaultKind", "FaultLog", "FaultTrace"
 FaultKind = Literal["dropout", "straggler", "crash", "error", "refused"]
 
 
+_STAGE = re.compile(r"[A-Za-z0-9_ ./-]{0,64}")
+_CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})?")
+
+
 @dataclass(frozen=True)
 class Fault:
-    """One client that gave nothing in one round.
+    """One client that gave nothing in one round: all that is told of it to anybody else.
+
+    What an exception says may quote the client's data. So its text stays with the client, in the
+    file `RunFolder.client_log`; here are its class and where it was raised, of bounded length.
 
     Attributes:
         round: The round, from 0.
@@ -25,13 +33,45 @@ class Fault:
         kind: ``dropout`` (was not there), ``straggler`` (missed the deadline), ``crash`` (stopped
             in the middle of a pass), ``error`` (its code raised), ``refused`` (its message was not
             accepted).
-        reason: What happened, with the stage if there is one.
+        stage: The pass that it was in, ``uplink`` on the way back; empty before the first one.
+        error: Name of the exception's class; empty if there was none.
     """
 
     round: int
     client: str
     kind: FaultKind
-    reason: str
+    stage: str = ""
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that every part has its form.
+
+        Raises:
+            ValueError: If one has not.
+        """
+        if self.kind not in get_args(FaultKind):
+            raise ValueError(f"kind must be one of {list(get_args(FaultKind))}, got {self.kind!r}")
+        for name, form in (("stage", _STAGE), ("error", _CLASS)):
+            if not form.fullmatch(getattr(self, name)):
+                raise ValueError(f"{name} must be like {form.pattern}")
+
+    @classmethod
+    def of(cls, error: Exception, *, kind: FaultKind, stage: str, round: int, client: str) -> Fault:
+        """Return what is told of an exception; a name that is none of the form is left out."""
+        name = type(error).__name__
+        return cls(
+            round,
+            client,
+            kind,
+            stage if _STAGE.fullmatch(stage) else "",
+            name if _CLASS.fullmatch(name) else "Exception",
+        )
+
+    @property
+    def reason(self) -> str:
+        """What happened, in words."""
+        where = f", stage {self.stage!r}" if self.stage else ""
+        return f"client {self.client!r}{where}: {self.error or self.kind}"
 
 
 class ClientFault(Exception):
@@ -143,5 +183,9 @@ class FaultLog:
         return [asdict(fault) for fault in self.faults]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Restore what `state_dict` returned."""
-        self.faults = [Fault(**fault) for fault in state]
+        """Restore what `state_dict` returned; entries that a fault has not are left behind.
+
+        Those of older versions hold whole texts.
+        """
+        known = {each.name for each in fields(Fault)}
+        self.faults = [Fault(**{k: v for k, v in f.items() if k in known}) for f in state]

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from mlecs_lightning.federated.aggregator import Aggregate
-from mlecs_lightning.federated.algorithm import Loaders
-from mlecs_lightning.federated.channel import ChannelError, Delivery, Parcel, decode
 from mlecs_lightning.federated.context import RoundContext, seed_generators
-from mlecs_lightning.federated.faults import ClientFault, Fate, Fault
-from mlecs_lightning.federated.federation import Wire
+from mlecs_lightning.federated.encoding import decode
+from mlecs_lightning.federated.exchange import Exchange
+from mlecs_lightning.federated.faults import Fate, Fault
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.participation import LoopSettings, sample_clients
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 
 __all__ = ["ClientsFailedError", "RoundLoop"]
-
-log = logging.getLogger(__name__)
 
 
 class ClientsFailedError(RuntimeError):
@@ -52,6 +44,7 @@ class RoundLoop:
             stop: Says when to stop.
         """
         self._run, self._settings, self._call, self._stop = run, settings, call, stop
+        self._exchange = Exchange(run, settings, stop)
         if run.federation.ranks.size == 1:
             # Ranks that train together cannot stop in the middle of a pass, one without another.
             run.federation.server.before_step = stop.check
@@ -99,6 +92,7 @@ class RoundLoop:
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)
+        run.moves.end_round()
         run.served.clear()
         run.federation.store.drop_messages()
         run.folder.log(metrics, step=number + 1)
@@ -166,7 +160,7 @@ class RoundLoop:
                 if signum is not None:
                     raise Interrupted(signum)
         if failed and len(failed) == len(ctx.participants):
-            reasons = "\n".join(fault.reason for fault in failed)
+            reasons = "\n".join(map(self._told, failed))
             raise ClientsFailedError(f"round {ctx.round}: every client failed:\n{reasons}")
 
     def _settle(
@@ -183,16 +177,24 @@ class RoundLoop:
                 round=ctx.round,
                 client=client,
                 kind=outcome.fault.kind,
-                reason=outcome.fault.reason,
+                reason=self._told(outcome.fault),
             )
             return None
         metrics |= {f"clients/{client}/{k}": v for k, v in outcome.metrics.items()}
         if outcome.up:
             run.ledger.add("uplink", client, outcome.up)
         self._call("on_client_end", round=ctx.round, client=client, metrics=outcome.metrics)
-        if outcome.message is not None or outcome.data is None:
-            return outcome.message
-        return decode(outcome.data)[0]
+        if outcome.data is None:
+            return None
+        message = decode(outcome.data)[0] if outcome.message is None else outcome.message
+        run.moves.add(outcome.moved)
+        run.claims.register(client, run.phase(client, ctx.round), run.claimed(message))
+        return message
+
+    def _told(self, fault: Fault) -> str:
+        """Return what is shown of a fault: what everybody may know, and where the rest is."""
+        path = self._run.folder.client_log(fault.client)
+        return f"{fault.reason}; full text in {path}" if fault.error else fault.reason
 
     def _serve(self, ctx: RoundContext, clients: tuple[str, ...]) -> Iterator[Outcome]:
         """Serve this rank's clients, one after another."""
@@ -212,11 +214,9 @@ class RoundLoop:
                 yield self._served_before(client)
                 continue
             if fates[client].drops:
-                outcome = Outcome(
-                    client, fault=Fault(ctx.round, client, "dropout", "did not take part")
-                )
+                outcome = Outcome(client, fault=Fault(ctx.round, client, "dropout"))
             else:
-                outcome = self._serve_one(ctx, *next(broadcasts), fates[client])
+                outcome = self._exchange.serve(ctx, *next(broadcasts), fates[client])
                 if outcome.data is not None and self._settings.keeps_messages:
                     run.federation.store.put_message(client, outcome.data)
             run.served[client] = outcome._replace(data=None, message=None)
@@ -228,128 +228,6 @@ class RoundLoop:
             return outcome
         data = self._run.federation.store.message(client)
         return outcome._replace(data=data, message=decode(data)[0])
-
-    def _serve_one(
-        self, ctx: RoundContext, client: str, sent: Message | None, fate: Fate
-    ) -> Outcome:
-        """Carry the broadcast to a client, train it, carry its update back."""
-        run, federation = self._run, self._run.federation
-        module = federation.module(client)
-        about: dict[str, Any] = {"client": client, "round": ctx.round}
-        received: Message | None = None
-        down: dict[str, int] = {}
-        errors: dict[str, float] = {}
-        coded = run.channel.codec is not None and sent is not None
-        wire = federation.wire(client) if coded else Wire({}, {})
-        if sent is not None:
-            (received, down), errors = self._carry_down(sent, wire, about)
-        edge = federation.edge(client)
-        watch = fate.watch()
-
-        def before_step() -> None:
-            self._stop.check()
-            watch()
-
-        edge.before_step = before_step
-        self._seed(ctx, client, "update")
-        try:
-            update = run.algorithm.client_update(
-                edge, self._loaders(client, ctx.round), received, ctx
-            )
-            if update.message is not None:
-                known = _adapter(received)
-                schema = run.algorithm.uplink(module)
-                way: dict[str, Any] = {"known": known, **about}
-                parcel = run.channel.pack(
-                    update.message, schema, direction="uplink", memory=wire.left, **way
-                )
-                errors |= _error("uplink", parcel)
-        except ClientFault as fault:
-            reason = f"client {client!r}, stage {edge.stage!r}: {fault}"
-            return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, reason))
-        except Exception as error:
-            log.debug("client %r failed", client, exc_info=True)
-            reason = f"client {client!r}, stage {edge.stage!r}: {type(error).__name__}: {error}"
-            return Outcome(client, down, fault=Fault(ctx.round, client, "error", reason))
-        edge.end_round()
-        metrics = update.metrics | errors
-        if update.message is None:
-            federation.keep(edge, round=ctx.round)
-            return Outcome(client, down, metrics=metrics)
-        # An answer, good or bad, says that the broadcast has arrived: from now on both ends go by
-        # it. A client that fails before that has no state of this round, and neither has its wire.
-        federation.keep(edge, round=ctx.round, wire=Wire(known, parcel.memory) if coded else None)
-        try:
-            delivery = run.channel.receive(parcel.data, schema, direction="uplink", **way)
-            message = self._bounded(delivery, received, client)
-            if faults := run.algorithm.refusals(federation.server, message):
-                raise ChannelError(f"uplink of client {client!r} refused: {'; '.join(faults)}")
-        except ChannelError as error:
-            return Outcome(client, down, fault=Fault(ctx.round, client, "refused", str(error)))
-        data = parcel.data
-        if coded or message is not delivery.message:
-            # Other ranks, and a round that is gone on with, know nothing of this client's wire.
-            data = run.channel.send(message, **about)
-        return Outcome(client, down, delivery.sizes, data, message, metrics)
-
-    def _carry_down(
-        self, sent: Message, wire: Wire, about: Mapping[str, Any]
-    ) -> tuple[Delivery, dict[str, float]]:
-        """Return what a device reads of a broadcast, and what a codec lost of it.
-
-        Apart from the training, which the bytes need not outlast.
-        """
-        run = self._run
-        module = run.federation.module(about["client"])
-        schema = run.algorithm.downlink(run.federation.server, module)
-        way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
-        parcel = run.channel.pack(sent, schema, **way)
-        return run.channel.receive(parcel.data, schema, **way), _error("downlink", parcel)
-
-    def _bounded(self, delivery: Delivery, received: Message | None, client: str) -> Message:
-        """Limit how far a client's adapter may be from the one that was sent to it.
-
-        Raises:
-            ChannelError: If it is further, and such updates are refused.
-        """
-        limit, message = self._settings.max_update_norm, delivery.message
-        if limit is None or received is None:
-            return message
-        change = {
-            k: t.double() - received.tensors[k].double()
-            for k, t in message.tensors.items()
-            if k in received.tensors and k.startswith("adapter/")
-        }
-        if not change:
-            return message
-        norm = float(torch.nn.utils.get_total_norm(change.values()))
-        if norm <= limit:
-            return message
-        if self._settings.large_update == "refuse":
-            raise ChannelError(
-                f"uplink of client {client!r} refused: norm of the update is {norm:.4g}, "
-                f"trainer.max_update_norm {limit:.4g}"
-            )
-        clipped = {
-            k: (received.tensors[k].double() + t * (limit / norm)).to(message.tensors[k].dtype)
-            for k, t in change.items()
-        }
-        return Message({**message.tensors, **clipped}, message.scalars)
-
-    def _loaders(self, client: str, round: int) -> Loaders:
-        run, limit = self._run, self._settings.limit_train
-        modalities = run.federation.parties.profiles[client].modalities
-        private = (
-            run.data.pooled(modalities)
-            if run.algorithm.pools_private
-            else run.data.private(client, "train", round=round)
-        )
-        public = run.data.public("train", modalities=modalities)
-        return Loaders(
-            run.data.loader(public, limit=limit),
-            run.data.loader(private, limit=limit),
-            run.data.resources(client, round=round),
-        )
 
     # All ranks ------------------------------------------------------------------------------
 
@@ -367,12 +245,3 @@ class RoundLoop:
         """
         offset = self._run.federation.ranks.rank if party == "server" else 0
         seed_generators(ctx.seed_for(party, stage) + offset)
-
-
-def _error(direction: str, parcel: Parcel) -> dict[str, float]:
-    return {} if parcel.error is None else {f"channel/{direction}_error": parcel.error}
-
-
-def _adapter(message: Message | None) -> dict[str, Tensor]:
-    tensors = {} if message is None else message.tensors
-    return {k: t for k, t in tensors.items() if k.startswith("adapter/")}

@@ -10,9 +10,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Message", "Scalar", "ScalarField", "Schema", "TensorField", "adapter_fields"]
+__all__ = [
+    "REPORT",
+    "Message",
+    "Scalar",
+    "ScalarField",
+    "Schema",
+    "TensorField",
+    "adapter_fields",
+    "component_of",
+]
 
 Scalar = int | float | str | tuple[str, ...]
+
+REPORT = "report"
+"""Component of the scalars that tell how a client's training went; see `reports`."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +110,22 @@ class ScalarField:
 
 @dataclass(frozen=True)
 class Schema:
-    """All that a message of one direction may hold; a message must hold exactly this.
+    """All that a message of one direction may hold.
 
     Attributes:
-        tensors: The form of each tensor.
-        scalars: The form of each scalar.
+        tensors: The form of each tensor; all of them have to be there.
+        scalars: The form of each scalar; all of them have to be there.
+        optional: The form of scalars that may be left out.
     """
 
     tensors: Mapping[str, TensorField] = field(default_factory=dict)
     scalars: Mapping[str, ScalarField] = field(default_factory=dict)
+    optional: Mapping[str, ScalarField] = field(default_factory=dict)
+
+
+def component_of(name: str) -> str:
+    """Return the component that a tensor or a scalar is counted under."""
+    return name.partition("/")[0]
 
 
 def adapter_fields(adapter: Mapping[str, Tensor]) -> dict[str, TensorField]:

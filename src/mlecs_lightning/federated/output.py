@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,19 +16,22 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
+from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.digests import (
     forget_digest,
     record_digest,
     seal_folder,
     write_checked,
 )
-from mlecs_lightning.federated.channel import Ledger
 from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.files import naming_full_disk, replacing_folder
 from mlecs_lightning.folders import claim_folder
-from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.modules import MultimodalLM
 
 __all__ = ["RunFolder", "communication"]
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -113,6 +117,23 @@ class RunFolder:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def client_log(self, client: str) -> Path:
+        """Return the file of a client's own, with all that its exceptions say.
+
+        In a simulation it lies here; on a network it would on the device, and be nobody else's.
+        """
+        return self.path / "clients" / client / "errors.log"
+
+    def note(self, client: str, text: str) -> None:
+        """Append to the client's own file; a run does not end because that cannot be written."""
+        path = self.client_log(client)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", path, error.strerror)
+
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Hand metrics to every logger, with the round as step.
 
@@ -148,18 +169,19 @@ class RunFolder:
     def write_adapters(self, federation: Federation) -> None:
         """Write the adapters of own clients, and that of the server's LLM, in PEFT's format."""
         for client in federation.own:
-            self._write_adapter(client, federation.edge(client).module.tower().backbone)
+            self._write_adapter(client, federation.edge(client).module)
         if federation.ranks.rank == 0:
-            self._write_adapter("server", federation.server.module.tower().backbone)
+            self._write_adapter("server", federation.server.module)
 
-    def _write_adapter(self, party: str, backbone: Backbone) -> None:
+    def _write_adapter(self, party: str, module: MultimodalLM) -> None:
         """Write a folder that travels: its digests are in it.
 
         Beside the adapter of a sub-model, whose layers are cut, it says which modules that has.
         """
         with replacing_folder(self.path / "adapters" / party, over=True) as folder:
-            backbone.lm.save_pretrained(str(folder), save_embedding_layers=False)
-            if party != "server" and (modular := backbone.modular) is not None:
+            write_adapter(module, folder)
+            modular = module.tower().backbone.modular
+            if party != "server" and modular is not None:
                 mask = {"modules": modular.shape[1], "mask": modular.mask.int().tolist()}
                 (folder / "modules.json").write_text(json.dumps(mask) + "\n")
             seal_folder(folder)

@@ -46,6 +46,7 @@ class LoopSettings:
     min_clients: int
     faults: FaultTrace | None
     max_update_norm: float | None
+    max_update_ratio: float | None
     large_update: LargeUpdate
     keeps_messages: bool
 
@@ -64,6 +65,8 @@ class LoopSettings:
             faults.append(f"trainer.client_fraction must lie in (0, 1], got {self.client_fraction}")
         if self.min_clients < 0:
             faults.append(f"trainer.min_clients must be at least 0, got {self.min_clients}")
-        if self.max_update_norm is not None and not self.max_update_norm > 0:
-            faults.append(f"trainer.max_update_norm must be above 0, got {self.max_update_norm}")
+        for name in ("max_update_norm", "max_update_ratio"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                faults.append(f"trainer.{name} must be above 0, got {limit}")
         faults.raise_any()

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated.algorithm import Algorithm, Loaders
-from mlecs_lightning.federated.channel import Channel, Ledger
+from mlecs_lightning.federated.bounds import Claims, Moves
+from mlecs_lightning.federated.channel import Channel
 from mlecs_lightning.federated.checkpoint import (
     CheckpointError,
     check_config,
@@ -27,7 +28,8 @@ from mlecs_lightning.federated.differences import alike
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import Fault, FaultLog
 from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.messages import Message
+from mlecs_lightning.federated.ledger import Ledger
+from mlecs_lightning.federated.messages import Message, Scalar
 from mlecs_lightning.federated.optimization import origin
 from mlecs_lightning.federated.output import RunFolder, communication
 from mlecs_lightning.federated.stream import Stream
@@ -47,8 +49,9 @@ class Outcome(NamedTuple):
         up: Bytes that it sent and that were accepted, by component.
         data: The accepted message, as bytes.
         message: The accepted message, decoded; only in the process that served the client.
-        metrics: Its training losses.
+        metrics: The figures of its report, and what a codec lost.
         fault: Why there is no message, if there should be one.
+        moved: How far the accepted update has moved, see `Moves`.
     """
 
     client: str
@@ -58,6 +61,7 @@ class Outcome(NamedTuple):
     message: Message | None = None
     metrics: dict[str, float] = {}  # noqa: RUF012
     fault: Fault | None = None
+    moved: float = 0.0
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Run:
     Attributes:
         evaluator: Judges after a round.
         tester: Judges at the end, with all metrics.
+        moves: How far accepted updates have moved.
+        claims: What clients have said of themselves.
         served: Outcomes of this process's clients in the round under way, messages left out: the
             store keeps these.
         next_round: The round to go on with.
@@ -90,6 +96,8 @@ class Run:
     in_place: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     faults: FaultLog = field(default_factory=FaultLog)
+    moves: Moves = field(default_factory=Moves)
+    claims: Claims = field(default_factory=Claims)
     history: list[dict[str, float]] = field(default_factory=list)
     warmup: dict[str, float] = field(default_factory=dict)
     served: dict[str, Outcome] = field(default_factory=dict)
@@ -109,6 +117,15 @@ class Run:
         """What judges the clients on every phase of the schedule."""
         return Stream(self.data)
 
+    def phase(self, client: str, round: int) -> str:
+        """Return what the client's data in a round are called, which do not change under a name."""
+        schedule = self.data.schedule
+        return "all" if schedule is None else schedule.phase(client, round).name
+
+    def claimed(self, message: Message) -> dict[str, Scalar]:
+        """Return what an update says of its client that must not change."""
+        return {k: message.scalars[k] for k in self.algorithm.registers if k in message.scalars}
+
     # Between rounds all ranks know the same, except for the clients' states: each has its own.
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,6 +137,8 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "ledger": self.ledger.state_dict(),
             "faults": self.faults.state_dict(),
+            "moves": self.moves.state_dict(),
+            "claims": self.claims.state_dict(),
             "history": list(self.history),
             "warmup": self.warmup,
             "monitor": self.monitor.name,
@@ -198,6 +217,7 @@ class Run:
                     "down": outcome.down,
                     "up": outcome.up,
                     "metrics": outcome.metrics,
+                    "moved": outcome.moved,
                     "fault": None if outcome.fault is None else vars(outcome.fault),
                     "message": _as_tensor(self.federation.store.message(client))
                     if outcome.up
@@ -218,12 +238,13 @@ class Run:
         if "about" in state and not (self.config and state["config"]):
             check_config(_told(state["about"]), _told(self._about()), same=alike)
 
-    def restore(self, state: Mapping[str, Any], *, path: Path) -> None:
+    def restore(self, state: Mapping[str, Any], *, path: Path, same_data: bool = True) -> None:
         """Go on from a checkpoint.
 
         Args:
             state: What `load_checkpoint` returned.
             path: Where the checkpoint is; files of clients that it names are beside it.
+            same_data: Whether what clients have said of their data still holds.
 
         Raises:
             CheckpointError: If it does not fit the federation, or a file that it names is damaged.
@@ -250,6 +271,9 @@ class Run:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.ledger.load_state_dict(state["ledger"])
         self.faults.load_state_dict(state["faults"])
+        self.moves.load_state_dict(state.get("moves", ()))
+        if same_data:
+            self.claims.load_state_dict(state.get("claims", ()))
         self.history, self.warmup = list(state["history"]), state["warmup"]
         self.next_round = int(state["round"]) + (partial is None)
         self.before, self.restored = state["seconds"], True
@@ -298,7 +322,12 @@ class Run:
             self.federation.store.put_message(client, saved["message"].numpy().tobytes())
         fault = None if saved["fault"] is None else Fault(**saved["fault"])
         self.served[client] = Outcome(
-            client, saved["down"], saved["up"], metrics=saved["metrics"], fault=fault
+            client,
+            saved["down"],
+            saved["up"],
+            metrics=saved["metrics"],
+            fault=fault,
+            moved=saved["moved"],
         )
 
     def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:

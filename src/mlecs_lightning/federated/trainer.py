@@ -69,6 +69,7 @@ class FederatedTrainer:
         min_clients: int = 1,
         faults: FaultTrace | None = None,
         max_update_norm: float | None = None,
+        max_update_ratio: float | None = 100.0,
         large_update: LargeUpdate = "refuse",
         max_message_norm: float | None = None,
         max_message_bytes: int | None = 2**30,
@@ -108,7 +109,9 @@ class FederatedTrainer:
             faults: Misfortunes to simulate.
             max_update_norm: Largest Euclidean distance of a client's adapter from the one that was
                 sent to it.
-            large_update: Whether an update beyond that is refused, or clipped to it.
+            max_update_ratio: Largest change of what was sent to a client, as a multiple of what
+                was usual in earlier rounds (`Moves`). Honest clients stay far below the default.
+            large_update: Whether an update beyond these two is refused, or clipped to them.
             max_message_norm: The channel refuses a message of a larger norm.
             max_message_bytes: The channel refuses a longer message, unread.
             codec: Makes messages shorter on their way, `DWC` for one.
@@ -156,6 +159,7 @@ class FederatedTrainer:
             min_clients=min_clients,
             faults=faults,
             max_update_norm=max_update_norm,
+            max_update_ratio=max_update_ratio,
             large_update=large_update,
             keeps_messages=self._checkpointing,
         )
@@ -379,7 +383,7 @@ class FederatedTrainer:
             if checkpoint is not None:
                 if training and not self._any_config:
                     run.check(checkpoint)
-                run.restore(checkpoint, path=path)
+                run.restore(checkpoint, path=path, same_data=not self._any_config)
             if training:
                 kept = self._top_k if self._checkpointing else 0
                 check_monitor(run, self._loop, max_rounds=self.max_rounds, save_top_k=kept)

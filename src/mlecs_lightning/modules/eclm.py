@@ -15,13 +15,16 @@ from mlecs_lightning.modules.server import ServerModule
 from mlecs_lightning.nn.connector import Connector
 from mlecs_lightning.nn.derivation import Costs
 from mlecs_lightning.nn.drift import GateStatistics, drifted
-from mlecs_lightning.nn.modular import ModularMLPs
+from mlecs_lightning.nn.modular import MLP_LAYERS, ModularMLPs
 from mlecs_lightning.nn.selector import GatePath, ModuleSelector
+from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 
 __all__ = [
+    "SIZES",
     "CloudParts",
     "DeviceParts",
+    "adapter_faults",
     "count_costs",
     "divide",
     "modular_of",
@@ -31,6 +34,21 @@ __all__ = [
     "unpack",
     "without_some_modalities",
 ]
+
+SIZES = ("submodel/modules", "submodel/parameters", "submodel/bytes")
+"""What `sizes` tells of a device's model."""
+_LAYERS = sorted({name for makes, reads in MLP_LAYERS for name in (*makes, reads)})
+
+
+def adapter_faults(lora: LoraSettings) -> list[str]:
+    """Say if an adapter is no adapter of modules, and of nothing else."""
+    targets = lora.target_modules or []
+    if targets and all(target.rpartition(".")[2] in _LAYERS for target in targets):
+        return []
+    return [
+        f"edge.lora.target_modules is {lora.target_modules}; ECLM adapts the MLPs alone: "
+        "[c_fc, mlp.c_proj] in GPT-2, [gate_proj, up_proj, down_proj] in Llama and Qwen"
+    ]
 
 
 class CloudParts(nn.Module):
@@ -208,11 +226,12 @@ def modular_of(module: MultimodalLM) -> ModularMLPs:
 
 def sizes(edge: EdgeModule) -> dict[str, float]:
     """Return how large a device's model is now: modules, parameters (frozen ones, too), bytes."""
-    return {
-        "submodel/modules": float(modular_of(edge).mask.sum()),
-        "submodel/parameters": float(edge.parameter_count()),
-        "submodel/bytes": float(edge.parameter_bytes()),
-    }
+    told = (
+        float(modular_of(edge).mask.sum()),
+        float(edge.parameter_count()),
+        float(edge.parameter_bytes()),
+    )
+    return dict(zip(SIZES, told, strict=True))
 
 
 def prototype_names(edge: EdgeModule) -> dict[str, str]:

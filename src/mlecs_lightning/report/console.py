@@ -50,7 +50,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     counts = {k: n for k, n in summary["faults"].items() if k != "events" and n}
     if counts:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-        console.print(f"faults of clients: {told} (summary.json has the reasons)")
+        console.print(f"faults of clients: {told} (reasons: clients/NAME/errors.log)")
     console.print(f"{summary['seconds']:.1f} s")
 
 

@@ -26,6 +26,7 @@ __all__ = ["clients", "communication", "differences", "faults", "overview", "res
 _VIEWS = {"mean.all": "all", "mean.own": "own", "server": "server"}
 _BYTES = ("communication.uplink_bytes", "communication.downlink_bytes")
 _EVENTS = 100  # a longer list nobody reads; summary.json has them all
+_TOLD = ("round", "client", "kind", "stage", "error")
 _NONE = "-"
 
 
@@ -335,13 +336,14 @@ def faults(setting: Setting) -> Section | None:
         caption = "What happened"
         if len(events) > _EVENTS:
             caption += f": the first {_EVENTS} of {len(events):,}; summary.json has all"
-        names = ("algorithm", "seed", "round", "client", "kind", "reason")
+        names = ("algorithm", "seed", *_TOLD)
         columns = [Column(name, text=name not in ("seed", "round")) for name in names]
         grids.append(Grid(columns, events[:_EVENTS], caption=caption))
     note = (
         "Clients that gave nothing in a round: dropout - were not there; straggler - missed the "
         "deadline; crash - stopped in the middle; error - their code raised; refused - their "
-        "message was not accepted. Rounds count from 0, as in summary.json."
+        "message was not accepted. Rounds count from 0, as in summary.json. The texts of errors "
+        "are in clients/NAME/errors.log of the run folder."
     )
     return Section("Faults", note, grids=grids)
 
@@ -350,5 +352,5 @@ def _events(setting: Setting) -> Iterator[list[Cell]]:
     for row in setting.rows:
         for event in row.summary.get("faults", {}).get("events", []):
             if isinstance(event, Mapping):
-                told = [event.get(key, "?") for key in ("round", "client", "kind", "reason")]
+                told = [event.get(key, "?") for key in _TOLD]
                 yield [Cell(str(x)) for x in (row.algorithm, row.seed, *told)]

@@ -24,7 +24,7 @@ from mlecs_lightning.federated import (
     Message,
     RoundContext,
 )
-from mlecs_lightning.federated.channel import decode, encode
+from mlecs_lightning.federated.encoding import decode, encode
 from mlecs_lightning.federated.tokens import Tokens
 from mlecs_lightning.functional import distillation_loss, hidden_distance
 
@@ -239,13 +239,16 @@ def test_what_goes_up_is_declared_and_nothing_else(
     ups = [decode(data)[0] for way, _, data in log.messages if way == "uplink"]
     for message in ups:
         assert {k.partition("/")[0] for k in message.tensors} == {"tokens", "positions", "asked"}
-        assert message.scalars == {"instructions": ("describe the digit .",)}
+        assert message.scalars["instructions"] == ("describe the digit .",)
+        report = {f"report/uts/{what}" for what in ("looked_at", "sent")}
+        report |= {f"report/uts/{what}" for what in ("uncertainty", "uncertainty_sent")}
+        assert message.scalars.keys() == {"instructions"} | report
         sent = sum(len(message.tensors[f"tokens/{m}"]) for m in ALL)
         assert sent == 12  # a quarter of 2 batches of 8 samples of 3 tokens
     # The device takes no step: only the server's warm-up and AKD do.
     assert {party for party, _, _ in log.passes} == {"server"}
     assert set(summary["communication"]["by_component"]["uplink"]) == {
-        *("tokens", "positions", "asked", "header")
+        *("tokens", "positions", "asked", "report", "header")
     }
 
 
@@ -457,7 +460,10 @@ def test_a_device_that_lies_is_left_out(
     monkeypatch.setattr(Channel, "receive", tampered)
     summary = fit(tiny, tmp_path, max_rounds=1)
     assert summary["faults"]["refused"] == 1
-    assert words in summary["faults"]["events"][0]["reason"]
+    client = summary["faults"]["events"][0]["client"]
+    (log,) = tmp_path.rglob("errors.log")
+    assert log.parent.name == client
+    assert words in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.data import Drift, Shift
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import (
+    ClientUpdate,
     FederationSettings,
     Interrupted,
     Message,
     RoundContext,
 )
-from mlecs_lightning.federated.channel import decode
+from mlecs_lightning.federated.encoding import decode
 from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.modules.eclm import CloudParts, modular_of
 from mlecs_lightning.nn.derivation import Budget
@@ -105,7 +106,8 @@ def test_only_what_a_device_lacks_goes_down_and_only_its_modules_go_up(
                 *("submodel/mask", "modules/index", "modules/adapters", "prototype/values")
             }
             assert up.tensors.keys() == {"modules/index", "modules/adapters", "gates/mean"}
-            assert up.scalars.keys() == {"budget", "drifted", "samples"}
+            own = {k for k in up.scalars if not k.startswith("report/")}
+            assert own == {"budget", "drifted", "samples"}
             wanted = set(down.tensors["submodel/mask"].flatten().nonzero().flatten().tolist())
             assert len(wanted) == K * L // 2
             assert set(numbers(down)) == wanted - held
@@ -202,10 +204,37 @@ def test_modules_that_are_not_a_device_s_are_not_merged(
         },
         {"budget": 1.0, "drifted": 0, "samples": 1},
     )
+    # What such a message is measured by before that is of its form, or nothing at all.
+    former = algorithm.former(server, message, None)
+    assert {k: v.shape for k, v in former.items()} == (
+        {} if index == [0] else {"modules/adapters": (2, ROW)}
+    )
     merged = algorithm.aggregate([("kitchen", message)], CTX)
     assert merged is not None
     assert merged.adapter["index"].tolist() == ([] if index == [0] else [0])
     assert merged.adapter["gates/kitchen"].max() == 1.0
+
+
+def test_modules_that_explode_are_refused(
+    run: Callable[..., SimpleNamespace],
+    eclm: Callable[..., ECLM],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = ECLM.client_update
+
+    def exploding(self: ECLM, edge: Any, *args: Any) -> ClientUpdate:  # noqa: ANN401
+        done = update(self, edge, *args)
+        assert done.message is not None
+        tensors = dict(done.message.tensors)
+        if edge.name == "hall":
+            tensors["modules/adapters"] = torch.full_like(tensors["modules/adapters"], 1e38)
+        return done._replace(message=Message(tensors, done.message.scalars))
+
+    monkeypatch.setattr(ECLM, "client_update", exploding)
+    ran = run(eclm(), rounds=1)
+    (event,) = ran.summary["faults"]["events"]
+    assert (event["client"], event["error"]) == ("hall", "LargeUpdateError")
+    assert float(ran.rows(0).abs().max()) < 10
 
 
 # Drift --------------------------------------------------------------------------------------------
@@ -290,7 +319,7 @@ def test_a_budget_that_nothing_fits_costs_the_device_its_round(
     ran = run(eclm(), Shift(1, 2, clients=["hall"], budget=0.4), rounds=3)
     (event,) = ran.summary["faults"]["events"]
     assert (event["round"], event["client"], event["kind"]) == (1, "hall", "error")
-    assert "the least feasible one is modules 0.25" in event["reason"]
+    assert event["error"] == "InfeasibleBudgetError"
     assert metric(ran, "kitchen", "submodel/modules") == [6] * 3
     assert ran.history[2]["clients/hall/submodel/modules"] == 6
 

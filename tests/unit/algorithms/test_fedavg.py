@@ -156,6 +156,9 @@ def test_the_mean_goes_to_the_server_and_comes_down_to_all(
     assert not torch.equal(up["kitchen"][0][name], up["study"][0][name])
 
 
+REPORT = ["report/private/loss", "report/public/loss"]
+
+
 def test_nothing_but_adapter_modalities_and_count_goes_up_and_an_adapter_down(
     tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
 ) -> None:
@@ -170,7 +173,10 @@ def test_nothing_but_adapter_modalities_and_count_goes_up_and_an_adapter_down(
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         scalars = json.loads(header["__metadata__"]["message"])["scalars"]
         up = {"modalities": tiny.clients[client].modalities, "samples": counts[client]}
+        report = {k: scalars.pop(k) for k in sorted(scalars) if k.startswith("report/")}
         assert scalars == (up if way == "uplink" else {})
+        assert [*report] == (REPORT if way == "uplink" else [])
+        assert all(type(value) is float for value in report.values())
 
 
 # Claims ---------------------------------------------------------------------------------------
@@ -263,7 +269,8 @@ def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
     algorithm = FedAvg(steps=tiny.steps(server=0), aggregation=aggregation)
     settings = tiny.parties(clients)
     with tapped() as log:
-        summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, enable_checkpointing=True)
+        options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
+        summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down, weights = sent(log, "uplink"), sent(log, "downlink"), samples(tiny)
     hosted = adapter(checkpoint(tmp_path)["server"]["model"])
     rank, scaling = (6, 1.0) if aggregation == "stack" else (3, 4 / 3)
@@ -342,7 +349,8 @@ def test_a_robust_aggregate_of_five_clients_stands_a_hostile_one(
     settings = tiny.parties({name: ClientSettings(["fourier"]) for name in "abcde"})
     algorithm = Attacked(steps=tiny.steps(server=0), aggregation=aggregation, trim=0.25)
     with tapped() as log:
-        summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, enable_checkpointing=True)
+        options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
+        summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down = sent(log, "uplink"), sent(log, "downlink")
     hosted = adapter(checkpoint(tmp_path)["server"]["model"])
     assert hosted.keys() == NAMES

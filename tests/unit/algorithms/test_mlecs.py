@@ -66,9 +66,15 @@ def test_up_go_adapter_modalities_and_the_number_of_samples(
     assert [client for client, _ in messages] == [*tiny.clients] * 2
     for client, data in messages:
         assert load(data).keys() == ADAPTER
-        assert scalars(data) == {
+        told = scalars(data)
+        assert {k: v for k, v in told.items() if not k.startswith("report/")} == {
             "modalities": tiny.clients[client].modalities,
             "samples": len(mlecs_run.data.private(client)),
+        }
+        volume = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
+        assert {k for k in told if k.startswith("report/")} == {
+            "report/private/loss",
+            *(f"report/ccl/{name}" for name in ("loss", "lm", *volume)),
         }
 
 
@@ -228,7 +234,8 @@ def test_without_ccl_nothing_of_it_is_sent_measured_or_trained(
         tiny.fit(algorithm, tmp_path / "a")
     for way, _, data in log.messages:
         assert load(data).keys() == ADAPTER
-        assert scalars(data).keys() == ({"modalities", "samples"} if way == "uplink" else set())
+        up = {"modalities", "samples", "report/private/loss", "report/public/loss"}
+        assert scalars(data).keys() == (up if way == "uplink" else set())
     assert {stage for party, stage, _ in log.passes if party != "server"} == {"public", "private"}
     # The whole client update is that of FedAvg, bit by bit: its public pass minimises L_LM alone.
     with tapped() as plain:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,15 +132,59 @@ def test_a_folder_that_does_not_fit_is_refused(copied: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["subprocess.Popen", "os.system", "mlecs_lightning.nn.backbone.load_frozen", "Path"]
+    "path",
+    [
+        *("subprocess.Popen", "os.system", "mlecs_lightning.nn.backbone.load_frozen", "Path"),
+        # All of them can be had from a module of this package.
+        *("mlecs_lightning.nn.extractors.build_class", "mlecs_lightning.nn.extractors.nn.Module"),
+        *("mlecs_lightning.nn.connector.Connector", "mlecs_lightning.nn.features.cached_features"),
+        *("build_extractor", "mlecs_lightning.nn.pretrained.load_encoder", "nn.Identity"),
+        *("mlecs_lightning.nn.readers.ImageReader", "mlecs_lightning.nn.vectormlp.VectorMLP"),
+    ],
 )
 def test_a_folder_cannot_have_any_class_called(copied: Path, path: str) -> None:
-    config = json.loads((copied / "mlecs_config.json").read_text())
-    config["settings"]["extractors"] = {"fourier": {"class_path": path, "init_args": {}}}
-    (copied / "mlecs_config.json").write_text(json.dumps(config))
-    with pytest.raises((ConfigurationError, TypeError)):
+    change_settings(copied, extractors={"fourier": {"class_path": path, "init_args": {}}})
+    with pytest.raises(ConfigurationError, match="is none of this package's") as caught:
         load_exported(copied)
-    assert not (copied / "called").exists()
+    assert repr(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["VectorMLP", "mlecs_lightning.nn.extractors.VectorMLP"])
+def test_an_encoder_of_this_package_takes_its_own_arguments_alone(copied: Path, path: str) -> None:
+    for unknown in ("out_features", "trust_remote_code", "spec"):
+        setting = {"class_path": path, "init_args": {"width": 64, unknown: 1}}
+        change_settings(copied, extractors={"fourier": setting})
+        with pytest.raises(ConfigurationError, match=rf"takes no \['{unknown}'\]; known: .*width"):
+            load_exported(copied)
+
+
+def test_a_class_that_would_train_is_not_even_imported(copied: Path) -> None:
+    change_settings(
+        copied,
+        optimizer={"class_path": "no.such.module.Optimizer", "init_args": {}},
+        lr_scheduler={"class_path": "os.system", "init_args": {"command": "false"}},
+    )
+    model = load_exported(copied)
+    assert model.module.settings.optimizer["class_path"] == "torch.optim.AdamW"
+    assert model.module.settings.lr_scheduler is None
+    assert model.ask(fourier=[0] * 40)
+
+
+@pytest.mark.parametrize("more", [{"auto_map": {}}, {"trust_remote_code": True}, {"x": 1}])
+def test_a_configuration_has_its_keys_and_no_others(copied: Path, more: dict[str, object]) -> None:
+    config = json.loads((copied / "mlecs_config.json").read_text())
+    (copied / "mlecs_config.json").write_text(json.dumps(config | more))
+    with pytest.raises(ConfigurationError, match=f"unknown keys {re.escape(str([*more]))}"):
+        load_exported(copied)
+    change_settings(copied, **more)
+    with pytest.raises(ConfigurationError, match="unknown keys"):
+        load_exported(copied)
+
+
+def change_settings(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "mlecs_config.json").read_text())
+    config["settings"] |= values
+    (folder / "mlecs_config.json").write_text(json.dumps(config))
 
 
 def test_an_encoder_of_another_package_is_loaded_if_it_is_trusted(

@@ -29,7 +29,8 @@ from mlecs_lightning.federated import (
     Schema,
     TensorField,
 )
-from mlecs_lightning.federated.channel import Delivery, Parcel, decode, encode
+from mlecs_lightning.federated.channel import Delivery, Parcel
+from mlecs_lightning.federated.encoding import decode, encode
 from mlecs_lightning.federated.faults import Fate
 from mlecs_lightning.federated.messages import adapter_fields
 
@@ -253,6 +254,8 @@ LIES: dict[str, tuple[dict[str, Any], Change, str]] = {
     "step nan": ({}, at(24, *NAN), "'adapter/a': a step that is negative or not finite"),
     "step inf": ({}, at(24, *INF), "'adapter/a': a step that is negative or not finite"),
     "step minus": ({}, at(24, *MINUS), "'adapter/a': a step that is negative or not finite"),
+    "step minus zero": ({}, at(24, 0, 0, 0, 128), "a step that is negative or not finite"),
+    "codes of nothing": ({}, at(24, 0, 0, 0, 0), "'adapter/a': a code under a step of zero"),
     "short": ({}, packed(lambda d: d[:-1].clone()), "'adapter/packed': shape"),
     "long": ({}, packed(lambda d: torch.cat([d, d])), "'adapter/packed': shape"),
     "dtype": ({}, packed(lambda d: d.to(torch.int8)), "'adapter/packed': dtype"),
@@ -278,7 +281,12 @@ LIES: dict[str, tuple[dict[str, Any], Change, str]] = {
     "row step": (
         {"feature_bits": 4},
         lambda t, s: t.update({"tokens/x.steps": -torch.ones(5)}),
-        "'tokens/x': 5 rows",
+        "'tokens/x': a step that is negative",
+    ),
+    "row of nothing": (
+        {"feature_bits": 4},
+        lambda t, s: t.update({"tokens/x.steps": torch.zeros(5)}),
+        "'tokens/x': a code under a step of zero",
     ),
     "row width": (
         {"feature_bits": 4},

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultLog, FaultTrace
@@ -85,8 +87,43 @@ def test_the_log_counts_every_kind_and_goes_on_from_its_state() -> None:
     log.faults += [
         Fault(0, "a", "crash", "x"),
         Fault(1, "a", "crash", "y"),
-        Fault(1, "b", "refused", "z"),
+        Fault(1, "b", "refused", "uplink", "ChannelError"),
     ]
     other.load_state_dict(log.state_dict())
     assert other.faults == log.faults
     assert other.counts() == {"dropout": 0, "straggler": 0, "crash": 2, "error": 0, "refused": 1}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"kind": "lazy"},
+        {"stage": "x" * 65},
+        {"stage": "patient 7: 38.5 C"},
+        {"error": "x" * 65},
+        {"error": "KeyError: 'anna'"},
+        {"error": "7"},
+    ],
+)
+def test_a_fault_has_no_room_for_a_text(parts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Fault(**{"round": 0, "client": "hall", "kind": "error", **parts})
+
+
+def test_a_fault_of_an_exception_tells_its_class_and_no_more() -> None:
+    anna = type("Anna, 38.5 C", (ValueError,), {})
+    about: dict[str, Any] = {"kind": "error", "round": 2, "client": "hall"}
+    for error, stage, reason in (
+        (KeyError("anna"), "private", "client 'hall', stage 'private': KeyError"),
+        (anna("anna"), "private", "client 'hall', stage 'private': Exception"),
+        (OSError("anna"), "of anna: 38.5", "client 'hall': OSError"),
+    ):
+        assert Fault.of(error, stage=stage, **about).reason == reason
+
+
+def test_texts_of_older_runs_are_left_behind() -> None:
+    log = FaultLog()
+    log.load_state_dict([{"round": 0, "client": "a", "kind": "error", "reason": "row 7: anna"}])
+    assert log.state_dict() == [
+        {"round": 0, "client": "a", "kind": "error", "stage": "", "error": ""}
+    ]

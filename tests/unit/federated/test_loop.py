@@ -14,7 +14,7 @@ from torch import Tensor
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.federated import Channel, ClientUpdate, FaultTrace, Message
-from mlecs_lightning.federated.channel import decode, encode
+from mlecs_lightning.federated.encoding import decode, encode
 from mlecs_lightning.federated.faults import Fate
 from mlecs_lightning.federated.participation import sample_clients
 
@@ -41,6 +41,10 @@ def hosted(root: Path) -> dict[str, Tensor]:
     """Return the adapter that the server hosts, which is the aggregate if it has not trained."""
     model = last(root)["server"]["model"]
     return {k: v for k, v in model.items() if k.startswith("towers.slm") and "lora_" in k}
+
+
+def errors(root: Path, client: str) -> str:
+    return (root / "tiny/version_0/clients" / client / "errors.log").read_text()
 
 
 def equal(one: Any, other: Any) -> bool:  # noqa: ANN401 - nested states
@@ -182,11 +186,9 @@ def test_a_client_that_raises_keeps_its_last_good_state(
     options = {"enable_checkpointing": True, "max_rounds": 2}
     summary = tiny.fit(Raises(steps=tiny.steps()), tmp_path, **options)
     assert summary["faults"]["events"] == [
-        {
-            **{"round": 1, "client": "hall", "kind": "error"},
-            "reason": "client 'hall', stage 'public': OSError: the sensor is gone",
-        }
+        {**{"round": 1, "client": "hall", "kind": "error"}, "stage": "public", "error": "OSError"}
     ]
+    assert "\nOSError: the sensor is gone\n" in errors(tmp_path, "hall")
     folder = tmp_path / "tiny/version_0/checkpoints"
     first = torch.load(folder / "round=0000.ckpt", weights_only=True)["clients"]
     second = torch.load(folder / "round=0001.ckpt", weights_only=True)["clients"]
@@ -255,7 +257,12 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     "dtype": (first_tensor(lambda t: t.half()), "dtype torch.float16"),
     "nan": (first_tensor(lambda t: torch.full_like(t, torch.nan)), "not finite"),
     "inf": (first_tensor(lambda t: torch.full_like(t, torch.inf)), "not finite"),
-    "norm": (first_tensor(lambda t: t * 1e6), "norm of the update is"),
+    "norm": (first_tensor(lambda t: t * 1e6), "LargeUpdateError: uplink of client 'hall'"),
+    "huge": (
+        first_tensor(lambda t: torch.full_like(t, 3e38)),
+        "LargeUpdateError: uplink of client 'hall'",
+    ),
+    "more": (rewritten(lambda t, s, e: s.update(samples=s["samples"] + 1)), "ChangedClaimError"),
     "weight": (rewritten(lambda t, s, e: s.update(samples=10**12)), "scalar 'samples'"),
     "nothing": (rewritten(lambda t, s, e: s.update(samples=0)), "scalar 'samples'"),
     "claims": (rewritten(lambda t, s, e: s.update(modalities=("a",) * 99)), "scalar 'modalities'"),
@@ -312,8 +319,10 @@ def test_a_refused_update_counts_as_none(
     }
     (event,) = summary["faults"]["events"]
     assert (event["client"], event["round"]) == ("hall", 1)
-    assert event["reason"].startswith("uplink of client 'hall' refused: ")
-    assert words in event["reason"]
+    assert (event["kind"], event["stage"]) == ("refused", "uplink")
+    text = errors(tmp_path, "hall")
+    assert f"{event['error']}: uplink of client 'hall' refused: " in text
+    assert words in text
     assert equal(hosted(tmp_path), absent)
 
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from mlecs_lightning.algorithms import FedAvg
-from mlecs_lightning.federated.channel import Ledger
+from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.federated.output import RunFolder, communication
 
 CLIENTS = {"kitchen": ["pixels", "profile"], "hall": ["fourier"], "study": ["pixels", "profile"]}
@@ -79,6 +79,21 @@ def test_an_adapter_loads_onto_its_base_and_says_the_same(
         expected = learner.module.eval().tower().backbone.lm(tokens).logits
     torch.testing.assert_close(loaded, expected)
     assert (loaded - bare).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("party", [*CLIENTS, "server"])
+def test_an_adapter_says_nothing_of_this_machine(
+    mlecs_run: SimpleNamespace, cache_dir: Path, party: str
+) -> None:
+    folder = mlecs_run.folder / "adapters" / party
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}  # no card of PEFT's
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "pocket/slm"
+    assert config["revision"] is None
+    for path in folder.iterdir():
+        for place in (cache_dir, mlecs_run.root, Path.home()):
+            assert str(place).encode() not in path.read_bytes()
 
 
 def test_a_new_run_gets_the_next_version(tmp_path: Path) -> None:

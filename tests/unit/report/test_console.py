@@ -144,7 +144,7 @@ def test_faults_are_told_by_kind_and_only_if_there_are_any() -> None:
     assert not any("faults" in line for line in printed(content))
     content["faults"] |= {"dropout": 3, "refused": 1}
     assert find(printed(content), "faults") == (
-        "faults of clients: 3 dropout, 1 refused (summary.json has the reasons)"
+        "faults of clients: 3 dropout, 1 refused (reasons: clients/NAME/errors.log)"
     )
 
 

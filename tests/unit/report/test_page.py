@@ -215,14 +215,14 @@ def test_a_client_may_have_dots_in_its_name(tmp_path: Path) -> None:
 
 
 def test_faults_are_counted_and_told(tmp_path: Path) -> None:
-    event = {"round": 1, "client": EVIL, "kind": "crash", "reason": f"crashed: {EVIL}"}
+    event = {"round": 1, "client": EVIL, "kind": "crash", "stage": "public", "error": EVIL}
     faults = {"dropout": 0, "crash": 150, "events": [event] * 150}
     folder = write_run(tmp_path / "v", config=a_config(), summary=a_summary(faults=faults))
     text = to_html(read_runs([folder]))
     found = Page(text)
     assert found.row("algorithm", 3) == ["algorithm", "crash"]
     assert ["MLECS", "150"] in found.rows
-    assert found.rows.count(["MLECS", "1", "1", EVIL, "crash", f"crashed: {EVIL}"]) == 100
+    assert found.rows.count(["MLECS", "1", "1", EVIL, "crash", "public", EVIL]) == 100
     assert "the first 100 of 150" in text
 
 

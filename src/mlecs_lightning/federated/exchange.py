@@ -1,0 +1,217 @@
+"""One client's part of a round: the broadcast down, the training, the update up."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mlecs_lightning.federated.algorithm import ClientUpdate, Loaders
+from mlecs_lightning.federated.bounds import Limits, bounded
+from mlecs_lightning.federated.channel import Delivery, Parcel
+from mlecs_lightning.federated.context import RoundContext, seed_generators
+from mlecs_lightning.federated.encoding import ChannelError
+from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultKind
+from mlecs_lightning.federated.federation import Wire
+from mlecs_lightning.federated.learner import EdgeLearner
+from mlecs_lightning.federated.messages import Message, Schema
+from mlecs_lightning.federated.participation import LoopSettings
+from mlecs_lightning.federated.reports import (
+    declared_figures,
+    figures_of,
+    with_figures,
+    with_report,
+)
+from mlecs_lightning.federated.run import Outcome, Run
+from mlecs_lightning.federated.signals import StopSignals
+
+__all__ = ["Exchange"]
+
+log = logging.getLogger(__name__)
+
+
+class _Trained(NamedTuple):
+    """What a client did, and its update as it leaves the device (``None`` if nothing does)."""
+
+    figures: dict[str, float]
+    schema: Schema
+    parcel: Parcel | None
+
+
+class Exchange:
+    """Serves clients one after another; whatever fails is a `Fault` of the one client."""
+
+    def __init__(self, run: Run, settings: LoopSettings, stop: StopSignals) -> None:
+        """Take the parts.
+
+        Args:
+            run: What is trained.
+            settings: How.
+            stop: Says when to stop.
+        """
+        self._run, self._settings, self._stop = run, settings, stop
+        self._limits = Limits(
+            settings.max_update_norm, settings.max_update_ratio, settings.large_update
+        )
+        self._figures = run.algorithm.figures()
+        self._undeclared: set[str] = set()
+
+    def serve(self, ctx: RoundContext, client: str, sent: Message | None, fate: Fate) -> Outcome:
+        """Carry the broadcast to a client, train it, carry its update back.
+
+        Args:
+            ctx: The round.
+            client: The client.
+            sent: The broadcast; ``None`` if nothing is sent.
+            fate: What is to happen to the client.
+        """
+        run, federation = self._run, self._run.federation
+        about: dict[str, Any] = {"client": client, "round": ctx.round}
+        received: Message | None = None
+        down: dict[str, int] = {}
+        errors: dict[str, float] = {}
+        coded = run.channel.codec is not None and sent is not None
+        wire = federation.wire(client) if coded else Wire({}, {})
+        if sent is not None:
+            (received, down), errors = self._carry_down(sent, wire, about)
+        edge = self._edge(client, fate)
+        known = _adapter(received)
+        way: dict[str, Any] = {"direction": "uplink", "known": known, **about}
+        seed_generators(ctx.seed_for(client, "update"))
+        try:
+            trained = self._train(edge, received, ctx, memory=wire.left, **way)
+        except ClientFault as fault:
+            return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, edge.stage))
+        except Exception as error:
+            return Outcome(client, down, fault=self._failed(error, "error", edge.stage, **about))
+        edge.end_round()
+        figures, schema, parcel = trained
+        if parcel is None:
+            federation.keep(edge, round=ctx.round)
+            return Outcome(client, down, metrics=figures | errors)
+        # An answer, good or bad, says that the broadcast has arrived: from now on both ends go by
+        # it. A client that fails before that has no state of this round, and neither has its wire.
+        federation.keep(edge, round=ctx.round, wire=Wire(known, parcel.memory) if coded else None)
+        try:
+            delivery = run.channel.receive(parcel.data, schema, **way)
+            message, moved = self._accepted(delivery.message, received, **about)
+        except ChannelError as error:
+            return Outcome(client, down, fault=self._failed(error, "refused", "uplink", **about))
+        data = parcel.data
+        if coded or message is not delivery.message:
+            # Other ranks, and a round that is gone on with, know nothing of this client's wire.
+            data = run.channel.send(message, **about)
+        metrics = figures_of(message) | errors | _error("uplink", parcel)
+        return Outcome(client, down, delivery.sizes, data, message, metrics, moved=moved)
+
+    # On the device ----------------------------------------------------------------------------
+
+    def _edge(self, client: str, fate: Fate) -> EdgeLearner:
+        edge, watch = self._run.federation.edge(client), fate.watch()
+
+        def before_step() -> None:
+            self._stop.check()
+            watch()
+
+        edge.before_step = before_step
+        edge.stage = ""
+        return edge
+
+    def _train(
+        self, edge: EdgeLearner, received: Message | None, ctx: RoundContext, **way: Any
+    ) -> _Trained:
+        """Train a client; pack what its algorithm lets out, with the figures that are declared."""
+        run = self._run
+        loaders = self._loaders(edge.name, ctx.round)
+        update = run.algorithm.client_update(edge, loaders, received, ctx)
+        self._tell_undeclared(update)
+        figures = declared_figures(update.metrics, self._figures)
+        if update.message is None:
+            return _Trained(figures, Schema(), None)
+        schema = with_report(run.algorithm.uplink(edge.module), self._figures)
+        message = with_figures(update.message, figures)
+        return _Trained(figures, schema, run.channel.pack(message, schema, **way))
+
+    def _tell_undeclared(self, update: ClientUpdate) -> None:
+        """Say once which figures stay on the device."""
+        names = update.metrics.keys() - self._figures - self._undeclared
+        if names:
+            self._undeclared |= names
+            log.warning(
+                "figures %s of clients are not logged: %s.figures() does not declare them",
+                sorted(names),
+                type(self._run.algorithm).__name__,
+            )
+
+    def _loaders(self, client: str, round: int) -> Loaders:
+        run, limit = self._run, self._settings.limit_train
+        modalities = run.federation.parties.profiles[client].modalities
+        private = (
+            run.data.pooled(modalities)
+            if run.algorithm.pools_private
+            else run.data.private(client, "train", round=round)
+        )
+        public = run.data.public("train", modalities=modalities)
+        return Loaders(
+            run.data.loader(public, limit=limit),
+            run.data.loader(private, limit=limit),
+            run.data.resources(client, round=round),
+        )
+
+    def _failed(
+        self, error: Exception, kind: FaultKind, stage: str, *, client: str, round: int
+    ) -> Fault:
+        """Return what is told of an exception; its text stays in a file of the client's own."""
+        fault = Fault.of(error, kind=kind, stage=stage, round=round, client=client)
+        text = "".join(traceback.format_exception(error))
+        self._run.folder.note(client, f"round {round}, {kind}, stage {stage!r}\n{text}\n")
+        return fault
+
+    # On the server ----------------------------------------------------------------------------
+
+    def _carry_down(
+        self, sent: Message, wire: Wire, about: Mapping[str, Any]
+    ) -> tuple[Delivery, dict[str, float]]:
+        """Return what a device reads of a broadcast, and what a codec lost of it.
+
+        Apart from the training, which the bytes need not outlast.
+        """
+        run = self._run
+        module = run.federation.module(about["client"])
+        schema = run.algorithm.downlink(run.federation.server, module)
+        way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
+        parcel = run.channel.pack(sent, schema, **way)
+        return run.channel.receive(parcel.data, schema, **way), _error("downlink", parcel)
+
+    def _accepted(
+        self, message: Message, received: Message | None, *, client: str, round: int
+    ) -> tuple[Message, float]:
+        """Check what an update of the declared form says.
+
+        Returns:
+            The update, clipped if need be, and how far it has moved.
+
+        Raises:
+            ChannelError: If it makes no sense, is too large, or contradicts an earlier one.
+        """
+        run = self._run
+        if faults := run.algorithm.refusals(run.federation.server, message):
+            raise ChannelError(f"uplink of client {client!r} refused: {'; '.join(faults)}")
+        try:
+            run.claims.check(client, run.phase(client, round), run.claimed(message))
+            former = run.algorithm.former(run.federation.server, message, received)
+            return bounded(message, former, self._limits, usual=run.moves.usual())
+        except ChannelError as error:
+            raise type(error)(f"uplink of client {client!r} refused: {error}") from None
+
+
+def _error(direction: str, parcel: Parcel) -> dict[str, float]:
+    return {} if parcel.error is None else {f"channel/{direction}_error": parcel.error}
+
+
+def _adapter(message: Message | None) -> dict[str, Tensor]:
+    tensors = {} if message is None else message.tensors
+    return {k: t for k, t in tensors.items() if k.startswith("adapter/")}

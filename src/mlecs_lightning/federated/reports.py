@@ -1,0 +1,50 @@
+"""What a client tells of its training beside its update: declared figures, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from mlecs_lightning.federated.messages import (
+    REPORT,
+    Message,
+    ScalarField,
+    Schema,
+    component_of,
+)
+
+__all__ = ["declared_figures", "figures_of", "with_figures", "with_report"]
+
+
+def with_report(schema: Schema, names: Iterable[str]) -> Schema:
+    """Return a schema of which each of the named figures may be a part, as a finite number."""
+    report = {f"{REPORT}/{name}": ScalarField(float) for name in names}
+    return Schema(schema.tensors, schema.scalars, {**schema.optional, **report})
+
+
+def declared_figures(figures: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Return what may be told of a client's figures: those that are declared and finite.
+
+    Of a pass without steps there are none, and the mean of nothing is no number: no figure has to
+    be there.
+    """
+    return {
+        name: float(figures[name])
+        for name in names
+        if name in figures and math.isfinite(figures[name])
+    }
+
+
+def with_figures(message: Message, figures: Mapping[str, float]) -> Message:
+    """Return an update with a report in it."""
+    report = {f"{REPORT}/{name}": value for name, value in figures.items()}
+    return Message(message.tensors, {**message.scalars, **report})
+
+
+def figures_of(message: Message) -> dict[str, float]:
+    """Return the figures of a message that has been checked."""
+    return {
+        name.partition("/")[2]: value
+        for name, value in message.scalars.items()
+        if component_of(name) == REPORT and isinstance(value, float)
+    }
