@@ -18,8 +18,6 @@ file                                     what it holds
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -32,6 +30,7 @@ from torch import Tensor
 from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.deploy.card import model_card
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.files import replacing_folder
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.backbone import load_frozen
@@ -124,9 +123,7 @@ def write_export(
         "precision": precision,
         "training": asdict(provenance),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with replacing_folder(out) as staging:
         _write_adapter(module, staging, base=settings.model, revision=settings.revision)
         save_file(_own_tensors(module), staging / WEIGHTS, metadata={"format": "pt"})
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -134,12 +131,6 @@ def write_export(
             for part in load_frozen(asked):
                 part.save_pretrained(staging / BACKBONE)
         (staging / "README.md").write_text(model_card(config))
-        staging.chmod(0o755)  # mkdtemp lets nobody else in
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return out
 
 
