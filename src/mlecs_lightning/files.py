@@ -38,7 +38,9 @@ class FullDiskError(OSError):
     """There is no room to write a file; says which, the bytes it needs and those that are free."""
 
 
-def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
+def write_atomically(
+    path: Path, content: bytes | str | Callable[[BinaryIO], None], *, sync: bool = True
+) -> None:
     """Write a file so that whoever opens the path finds the old content or the new, never a part.
 
     The content goes to a temporary file of the same folder, which is synced and renamed. If
@@ -47,6 +49,7 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], Non
     Args:
         path: The file. Its folder has to exist.
         content: Bytes, text (written as UTF-8), or a function that writes to an open binary file.
+        sync: Whether it has to survive a power cut; some ten milliseconds.
 
     Raises:
         FullDiskError: If the disk, or the user's quota of it, is full.
@@ -60,11 +63,13 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], Non
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             written = file.tell()
         staging.chmod(0o666 & ~_umask())  # mkstemp lets nobody else in
         staging.replace(path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             known = len(content) if isinstance(content, bytes | str) else written

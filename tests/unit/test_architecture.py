@@ -20,6 +20,7 @@ RANK = {
     "errors": -2,
     "class_paths": -1,
     "files": -1,
+    "cache": 0,
     "settings": 0,
     "functional": 1,
     "nn": 2,
