@@ -36,7 +36,15 @@ from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.nn.frozen import PRIVATE
 
-__all__ = ["BACKBONE", "CONFIG", "FORMAT_VERSION", "WEIGHTS", "Provenance", "write_export"]
+__all__ = [
+    "BACKBONE",
+    "CONFIG",
+    "FORMAT_VERSION",
+    "WEIGHTS",
+    "Provenance",
+    "frozen_contents",
+    "write_export",
+]
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, BACKBONE = "mlecs_config.json", "mlecs_model.safetensors", "backbone"
@@ -120,6 +128,7 @@ def write_export(
         "settings": replace(module.settings, backbone=settings).to_dict(),
         "modalities": {name: preparations[name].to_dict() for name in module.modalities},
         "instruction": instruction,
+        "frozen": frozen_contents(module),
         "precision": precision,
         "training": asdict(provenance),
     }
@@ -144,6 +153,16 @@ def _write_adapter(module: MultimodalLM, folder: Path, *, base: str, revision: s
         lm.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     finally:
         config.base_model_name_or_path, config.revision = before
+
+
+def frozen_contents(module: MultimodalLM) -> dict[str, dict[str, str]]:
+    """Return name and digests of the frozen parts that an export needs, without their tower."""
+    tower = f"towers.{module.first}."
+    return {
+        part.removeprefix(tower): content
+        for part, content in module.frozen_contents().items()
+        if part.startswith((tower, "extractors."))
+    }
 
 
 def _own_tensors(module: MultimodalLM) -> dict[str, Tensor]:

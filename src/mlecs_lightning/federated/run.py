@@ -123,6 +123,7 @@ class Run:
             "seed": self.federation.parties.seed,
             "precision": str(self.fabric.strategy.precision.precision),
             "models": self.federation.describe(),
+            "frozen": self.federation.frozen,
             "inputs": {m: p.to_dict() for m, p in self.data.preparations.items()},
             "instruction": asked.pop() if len(asked) == 1 else None,
         }
@@ -236,6 +237,7 @@ class Run:
                 r["aggregate/error"] for r in self.history if "aggregate/error" in r
             ],
             "faults": {**self.faults.counts(), "events": self.faults.state_dict()},
+            "frozen": self.federation.frozen,
             "communication": communication(self.ledger, self.federation) | self._coded(),
             "seconds": self.seconds,
         }

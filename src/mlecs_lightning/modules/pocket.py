@@ -187,7 +187,7 @@ def _progress(model: str, steps: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     left = (TextColumn("steps, left"), TimeRemainingColumn())
-    attended = console.is_terminal and rank_zero_only.rank == 0
+    attended = console.is_terminal and getattr(rank_zero_only, "rank", 0) == 0
     with Progress(*columns, *left, console=console, disable=not attended) as bar:
         task = bar.add_task(f"training {model}", total=steps)
         yield lambda: bar.advance(task)

@@ -119,7 +119,7 @@ def _write(path: Path, rows: Mapping[bytes, Tensor], *, limit: int) -> None:
 
 
 def _name(path: Path, key: bytes) -> str:
-    """Return what a row is sealed for: the encoder, whose identity names the file, and the input."""
+    """Return what a row is sealed for: the encoder, which the file is named by, and the input."""
     return f"{path.stem}/{key.hex()}"
 
 
