@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -39,8 +39,20 @@ def start(
     return process
 
 
-def start_ranks(size: int, *args: object, output: str = os.devnull) -> list[ForkServerProcess]:
-    """Start the command line on several ranks, in the environment that torchrun gives them."""
+def start_ranks(
+    size: int,
+    *args: object,
+    output: str = os.devnull,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> list[ForkServerProcess]:
+    """Start the command line on several ranks, in the environment that torchrun gives them.
+
+    Args:
+        size: How many.
+        *args: The command line.
+        output: File of all that they say.
+        environments: For each rank what it has beside that.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,8 +63,13 @@ def start_ranks(size: int, *args: object, output: str = os.devnull) -> list[Fork
         "LOCAL_WORLD_SIZE": str(size),
         "TORCHELASTIC_RUN_ID": "test",
     }
+    own = environments or [{}] * size
     return [
-        start(*args, environment={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, output=output)
+        start(
+            *args,
+            environment={**shared, **own[r], "RANK": str(r), "LOCAL_RANK": str(r)},
+            output=output,
+        )
         for r in range(size)
     ]
 

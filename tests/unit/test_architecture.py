@@ -22,6 +22,7 @@ RANK = {
     "files": -2,
     "digests": -1,
     "folders": -1,
+    "cache": 0,
     "settings": 0,
     "functional": 1,
     "nn": 2,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from mlecs_lightning.cache import read_entry, write_entry
 from mlecs_lightning.data.manifest_files import VERSION, decode
 from mlecs_lightning.data.manifest_shapes import Declared, Decoded, DecodeError
 from mlecs_lightning.settings import cache_dir
@@ -82,35 +80,20 @@ class DecodeCache:
         key = json.dumps([VERSION, suffix, options, content])
         digest = hashlib.sha256(key.encode()).hexdigest()
         path = self._folder / digest[:2] / f"{digest}.npz"
-        known = _load(path, declared)
-        if known is None:
-            known = decode(data, suffix, declared)
-            with contextlib.suppress(OSError):  # a full or read-only disk makes it slow, not wrong
-                _store(path, known)
-        return known
+        if (kept := read_entry(path, key=key)) is not None:
+            return _unpack(kept)
+        decoded = decode(data, suffix, declared)
+        write_entry(path, _pack(decoded), key=key)
+        return decoded
 
 
-def _load(path: Path, declared: Declared) -> Decoded | None:
-    """Read what was decoded, ``None`` if it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values, facts = arrays["values"], arrays["facts"].tolist()
-    except Exception:  # numpy and zipfile have many words for a damaged file
-        return None
-    if values.shape != tuple(declared.shape) or values.dtype != np.float32:
-        return None
-    return Decoded(values, tuple(facts[1:]), facts[0])
-
-
-def _store(path: Path, decoded: Decoded) -> None:
-    """Write and rename, so that another process never sees half a file."""
+def _pack(decoded: Decoded) -> bytes:
     content = io.BytesIO()
     np.savez(content, values=decoded.values, facts=np.array([decoded.rate, *decoded.source]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.getbuffer())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    return content.getvalue()
+
+
+def _unpack(content: bytes) -> Decoded:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        rate, *source = arrays["facts"].tolist()
+        return Decoded(arrays["values"], tuple(source), rate)

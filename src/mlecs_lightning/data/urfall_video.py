@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from mlecs_lightning.cache import read_entry, write_entry
+from mlecs_lightning.settings import cache_dir as default_cache_dir
+
 if TYPE_CHECKING:
     from av import VideoFrame
 
-__all__ = ["FRAME_SIZE", "default_cache_dir", "read_video"]
+__all__ = ["FRAME_SIZE", "read_video"]
 
 FRAME_SIZE = (24, 32)
 """Height and width of the stored frames: blocks of 10 x 10 pixels of a 320 x 240 video."""
@@ -23,11 +25,6 @@ FRAME_SIZE = (24, 32)
 _VERSION = 1
 # Width over height. One camera image is 4:3, the official pair of depth and RGB is 8:3.
 _TWO_IMAGES = 2.0
-
-
-def default_cache_dir() -> Path:
-    """Return ``$MLECS_CACHE``, or ``~/.cache/mlecs_lightning`` where it is not set."""
-    return Path(os.environ.get("MLECS_CACHE", "~/.cache/mlecs_lightning")).expanduser()
 
 
 def read_video(path: Path, *, cache_dir: Path | None = None) -> npt.NDArray[np.uint8]:
@@ -39,8 +36,8 @@ def read_video(path: Path, *, cache_dir: Path | None = None) -> npt.NDArray[np.u
 
     Args:
         path: The mp4 file.
-        cache_dir: Where the frames are kept, `default_cache_dir` by default. A file that was
-            written again (other name, size or time of change) is read again.
+        cache_dir: Where the frames are kept, `mlecs_lightning.settings.cache_dir` by default. A
+            file that was written again (other name, size or time of change) is read again.
 
     Returns:
         (F, 24, 32, 3) RGB frames, each pixel the mean of its block.
@@ -53,33 +50,14 @@ def read_video(path: Path, *, cache_dir: Path | None = None) -> npt.NDArray[np.u
     key = f"{path.name}/{source.st_size}/{source.st_mtime_ns}/{_VERSION}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     cached = (cache_dir or default_cache_dir()) / "urfall" / f"{path.stem}-{digest}.npy"
-    frames = _load(cached)
-    if frames is None:
-        frames = _decode(path)
-        _store(cached, frames)
+    kept = read_entry(cached, key=key)
+    if kept is not None:
+        known: npt.NDArray[np.uint8] = np.load(io.BytesIO(kept), allow_pickle=False)
+        return known
+    frames, content = _decode(path), io.BytesIO()
+    np.save(content, frames, allow_pickle=False)
+    write_entry(cached, content.getvalue(), key=key)
     return frames
-
-
-def _load(path: Path) -> npt.NDArray[np.uint8] | None:
-    """Read cached frames, ``None`` if they are missing or damaged."""
-    try:
-        frames: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return frames if frames.shape[1:] == (*FRAME_SIZE, 3) and frames.dtype == np.uint8 else None
-
-
-def _store(path: Path, frames: npt.NDArray[np.uint8]) -> None:
-    """Write and rename, so that another process never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, frames, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:

@@ -39,7 +39,15 @@ from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.nn.frozen import PRIVATE
 
-__all__ = ["BACKBONE", "CONFIG", "FORMAT_VERSION", "WEIGHTS", "Provenance", "write_export"]
+__all__ = [
+    "BACKBONE",
+    "CONFIG",
+    "FORMAT_VERSION",
+    "WEIGHTS",
+    "Provenance",
+    "frozen_contents",
+    "write_export",
+]
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, BACKBONE = "mlecs_config.json", "mlecs_model.safetensors", "backbone"
@@ -124,6 +132,7 @@ def write_export(
         "settings": replace(module.settings, backbone=settings).to_dict(),
         "modalities": {name: preparations[name].to_dict() for name in module.modalities},
         "instruction": instruction,
+        "frozen": frozen_contents(module),
         "precision": precision,
         "training": asdict(provenance),
     }
@@ -138,6 +147,16 @@ def write_export(
         (staging / "README.md").write_text(model_card(config))
         seal_folder(staging)
     return out
+
+
+def frozen_contents(module: MultimodalLM) -> dict[str, dict[str, str]]:
+    """Return name and digests of the frozen parts that an export needs, without their tower."""
+    tower = f"towers.{module.first}."
+    return {
+        part.removeprefix(tower): content
+        for part, content in module.frozen_contents().items()
+        if part.startswith((tower, "extractors."))
+    }
 
 
 def _own_tensors(module: MultimodalLM) -> dict[str, Tensor]:

@@ -15,12 +15,19 @@ from torch import nn
 
 from mlecs_lightning.data.manifest_shapes import DecodeError
 from mlecs_lightning.data.preparation import Preparation
-from mlecs_lightning.deploy.folder import BACKBONE, CONFIG, FORMAT_VERSION, WEIGHTS
+from mlecs_lightning.deploy.folder import (
+    BACKBONE,
+    CONFIG,
+    FORMAT_VERSION,
+    WEIGHTS,
+    frozen_contents,
+)
 from mlecs_lightning.digests import check_folder, load_safetensors, read_checked
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.files import DamagedFileError
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.modules.base import as_settings
+from mlecs_lightning.modules.contents import REMEDY, content_faults
 from mlecs_lightning.nn.extractors import (
     ImageCNN,
     PretrainedExtractor,
@@ -202,7 +209,8 @@ def load_exported(
 
     Raises:
         ConfigurationError: If the folder is none that ``export`` wrote, is of another version, a
-            file of it does not fit, or the language model cannot be loaded.
+            file of it does not fit, or the language model cannot be loaded or is not the one that
+            the model was trained with.
         DamagedFileError: If a file of it is not what ``export`` wrote.
 
     Example:
@@ -228,6 +236,10 @@ def load_exported(
         for name, values in config["modalities"].items()
     }
     module = EdgeModule(settings, {n: p.declared.spec for n, p in preparations.items()})
+    names = ("in the folder", "here")
+    if faults := content_faults(config.get("frozen", {}), frozen_contents(module), names=names):
+        title = f"{str(folder)!r} was exported with other frozen models:"
+        raise ConfigurationError("\n  ".join([title, *faults, REMEDY]))
     try:
         module.load_trainable_state(_read_state(folder, tower=module.first))
     except DamagedFileError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +43,21 @@ class Ranks:
         values: list[T] = [value] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first rank run a block before all others do; all must call.
+
+        What is made once and found by all others is then made by the rank that speaks. An error on
+        it does not keep the others waiting.
+        """
+        if self.rank:
+            self.gather(None)
+        try:
+            yield
+        finally:
+            if not self.rank:
+                self.gather(None)
 
     def merge(self, own: Mapping[str, T]) -> dict[str, T]:
         """Return the union of all ranks' dicts, whose keys do not overlap."""

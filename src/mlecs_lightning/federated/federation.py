@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric, seed_everything
@@ -16,6 +17,7 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.context import derive_seed
 from mlecs_lightning.federated.distributed import Ranks, spread
+from mlecs_lightning.federated.frozen import check_ranks
 from mlecs_lightning.federated.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.state import ClientStore, MemoryStore
@@ -42,9 +44,7 @@ def _with_backbone(
             positions that it does not have.
     """
     if is_pocket(settings.backbone.model):
-        path = make_pocket(
-            settings.backbone.model, data.pretraining_pairs(), data.public().instructions
-        )
+        path = _pocket(settings.backbone.model, data)
         settings = replace(settings, backbone=replace(settings.backbone, model=str(path)))
     try:
         model, tokenizer = load_frozen(settings.backbone)  # once for all who name it
@@ -74,6 +74,18 @@ def _with_backbone(
             f"positions; {settings.backbone.model!r} has {positions}"
         )
     return settings
+
+
+def _pocket(model: str, data: FederatedDataModule) -> Path:
+    return make_pocket(model, data.pretraining_pairs(), data.public().instructions)
+
+
+def _make_pockets(parties: Parties, data: FederatedDataModule) -> None:
+    """Make the pocket models of all parties, if need be."""
+    settings = [parties.server, *parties.hosts.values(), *parties.models.values()]
+    for model in sorted({each.backbone.model for each in settings}):
+        if is_pocket(model):
+            _pocket(model, data)
 
 
 def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> None:
@@ -156,11 +168,16 @@ class Federation:
             fabric: Device, precision and strategy; launched.
             gradient_clip_val: As in Lightning.
             algorithm: Adds the parts that it needs to the modules.
+
+        Raises:
+            ConfigurationError: If a model cannot be loaded, or is not the same on all ranks.
         """
         self.parties = parties
         self.ranks = Ranks(fabric)
         self.store: ClientStore = MemoryStore()
         specs = dict(data.modalities)
+        with self.ranks.first_alone():  # the one that shows the progress
+            _make_pockets(parties, data)
         learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
         self.server: ServerLearner = learner(
             "server", build_server(parties, data, algorithm), sync=True
@@ -188,6 +205,16 @@ class Federation:
                 if algorithm is not None:
                     algorithm.build_edge(module, specs)
                 self._edges[key] = learner(name, module, sync=False)
+        self.frozen = {
+            f"{party}.{part}": content
+            for party, module in {
+                "server": self.server.module,
+                **{f"clients.{edge.name}": edge.module for edge in self._edges.values()},
+            }.items()
+            for part, content in module.frozen_contents().items()
+        }
+        """Name and digests of every frozen part, with the first client of each architecture."""
+        check_ranks(self.ranks.gather(self.frozen))
         self.edge_bytes = {name: sizes[key] for name, key in self._architecture.items()}
         """For each client the bytes of all parameters of its model, before any part is cut off."""
         self._initial: dict[str, dict[str, Any]] = {}

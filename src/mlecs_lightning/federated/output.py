@@ -28,6 +28,7 @@ from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.files import naming_full_disk, replacing_folder
 from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.modules import MultimodalLM
+from mlecs_lightning.modules.contents import Contents, content_header
 
 __all__ = ["RunFolder", "communication"]
 
@@ -149,9 +150,16 @@ class RunFolder:
         if self._writes:
             write_checked(self.path / name, text)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration that reproduces the run; the user's own loggers get it, too."""
-        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    def write_config(self, config: Mapping[str, Any], *, frozen: Contents) -> None:
+        """Write the configuration that reproduces the run; the user's own loggers get it, too.
+
+        Args:
+            config: The configuration.
+            frozen: What the models that it names hold: a comment of the file.
+        """
+        self._write(
+            "config.yaml", content_header(frozen) + yaml.safe_dump(dict(config), sort_keys=False)
+        )
         for logger in self._trackers:
             with contextlib.suppress(NotImplementedError):  # Fabric's CSVLogger has none
                 logger.log_hyperparams(dict(config))

@@ -156,6 +156,7 @@ class Run:
             "seed": self.federation.parties.seed,
             "precision": str(self.fabric.strategy.precision.precision),
             "models": self.federation.describe(),
+            "frozen": self.federation.frozen,
             "inputs": {m: p.to_dict() for m, p in self.data.preparations.items()},
             "instruction": asked.pop() if len(asked) == 1 else None,
         }
@@ -306,7 +307,7 @@ class Run:
         for row in self.history:
             self.folder.log(row, step=int(row["round"]) + 1)
         if self.config:
-            self.folder.write_config(self.config)
+            self.folder.write_config(self.config, frozen=self.federation.frozen)
 
     def tell_changes(self) -> None:
         """Say in one line each what the parties go on with otherwise, those alike together."""
@@ -345,6 +346,7 @@ class Run:
                 r["aggregate/error"] for r in self.history if "aggregate/error" in r
             ],
             "faults": {**self.faults.counts(), "events": self.faults.state_dict()},
+            "frozen": self.federation.frozen,
             "communication": communication(self.ledger, self.federation) | self._coded(),
             "seconds": self.seconds,
         }

@@ -11,7 +11,8 @@ from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.checkpoint import CheckpointError, client_state, load_checkpoint
-from mlecs_lightning.modules import EdgeModule, ServerModule
+from mlecs_lightning.federated.frozen import check_saved
+from mlecs_lightning.modules import EdgeModule, MultimodalLM, ServerModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.settings import ModelSettings, cache_dir
@@ -31,13 +32,16 @@ class SavedModels:
         preparations: How the inputs of the training were prepared.
     """
 
-    def __init__(self, path: Path, algorithm: Algorithm | None = None) -> None:
+    def __init__(
+        self, path: Path, algorithm: Algorithm | None = None, *, any_frozen: bool = False
+    ) -> None:
         """Read a checkpoint.
 
         Args:
             path: The checkpoint.
             algorithm: Adds the parts to the models that it added in the training; only without
                 such parts a model can be built without it.
+            any_frozen: Say it and go on where a frozen model is not that of the training.
 
         Raises:
             CheckpointError: If it is not there, cannot be read, or says nothing of its models.
@@ -63,6 +67,7 @@ class SavedModels:
             name: Preparation.from_dict(values, key=f"{path.name}: inputs.{name}")
             for name, values in self.about["inputs"].items()
         }
+        self._any_frozen = any_frozen
         self._built: tuple[int, EdgeModule] | None = None
 
     def edge(self, client: str) -> EdgeModule:
@@ -73,7 +78,8 @@ class SavedModels:
 
         Raises:
             ConfigurationError: If there is no such client.
-            CheckpointError: If it has not trained, or its state is missing or does not fit.
+            CheckpointError: If it has not trained, its state is missing or does not fit, or its
+                frozen model is not that of the training.
         """
         if client not in self.clients:
             raise ConfigurationError(
@@ -90,6 +96,8 @@ class SavedModels:
             )
             if self._algorithm is not None:
                 self._algorithm.build_edge(module, self.about["inputs"])
+            first = next(c for c in self.clients if self._models["clients"][c] == number)
+            self._check(f"clients.{first}", module)
             self._built = number, module
         module = self._built[1]
         try:
@@ -103,7 +111,8 @@ class SavedModels:
         """Return the server's model with its state in it.
 
         Raises:
-            CheckpointError: If the state does not fit.
+            CheckpointError: If the state does not fit, or a frozen model is not that of the
+                training.
         """
         built = dict(self._models["server"])
         module = ServerModule(
@@ -114,11 +123,16 @@ class SavedModels:
         )
         if self._algorithm is not None:
             self._algorithm.build_server(module, self.clients)
+        self._check("server", module)
         try:
             module.load_trainable_state(self.state["server"]["model"])
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"server of {self.path}: {error}") from error
         return module
+
+    def _check(self, party: str, module: MultimodalLM) -> None:
+        here = {f"{party}.{part}": c for part, c in module.frozen_contents().items()}
+        check_saved(self.about, here, path=self.path, any=self._any_frozen)
 
 
 def _found(values: Mapping[str, Any]) -> ModelSettings:

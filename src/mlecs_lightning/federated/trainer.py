@@ -21,6 +21,7 @@ from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
 from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.faults import FaultTrace
 from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.federated.frozen import check_saved
 from mlecs_lightning.federated.loop import RoundLoop
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.participation import LargeUpdate, LoopSettings
@@ -121,7 +122,7 @@ class FederatedTrainer:
             monitor_mode: ``min`` for losses, ``max`` for scores, such as clients/val/macro_f1.
             save_top_k: Keep the checkpoints of the k best rounds beside the newest; -1 keeps all.
             warmup_ckpt_path: A checkpoint of ``warmup`` to begin with in place of a warm-up.
-            allow_other_config: Go on from a checkpoint of another configuration.
+            allow_other_config: Go on from a checkpoint of another configuration or frozen model.
             enable_checkpointing: Write a checkpoint after every round.
             enable_progress_bar: Show the progress.
             logger: False for none, true for metrics.csv and TensorBoard, or loggers of Lightning,
@@ -296,7 +297,7 @@ class FederatedTrainer:
         """
         place = self._place(algorithm, datamodule)
         path, version = place.find(ckpt_path)
-        saved = SavedModels(path, algorithm)
+        saved = SavedModels(path, algorithm, any_frozen=self._any_config)
         names = tuple(federation.named_clients(datamodule.modalities))
         self._fabric.launch()
         evaluator = self._evaluator(datamodule, self._limit_test)
@@ -346,6 +347,8 @@ class FederatedTrainer:
         federation = Federation(
             parties, data, fabric=self._fabric, gradient_clip_val=self._clip, algorithm=algorithm
         )
+        if checkpoint is not None:
+            check_saved(checkpoint.get("about"), federation.frozen, path=path, any=self._any_config)
         federation.prepare(algorithm, coded=self._channel.codec is not None)
         if training and checkpoint is None and self._warmup is not None:
             server = federation.server

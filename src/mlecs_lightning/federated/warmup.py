@@ -41,6 +41,7 @@ from mlecs_lightning.federated.context import RoundContext
 from mlecs_lightning.federated.differences import differences
 from mlecs_lightning.federated.distributed import check_precision
 from mlecs_lightning.federated.federation import build_server
+from mlecs_lightning.federated.frozen import check_ranks
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.warmup_checkpoint import (
@@ -51,6 +52,7 @@ from mlecs_lightning.federated.warmup_checkpoint import (
 from mlecs_lightning.files import load_tensors, save_tensors
 from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.modules import Objective, ServerModule
+from mlecs_lightning.modules.contents import content_header
 from mlecs_lightning.types import Batch
 
 __all__ = ["INHERITED", "OWN", "ServerWarmup", "load_warmup"]
@@ -273,14 +275,19 @@ class _AsInFederation(L.Callback):
         self._saved: list[Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Shard the batches; write the configuration beside the logs."""
+        """Shard the batches; compare the ranks; write the configuration beside the logs."""
         assert isinstance(pl_module, ServerModule)
         pl_module.sharded = trainer.world_size > 1
+        frozen = pl_module.frozen_contents()
+        if pl_module.sharded:
+            everywhere = [frozen] * trainer.world_size
+            torch.distributed.all_gather_object(everywhere, frozen)
+            check_ranks(everywhere)
         folder = trainer.log_dir  # all ranks must ask
         if self._config and folder and trainer.loggers and trainer.is_global_zero:
             Path(folder).mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(dict(self._config), sort_keys=False)
-            write_checked(Path(folder) / "config.yaml", text)
+            write_checked(Path(folder) / "config.yaml", content_header(frozen) + text)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed as the federated loop does; ranks draw different dropout masks for their parts."""

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.federated.differences import alike
+from mlecs_lightning.federated.frozen import check_saved
 from mlecs_lightning.federated.optimization import why_anew
 from mlecs_lightning.files import DamagedFileError, load_tensors
 from mlecs_lightning.modules import ServerModule
@@ -80,7 +81,7 @@ def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]
 
     Raises:
         CheckpointError: If the file is missing, is no checkpoint of a warm-up, or the settings of
-            its server differ from those of this one; it says which.
+            its server or its frozen models differ from those of this one; it says which.
     """
     name = f"{key}: {str(path)!r}"
     if not path.is_file():
@@ -94,6 +95,7 @@ def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]
         raise CheckpointError(f"{name}: this is no checkpoint that `warmup` wrote")
     if differences := _differences(settings, dict(server.hparams)):
         raise CheckpointError("\n  ".join([f"{name} is of another server:", *differences]))
+    check_saved(saved, server.frozen_contents(), path=path, key=key)
     return saved
 
 

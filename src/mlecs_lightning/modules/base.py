@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mlecs_lightning.class_paths import build_class, import_class
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.modules.contents import REMEDY, content_faults
+from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.modular import ModularMLPs
@@ -100,6 +103,20 @@ class MultimodalLM(L.LightningModule):
             for part, module in self.named_modules()
             if hasattr(module, "frozen_names")
             for name in module.frozen_names()
+        }
+
+    def frozen_contents(self) -> dict[str, dict[str, str]]:
+        """Return name and digests of every part that is named and not stored; see `Contents`."""
+        parts = {
+            name: part.frozen_contents()
+            for name, part in self.named_modules()
+            if hasattr(part, "frozen_contents") and part is not self
+        }
+        # A pocket model is known by its name on any machine.
+        return {
+            name: {**content, "model": pocket_of(content["model"]) or content["model"]}
+            for name, content in parts.items()
+            if content
         }
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -309,13 +326,23 @@ class MultimodalLM(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the frozen backbone out of Lightning's checkpoint: the settings name it."""
+        """Keep the frozen backbone out of Lightning's checkpoint: settings and digests name it."""
+        checkpoint["frozen"] = self.frozen_contents()
         frozen = set(self._ddp_params_and_buffers_to_ignore)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frozen backbone that is loaded already, so that all other keys must fit."""
+        """Add the frozen backbone that is loaded already, so that all other keys must fit.
+
+        Raises:
+            ConfigurationError: If it is not the one that the checkpoint was trained with.
+        """
+        saved, names = checkpoint.get("frozen", {}), ("in the checkpoint", "here")
+        if faults := content_faults(saved, self.frozen_contents(), names=names):
+            raise ConfigurationError(
+                "\n  ".join(["ckpt_path: trained with other frozen models:", *faults, REMEDY])
+            )
         own = self.state_dict()
         frozen = {k: own[k] for k in self._ddp_params_and_buffers_to_ignore if k in own}
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]

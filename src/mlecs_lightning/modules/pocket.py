@@ -11,9 +11,8 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,16 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.files import replacing_folder, sha256_of
 from mlecs_lightning.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -33,7 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_of"]
 
-_VERSION = 1
+_VERSION = 2
+"""Raise it whenever the same texts would give other weights."""
+_RECORD = "pocket.json"
+"""The file of a pocket model that holds the SHA-256 of all its others."""
+_PATIENCE = 2.0
+"""Seconds in which another process may look at a model without a word about it."""
 _SLOTS = 16
 """Positions of the key words: the reference length of the soft prompt."""
 _FILLER, _EOS, _UNKNOWN = "_", "<eos>", "<unk>"
@@ -92,6 +101,10 @@ def pocket_of(directory: str) -> str | None:
 def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]) -> Path:
     """Return the directory of a pocket model, training it if nobody has yet.
 
+    A model whose files are no longer those that were written is made again: it costs a minute, and
+    everything that it takes is here. Where the new one has other weights (made on another kind of
+    CPU), checkpoints of the old one are refused by their digests.
+
     Args:
         model: One of `POCKETS`.
         pairs: "key words => sentence" pairs of the data set.
@@ -101,30 +114,83 @@ def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequ
     Returns:
         An ordinary Hugging Face directory, for `from_pretrained`. It is keyed by the whole recipe,
         texts included, written to a temporary name and renamed.
-    """
-    from filelock import FileLock
 
+    Raises:
+        ConfigurationError: If a damaged model cannot be removed.
+    """
     recipe = POCKETS[model]
     content = json.dumps([_VERSION, asdict(recipe), sorted(pairs), sorted(set(instructions))])
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     target = cache_dir() / "pocket" / f"{model.rpartition('/')[2]}-{digest}"
-    if target.is_dir():
+    if target.is_dir() and _damage(target) is None:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            staging = Path(tempfile.mkdtemp(dir=target.parent))
-            staging.chmod(0o755)  # mkdtemp lets nobody else in; a cache may be shared
-            rank_zero_info(f"training {model}, once: it is kept in {target}")
-            try:
-                with _quiet_lightning():
-                    tokenizer, trained = _train(recipe, sorted(pairs), sorted(set(instructions)))
-                tokenizer.save_pretrained(staging)
-                trained.save_pretrained(staging)
-                staging.rename(target)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+    with _locked(target, model):
+        if target.is_dir():
+            if (damage := _damage(target)) is None:
+                return target
+            rank_zero_info(f"{model} in {target} is damaged ({damage}): it is made again")
+            _remove(target, model)
+        rank_zero_info(f"training {model}, once: it is kept in {target}")
+        with replacing_folder(target) as staging:
+            with _quiet_lightning(), _progress(model, recipe.steps) as step:
+                parts = _train(recipe, sorted(pairs), sorted(set(instructions)), on_step=step)
+                for part in parts:
+                    part.save_pretrained(staging)
+            digests = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
+            (staging / _RECORD).write_text(json.dumps(digests, indent=2) + "\n")
     return target
+
+
+def _damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of a pocket model, ``None`` if nothing is."""
+    try:
+        digests: dict[str, str] = dict(json.loads((folder / _RECORD).read_text()))
+        broken = [name for name, digest in digests.items() if sha256_of(folder / name) != digest]
+    except FileNotFoundError as error:
+        return f"there is no {Path(error.filename).name}"
+    except (OSError, ValueError, TypeError):
+        return f"{_RECORD} cannot be read"
+    return f"{', '.join(broken)} is not what was written" if broken else None
+
+
+def _remove(folder: Path, model: str) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"backbone.model {model!r}: {str(folder)!r} is damaged and cannot be removed "
+            f"({error}): remove it, and it is made again"
+        ) from error
+
+
+@contextmanager
+def _locked(target: Path, model: str) -> Iterator[None]:
+    """Let one process make a model; those that have to wait say so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{target}.lock")
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        rank_zero_info(f"another process trains {model}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _progress(model: str, steps: int) -> Iterator[Callable[[], None]]:
+    """Show steps and the time that is left on a terminal, on the first rank; yield what counts."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    left = (TextColumn("steps, left"), TimeRemainingColumn())
+    attended = console.is_terminal and getattr(rank_zero_only, "rank", 0) == 0
+    with Progress(*columns, *left, console=console, disable=not attended) as bar:
+        task = bar.add_task(f"training {model}", total=steps)
+        yield lambda: bar.advance(task)
 
 
 @contextmanager
@@ -227,8 +293,30 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor(tokens + [self.eos] * pad), torch.tensor(labels + [-100] * pad)
 
 
+@contextmanager
+def _same_everywhere(seed: int) -> Iterator[None]:
+    """Make training a function of the seed alone, and leave the caller's settings as they were.
+
+    With one thread: kernels sum in another order with each number of threads, and every machine
+    that makes a model has to get the same weights. GPUs are left alone, their generators too. What
+    remains is the CPU's instruction set, which only a comparison of the weights can tell.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _train(
-    recipe: PocketRecipe, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
+    recipe: PocketRecipe,
+    pairs: Sequence[tuple[str, str]],
+    instructions: Sequence[str],
+    *,
+    on_step: Callable[[], None],
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -246,8 +334,7 @@ def _train(
         draws=recipe.steps * recipe.batch_size,
         seed=recipe.seed,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+    with _same_everywhere(recipe.seed):
         lm = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=len(tokenizer),
@@ -271,6 +358,7 @@ def _train(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            callbacks=[LambdaCallback(on_train_batch_end=lambda *_: on_step())],
         )
         trainer.fit(_PairModel(lm, recipe), DataLoader(data, batch_size=recipe.batch_size))
     return tokenizer, lm.eval()  # type: ignore[no-untyped-call]

@@ -15,7 +15,14 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.frozen import PRIVATE, add_lora, frozen_tensors, fuse_activations, share
+from mlecs_lightning.nn.frozen import (
+    PRIVATE,
+    add_lora,
+    digests,
+    frozen_tensors,
+    fuse_activations,
+    share,
+)
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
 from mlecs_lightning.settings import BackboneSettings, LoraSettings, cache_dir
@@ -198,6 +205,10 @@ class Backbone(nn.Module):
     def frozen_names(self) -> set[str]:
         """Return the names of the tensors that loading restores: a checkpoint needs none."""
         return frozen_tensors(self)
+
+    def frozen_contents(self) -> dict[str, str]:
+        """Return the name ``model``, and the SHA-256 of weights, configuration and tokenizer."""
+        return {"model": self.settings.model, **digests(*load_frozen(self.settings))}
 
     # Adapter --------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """Features of frozen encoders, kept on disk: what does not train is computed once.
 
 One SQLite file for each encoder, in ``features`` of `cache_dir`: several processes may read and
-write it, a killed one leaves no half row, and it may be deleted at any time.
+write it, a killed one leaves no half row, and it may be deleted at any time. A row carries the
+checksum of its key and its value, so that one that is damaged is computed again; a file that SQLite
+cannot read is begun anew.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import hashlib
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.cache import seal, unseal
 from mlecs_lightning.settings import cache_dir
 
 __all__ = ["cached_features", "fingerprint"]
@@ -24,6 +27,8 @@ _WAIT = 60.0
 """Seconds to wait for another process that writes."""
 _AT_ONCE = 500
 """Keys of one query; SQLite takes at least 999."""
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""What SQLite says of a file with flipped bits: malformed, no database, no such table or column."""
 
 
 def cached_features(
@@ -36,7 +41,8 @@ def cached_features(
     alone, to the last bit, whatever batch it first came in; batched kernels round differently with
     the size of the batch. Our choice: the price is paid once a row.
 
-    Where the file cannot be read or written, all is computed, with a warning.
+    Where the file cannot be read or written, all is computed, with a warning; a damaged file is
+    removed.
 
     Args:
         compute: Maps (1, ...) to (1, F); must not depend on anything but ``identity`` and the row.
@@ -77,6 +83,7 @@ def _read(path: Path, keys: set[bytes]) -> dict[bytes, Tensor]:
     asked, rows = list(keys), []
     try:
         with closing(sqlite3.connect(path, timeout=_WAIT)) as file:
+            file.text_factory = bytes  # a flipped bit makes texts of bytes
             for start in range(0, len(asked), _AT_ONCE):
                 part = asked[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
@@ -86,7 +93,11 @@ def _read(path: Path, keys: set[bytes]) -> dict[bytes, Tensor]:
     except sqlite3.Error as error:
         _complain(path, "read", error)
         return {}
-    return {key: torch.frombuffer(bytearray(value), dtype=torch.float32) for key, value in rows}
+    known = {}
+    for key, sealed in rows:
+        if key in keys and (value := unseal(sealed, key=_name(path, key))) is not None:
+            known[key] = torch.frombuffer(bytearray(value), dtype=torch.float32)
+    return known
 
 
 def _write(path: Path, rows: Mapping[bytes, Tensor], *, limit: int) -> None:
@@ -97,16 +108,26 @@ def _write(path: Path, rows: Mapping[bytes, Tensor], *, limit: int) -> None:
         with closing(sqlite3.connect(path, timeout=_WAIT)) as file, file:
             file.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, value BLOB)")
             file.executemany(
-                "INSERT OR IGNORE INTO features VALUES (?, ?)",
-                [(key, value.numpy().tobytes()) for key, value in rows.items()],
+                "INSERT OR REPLACE INTO features VALUES (?, ?)",
+                [
+                    (key, seal(value.numpy().tobytes(), key=_name(path, key)))
+                    for key, value in rows.items()
+                ],
             )
     except (sqlite3.Error, OSError) as error:
         _complain(path, "write", error)
 
 
+def _name(path: Path, key: bytes) -> str:
+    """Return what a row is sealed for: the encoder, which the file is named by, and the input."""
+    return f"{path.stem}/{key.hex()}"
+
+
 def _complain(path: Path, verb: str, error: Exception) -> None:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+        with suppress(OSError):
+            path.unlink()
     warnings.warn(
-        f"cannot {verb} the cached features in {path}: {error}; they are computed each time. The "
-        "file may be deleted",
+        f"cannot {verb} the cached features in {path}: {error}; they are computed again",
         stacklevel=2,
     )

@@ -3,23 +3,95 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import json
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.nn.features import fingerprint
 from mlecs_lightning.settings import LoraSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PRIVATE", "add_lora", "frozen_tensors", "fuse_activations", "linear_layers", "share"]
+__all__ = [
+    "PRIVATE",
+    "add_lora",
+    "digests",
+    "frozen_tensors",
+    "fuse_activations",
+    "linear_layers",
+    "share",
+]
 
 PRIVATE = "private"
 """PEFT's name of the adapter that never leaves a device; the one that travels is its default."""
+
+
+_NO_CONTENT = {"architectures", "dtype", "quantization_config", "transformers_version"}
+"""What a configuration says of its file and of how the weights are stored."""
+
+
+@functools.cache
+def digests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the SHA-256 of all that the answers of a frozen model depend on, asked once.
+
+    Of the tensors as they were loaded, not of files: the same model in other shards or another
+    format, or saved again, is the same; weights stored in other types or bits are not. The tensors
+    are hashed by all threads at once, which takes less time than reading them did.
+
+    Returns:
+        That of its ``weights``, of its ``config`` (what differs from its family's defaults) and of
+        its ``tokenizer``.
+    """
+    return {
+        "weights": _weights_digest(model.state_dict()),
+        "config": _digest(_spoken(model.config)),
+        "tokenizer": _digest([_rules(tokenizer), tokenizer.special_tokens_map]),
+    }
+
+
+def _weights_digest(state: Mapping[str, Any]) -> str:
+    named = sorted((name, value) for name, value in state.items() if isinstance(value, Tensor))
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        contents = pool.map(lambda item: fingerprint([item[1]]), named)
+        for (name, _), content in zip(named, contents, strict=True):
+            whole.update(name.encode() + b"\0" + content)
+    return whole.hexdigest()
+
+
+def _spoken(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a configuration says beside its family's defaults, which grow with versions."""
+    defaults = type(config)().to_dict()
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _NO_CONTENT and not key.startswith("_") and value != defaults.get(key)
+    }
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> Any:  # noqa: ANN401 - JSON
+    """Return the whole pipeline of a tokenizer; of one that runs in Python, its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer.get_vocab()
+    rules = json.loads(backend.to_str())
+    # Every call sets these two.
+    return {key: rule for key, rule in rules.items() if key not in ("padding", "truncation")}
+
+
+def _digest(value: Any) -> str:  # noqa: ANN401 - JSON
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def fuse_activations(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -225,6 +226,9 @@ class PretrainedExtractor(nn.Module):
             )
         self._limit = int(cache_gb * 1e9)
         self._identity = [_VERSION, torch.__version__, weights, self.reader.describe()]
+        preparation = hashlib.sha256(self.reader.describe().encode()).hexdigest()
+        known = {"model": model, "weights": weights, "preparation": preparation}
+        self._contents = {} if tune == "full" or not weights else known
         self.train()
 
     def train(self, mode: bool = True) -> PretrainedExtractor:
@@ -239,6 +243,13 @@ class PretrainedExtractor(nn.Module):
     def frozen_names(self) -> set[str]:
         """Return the names of the tensors that loading restores: a checkpoint needs none."""
         return frozen_tensors(self)
+
+    def frozen_contents(self) -> dict[str, str]:
+        """Return the name ``model`` and the SHA-256 of weights and preparation.
+
+        Nothing where all weights train, or have none yet.
+        """
+        return self._contents
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, ...) to (B, out_features), in the type of ``x``."""

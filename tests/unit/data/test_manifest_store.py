@@ -1,9 +1,11 @@
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mlecs_lightning.cache import seal
 from mlecs_lightning.data import manifest_store
 from mlecs_lightning.data.manifest_shapes import Declared, DecodeError
 from mlecs_lightning.data.manifest_store import DecodeCache, OutsideRootError, read_below
@@ -109,25 +111,42 @@ def test_each_declaration_has_a_cache_of_its_own(tmp_path: Path) -> None:
     assert by_fit == {"last": 5, "resample": 3}
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"no zip"])
-def test_a_damaged_cache_is_written_anew(tmp_path: Path, damage: bytes) -> None:
+def flipped(whole: bytes, part: bytes) -> bytes:
+    content = bytearray(whole)
+    content[whole.index(part)] ^= 1
+    return bytes(content)
+
+
+def of_another_shape(_: bytes) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, values=np.zeros(3, np.float32), facts=np.array([0, 3]))
+    return content.getvalue()
+
+
+DAMAGES = {
+    "empty": lambda whole: b"",
+    "no zip": lambda whole: b"no zip",
+    "truncated": lambda whole: whole[:-30],
+    "a value flipped": lambda whole: flipped(whole, np.float32(7).tobytes()),
+    "a fact flipped": lambda whole: flipped(whole, np.array([0, 1, 2]).tobytes()),
+    "of another shape": of_another_shape,
+    "of an earlier version, without a checksum": lambda whole: whole[:-32],
+    "of another file": lambda whole: seal(whole[:-32], key="of another file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
     cache = DecodeCache(tmp_path)
-    cache.decode(b"7,8", ".csv", VECTOR)
+    first = cache.decode(b"7,8", ".csv", VECTOR)
     (kept,) = tmp_path.rglob("*.npz")
     whole = kept.read_bytes()
-    for content in (damage, whole[:-30]):
-        kept.write_bytes(content)
-        assert cache.decode(b"7,8", ".csv", VECTOR).values.tolist() == [7, 8]
-        assert kept.read_bytes() == whole
+    kept.write_bytes(DAMAGES[damage](whole))
+    assert kept.read_bytes() != whole
+    again = cache.decode(b"7,8", ".csv", VECTOR)
+    assert (again.values.tolist(), again.source, again.rate) == ([7, 8], *first[1:])
+    assert kept.read_bytes() == whole
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
-
-
-def test_a_cache_of_another_shape_is_not_believed(tmp_path: Path) -> None:
-    cache = DecodeCache(tmp_path)
-    cache.decode(b"7,8", ".csv", VECTOR)
-    (kept,) = tmp_path.rglob("*.npz")
-    np.savez(kept, values=np.zeros(3, np.float32), facts=np.array([0, 3]))
-    assert cache.decode(b"7,8", ".csv", VECTOR).values.tolist() == [7, 8]
 
 
 def test_what_cannot_be_decoded_is_not_kept(tmp_path: Path) -> None:

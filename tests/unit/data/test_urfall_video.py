@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mlecs_lightning.cache import seal
 from mlecs_lightning.data.urfall_files import read_recordings
 from mlecs_lightning.data.urfall_video import read_video
 
@@ -80,19 +81,39 @@ def test_changed_video_is_decoded_again(tmp_path: Path) -> None:
         assert len(read_video(video, cache_dir=tmp_path)) == frames
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other array"])
+def flipped(whole: bytes, place: int) -> bytes:
+    content = bytearray(whole)
+    content[place] ^= 1
+    return bytes(content)
+
+
+DAMAGES = {
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "a pixel flipped": lambda whole: flipped(whole, 5000),
+    "a length flipped": lambda whole: flipped(whole, whole.index(b"(3, 24") + 1),
+    "of an earlier version, without a checksum": lambda whole: whole[:-32],
+    "of another video": lambda whole: seal(whole[:-32], key="b.mp4/1/1/1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_cache_is_made_again(tmp_path: Path, damage: str) -> None:
     video = tmp_path / "a.mp4"
     write_mp4(video, slow_gradients(3)[1])
     first = read_video(video, cache_dir=tmp_path)
     [cached] = (tmp_path / "urfall").iterdir()
     whole = cached.read_bytes()
-    if damage == "other array":
-        np.save(cached, np.zeros(3))
-    else:
-        cached.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+    cached.write_bytes(DAMAGES[damage](whole))
+    assert cached.read_bytes() != whole
     np.testing.assert_array_equal(read_video(video, cache_dir=tmp_path), first)
     assert cached.read_bytes() == whole
+
+
+def test_without_a_place_for_the_cache_the_video_is_read(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", slow_gradients(3)[1])
+    (tmp_path / "urfall").write_text("a file where the folder should be")
+    assert len(read_video(tmp_path / "a.mp4", cache_dir=tmp_path)) == 3
 
 
 def test_cache_is_where_the_environment_says(

@@ -1,6 +1,12 @@
+import logging
+import os
 import random
+import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_only
 
 from mlecs_lightning.data import Digits
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.modules import pocket
 from mlecs_lightning.modules.pocket import POCKETS, PocketRecipe, is_pocket, make_pocket
 from mlecs_lightning.settings import BackboneSettings
 
@@ -131,6 +141,47 @@ def test_two_trainings_give_the_same_bits(make: Make) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+# Large enough that kernels share their sums among threads.
+WIDE = replace(MICRO, width=64, batch_size=16)
+MAKE_WIDE = f"""
+from mlecs_lightning.modules import pocket
+from mlecs_lightning.modules.pocket import POCKETS, PocketRecipe, make_pocket
+POCKETS["pocket/slm"] = {WIDE!r}
+make_pocket("pocket/slm", {PAIRS!r}, {ASK!r})
+"""
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Leave the number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_number_of_threads_changes_no_bit_and_is_left_alone(
+    make: Make, threads: None, tmp_path: Path, count: int
+) -> None:
+    torch.set_num_threads(1)
+    alone = make(recipe=WIDE, cache="alone")
+    torch.set_num_threads(count)
+    assert weights(make(recipe=WIDE)) == weights(alone)
+    assert torch.get_num_threads() == count
+
+
+def test_a_fresh_process_with_two_threads_makes_the_same(
+    make: Make, threads: None, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    here = make(recipe=WIDE)
+    there = {**os.environ, "MLECS_CACHE": str(tmp_path / "there"), "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", MAKE_WIDE], env=there, check=True, capture_output=True)
+    for name in ("model.safetensors", "tokenizer.json", "pocket.json"):
+        made = tmp_path / "there" / "pocket" / here.name / name
+        assert made.read_bytes() == (here / name).read_bytes()
+
+
 def states() -> tuple[object, list[int], list[int]]:
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
@@ -141,6 +192,117 @@ def test_training_leaves_the_generators_of_the_caller_alone(make: Make) -> None:
     before = states()
     make()
     assert states() == before
+
+
+# Damaged ------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+class Lines(logging.Handler):
+    """What is said on the first rank; whether pytest hears of it depends on who imports first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    logger, lines = logging.getLogger("lightning.pytorch.utilities.rank_zero"), Lines()
+    logger.addHandler(lines)
+    yield lines.messages
+    logger.removeHandler(lines)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda path: flip(path / "model.safetensors"),
+            "model.safetensors is not what was written",
+        ),
+        (lambda path: os.truncate(path / "model.safetensors", 500), "model.safetensors is not"),
+        (lambda path: (path / "config.json").unlink(), "there is no config.json"),
+        (lambda path: flip(path / "tokenizer.json", 100), "tokenizer.json is not what was written"),
+        (lambda path: (path / "pocket.json").write_text("[1, 2"), "pocket.json cannot be read"),
+        (lambda path: (path / "pocket.json").write_text("[1, 2]"), "pocket.json cannot be read"),
+        (lambda path: (path / "pocket.json").unlink(), "there is no pocket.json"),
+    ],
+)
+def test_a_damaged_model_is_made_again_with_one_line(
+    make: Make, said: list[str], damage: Callable[[Path], object], message: str
+) -> None:
+    path = make()
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    damage(path)
+    said.clear()
+    assert make() == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    lines = [line for line in said if "is damaged (" in line]
+    assert lines == [said[0]]
+    assert f"pocket/slm in {path} is damaged ({message}" in lines[0]
+    said.clear()
+    make()
+    assert said == []
+
+
+def test_a_damaged_model_that_cannot_be_removed_is_refused(make: Make, tmp_path: Path) -> None:
+    path = make()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert make() == path
+    flip(tmp_path / "elsewhere" / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=rf"pocket/slm'.*{path.name}.*damaged.*remove it"):
+        make()
+    assert path.is_symlink()
+
+
+# Progress -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "terminal"), [(0, True), (0, False), (1, True)])
+def test_progress_is_shown_on_a_terminal_by_the_first_rank(
+    make: Make,
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    terminal: bool,
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    path = make()
+    assert said == [f"training pocket/slm, once: it is kept in {path}"] * (rank == 0)
+    drawn = capsys.readouterr().err
+    shown = rank == 0 and terminal
+    assert (re.search(r"training pocket/slm.*3/3.* left .*0:00:00", drawn) is not None) == shown
+    assert ("training pocket/slm" in drawn) == shown
+
+
+def test_who_waits_for_another_process_says_so(
+    make: Make, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make()
+    said.clear()
+    flip(path / "config.json")
+    monkeypatch.setattr(pocket, "_PATIENCE", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(f"{path}.lock"):
+            waiting = pool.submit(make)
+            while not said:
+                time.sleep(0.01)
+        assert waiting.result() == path
+    assert said[0] == "another process trains pocket/slm: waiting for it"
 
 
 # What comes out -----------------------------------------------------------------------------------

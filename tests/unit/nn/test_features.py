@@ -1,5 +1,6 @@
 """Features on disk: what is computed once, what is not, and what a broken file does."""
 
+import random
 import sqlite3
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -79,14 +80,55 @@ def test_full_file_takes_no_more_and_serves_what_it_has(folder: Path) -> None:
     assert next(folder.iterdir()).stat().st_size == size
 
 
-def test_broken_file_costs_time_and_says_so(folder: Path) -> None:
+def test_broken_file_is_begun_anew_and_says_so(folder: Path) -> None:
     ask(ROWS)
     file = next(folder.iterdir())
     file.write_bytes(b"no database at all" * 99)
-    for _ in range(2):
-        with pytest.warns(UserWarning, match=r"cannot (read|write) the cached features") as caught:
-            assert len(ask(ROWS)) == 4
-        assert all(str(file) in str(each.message) for each in caught)
+    with pytest.warns(UserWarning, match=r"cannot read the cached features") as caught:
+        assert len(ask(ROWS)) == 4
+    assert [str(file) in str(each.message) for each in caught] == [True]
+    assert ask(ROWS) == []
+
+
+ROW_DAMAGES = {
+    "a bit flipped": "CAST(substr(value, 1, 5) || x'a5' || substr(value, 7) AS BLOB)",
+    "truncated": "substr(value, 1, 30)",
+    "of another shape": "CAST(value || value AS BLOB)",
+    "of an earlier version, without a checksum": "substr(value, 1, 12)",
+    "of another row": "(SELECT value FROM features ORDER BY rowid LIMIT 1)",
+    "no bytes": "'text'",
+    "nothing": "NULL",
+}
+
+
+@pytest.mark.parametrize("damage", ROW_DAMAGES)
+def test_a_damaged_row_is_computed_again_and_replaced(folder: Path, damage: str) -> None:
+    ask(ROWS[:1])
+    ask(ROWS)
+    [file] = folder.iterdir()
+    with sqlite3.connect(file) as opened:
+        where = "WHERE rowid IN (SELECT rowid FROM features ORDER BY rowid LIMIT -1 OFFSET 1)"
+        opened.execute(f"UPDATE features SET value = {ROW_DAMAGES[damage]} {where}")
+    assert ask(ROWS) == [3.0, 6.0, 9.0]
+    assert ask(ROWS) == []
+
+
+@pytest.mark.filterwarnings("ignore:cannot (read|write) the cached features")
+def test_no_flipped_byte_of_the_file_makes_a_number_wrong(folder: Path) -> None:
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    ask(rows)
+    [file] = folder.iterdir()
+    whole, drawn = file.read_bytes(), random.Random(0)
+    computed = 0
+    for place in [*range(0, 100, 4), *drawn.sample(range(len(whole)), 45)]:
+        content = bytearray(whole)
+        content[place] ^= 1 << drawn.randrange(8)
+        file.write_bytes(content)
+        computed += len(ask(rows)) > 0
+        ask(rows)
+        assert ask(rows) == [], f"byte {place} is never mended"
+        file.write_bytes(whole)
+    assert computed > 10
 
 
 def test_file_that_another_process_has_just_begun_is_no_fault(folder: Path) -> None:
