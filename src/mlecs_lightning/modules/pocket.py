@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mlecs_lightning.nn.texts import TextCoder
 from mlecs_lightning.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_of"]
 _VERSION = 1
 _SLOTS = 16
 """Positions of the key words: the reference length of the soft prompt."""
+_POSITIONS = 256
 _FILLER, _EOS, _UNKNOWN = "_", "<eos>", "<unk>"
 
 
@@ -146,8 +148,9 @@ def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {w: i for i, w in enumerate([_EOS, _UNKNOWN, _FILLER, *words])}
+    own = [_EOS, _UNKNOWN, _FILLER]  # their numbers stay, should a text have one as a word
+    words = sorted({word for text in texts for word in text.split()} - {*own})
+    vocabulary = {w: i for i, w in enumerate([*own, *words])}
     words_only = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -188,8 +191,8 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        encoded: Sequence[tuple[list[int], list[int]]],
-        instructions: Sequence[list[int]],
+        encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
+        instructions: Sequence[Sequence[int]],
         *,
         filler: int,
         eos: int,
@@ -234,10 +237,9 @@ def _train(
 
     tokenizer = _tokenizer([text for pair in pairs for text in pair] + list(instructions))
     eos: int = tokenizer.eos_token_id
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    encode = TextCoder(
+        tokenizer, embedded=len(tokenizer), positions=_POSITIONS, model="pocket"
+    ).encode
     data = _Pairs(
         [(encode(keys), encode(sentence)) for keys, sentence in pairs],
         [encode(text) for text in instructions],
@@ -251,7 +253,7 @@ def _train(
         lm = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=len(tokenizer),
-                n_positions=256,
+                n_positions=_POSITIONS,
                 n_layer=recipe.layers,
                 n_embd=recipe.width,
                 n_head=recipe.heads,

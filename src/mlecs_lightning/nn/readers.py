@@ -244,12 +244,14 @@ class TextReader:
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         own = fast.to_str() if fast is not None else json.dumps(words)
-        return f"{own}{self._length}{self._padding}{self.pools}"
+        return f"{own}{self._length}{self._padding}{self.pools}split"
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Return the tokens of (B, bytes), and which of them are padding."""
         tokens = self.tokenizer(
             bytes_to_text(x),
+            # What looks like a special token in a text of the data is text.
+            split_special_tokens=True,
             padding=self._padding,
             truncation=self._length is not None,
             max_length=self._length,
