@@ -256,9 +256,15 @@ class TextReader:
             truncation=self._length is not None,
             max_length=self._length,
             return_attention_mask=True,
+            return_special_tokens_mask=True,
             return_tensors="pt",
         )
         ids, mask = tokens["input_ids"].long(), tokens["attention_mask"].long()
+        if self.tokenizer.unk_token_id is not None:
+            # A vocabulary of whole words, or pieces of one, may know a special token as such.
+            own = tokens["special_tokens_mask"].bool()
+            taken = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) & ~own
+            ids[taken] = self.tokenizer.unk_token_id
         if not ids.shape[1]:  # nothing but empty texts, and a tokenizer that adds no token
             ids = ids.new_full((len(x), 1), self.tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)
