@@ -47,6 +47,7 @@ from mlecs_lightning.federated import (
 from mlecs_lightning.federated.clients import client_settings
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.party_faults import party_faults
+from mlecs_lightning.federated.texts import text_suspicions
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.report import check_data, print_summary
 from mlecs_lightning.settings import ModelSettings, override
@@ -281,7 +282,8 @@ class _DataCheck(FederatedCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         assert self.algorithm is not None
         parties = Parties.resolve(self.federation, self.algorithm, self.datamodule)
-        self.result = check_data(self.datamodule, parties.profiles)
+        found = text_suspicions(parties, self.datamodule, algorithm=self.algorithm)
+        self.result = check_data(self.datamodule, parties.profiles, texts=found)
 
 
 def _innermost(error: BaseException) -> str:

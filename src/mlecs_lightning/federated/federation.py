@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric, seed_everything
@@ -19,12 +19,14 @@ from mlecs_lightning.federated.distributed import Ranks, spread
 from mlecs_lightning.federated.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.state import ClientStore, MemoryStore
+from mlecs_lightning.federated.texts import check_texts
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.pocket import is_pocket, make_pocket
-from mlecs_lightning.nn.backbone import load_frozen
-from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.nn.backbone import load_coder, load_frozen
+from mlecs_lightning.nn.texts import TextCoder
+from mlecs_lightning.settings import BackboneSettings, LoraSettings, ModelSettings
 
-__all__ = ["Federation", "Wire", "build_server"]
+__all__ = ["Federation", "Wire", "build_server", "check_lengths"]
 
 
 def _with_backbone(
@@ -34,12 +36,12 @@ def _with_backbone(
 
     Args:
         settings: The settings of a party.
-        data: Its texts are those that a pocket model learns and that any model has to read.
+        data: Its texts are those that a pocket model learns.
         key: The YAML key of the settings.
 
     Raises:
-        ConfigurationError: If the model cannot be loaded, or the settings ask it for layers or
-            positions that it does not have.
+        ConfigurationError: If the model cannot be loaded, or the settings ask it for layers that it
+            does not have.
     """
     if is_pocket(settings.backbone.model):
         path = make_pocket(
@@ -47,7 +49,7 @@ def _with_backbone(
         )
         settings = replace(settings, backbone=replace(settings.backbone, model=str(path)))
     try:
-        model, tokenizer = load_frozen(settings.backbone)  # once for all who name it
+        model, _ = load_frozen(settings.backbone)  # once for all who name it
     except ConfigurationError as error:
         raise ConfigurationError(f"{key}.{error}") from error
     layers = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None}
@@ -59,21 +61,34 @@ def _with_backbone(
             f"{key}.lora.target_modules: {unknown} are no layers of {settings.backbone.model!r}, "
             f"which has {sorted(flat)}"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    public = data.public()
-    asked, answer = (
-        max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in set(texts))
-        for texts in (public.instructions, public.targets)
-    )
-    length = settings.connector.prompt_length
-    needed = length + asked + max(answer + 1, settings.max_new_tokens)
-    if positions is not None and needed > positions:
-        raise ConfigurationError(
-            f"{key}: connector.prompt_length {length}, an instruction of {asked} tokens and an "
-            f"answer of {answer} or max_new_tokens {settings.max_new_tokens} need {needed} "
-            f"positions; {settings.backbone.model!r} has {positions}"
-        )
     return settings
+
+
+def check_lengths(
+    parties: Parties,
+    data: FederatedDataModule,
+    algorithm: Algorithm | None = None,
+    *,
+    clients: bool = True,
+) -> None:
+    """Check the texts of all parties by the models that read them; see `check_texts`.
+
+    Raises:
+        ConfigurationError: If a model cannot be loaded, or a text is too long for one.
+    """
+
+    @functools.cache
+    def resolved(backbone: BackboneSettings, key: str) -> TextCoder:
+        settings = replace(parties.server, backbone=backbone, lora=LoraSettings())
+        return load_coder(_with_backbone(settings, data, key=key).backbone)
+
+    check_texts(
+        parties,
+        data,
+        lambda settings, key: resolved(settings.backbone, key),
+        algorithm=algorithm,
+        clients=clients,
+    )
 
 
 def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> None:
@@ -104,7 +119,7 @@ def build_server(
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
     server = _with_backbone(parties.server, data, key="server")
     hosts = {
-        host: _with_backbone(settings, data, key=_named_by(parties, host))
+        host: _with_backbone(settings, data, key=parties.key_of(host))
         for host, settings in parties.hosts.items()
     }
     first = hosts.pop(next(iter(hosts)))
@@ -112,11 +127,6 @@ def build_server(
     if algorithm is not None:
         algorithm.build_server(module, parties.profiles)
     return module
-
-
-def _named_by(parties: Parties, host: str) -> str:
-    """Return the key that a hosted SLM comes from, for error messages."""
-    return "edge" if len(parties.hosts) == 1 else f"clients.{parties.groups[host][0]}"
 
 
 class Wire(NamedTuple):
@@ -157,11 +167,12 @@ class Federation:
             gradient_clip_val: As in Lightning.
             algorithm: Adds the parts that it needs to the modules.
         """
+        check_lengths(parties, data, algorithm)
         self.parties = parties
         self.ranks = Ranks(fabric)
         self.store: ClientStore = MemoryStore()
         specs = dict(data.modalities)
-        learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
+        learner = functools.partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
         self.server: ServerLearner = learner(
             "server", build_server(parties, data, algorithm), sync=True
         )

@@ -31,7 +31,7 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.algorithm import Algorithm
 from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.context import RoundContext
-from mlecs_lightning.federated.federation import build_server
+from mlecs_lightning.federated.federation import build_server, check_lengths
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup, read_warmup
@@ -153,6 +153,7 @@ class ServerWarmup:
         public = _PublicData(datamodule, batches=batches, ctx=ctx)
         steps = -(-batches // every)
         self.trainer = self._build_trainer(steps, ctx)
+        check_lengths(parties, datamodule, algorithm, clients=False)
         self.module = build_server(parties, datamodule, algorithm)
         algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
         self.module.objective = algorithm.warmup_objective()

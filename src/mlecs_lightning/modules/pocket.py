@@ -32,7 +32,7 @@ from mlecs_lightning.settings import cache_dir
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_of"]
+__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_coder", "pocket_of"]
 
 _VERSION = 1
 _SLOTS = 16
@@ -143,11 +143,25 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerBase:
+def pocket_coder(
+    model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
+) -> TextCoder:
+    """Return the tokenizer that `make_pocket` gives a model of these texts, training nothing."""
+    return _coder(_tokenizer(pairs, instructions), model)
+
+
+def _coder(tokenizer: PreTrainedTokenizerBase, model: str = "pocket") -> TextCoder:
+    return TextCoder(tokenizer, embedded=len(tokenizer), positions=_POSITIONS, model=model)
+
+
+def _tokenizer(
+    pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
+) -> PreTrainedTokenizerBase:
     """Build a word-level tokenizer whose vocabulary is the words of the texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    texts = [*(text for pair in pairs for text in pair), *instructions]
     own = [_EOS, _UNKNOWN, _FILLER]  # their numbers stay, should a text have one as a word
     words = sorted({word for text in texts for word in text.split()} - {*own})
     vocabulary = {w: i for i, w in enumerate([*own, *words])}
@@ -235,11 +249,9 @@ def _train(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokenizer = _tokenizer([text for pair in pairs for text in pair] + list(instructions))
+    tokenizer = _tokenizer(pairs, instructions)
     eos: int = tokenizer.eos_token_id
-    encode = TextCoder(
-        tokenizer, embedded=len(tokenizer), positions=_POSITIONS, model="pocket"
-    ).encode
+    encode = _coder(tokenizer).encode
     data = _Pairs(
         [(encode(keys), encode(sentence)) for keys, sentence in pairs],
         [encode(text) for text in instructions],

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.settings import BackboneSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Room", "TextCoder", "positions_of"]
+__all__ = ["Room", "TextCoder", "coder_of_files", "positions_of"]
 
 _CACHED = 65536
 
@@ -137,6 +138,31 @@ def _put_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if whole[first : first + len(plain)] == plain:
             return whole[:first]
     return []
+
+
+def coder_of_files(settings: BackboneSettings) -> TextCoder:
+    """Return the tokenizer of a language model without loading its weights.
+
+    Raises:
+        ConfigurationError: If transformers cannot load configuration or tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    where: dict[str, Any] = {
+        "revision": settings.revision,
+        "local_files_only": settings.local_files_only,
+    }
+    try:
+        config = AutoConfig.from_pretrained(settings.model, **where)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigurationError(f"backbone.model {settings.model!r}: {error}") from error
+    return TextCoder(
+        tokenizer,
+        embedded=config.get_text_config(decoder=True).vocab_size,
+        positions=positions_of(config),
+        model=settings.model,
+    )
 
 
 class Room(NamedTuple):
