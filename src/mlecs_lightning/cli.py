@@ -39,6 +39,7 @@ from mlecs_lightning.federated import (
     CheckpointError,
     ClientsFailedError,
     Codec,
+    EvaluationError,
     FederatedTrainer,
     FederationSettings,
     Interrupted,
@@ -353,6 +354,7 @@ def main(args: list[str] | None = None) -> int:
         CheckpointError,
         ChannelError,
         ClientsFailedError,
+        EvaluationError,
         NonFiniteError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

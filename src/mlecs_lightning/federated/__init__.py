@@ -7,7 +7,7 @@ from mlecs_lightning.federated.checkpoint import CheckpointError
 from mlecs_lightning.federated.clients import ClientSettings, DrawnClients, FederationSettings
 from mlecs_lightning.federated.codec import DWC, Codec
 from mlecs_lightning.federated.context import RoundContext
-from mlecs_lightning.federated.faults import FaultTrace
+from mlecs_lightning.federated.faults import EvaluationError, FaultTrace
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.learner import (
     EdgeLearner,
@@ -36,6 +36,7 @@ __all__ = [
     "Codec",
     "DrawnClients",
     "EdgeLearner",
+    "EvaluationError",
     "FaultTrace",
     "FederatedTrainer",
     "Federation",

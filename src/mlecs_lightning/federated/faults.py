@@ -10,21 +10,30 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from mlecs_lightning.federated.context import derive_seed
 
-__all__ = ["ClientFault", "Fate", "Fault", "FaultKind", "FaultLog", "FaultTrace"]
+__all__ = [
+    "ClientFault",
+    "EvaluationError",
+    "Fate",
+    "Fault",
+    "FaultKind",
+    "FaultLog",
+    "FaultTrace",
+    "raised",
+]
 
 FaultKind = Literal["dropout", "straggler", "crash", "error", "refused"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One client that gave nothing in one round.
+    """One client that gave nothing in one round, or could not be judged after it.
 
     Attributes:
         round: The round, from 0.
         client: The client.
         kind: ``dropout`` (was not there), ``straggler`` (missed the deadline), ``crash`` (stopped
-            in the middle of a pass), ``error`` (its code raised), ``refused`` (its message was not
-            accepted).
+            in the middle of a pass), ``error`` (its code raised, in training or evaluation),
+            ``refused`` (its message was not accepted).
         reason: What happened, with the stage if there is one.
     """
 
@@ -32,6 +41,16 @@ class Fault:
     client: str
     kind: FaultKind
     reason: str
+
+
+def raised(error: Exception, *, round: int, client: str, stage: str) -> Fault:
+    """Return the fault of a client whose code raised."""
+    reason = f"client {client!r}, stage {stage!r}: {type(error).__name__}: {error}"
+    return Fault(round, client, "error", reason)
+
+
+class EvaluationError(RuntimeError):
+    """The server, or every client, could not be judged. What has been trained is not lost."""
 
 
 class ClientFault(Exception):

@@ -16,7 +16,7 @@ from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.algorithm import Loaders
 from mlecs_lightning.federated.channel import ChannelError, Delivery, Parcel, decode
 from mlecs_lightning.federated.context import RoundContext, seed_generators
-from mlecs_lightning.federated.faults import ClientFault, Fate, Fault
+from mlecs_lightning.federated.faults import ClientFault, EvaluationError, Fate, Fault, raised
 from mlecs_lightning.federated.federation import Wire
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.participation import LoopSettings, sample_clients
@@ -73,6 +73,8 @@ class RoundLoop:
         Raises:
             Interrupted: After a signal. Clients that were served are in `Run.served`.
             ClientsFailedError: If the code of every client raised.
+            EvaluationError: If the server or every client could not be judged. The round itself has
+                ended then: it is in the history, without scores.
             NonFiniteError: If the server diverged.
         """
         run, settings = self._run, self._settings
@@ -91,17 +93,28 @@ class RoundLoop:
         )
         run.federation.server.end_round()
         metrics |= {f"server/{k}": v for k, v in losses.items()}
-        due = bool(settings.val_every) and (number + 1) % settings.val_every == 0
-        if due:
-            metrics |= run.evaluator.validate(run.federation, round=number)
-        if due or run.stream.due(run.federation.clients, number):
-            metrics |= run.stream.row(run.evaluator, run.federation, number)
+        failure: EvaluationError | None = None
+        try:
+            metrics |= self._judge(number)
+        except EvaluationError as error:
+            failure = error
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)
         run.served.clear()
         run.federation.store.drop_messages()
         run.folder.log(metrics, step=number + 1)
+        if failure is not None:
+            raise failure
+
+    def _judge(self, number: int) -> dict[str, float]:
+        """Return the scores of all parties after a round, where they are due."""
+        run, every = self._run, self._settings.val_every
+        due = bool(every) and (number + 1) % every == 0
+        scores = run.evaluator.validate(run.federation, round=number) if due else {}
+        if due or run.stream.due(run.federation.clients, number):
+            scores |= run.stream.row(run.evaluator, run.federation, number)
+        return scores
 
     def _aggregate(self, ctx: RoundContext, metrics: dict[str, float]) -> Aggregate | None:
         """Serve all clients; return what their updates came to, if there were enough."""
@@ -264,13 +277,13 @@ class RoundLoop:
                     update.message, schema, direction="uplink", memory=wire.left, **way
                 )
                 errors |= _error("uplink", parcel)
-        except ClientFault as fault:
-            reason = f"client {client!r}, stage {edge.stage!r}: {fault}"
-            return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, reason))
+        except ClientFault as drawn:
+            reason = f"client {client!r}, stage {edge.stage!r}: {drawn}"
+            return Outcome(client, down, fault=Fault(ctx.round, client, drawn.kind, reason))
         except Exception as error:
             log.debug("client %r failed", client, exc_info=True)
-            reason = f"client {client!r}, stage {edge.stage!r}: {type(error).__name__}: {error}"
-            return Outcome(client, down, fault=Fault(ctx.round, client, "error", reason))
+            fault = raised(error, round=ctx.round, client=client, stage=edge.stage)
+            return Outcome(client, down, fault=fault)
         edge.end_round()
         metrics = update.metrics | errors
         if update.message is None:

@@ -86,6 +86,10 @@ class Run:
     restored: bool = False
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
+    def __post_init__(self) -> None:
+        """Let the judges write into the one record of faults."""
+        self.evaluator.faults = self.tester.faults = self.faults
+
     @property
     def seconds(self) -> float:
         """Seconds spent so far, over all processes that went on from one another."""
