@@ -24,6 +24,8 @@ __all__ = ["Evaluator", "mean_rows"]
 
 T = TypeVar("T")
 
+_KEPT = "\nno training is lost: --ckpt_path last goes on from the checkpoint of this round"
+
 log = logging.getLogger(__name__)
 
 
@@ -133,7 +135,7 @@ class Evaluator:
         self.faults.faults += failed
         reasons = "\n".join(fault.reason for fault in failed)
         if failed and len(failed) == len(found):
-            raise EvaluationError(f"round {round}: no client could be judged:\n{reasons}")
+            raise EvaluationError(f"round {round}: no client could be judged:\n{reasons}{_KEPT}")
         if failed:
             rank_zero_warn(f"{len(failed)} of {len(found)} clients have no scores:\n{reasons}")
         return {c: result for c, result in found.items() if not isinstance(result, Fault)}
@@ -156,7 +158,8 @@ class Evaluator:
         said = None if cause is None else f"{type(cause).__name__}: {cause}"
         found, said = federation.ranks.gather((found, said))[0]
         if said is not None:
-            raise EvaluationError(f"round {round}: server, stage {stage!r}: {said}") from cause
+            where = f"round {round}: server, stage {stage!r}"
+            raise EvaluationError(f"{where}: {said}{_KEPT}") from cause
         return found  # type: ignore[return-value]
 
     def validate(self, federation: Federation, *, round: int | None = None) -> dict[str, float]:
