@@ -39,6 +39,7 @@ from mlecs_lightning.federated import (
     CheckpointError,
     ClientsFailedError,
     Codec,
+    EvaluationError,
     FederatedTrainer,
     FederationSettings,
     Interrupted,
@@ -47,6 +48,7 @@ from mlecs_lightning.federated import (
 from mlecs_lightning.federated.clients import client_settings
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.party_faults import party_faults
+from mlecs_lightning.federated.texts import text_suspicions
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.files import DamagedFileError, FullDiskError
 from mlecs_lightning.report import check_data, print_summary
@@ -282,7 +284,8 @@ class _DataCheck(FederatedCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         assert self.algorithm is not None
         parties = Parties.resolve(self.federation, self.algorithm, self.datamodule)
-        self.result = check_data(self.datamodule, parties.profiles)
+        found = text_suspicions(parties, self.datamodule, algorithm=self.algorithm)
+        self.result = check_data(self.datamodule, parties.profiles, texts=found)
 
 
 def _innermost(error: BaseException) -> str:
@@ -353,6 +356,7 @@ def main(args: list[str] | None = None) -> int:
         ChannelError,
         ClientsFailedError,
         DamagedFileError,
+        EvaluationError,
         FullDiskError,
         NonFiniteError,
     ) as error:

@@ -56,11 +56,11 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     ),
     "prompt without end": (
         "--edge.connector.prompt_length 250",
-        ["clients.kitchen: connector.prompt_length 250", "263 positions", "has 256"],
+        ["clients.kitchen", "connector.prompt_length 250", "needs 263 positions", "has 256"],
     ),
     "answer without end": (
         "--server.max_new_tokens 250",
-        ["server: ", "max_new_tokens 250", "258 positions", "has 256"],
+        ["server, split public: ", "max_new_tokens 250", "needs 258 positions", "has 256"],
     ),
 }
 

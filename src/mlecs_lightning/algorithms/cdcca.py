@@ -293,12 +293,7 @@ class CDCCA(LocalTraining):
         assert isinstance(texts, tuple)
         for name in ("llm", "slm"):
             tower = server.module.tower(name)
-            length = getattr(tower.backbone.lm.config, "max_position_embeddings", None)
-            room = (
-                None
-                if length is None
-                else length - tower.longest_answer - tower.connector.prompt_length
-            )
+            room = tower.room().asked()
             for text in texts:
                 try:
                     asked = tower.backbone.tokens(text)

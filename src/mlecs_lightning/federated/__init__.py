@@ -8,7 +8,7 @@ from mlecs_lightning.federated.clients import ClientSettings, DrawnClients, Fede
 from mlecs_lightning.federated.codec import DWC, Codec
 from mlecs_lightning.federated.context import RoundContext
 from mlecs_lightning.federated.encoding import ChannelError
-from mlecs_lightning.federated.faults import FaultTrace
+from mlecs_lightning.federated.faults import EvaluationError, FaultTrace
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.learner import (
     EdgeLearner,
@@ -37,6 +37,7 @@ __all__ = [
     "Codec",
     "DrawnClients",
     "EdgeLearner",
+    "EvaluationError",
     "FaultTrace",
     "FederatedTrainer",
     "Federation",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from mlecs_lightning.federated.bounds import Limits, bounded
 from mlecs_lightning.federated.channel import Delivery, Parcel
 from mlecs_lightning.federated.context import RoundContext, seed_generators
 from mlecs_lightning.federated.encoding import ChannelError
-from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultKind
+from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultKind, raised
 from mlecs_lightning.federated.federation import Wire
 from mlecs_lightning.federated.learner import EdgeLearner
 from mlecs_lightning.federated.messages import Message, Schema
@@ -165,10 +164,8 @@ class Exchange:
         self, error: Exception, kind: FaultKind, stage: str, *, client: str, round: int
     ) -> Fault:
         """Return what is told of an exception; its text stays in a file of the client's own."""
-        fault = Fault.of(error, kind=kind, stage=stage, round=round, client=client)
-        text = "".join(traceback.format_exception(error))
-        self._run.folder.note(client, f"round {round}, {kind}, stage {stage!r}\n{text}\n")
-        return fault
+        note = self._run.folder.note
+        return raised(error, kind=kind, stage=stage, round=round, client=client, note=note)
 
     # On the server ----------------------------------------------------------------------------
 

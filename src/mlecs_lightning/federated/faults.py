@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +12,17 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from mlecs_lightning.federated.context import derive_seed
 
-__all__ = ["ClientFault", "Fate", "Fault", "FaultKind", "FaultLog", "FaultTrace"]
+__all__ = [
+    "ClientFault",
+    "EvaluationError",
+    "Fate",
+    "Fault",
+    "FaultKind",
+    "FaultLog",
+    "FaultTrace",
+    "Note",
+    "raised",
+]
 
 FaultKind = Literal["dropout", "straggler", "crash", "error", "refused"]
 
@@ -22,17 +33,18 @@ _CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})?")
 
 @dataclass(frozen=True)
 class Fault:
-    """One client that gave nothing in one round: all that is told of it to anybody else.
+    """One client that gave nothing in one round, or could not be judged after it.
 
-    What an exception says may quote the client's data. So its text stays with the client, in the
-    file `RunFolder.client_log`; here are its class and where it was raised, of bounded length.
+    This is all that is told of it to anybody else. What an exception says may quote the client's
+    data. So its text stays with the client, in the file `RunFolder.client_log`; here are its class
+    and where it was raised, of bounded length.
 
     Attributes:
         round: The round, from 0.
         client: The client.
         kind: ``dropout`` (was not there), ``straggler`` (missed the deadline), ``crash`` (stopped
-            in the middle of a pass), ``error`` (its code raised), ``refused`` (its message was not
-            accepted).
+            in the middle of a pass), ``error`` (its code raised, in training or evaluation),
+            ``refused`` (its message was not accepted).
         stage: The pass that it was in, ``uplink`` on the way back; empty before the first one.
         error: Name of the exception's class; empty if there was none.
     """
@@ -72,6 +84,23 @@ class Fault:
         """What happened, in words."""
         where = f", stage {self.stage!r}" if self.stage else ""
         return f"client {self.client!r}{where}: {self.error or self.kind}"
+
+
+Note = Callable[[str, str], None]
+"""Writes a text into the file of a client's own, by name of the client."""
+
+
+def raised(
+    error: Exception, *, kind: FaultKind, stage: str, round: int, client: str, note: Note
+) -> Fault:
+    """Return what is told of an exception; all that it says goes to the client's own file."""
+    text = "".join(traceback.format_exception(error))
+    note(client, f"round {round}, {kind}, stage {stage!r}\n{text}\n")
+    return Fault.of(error, kind=kind, stage=stage, round=round, client=client)
+
+
+class EvaluationError(RuntimeError):
+    """The server, or every client, could not be judged. What has been trained is not lost."""
 
 
 class ClientFault(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,14 @@ from mlecs_lightning.federated.frozen import check_ranks
 from mlecs_lightning.federated.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.state import ClientStore, MemoryStore
+from mlecs_lightning.federated.texts import check_texts
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.pocket import is_pocket, make_pocket
-from mlecs_lightning.nn.backbone import load_frozen
-from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.nn.backbone import load_coder, load_frozen
+from mlecs_lightning.nn.texts import TextCoder
+from mlecs_lightning.settings import BackboneSettings, LoraSettings, ModelSettings
 
-__all__ = ["Federation", "Wire", "build_server"]
+__all__ = ["Federation", "Wire", "build_server", "check_lengths"]
 
 
 def _with_backbone(
@@ -36,18 +38,18 @@ def _with_backbone(
 
     Args:
         settings: The settings of a party.
-        data: Its texts are those that a pocket model learns and that any model has to read.
+        data: Its texts are those that a pocket model learns.
         key: The YAML key of the settings.
 
     Raises:
-        ConfigurationError: If the model cannot be loaded, or the settings ask it for layers or
-            positions that it does not have.
+        ConfigurationError: If the model cannot be loaded, or the settings ask it for layers that it
+            does not have.
     """
     if is_pocket(settings.backbone.model):
         path = _pocket(settings.backbone.model, data)
         settings = replace(settings, backbone=replace(settings.backbone, model=str(path)))
     try:
-        model, tokenizer = load_frozen(settings.backbone)  # once for all who name it
+        model, _ = load_frozen(settings.backbone)  # once for all who name it
     except ConfigurationError as error:
         raise ConfigurationError(f"{key}.{error}") from error
     layers = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None}
@@ -58,20 +60,6 @@ def _with_backbone(
         raise ConfigurationError(
             f"{key}.lora.target_modules: {unknown} are no layers of {settings.backbone.model!r}, "
             f"which has {sorted(flat)}"
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    public = data.public()
-    asked, answer = (
-        max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in set(texts))
-        for texts in (public.instructions, public.targets)
-    )
-    length = settings.connector.prompt_length
-    needed = length + asked + max(answer + 1, settings.max_new_tokens)
-    if positions is not None and needed > positions:
-        raise ConfigurationError(
-            f"{key}: connector.prompt_length {length}, an instruction of {asked} tokens and an "
-            f"answer of {answer} or max_new_tokens {settings.max_new_tokens} need {needed} "
-            f"positions; {settings.backbone.model!r} has {positions}"
         )
     return settings
 
@@ -86,6 +74,33 @@ def _make_pockets(parties: Parties, data: FederatedDataModule) -> None:
     for model in sorted({each.backbone.model for each in settings}):
         if is_pocket(model):
             _pocket(model, data)
+
+
+def check_lengths(
+    parties: Parties,
+    data: FederatedDataModule,
+    algorithm: Algorithm | None = None,
+    *,
+    clients: bool = True,
+) -> None:
+    """Check the texts of all parties by the models that read them; see `check_texts`.
+
+    Raises:
+        ConfigurationError: If a model cannot be loaded, or a text is too long for one.
+    """
+
+    @cache
+    def resolved(backbone: BackboneSettings, key: str) -> TextCoder:
+        settings = replace(parties.server, backbone=backbone, lora=LoraSettings())
+        return load_coder(_with_backbone(settings, data, key=key).backbone)
+
+    check_texts(
+        parties,
+        data,
+        lambda settings, key: resolved(settings.backbone, key),
+        algorithm=algorithm,
+        clients=clients,
+    )
 
 
 def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> None:
@@ -116,7 +131,7 @@ def build_server(
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
     server = _with_backbone(parties.server, data, key="server")
     hosts = {
-        host: _with_backbone(settings, data, key=_named_by(parties, host))
+        host: _with_backbone(settings, data, key=parties.key_of(host))
         for host, settings in parties.hosts.items()
     }
     first = hosts.pop(next(iter(hosts)))
@@ -124,11 +139,6 @@ def build_server(
     if algorithm is not None:
         algorithm.build_server(module, parties.profiles)
     return module
-
-
-def _named_by(parties: Parties, host: str) -> str:
-    """Return the key that a hosted SLM comes from, for error messages."""
-    return "edge" if len(parties.hosts) == 1 else f"clients.{parties.groups[host][0]}"
 
 
 class Wire(NamedTuple):
@@ -178,6 +188,7 @@ class Federation:
         specs = dict(data.modalities)
         with self.ranks.first_alone():  # the one that shows the progress
             _make_pockets(parties, data)
+        check_lengths(parties, data, algorithm)
         learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
         self.server: ServerLearner = learner(
             "server", build_server(parties, data, algorithm), sync=True

@@ -11,7 +11,7 @@ from mlecs_lightning.federated.aggregator import Aggregate
 from mlecs_lightning.federated.context import RoundContext, seed_generators
 from mlecs_lightning.federated.encoding import decode
 from mlecs_lightning.federated.exchange import Exchange
-from mlecs_lightning.federated.faults import Fate, Fault
+from mlecs_lightning.federated.faults import EvaluationError, Fate, Fault
 from mlecs_lightning.federated.messages import Message
 from mlecs_lightning.federated.participation import LoopSettings, sample_clients
 from mlecs_lightning.federated.run import Outcome, Run
@@ -66,6 +66,8 @@ class RoundLoop:
         Raises:
             Interrupted: After a signal. Clients that were served are in `Run.served`.
             ClientsFailedError: If the code of every client raised.
+            EvaluationError: If the server or every client could not be judged. The round itself has
+                ended then: it is in the history, without scores.
             NonFiniteError: If the server diverged.
         """
         run, settings = self._run, self._settings
@@ -84,11 +86,11 @@ class RoundLoop:
         )
         run.federation.server.end_round()
         metrics |= {f"server/{k}": v for k, v in losses.items()}
-        due = settings.validates(number)
-        if due:
-            metrics |= run.evaluator.validate(run.federation, round=number)
-        if due or run.stream.due(run.federation.clients, number):
-            metrics |= run.stream.row(run.evaluator, run.federation, number)
+        failure: EvaluationError | None = None
+        try:
+            metrics |= self._judge(number)
+        except EvaluationError as error:
+            failure = error
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)
@@ -96,6 +98,16 @@ class RoundLoop:
         run.served.clear()
         run.federation.store.drop_messages()
         run.folder.log(metrics, step=number + 1)
+        if failure is not None:
+            raise failure
+
+    def _judge(self, number: int) -> dict[str, float]:
+        """Return the scores of all parties after a round, where they are due."""
+        run, due = self._run, self._settings.validates(number)
+        scores = run.evaluator.validate(run.federation, round=number) if due else {}
+        if due or run.stream.due(run.federation.clients, number):
+            scores |= run.stream.row(run.evaluator, run.federation, number)
+        return scores
 
     def _aggregate(self, ctx: RoundContext, metrics: dict[str, float]) -> Aggregate | None:
         """Serve all clients; return what their updates came to, if there were enough."""

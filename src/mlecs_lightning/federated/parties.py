@@ -42,6 +42,10 @@ class Parties:
         """Settings of the first hosted SLM: the only one, where all clients are of one group."""
         return next(iter(self.hosts.values()))
 
+    def key_of(self, host: str) -> str:
+        """Return the key that the settings of a hosted SLM come from, for error messages."""
+        return "edge" if len(self.hosts) == 1 else f"clients.{self.groups[host][0]}"
+
     @classmethod
     def resolve(
         cls, settings: FederationSettings, algorithm: Algorithm, data: FederatedDataModule

@@ -107,6 +107,11 @@ class Run:
     changed: dict[str, list[str]] = field(default_factory=dict)
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
+    def __post_init__(self) -> None:
+        """Let the judges write into the one record of faults."""
+        for judge in (self.evaluator, self.tester):
+            judge.faults, judge.note = self.faults, self.folder.note
+
     @property
     def seconds(self) -> float:
         """Seconds spent so far, over all processes that went on from one another."""

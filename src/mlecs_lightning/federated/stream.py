@@ -9,6 +9,7 @@ from typing import Any
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated.evaluation import Evaluator, mean_rows
 from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.federated.learner import EdgeLearner
 from mlecs_lightning.metrics import continual_scores
 
 __all__ = ["Stream"]
@@ -63,27 +64,26 @@ class Stream:
         and, as a mean over the clients, ``stream/VIEW/SCORE`` for the view ``present``, ``earlier``
         (mean of the domains met before, the present one left out) and ``all``.
 
-        Every rank judges its own clients; all get everything.
+        Every rank judges its own clients; all get everything. A client that cannot be judged has no
+        values.
         """
         schedule = self._data.schedule
         if schedule is None:
             return {}
-        own: dict[str, dict[str, float]] = {}
-        for client in federation.own:
-            edge = federation.edge(client)
+        phases = schedule.phases
+
+        def judge(edge: EdgeLearner) -> dict[str, float]:
             scores: dict[str, dict[str, float]] = {}
-            for phase in schedule.phases(client):
+            for phase in phases(edge.name):
                 if phase.name not in scores:
-                    table = self._data.private(client, "test", round=phase.start)
+                    table = self._data.private(edge.name, "test", round=phase.start)
                     found = evaluator.scores(edge, table)
                     scores[phase.name] = {k: found[k] for k in _METRICS if k in found}
-            own[client] = self._client_row(client, scores, round)
-        rows = federation.ranks.merge(own)
-        merged = {f"clients/{c}/{k}": v for c in federation.clients for k, v in rows[c].items()}
-        views = [
-            {k: v for k, v in rows[c].items() if k.startswith("stream/")}
-            for c in federation.clients
-        ]
+            return self._client_row(edge.name, scores, round)
+
+        rows = evaluator.each_client(federation, judge, stage="stream", round=round)
+        merged = {f"clients/{c}/{k}": v for c, row in rows.items() for k, v in row.items()}
+        views = [{k: v for k, v in row.items() if k.startswith("stream/")} for row in rows.values()]
         return merged | mean_rows(views)
 
     def _client_row(

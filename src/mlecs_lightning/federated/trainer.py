@@ -19,7 +19,7 @@ from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.codec import Codec
 from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
 from mlecs_lightning.federated.evaluation import Evaluator
-from mlecs_lightning.federated.faults import FaultTrace
+from mlecs_lightning.federated.faults import EvaluationError, FaultTrace
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.frozen import check_saved
 from mlecs_lightning.federated.loop import RoundLoop
@@ -216,8 +216,9 @@ class FederatedTrainer:
                 self._call("on_resume", history=tuple(run.history))
             with StopSignals() as stop:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop))
-            summary = run.summary(run.tester.test(run.federation))
+            # Before the test, which may fail.
             run.folder.write_adapters(run.federation)
+            summary = run.summary(run.tester.test(run.federation, round=self._last(run)))
             run.folder.write_summary(summary)
             self._call("on_fit_end", summary=summary)
             run.folder.close("success")
@@ -250,6 +251,10 @@ class FederatedTrainer:
                     run.save(state, number, keep=self._top_k, partial=run.partial_state())
                     run.federation.store.drop_messages()
                 raise
+            except EvaluationError:
+                if self._checkpointing:
+                    run.save(run.state_dict(), number, keep=self._top_k)
+                raise
             if self._checkpointing:
                 state = run.state_dict()
                 run.save(state, number, keep=self._top_k)
@@ -266,7 +271,7 @@ class FederatedTrainer:
         """Return losses and scores of a checkpoint on the validation splits."""
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
         evaluator = self._evaluator(run.data, self._limit_val, self._bertscore)
-        return evaluator.validate(run.federation, round=max(run.next_round - 1, 0))
+        return evaluator.validate(run.federation, round=self._last(run))
 
     def test(
         self,
@@ -277,7 +282,8 @@ class FederatedTrainer:
     ) -> dict[str, Any]:
         """Return the summary of a checkpoint, with the scores on the test splits."""
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
-        return run.summary(run.tester.test(run.federation)) | {"seconds": run.before}
+        results = run.tester.test(run.federation, round=self._last(run))
+        return run.summary(results) | {"seconds": run.before}
 
     def predict(
         self,
@@ -306,6 +312,11 @@ class FederatedTrainer:
         )
         folder = place.open(Ranks(self._fabric), version=version, logger=False)
         return folder.write_predictions(rows)
+
+    @staticmethod
+    def _last(run: Run) -> int:
+        """Return the last round that has been trained; 0 if there is none."""
+        return int(run.history[-1]["round"]) if run.history else 0
 
     # One run --------------------------------------------------------------------------------
 

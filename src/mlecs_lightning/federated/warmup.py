@@ -40,7 +40,7 @@ from mlecs_lightning.federated.clients import FederationSettings
 from mlecs_lightning.federated.context import RoundContext
 from mlecs_lightning.federated.differences import differences
 from mlecs_lightning.federated.distributed import check_precision
-from mlecs_lightning.federated.federation import build_server
+from mlecs_lightning.federated.federation import build_server, check_lengths
 from mlecs_lightning.federated.frozen import check_ranks
 from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
@@ -172,6 +172,7 @@ class ServerWarmup:
         public = _PublicData(datamodule, batches=batches, ctx=ctx)
         steps = -(-batches // every)
         self.trainer = self._build_trainer(steps, ctx)
+        check_lengths(parties, datamodule, algorithm, clients=False)
         self.module = build_server(parties, datamodule, algorithm)
         algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
         self.module.objective = algorithm.warmup_objective()

@@ -266,12 +266,13 @@ def count_costs(edge: EdgeModule) -> Costs:
         edge: An edge.
     """
     backbone, modular = edge.backbone, modular_of(edge)
-    length = edge.settings.connector.prompt_length
+    prompt = edge.settings.connector.prompt_length
+    length = len(backbone.coder.start) + prompt
     weight = edge.tower().readout.weight
     trained = sum(p.numel() * p.element_size() for p in edge.trainable_parameters())
     there = int(modular.mask.sum())
     with FlopCounterMode(display=False) as counter:
-        backbone.read_prompt(weight.new_zeros(1, length, backbone.hidden_size))
+        backbone.read_prompt(weight.new_zeros(1, prompt, backbone.hidden_size))
     whole = {
         "modules": there / modular.mask.numel(),
         "parameters": float(edge.parameter_count()),

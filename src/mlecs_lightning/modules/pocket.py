@@ -30,12 +30,13 @@ from torch.utils.data import DataLoader
 
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.files import replacing_folder, sha256_of
+from mlecs_lightning.nn.texts import TextCoder
 from mlecs_lightning.settings import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_of"]
+__all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_coder", "pocket_of"]
 
 _VERSION = 2
 """Raise it whenever the same texts would give other weights."""
@@ -45,6 +46,7 @@ _PATIENCE = 2.0
 """Seconds in which another process may look at a model without a word about it."""
 _SLOTS = 16
 """Positions of the key words: the reference length of the soft prompt."""
+_POSITIONS = 256
 _FILLER, _EOS, _UNKNOWN = "_", "<eos>", "<unk>"
 
 
@@ -207,13 +209,28 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerBase:
+def pocket_coder(
+    model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
+) -> TextCoder:
+    """Return the tokenizer that `make_pocket` gives a model of these texts, training nothing."""
+    return _coder(_tokenizer(pairs, instructions), model)
+
+
+def _coder(tokenizer: PreTrainedTokenizerBase, model: str = "pocket") -> TextCoder:
+    return TextCoder(tokenizer, embedded=len(tokenizer), positions=_POSITIONS, model=model)
+
+
+def _tokenizer(
+    pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
+) -> PreTrainedTokenizerBase:
     """Build a word-level tokenizer whose vocabulary is the words of the texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {w: i for i, w in enumerate([_EOS, _UNKNOWN, _FILLER, *words])}
+    texts = [*(text for pair in pairs for text in pair), *instructions]
+    own = [_EOS, _UNKNOWN, _FILLER]  # their numbers stay, should a text have one as a word
+    words = sorted({word for text in texts for word in text.split()} - {*own})
+    vocabulary = {w: i for i, w in enumerate([*own, *words])}
     words_only = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -254,8 +271,8 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        encoded: Sequence[tuple[list[int], list[int]]],
-        instructions: Sequence[list[int]],
+        encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
+        instructions: Sequence[Sequence[int]],
         *,
         filler: int,
         eos: int,
@@ -320,12 +337,9 @@ def _train(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokenizer = _tokenizer([text for pair in pairs for text in pair] + list(instructions))
+    tokenizer = _tokenizer(pairs, instructions)
     eos: int = tokenizer.eos_token_id
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    encode = _coder(tokenizer).encode
     data = _Pairs(
         [(encode(keys), encode(sentence)) for keys, sentence in pairs],
         [encode(text) for text in instructions],
@@ -338,7 +352,7 @@ def _train(
         lm = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=len(tokenizer),
-                n_positions=256,
+                n_positions=_POSITIONS,
                 n_layer=recipe.layers,
                 n_embd=recipe.width,
                 n_head=recipe.heads,

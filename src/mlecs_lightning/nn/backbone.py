@@ -25,12 +25,13 @@ from mlecs_lightning.nn.frozen import (
 )
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
+from mlecs_lightning.nn.texts import TextCoder, positions_of
 from mlecs_lightning.settings import BackboneSettings, LoraSettings, cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Backbone", "BackboneOutput", "load_frozen"]
+__all__ = ["Backbone", "BackboneOutput", "load_coder", "load_frozen"]
 
 _IGNORE = -100
 
@@ -69,9 +70,29 @@ def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrained
     return _load(replace(settings, gradient_checkpointing=False))
 
 
+def load_coder(settings: BackboneSettings) -> TextCoder:
+    """Return the tokenizer of a causal language model, used for data; one for all who ask for it.
+
+    Raises:
+        ConfigurationError: As `load_frozen`; or if model and tokenizer do not fit together.
+    """
+    return _load_coder(replace(settings, gradient_checkpointing=False))
+
+
+@functools.cache
+def _load_coder(settings: BackboneSettings) -> TextCoder:
+    model, tokenizer = load_frozen(settings)
+    return TextCoder(
+        tokenizer,
+        embedded=model.get_input_embeddings().num_embeddings,  # type: ignore[arg-type]
+        positions=positions_of(model.config),
+        model=settings.model,
+    )
+
+
 @functools.cache
 def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     where: dict[str, Any] = {
         "revision": settings.revision,
@@ -94,6 +115,9 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
         raise ConfigurationError(_why_not(settings, error)) from error
     model.requires_grad_(False).eval()
     fuse_activations(model)
+    # What its folder says of sampling, penalties and forbidden words is for other uses: `generate`
+    # takes it for all that a `GenerationConfig` leaves open.
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
 
@@ -152,7 +176,8 @@ def _quantized(settings: BackboneSettings) -> dict[str, Any]:
 class Backbone(nn.Module):
     """A frozen causal language model behind a soft prompt, with a trainable LoRA adapter.
 
-    The sequence is [S ; instruction tokens ; target tokens ; end of sequence].
+    The sequence is [beginning of sequence ; S ; instruction tokens ; target tokens ; end of
+    sequence]; the first is there in the families whose tokenizers put it in front of every text.
     """
 
     def __init__(self, settings: BackboneSettings, lora: LoraSettings) -> None:
@@ -168,6 +193,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         model, self.tokenizer = load_frozen(settings)
+        self.coder = load_coder(settings)
         self.settings, self.lora = settings, lora
         own = share(model)
         self.lm = add_lora(
@@ -188,19 +214,8 @@ class Backbone(nn.Module):
         # that a plain `Trainer` and the federated loop train with the same dropout.
         self.lm.train()
         self.hidden_size: int = model.get_input_embeddings().embedding_dim  # type: ignore[assignment]
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
-            raise ConfigurationError(
-                f"backbone.model {settings.model!r}: its tokenizer has no end-of-sequence token"
-            )
-        self._eos: int = eos
-        # Tokenizers may know more tokens than the model embeds, the padding token among them.
-        self._words: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
-        pad = self.tokenizer.pad_token_id
-        self._pad: int = eos if pad is None or pad >= self._words else pad
         self.modular: ModularMLPs | None = None
         """Its MLPs divided into modules, where an algorithm asks for that."""
-        self._encode = functools.lru_cache(maxsize=65536)(self._encode_text)
 
     def frozen_names(self) -> set[str]:
         """Return the names of the tensors that loading restores: a checkpoint needs none."""
@@ -290,46 +305,57 @@ class Backbone(nn.Module):
 
     # Text -----------------------------------------------------------------------------------
 
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        tokens = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if max(tokens, default=0) >= self._words:
-            raise ConfigurationError(
-                f"backbone.model {self.settings.model!r}: its tokenizer makes token {max(tokens)} "
-                f"of {text!r}, but the model embeds {self._words}: they do not belong together"
-            )
-        return tokens
-
     def tokens(self, text: str) -> int:
         """Return how many tokens a text has.
 
         Raises:
             ConfigurationError: If the model does not embed one of them.
         """
-        return len(self._encode(text))
+        return len(self.coder.encode(text))
 
     def _pack(
         self, instructions: Sequence[str], targets: Sequence[str] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return tokens, attention mask and labels (B, L), padded on the right."""
-        heads = [self._encode(text) for text in instructions]
+        heads = [self.coder.encode(text) for text in instructions]
         tails: list[tuple[int, ...]] = (
-            [(*self._encode(text), self._eos) for text in targets] if targets else [()] * len(heads)
+            [(*self.coder.encode(text), self.coder.end) for text in targets]
+            if targets
+            else [()] * len(heads)
         )
         longest = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
         rows, masks, labels = [], [], []
         for head, tail in zip(heads, tails, strict=True):
             pad = longest - len(head) - len(tail)
-            rows.append([*head, *tail] + [self._pad] * pad)
+            rows.append([*head, *tail] + [self.coder.pad] * pad)
             masks.append([1] * (len(head) + len(tail)) + [0] * pad)
             labels.append([_IGNORE] * len(head) + [*tail] + [_IGNORE] * pad)
         return tuple(
             torch.tensor(x, dtype=torch.long).view(len(heads), -1) for x in (rows, masks, labels)
         )  # type: ignore[return-value]
 
-    def _sequence(self, prompt: Tensor, tokens: Tensor) -> Tensor:
+    def _check_length(self, needed: int, what: str) -> None:
+        """Refuse what is too long, before a kernel of the model does: on a GPU that is for good.
+
+        Raises:
+            ValueError: If the model has fewer positions.
+        """
+        if self.coder.positions is not None and needed > self.coder.positions:
+            raise ValueError(
+                f"{what} needs {needed} positions, backbone.model {self.settings.model!r} has "
+                f"{self.coder.positions}: shorten the text"
+            )
+
+    def _sequence(self, prompt: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return the embeddings (B, L', H) of the start, the prompt and (B, L) tokens."""
         embed = self.lm.get_input_embeddings()
-        words = embed(tokens)
-        return torch.cat([prompt.to(words.dtype), words], dim=1)
+        parts = [prompt.to(embed.weight.dtype)]
+        if self.coder.start:
+            start = torch.tensor(self.coder.start, device=prompt.device)
+            parts.insert(0, embed(start).expand(len(prompt), -1, -1))
+        if tokens is not None:
+            parts.append(embed(tokens))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     # Passes ---------------------------------------------------------------------------------
 
@@ -348,14 +374,15 @@ class Backbone(nn.Module):
             tokens and the end of sequence only.
         """
         tokens, mask, labels = (t.to(prompt.device) for t in self._pack(instructions, targets))
-        length = prompt.shape[1]
+        before = len(self.coder.start) + prompt.shape[1]
+        self._check_length(before + tokens.shape[1], "the longest instruction with its target")
         # Only the last positions predict a target: on a real vocabulary the others' logits would
         # cost more than the whole transformer.
-        first = min(len(self._encode(text)) for text in instructions)
+        first = min(len(self.coder.encode(text)) for text in instructions)
         keep = tokens.shape[1] - first + 1
         output = self.lm(
             inputs_embeds=self._sequence(prompt, tokens),
-            attention_mask=nn.functional.pad(mask, (length, 0), value=1),
+            attention_mask=nn.functional.pad(mask, (before, 0), value=1),
             output_hidden_states=True,
             use_cache=False,
             logits_to_keep=keep,
@@ -365,35 +392,33 @@ class Backbone(nn.Module):
         loss = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
         )
-        return BackboneOutput(
-            loss, self._prompt_mean(output.hidden_states[-1], length), logits, answer
-        )
+        hidden = self._prompt_mean(output.hidden_states[-1], prompt.shape[1])
+        return BackboneOutput(loss, hidden, logits, answer)
 
     def read_prompt(self, prompt: Tensor) -> Tensor:
         """Return the (B, H) mean last hidden state over the prompt positions, without any text.
 
         The same value as ``forward(...).prompt_hidden``: the model is causal.
         """
-        mask = prompt.new_ones(prompt.shape[:2], dtype=torch.long)
-        embed = self.lm.get_input_embeddings()
+        sequence = self._sequence(prompt)
         output = self.lm(
-            inputs_embeds=prompt.to(embed.weight.dtype),
-            attention_mask=mask,
+            inputs_embeds=sequence,
+            attention_mask=prompt.new_ones(sequence.shape[:2], dtype=torch.long),
             output_hidden_states=True,
             use_cache=False,
             logits_to_keep=1,
         )
         return self._prompt_mean(output.hidden_states[-1], prompt.shape[1])
 
-    @staticmethod
-    def _prompt_mean(hidden: Tensor, length: int) -> Tensor:
-        return hidden[:, :length].mean(dim=1, dtype=torch.float32)
+    def _prompt_mean(self, hidden: Tensor, length: int) -> Tensor:
+        first = len(self.coder.start)
+        return hidden[:, first : first + length].mean(dim=1, dtype=torch.float32)
 
     @torch.no_grad()
     def generate(
         self, prompt: Tensor, instructions: Sequence[str], *, max_new_tokens: int
     ) -> list[str]:
-        """Answer greedily.
+        """Answer greedily, whatever the model's folder says of how it is to be sampled.
 
         Args:
             prompt: (B, P, H) soft prompt.
@@ -402,21 +427,31 @@ class Backbone(nn.Module):
 
         Returns:
             B sentences without special tokens.
+
+        Raises:
+            ValueError: If an instruction is too long for an answer of that length.
         """
+        from transformers import GenerationConfig
+
         tokens, mask, _ = (t.to(prompt.device) for t in self._pack(instructions, None))
         sequence = self._sequence(prompt, tokens)
-        mask = nn.functional.pad(mask, (prompt.shape[1], 0), value=1)
+        before = sequence.shape[1] - tokens.shape[1]
+        self._check_length(
+            sequence.shape[1] + max_new_tokens, "the longest instruction with max_new_tokens"
+        )
+        mask = nn.functional.pad(mask, (before, 0), value=1)
         # An answer starts at the right end, so padding moves to the left of the prompt, where it is
         # masked and skipped by the position ids.
         order = mask.argsort(dim=1, stable=True)
         answer = self.lm.generate(  # type: ignore[no-untyped-call]
             inputs_embeds=sequence.gather(1, order.unsqueeze(-1).expand_as(sequence)),
             attention_mask=mask.gather(1, order),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self._pad,
-            eos_token_id=self._eos,
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self.coder.pad,
+                eos_token_id=self.coder.end,
+            ),
         )
-        texts = self.tokenizer.batch_decode(answer, skip_special_tokens=True)
-        return [" ".join(text.split()) for text in texts]
+        return self.coder.decode(answer)

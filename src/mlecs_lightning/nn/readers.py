@@ -244,19 +244,27 @@ class TextReader:
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         own = fast.to_str() if fast is not None else json.dumps(words)
-        return f"{own}{self._length}{self._padding}{self.pools}"
+        return f"{own}{self._length}{self._padding}{self.pools}split"
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Return the tokens of (B, bytes), and which of them are padding."""
         tokens = self.tokenizer(
             bytes_to_text(x),
+            # What looks like a special token in a text of the data is text.
+            split_special_tokens=True,
             padding=self._padding,
             truncation=self._length is not None,
             max_length=self._length,
             return_attention_mask=True,
+            return_special_tokens_mask=True,
             return_tensors="pt",
         )
         ids, mask = tokens["input_ids"].long(), tokens["attention_mask"].long()
+        if self.tokenizer.unk_token_id is not None:
+            # A vocabulary of whole words, or pieces of one, may know a special token as such.
+            own = tokens["special_tokens_mask"].bool()
+            taken = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) & ~own
+            ids[taken] = self.tokenizer.unk_token_id
         if not ids.shape[1]:  # nothing but empty texts, and a tokenizer that adds no token
             ids = ids.new_full((len(x), 1), self.tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)

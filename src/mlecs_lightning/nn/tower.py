@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector, Embeddings
+from mlecs_lightning.nn.texts import Room
 from mlecs_lightning.settings import ModelSettings
 
 __all__ = ["Tower", "TowerOutput"]
@@ -68,6 +69,10 @@ class Tower(nn.Module):
     def view(self, embeddings: Embeddings) -> Tensor:
         """Return g (B, D) without any text."""
         return self.readout(self.backbone.read_prompt(embeddings.prompt))  # type: ignore[no-any-return]
+
+    def room(self) -> Room:
+        """Return what a sequence has room for."""
+        return Room(self.backbone.coder, self.connector.prompt_length, self.longest_answer)
 
     def generate(self, embeddings: Embeddings, instructions: Sequence[str]) -> list[str]:
         """Answer greedily, one sentence for each sample."""

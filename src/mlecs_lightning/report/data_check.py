@@ -22,7 +22,11 @@ _FLAT = 1e-3
 
 
 def check_data(
-    data: FederatedDataModule, clients: Mapping[str, ClientProfile], console: Console | None = None
+    data: FederatedDataModule,
+    clients: Mapping[str, ClientProfile],
+    console: Console | None = None,
+    *,
+    texts: Sequence[str] = (),
 ) -> list[str]:
     """Print samples, modalities, targets and what is suspicious.
 
@@ -30,6 +34,7 @@ def check_data(
         data: Has the clients attached.
         clients: The clients, by name.
         console: Where to; the process's own by default.
+        texts: What the parties' language models cannot read or say of the texts.
 
     Returns:
         What is suspicious.
@@ -40,7 +45,7 @@ def check_data(
     console.print(_targets(data))
     if unknown := len(data.asked()) - len(data.pools.test):
         console.print(f"without a target, for predict alone: {unknown:,}")
-    found = suspicions(data, clients)
+    found = [*suspicions(data, clients), *texts]
     console.print(f"suspicious: {len(found) or 'nothing'}")
     for each in found:
         console.print(f"- {escape(each)}", highlight=False)

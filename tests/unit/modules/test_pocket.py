@@ -62,6 +62,17 @@ def test_model_is_made_once(make: Make) -> None:
     assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
 
+@pytest.mark.parametrize("word", ["<eos>", "<unk>", "_"])
+def test_a_word_of_the_texts_takes_the_place_of_no_special_token(word: str, make: Make) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(make([("bold", f"a {word} seven .")], [word]))
+    vocabulary = tokenizer.get_vocab()
+    assert [vocabulary[w] for w in ("<eos>", "<unk>", "_")] == [0, 1, 2]
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert tokenizer.eos_token_id == 0
+
+
 def test_order_and_repetition_of_the_texts_do_not_matter(make: Make) -> None:
     assert make(PAIRS[::-1], [*ASK[::-1], *ASK]) == make()
 

@@ -122,6 +122,19 @@ def test_a_long_text_is_cut_to_the_positions_of_the_model(saved: Callable[[str],
     torch.testing.assert_close(module(one), module(other))
 
 
+@pytest.mark.parametrize("name", ["bert", "clip", "t5"])
+@pytest.mark.parametrize("text", ["a bold {} seven", "{}", "a {} seven {}"])
+def test_a_special_token_in_a_text_is_a_word_like_any_other(
+    saved: Callable[[str], str], name: str, text: str
+) -> None:
+    encoder = PretrainedExtractor(TEXT, model=saved(name), cache_gb=0)
+    texts = [text.replace("{}", word) for word in ("<eos>", "otherwise", "bold")]
+    special, unknown, known = (encoder(text_to_bytes(t, 64)[None]) for t in texts)
+    # Of the first two neither is a word of the digits.
+    assert torch.equal(special, unknown)
+    assert not torch.equal(special, known)
+
+
 def test_a_text_is_read_once(saved: Callable[[str], str]) -> None:
     module = PretrainedExtractor(TEXT, model=saved("bert"))
     calls: list[int] = []
