@@ -64,7 +64,7 @@ def write(document: Path, name: str, text: str) -> None:
     Raises:
         MatrixError: If the markers are not there.
     """
-    from mlecs_lightning.report.matrix import replace_between
+    from mlecs_lightning.report.markdown import replace_between
 
     document.write_text(replace_between(document.read_text(), text, name=name))
 

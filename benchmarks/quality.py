@@ -294,7 +294,8 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     Of each study its own cases alone: another one may have more seeds of the same setting. Under
     ``STUDY-short`` the means of the first scores alone.
     """
-    from mlecs_lightning.report.matrix import paired, read_lines, table, to_markdown
+    from mlecs_lightning.report.markdown import to_markdown
+    from mlecs_lightning.report.matrix import paired, read_lines, table
 
     rows = {(r.setting, r.algorithm, r.seed): r for r in read_lines(out)}
     texts = {}
@@ -351,7 +352,7 @@ def origin(out: Path, shown: Set[tuple[str, str, int]], *, option: str) -> str:
 
 def write(document: Path, studies: Mapping[str, str]) -> None:
     """Put each study between its markers in a document; a study without markers is left out."""
-    from mlecs_lightning.report.matrix import replace_between
+    from mlecs_lightning.report.markdown import replace_between
 
     text = document.read_text()
     for study, block in studies.items():

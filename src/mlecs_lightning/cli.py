@@ -51,6 +51,7 @@ from mlecs_lightning.federated.party_faults import party_faults
 from mlecs_lightning.federated.texts import text_suspicions
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.files import DamagedFileError, FullDiskError
+from mlecs_lightning.metrics import BertScore
 from mlecs_lightning.report import check_data, print_summary
 from mlecs_lightning.settings import ModelSettings, override
 
@@ -285,7 +286,10 @@ class _DataCheck(FederatedCLI):
         assert self.algorithm is not None
         parties = Parties.resolve(self.federation, self.algorithm, self.datamodule)
         found = text_suspicions(parties, self.datamodule, algorithm=self.algorithm)
-        self.result = check_data(self.datamodule, parties.profiles, texts=found)
+        bertscore = BertScore.of(self._get(self.config, "trainer.bertscore"))
+        self.result = check_data(
+            self.datamodule, parties.profiles, bertscore=bertscore, texts=found
+        )
 
 
 def _innermost(error: BaseException) -> str:

@@ -60,7 +60,16 @@ class Evaluator:
             limit: Most batches of an evaluation.
         """
         self._data, self._limit = data, limit
-        template = BertScore(None if bertscore is True else bertscore) if bertscore else None
+        template = BertScore.of(bertscore)
+        self._unknown = (
+            None if template is None else template.unknown_share(data.pools.test.targets)
+        )
+        if self._unknown:
+            rank_zero_warn(
+                f"trainer.bertscore: the tokenizer of its model does not know {self._unknown:.1%} "
+                "of the tokens of the test targets, and takes them all for the same: choose a "
+                "model that knows their language"
+            )
         reader = data.read_label if data.classes else None
         # A party is evaluated by one process: the others must not be waited for.
         self._metrics = TextMetrics(
@@ -234,7 +243,9 @@ class Evaluator:
         Returns:
             ``clients``: for each its modalities, ``own`` and ``all``, which are empty if it could
             not be judged; ``server``: its scores on all domains; ``mean``: means over the clients
-            that have scores; ``constant``: the same means for the best constant sentence.
+            that have scores; ``constant``: the same means for the best constant sentence; with
+            BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that its
+            tokenizer does not know. A score that no target counts for is left out.
 
         Raises:
             EvaluationError: If the server, or all clients, cannot be judged.
@@ -263,6 +274,7 @@ class Evaluator:
                 **{v: mean_rows(constants[v] for _, constants in tested.values()) for v in views},
                 "server": constant,
             },
+            **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 
     def _tested(

@@ -94,10 +94,11 @@ class RoundLoop:
         for way in ("uplink", "downlink"):
             metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
         run.history.append(metrics)
+        run.clock.append(run.seconds)
         run.moves.end_round()
         run.served.clear()
         run.federation.store.drop_messages()
-        run.folder.log(metrics, step=number + 1)
+        run.log_round(metrics, run.clock[-1])
         if failure is not None:
             raise failure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Run:
         served: Outcomes of this process's clients in the round under way, messages left out: the
             store keeps these.
         next_round: The round to go on with.
+        clock: Seconds spent by the end of each round, from the begin of the run: apart from the
+            history, which is the same bits whenever the run is done.
         before: Seconds spent by the processes that this one goes on from.
         in_place: Whether it goes on in the folder of the checkpoint that it goes on from.
         restored: Whether it goes on from a checkpoint.
@@ -102,6 +105,7 @@ class Run:
     warmup: dict[str, float] = field(default_factory=dict)
     served: dict[str, Outcome] = field(default_factory=dict)
     next_round: int = 0
+    clock: list[float] = field(default_factory=list)
     before: float = 0.0
     restored: bool = False
     changed: dict[str, list[str]] = field(default_factory=dict)
@@ -189,7 +193,8 @@ class Run:
         clients, kept = self.client_states(), list[int]()
         if self.federation.ranks.rank == 0:
             folder = self.folder.checkpoints
-            rest = {"clients": clients, "seconds": self.seconds}
+            seconds = torch.tensor([*self.clock, self.seconds], dtype=torch.float64)
+            rest = {"clients": clients, "seconds": seconds}
             if partial is not None:
                 rest["partial"] = partial
             save_checkpoint(folder, state | rest, round=number, complete=partial is None)
@@ -282,7 +287,8 @@ class Run:
             self.claims.load_state_dict(state.get("claims", ()))
         self.history, self.warmup = list(state["history"]), state["warmup"]
         self.next_round = int(state["round"]) + (partial is None)
-        self.before, self.restored = state["seconds"], True
+        self.clock, self.before = clock_of(state["seconds"], len(self.history))
+        self.restored = True
 
     def _restore_client(self, client: str, state: Mapping[str, Any], path: Path) -> None:
         """Take over a client's state: a file of this store as it is, anything else as a copy."""
@@ -309,8 +315,8 @@ class Run:
         self.folder.start_log()
         if self.restored:
             self.folder.log(self.warmup, step=0)
-        for row in self.history:
-            self.folder.log(row, step=int(row["round"]) + 1)
+        for row, seconds in zip(self.history, self.clock, strict=True):
+            self.log_round(row, seconds)
         if self.config:
             self.folder.write_config(self.config, frozen=self.federation.frozen)
 
@@ -322,6 +328,11 @@ class Run:
         for said, parties in alike.items():
             if said:
                 log.warning("ckpt_path: %s: %s", ", ".join(parties), said)
+
+    def log_round(self, metrics: Mapping[str, float], seconds: float) -> None:
+        """Hand the metrics of a round to the loggers, with the seconds of the run at its end."""
+        timed = {} if math.isnan(seconds) else {"seconds": seconds}
+        self.folder.log({**metrics, **timed}, step=int(metrics["round"]) + 1)
 
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:
@@ -383,6 +394,17 @@ def _told(about: Mapping[str, Any]) -> dict[str, Any]:
     }
     plain = {key: about[key] for key in ("algorithm", "data", "seed", "precision")}
     return plain | {"server": models["server"]["settings"], "clients": clients}
+
+
+def clock_of(seconds: torch.Tensor | float, rounds: int) -> tuple[list[float], float]:
+    """Return the seconds at the end of each round, and those at the time of a checkpoint.
+
+    Args:
+        seconds: What the checkpoint has: all of them, or, of before rounds were timed, the last.
+        rounds: Rounds that have ended; of one that was not timed it is NaN.
+    """
+    *timed, now = torch.as_tensor(seconds).flatten().tolist()
+    return [math.nan] * (rounds - len(timed)) + timed, now
 
 
 def _as_tensor(data: bytes) -> torch.Tensor:

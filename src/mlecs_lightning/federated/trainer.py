@@ -413,7 +413,7 @@ class FederatedTrainer:
     ) -> Evaluator:
         try:
             return Evaluator(data, fabric=self._fabric, bertscore=bertscore, limit=limit)
-        except (ValueError, ModuleNotFoundError) as error:
+        except (OSError, ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
 
     def _call(self, hook: str, **facts: Any) -> None:

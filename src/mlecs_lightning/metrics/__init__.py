@@ -5,6 +5,7 @@ from mlecs_lightning.metrics.evaluation import TextMetrics, constant_row
 from mlecs_lightning.metrics.labels import LabelReader, LabelScores, keyword_label_reader
 from mlecs_lightning.metrics.references import ReferencedText, references_of
 from mlecs_lightning.metrics.text import BertScore, ExactMatch, RougeLsum
+from mlecs_lightning.metrics.words import UnicodeTokenizer, normalise
 
 __all__ = [
     "BertScore",
@@ -15,8 +16,10 @@ __all__ = [
     "ReferencedText",
     "RougeLsum",
     "TextMetrics",
+    "UnicodeTokenizer",
     "constant_row",
     "continual_scores",
     "keyword_label_reader",
+    "normalise",
     "references_of",
 ]

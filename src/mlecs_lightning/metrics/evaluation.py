@@ -21,9 +21,9 @@ class TextMetrics(MetricCollection):
 
     ``update(predictions, targets)`` takes two sequences of texts. `compute` returns ``rouge_lsum``
     and ``exact_match``, with a label reader also ``accuracy`` and ``macro_f1``, and with a
-    BERTScore also ``bertscore``. Where a target is a `ReferencedText` the best of its references
-    counts, the label is that of the target itself, and ``rouge_lsum_mean`` (``bertscore_mean``) is
-    there as well: the mean over the references.
+    BERTScore also ``bertscore``; a score that no target counts for is left out. Where a target is a
+    `ReferencedText` the best of its references counts, the label is that of the target itself, and
+    ``rouge_lsum_mean`` (``bertscore_mean``) is there as well: the mean over the references.
 
     Args:
         reader: Reads the class index out of a text; ``None`` for free text without classes.
@@ -70,9 +70,12 @@ class TextMetrics(MetricCollection):
         return self._build(sync_on_compute=False).to(self["rouge_lsum"].device)
 
     def compute(self) -> dict[str, float]:
-        """Return every score by name, in 0..1; NaN without samples."""
+        """Return the scores by name, in 0..1, without those that no target counts for.
+
+        A NaN would reach means and files, where it is no JSON.
+        """
         values = {name: float(value) for name, value in super().compute().items()}
-        return {k: v for k, v in values.items() if not (k.endswith("_mean") and math.isnan(v))}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def constant_row(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mlecs_lightning.metrics.text import normalise
+from mlecs_lightning.metrics.words import normalise, whole_words
 
 __all__ = ["LabelReader", "LabelScores", "keyword_label_reader"]
 
@@ -22,9 +22,9 @@ LabelReader = Callable[[str], int | None]
 def keyword_label_reader(keywords: Mapping[str, Sequence[str]]) -> LabelReader:
     """Build a reader that looks for each class's key phrases in the text.
 
-    Whole words only, whatever the letter case and the whitespace between words. Of phrases that
-    overlap the one that begins first counts, and of these the longest, so that "not lying" is not
-    also read as "lying".
+    Whole words only, both normalised, so that letter case and whitespace do not matter; in a script
+    without blanks, which shows no words, anywhere. Of phrases that overlap the one that begins
+    first counts, and of these the longest, so that "not lying" is not also read as "lying".
 
     Args:
         keywords: For each class, in the order of the class indices, the phrases that name it.
@@ -43,7 +43,7 @@ def keyword_label_reader(keywords: Mapping[str, Sequence[str]]) -> LabelReader:
     """
     class_of: dict[str, int] = {}
     for index, (name, phrases) in enumerate(keywords.items()):
-        if not phrases or not all(phrase.strip() for phrase in phrases):
+        if not phrases or not all(map(normalise, phrases)):
             raise ValueError(
                 f"class {name!r} needs at least one phrase and no blank one: {phrases}"
             )
@@ -52,8 +52,8 @@ def keyword_label_reader(keywords: Mapping[str, Sequence[str]]) -> LabelReader:
                 raise ValueError(
                     f"{phrase!r} names both {list(keywords)[class_of[phrase]]!r} and {name!r}"
                 )
-    longest_first = "|".join(map(re.escape, sorted(class_of, key=len, reverse=True)))
-    return partial(_read_keyword, re.compile(rf"(?<!\w)(?:{longest_first})(?!\w)"), class_of)
+    longest_first = sorted(class_of, key=len, reverse=True)
+    return partial(_read_keyword, whole_words(longest_first), class_of)
 
 
 class LabelScores(Metric):
@@ -135,6 +135,8 @@ class LabelScores(Metric):
         return label
 
 
-def _read_keyword(pattern: re.Pattern[str], class_of: Mapping[str, int], text: str) -> int | None:
+def _read_keyword(
+    pattern: regex.Pattern[str], class_of: Mapping[str, int], text: str
+) -> int | None:
     named = {class_of[phrase] for phrase in pattern.findall(normalise(text))}
     return named.pop() if len(named) == 1 else None

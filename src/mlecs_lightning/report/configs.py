@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["flat", "told_apart"]
+__all__ = ["flat", "in_words", "told_apart"]
 
 # What does not change what a run learns, and how far it has come.
 _SAME = {
@@ -17,9 +17,17 @@ _SAME = {
     *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
     *("trainer.allow_other_config", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
-    *("trainer.max_message_bytes", "trainer.warmup_ckpt_path"),
+    *("trainer.max_message_bytes", "trainer.warmup_ckpt_path", "data.init_args.eval_batch_size"),
 }
 _MOST_DIFFERENCES = 2  # in a label; more would not fit beside a number
+_MOST_WORDS = 4  # in a cell of its own
+
+# What differs by the algorithm, which a row names anyway, and by the data, which all rows share.
+_NAMED = ("algorithm.", "data.", "clients.")
+_OF_TRAINING = ("algorithm.init_args.steps", "data.init_args.batch_size")
+# Of a key in words: what says nothing, and what people call otherwise.
+_SILENT = {"trainer", "data", "algorithm", "init_args", "class_path"}
+_CALLED = {"max_rounds": "rounds", "batch_size": "batch", "model": ""}
 
 
 def told_apart(
@@ -77,7 +85,7 @@ def flat(tree: Mapping[str, Any]) -> dict[str, str]:
     def walk(key: str, node: Any) -> None:  # noqa: ANN401 - YAML
         if key in _SAME:
             return
-        if isinstance(node, dict) and node:
+        if isinstance(node, dict) and (node or not key):
             for name, below in node.items():
                 walk(f"{key}.{name}" if key else str(name), below)
         else:
@@ -85,3 +93,45 @@ def flat(tree: Mapping[str, Any]) -> dict[str, str]:
 
     walk("", tree)
     return leaves
+
+
+def in_words(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """Say in short words how a training differs from another, algorithm, data and seed aside.
+
+    Args:
+        ours: A flat configuration.
+        theirs: That of what it is compared with.
+
+    Returns:
+        Such as ``rounds 2 (6), edge optimizer lr 0.01 (0.001)``, in brackets what the other has;
+        empty if nothing differs.
+    """
+    keys = [
+        key
+        for key in dict.fromkeys((*theirs, *ours))
+        if ours.get(key, "null") != theirs.get(key, "null")
+        and (not f"{key}.".startswith(_NAMED) or key.startswith(_OF_TRAINING))
+    ]
+    # A class says it all: its arguments differ because it does. And what stands in the place of a
+    # part, as null for no codec, is told with the part.
+    classes = [key.removesuffix("class_path") for key in keys if key.endswith(".class_path")]
+    told = [
+        key
+        for key in keys
+        if not any(key.startswith(f"{each}init_args") or f"{key}." == each for each in classes)
+    ]
+    words = [f"{_called(k)} {_said(ours, k)} ({_said(theirs, k)})" for k in told[:_MOST_WORDS]]
+    more = [f"{len(told) - _MOST_WORDS} more"] if len(told) > _MOST_WORDS else []
+    return ", ".join(words + more)
+
+
+def _called(key: str) -> str:
+    parts = [_CALLED.get(part, part) for part in key.split(".") if part not in _SILENT]
+    return " ".join(part.replace("_", " ") for part in parts if part)
+
+
+def _said(leaves: Mapping[str, str], key: str) -> str:
+    leaf = leaves.get(key, "null")
+    if leaf == "null":
+        return "none"
+    return leaf.strip('"').rpartition(".")[2] if key.endswith("class_path") else leaf.strip('"')

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlecs_lightning.report.labels import SCORES, size
+from mlecs_lightning.report.labels import NOTHING, SCORES, size
 
 __all__ = ["print_summary"]
 
 
 def _cells(scores: Mapping[str, float], metrics: list[str]) -> list[str]:
-    return [f"{scores[m]:.3f}" if m in scores else "-" for m in metrics]
+    return [f"{scores[m]:.3f}" if m in scores else NOTHING for m in metrics]
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -26,7 +26,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         console: Where to; the process's own by default.
     """
     console = console or Console()
-    metrics = [m for m in SCORES if m in summary["mean"]["all"] or m in summary["server"]]
+    found = {"rouge_lsum", *summary["mean"]["all"], *summary["server"]}  # that one is always asked
+    metrics = [m for m in SCORES if m in found]
     table = Table(
         title=f"{summary['algorithm']}, {summary['rounds']} rounds, seed {summary['seed']}: "
         "test, on all domains (on the client's own)"
@@ -45,6 +46,11 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     table.add_row("server", *_cells(summary["server"], metrics), style="bold")
     table.add_row("constant sentence", *_cells(summary["constant"]["server"], metrics), style="dim")
     console.print(table)
+    if "bertscore_unknown" in summary:
+        console.print(
+            f"BERTScore: its tokenizer does not know {summary['bertscore_unknown']:.1%} of the "
+            "tokens of the test targets"
+        )
     _print_stream(summary.get("stream"), console)
     _print_communication(summary["communication"], console)
     counts = {k: n for k, n in summary["faults"].items() if k != "events" and n}

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
+from mlecs_lightning.metrics import BertScore, UnicodeTokenizer
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["check_data", "suspicions"]
@@ -27,6 +28,7 @@ def check_data(
     console: Console | None = None,
     *,
     texts: Sequence[str] = (),
+    bertscore: BertScore | None = None,
 ) -> list[str]:
     """Print samples, modalities, targets and what is suspicious.
 
@@ -35,6 +37,7 @@ def check_data(
         clients: The clients, by name.
         console: Where to; the process's own by default.
         texts: What the parties' language models cannot read or say of the texts.
+        bertscore: What a run would score targets with; ``None`` for no BERTScore.
 
     Returns:
         What is suspicious.
@@ -42,10 +45,10 @@ def check_data(
     console = console or Console()
     console.print(_samples(data, clients))
     console.print(_modalities(data))
-    console.print(_targets(data))
+    console.print(_targets(data, bertscore))
     if unknown := len(data.asked()) - len(data.pools.test):
         console.print(f"without a target, for predict alone: {unknown:,}")
-    found = [*suspicions(data, clients), *texts]
+    found = [*suspicions(data, clients, bertscore), *texts]
     console.print(f"suspicious: {len(found) or 'nothing'}")
     for each in found:
         console.print(f"- {escape(each)}", highlight=False)
@@ -95,17 +98,19 @@ def _span(shapes: Iterable[tuple[int, ...]]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _targets(data: FederatedDataModule) -> Table:
+def _targets(data: FederatedDataModule, bertscore: BertScore | None) -> Table:
     table = Table(title="targets")
-    for name in ("split", "different", "words", "longest", "most frequent"):
+    names = ["split", "different", "words", "longest", "most frequent"]
+    for name in [*names, *(["unknown to BERTScore"] if bertscore is not None else [])]:
         table.add_column(name, overflow="fold")
     for split, pool in _splits(data):
         counts = Counter(pool.targets)
         lengths = [len(target.split()) for target in counts]
         top = "; ".join(f"{target[:60]} ({n})" for target, n in counts.most_common(3))
-        table.add_row(
-            split, f"{len(counts):,}", f"{len(_words(pool)):,}", str(max(lengths)), escape(top)
-        )
+        row = [split, f"{len(counts):,}", f"{len(_words(pool)):,}", str(max(lengths)), escape(top)]
+        if bertscore is not None:
+            row.append(f"{bertscore.unknown_share(pool.targets):.1%}")
+        table.add_row(*row)
     return table
 
 
@@ -123,12 +128,17 @@ def _splits(data: FederatedDataModule) -> Iterator[tuple[str, SampleTable]]:
 # Suspicions ---------------------------------------------------------------------------------------
 
 
-def suspicions(data: FederatedDataModule, clients: Mapping[str, ClientProfile]) -> list[str]:
+def suspicions(
+    data: FederatedDataModule,
+    clients: Mapping[str, ClientProfile],
+    bertscore: BertScore | None = None,
+) -> list[str]:
     """Say what is allowed, but is rarely meant.
 
     Args:
         data: Has the clients attached.
         clients: The clients, by name.
+        bertscore: See `check_data`.
     """
     return [
         *_of_reading(data),
@@ -136,6 +146,7 @@ def suspicions(data: FederatedDataModule, clients: Mapping[str, ClientProfile]) 
         *_without_signal(data),
         *_of_clients(data, clients),
         *_of_targets(data),
+        *_of_scores(data, bertscore),
     ]
 
 
@@ -293,3 +304,22 @@ def _of_targets(data: FederatedDataModule) -> Iterator[str]:
                 f"{len(words):,} words of targets of split {split} are in no public target, and a "
                 f"pocket model cannot say them: {_some(words, 10)}"
             )
+
+
+def _of_scores(data: FederatedDataModule, bertscore: BertScore | None) -> Iterator[str]:
+    """What of the held-out targets no score, or not every score, is made of."""
+    targets = data.pools.test.targets
+    split_up = UnicodeTokenizer().tokenize
+    counts = Counter(targets)
+    wordless = {target: n for target, n in counts.items() if not split_up(target)}
+    if wordless:
+        yield (
+            f"{sum(wordless.values()):,} targets of split test have no word, and Rouge-Lsum leaves "
+            f"them out: {_some(list(map(repr, wordless)))}"
+        )
+    unknown = bertscore.unknown_share(targets) if bertscore is not None else 0.0
+    if unknown:
+        yield (
+            f"trainer.bertscore: its tokenizer does not know {unknown:.1%} of the tokens of the "
+            "targets of split test, and takes them all for the same"
+        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["SCORES", "VIEWS", "heading", "size"]
+__all__ = ["NOTHING", "SCORES", "VIEWS", "heading", "seeds", "size"]
+
+NOTHING = "n/a"
+"""In the place of a number that there is none of: 0 would be a result."""
 
 SCORES = {
     "accuracy": "accuracy",
@@ -57,3 +60,13 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def seeds(count: int) -> str:
+    """Return a number of seeds, of which one is too few to tell a difference from chance.
+
+    Example:
+        >>> seeds(5), seeds(1)
+        ('5', '1 seed, no spread')
+    """
+    return "1 seed, no spread" if count == 1 else str(count)

@@ -1,4 +1,4 @@
-"""Runs of several algorithms, settings and seeds: means, paired differences, Markdown.
+"""Runs of several algorithms, settings and seeds: means, and differences seed by seed.
 
 A matrix is a file of JSON lines, one run a line::
 
@@ -12,25 +12,26 @@ A matrix is a file of JSON lines, one run a line::
         "summary": {...},
     }
 
-``algorithm`` and ``setting`` are labels; ``summary`` is the run's ``summary.json``.
+``algorithm`` and ``setting`` are labels; ``summary`` is the run's ``summary.json``. A line may also
+have ``options``: the keys of the configuration in which the runs differ, with their values.
 
     rows = read_lines("results.jsonl")
     entries = table(rows, ["mean.all.macro_f1", "server.macro_f1", "communication.uplink_bytes"])
-    print(to_markdown(entries))
+    print(to_markdown(entries))  # of mlecs_lightning.report.markdown
     print(to_markdown(paired(rows, "FedAvg", "MLECS", "mean.all.macro_f1")))
 """
 
 from __future__ import annotations
 
-import html
 import math
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mlecs_lightning.report.labels import heading, size
+from mlecs_lightning.report.budget import Budget, budget_of, unequal
+from mlecs_lightning.report.configs import in_words
+from mlecs_lightning.report.labels import NOTHING, size
 from mlecs_lightning.report.rows import MatrixError, Row, is_ceiling, read_lines, value
 
 __all__ = [
@@ -43,9 +44,8 @@ __all__ = [
     "cell",
     "paired",
     "read_lines",
-    "replace_between",
     "table",
-    "to_markdown",
+    "unmatched",
     "value",
 ]
 
@@ -74,6 +74,9 @@ class Entry:
         seeds: Seeds of its runs, ascending.
         stats: By metric; ``None`` where no run has it.
         ceiling: Whether it has all data in one place (`Centralized`): it is a bound, and no rival.
+        budget: What its runs have spent.
+        differs: In which settings its training differs from that of the first entry of the setting,
+            in short words; empty if in none, or if they are not known.
     """
 
     setting: str
@@ -81,6 +84,8 @@ class Entry:
     seeds: tuple[int, ...]
     stats: Mapping[str, Stat | None]
     ceiling: bool = False
+    budget: Budget = Budget(0)  # noqa: RUF009 - frozen
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def table(rows: Iterable[Row], metrics: Sequence[str], *, order: Sequence[str] =
         settings.append(row.setting)
         algorithms.append(row.algorithm)
     keys = sorted(cells, key=lambda key: (settings.index(key[0]), algorithms.index(key[1])))
+    first = {setting: cells[setting, algorithm] for setting, algorithm in reversed(keys)}
     return [
         Entry(
             setting,
@@ -134,9 +140,29 @@ def table(rows: Iterable[Row], metrics: Sequence[str], *, order: Sequence[str] =
             tuple(sorted(row.seed for row in cells[setting, algorithm])),
             {m: _stat([value(row, m) for row in cells[setting, algorithm]]) for m in metrics},
             all(map(is_ceiling, cells[setting, algorithm])),
+            budget_of(cells[setting, algorithm]),
+            _differs(cells[setting, algorithm], first[setting]),
         )
         for setting, algorithm in keys
     ]
+
+
+def _differs(ours: Sequence[Row], first: Sequence[Row]) -> str:
+    """Say how runs differ in their training from the first of the table."""
+    rounds, others = ({row.rounds for row in rows} for rows in (ours, first))
+    said = "" if rounds == others else f"rounds {_span(rounds)} ({_span(others)})"
+    if ours[0].settings and first[0].settings:
+        # Planned rounds say less than those that there were.
+        a, b = ({**rows[0].settings, "trainer.max_rounds": ""} for rows in (ours, first))
+        words = in_words(a, b)
+    else:
+        words = ""
+    return ", ".join(each for each in (said, words) if each)
+
+
+def _span(numbers: Set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def _stat(values: Iterable[float | None]) -> Stat | None:
@@ -210,15 +236,14 @@ def lower_is_better(metric: str) -> bool:
 
 
 def best(entries: Sequence[Entry], metric: str) -> set[int]:
-    """Return which entries are best in a metric, to the digits that are shown.
+    """Return which entries are best in a metric among those of their budget, to the digits shown.
 
     Only entries of one setting should be given. A ceiling is no rival, and neither is, of bytes,
-    who sends nothing. Where all are equal, or there is only one, none is best.
+    who sends nothing. Where all of a budget are equal, or there is only one, none is best.
 
     Returns:
         Indices of entries.
     """
-    down = lower_is_better(metric)
     means = {
         i: stat.mean
         for i, entry in enumerate(entries)
@@ -226,12 +251,36 @@ def best(entries: Sequence[Entry], metric: str) -> set[int]:
         and (stat := entry.stats.get(metric)) is not None
         and not (metric.startswith("communication.") and stat.mean == 0)
     }
-    if not means:
-        return set()
-    first = min(means.values()) if down else max(means.values())
-    shown = cell(metric, Stat(first, None, 1))
-    found = {i for i, mean in means.items() if cell(metric, Stat(mean, None, 1)) == shown}
-    return set() if len(found) == len(means) else found
+    choose = min if lower_is_better(metric) else max
+    found = set()
+    for i, mean in means.items():
+        own = entries[i].budget
+        equals = [m for j, m in means.items() if not unequal(own, entries[j].budget, metric=metric)]
+        shown = {_shown(metric, each) for each in equals}
+        if len(shown) > 1 and _shown(metric, mean) == _shown(metric, choose(equals)):
+            found.add(i)
+    return found
+
+
+def _shown(metric: str, mean: float) -> str:
+    return cell(metric, Stat(mean, None, 1))
+
+
+def unmatched(entries: Sequence[Entry]) -> str:
+    """Say which entries of one setting no other has the budget of, and what each differs in.
+
+    Those have no rival, and nothing in their rows is marked as best; empty if there is none.
+    """
+    rivals = [entry for entry in entries if not entry.ceiling]
+    said = []
+    for entry in rivals if len(rivals) > 1 else ():
+        apart = [unequal(entry.budget, each.budget) for each in rivals if each is not entry]
+        if all(apart):
+            nearest = sorted(apart, key=len)[0]
+            said.append(f"{entry.algorithm} ({', '.join(nearest)})")
+    if not said:
+        return ""
+    return f"Not compared, as no other row has the same budget: {'; '.join(said)}."
 
 
 def cell(metric: str, stat: Stat | None, *, n: int | None = None) -> str:
@@ -243,7 +292,7 @@ def cell(metric: str, stat: Stat | None, *, n: int | None = None) -> str:
         n: Number of seeds of the row; another number of values is told.
     """
     if stat is None:
-        return "-"
+        return NOTHING
     if metric.endswith("_bytes"):
         text = size(stat.mean) if stat.mean else "0"
     elif ".ratio_of_" in metric:
@@ -266,121 +315,3 @@ def signed(difference: Difference) -> tuple[str, str]:
         f"{difference.mean:{digits}}",
         f"[{difference.low:{digits}}, {difference.high:{digits}}]",
     )
-
-
-# Markdown -----------------------------------------------------------------------------------------
-
-
-def to_markdown(content: Sequence[Entry] | Sequence[Difference]) -> str:
-    """Return a Markdown table, the best of each column and setting in bold.
-
-    Args:
-        content: What `table` or `paired` returned; several results of `paired` can be joined.
-
-    Returns:
-        The table, ending in a newline; an empty string for no content.
-    """
-    entries = [each for each in content if isinstance(each, Entry)]
-    differences = [each for each in content if isinstance(each, Difference)]
-    return _entries(entries) if entries else _differences(differences)
-
-
-def _entries(entries: Sequence[Entry]) -> str:
-    if not entries:
-        return ""
-    metrics = [m for m in entries[0].stats if any(e.stats.get(m) for e in entries)]
-    by_setting: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_setting.setdefault(entry.setting, []).append(entry)
-    lines = []
-    for rivals in by_setting.values():
-        marked = {metric: best(rivals, metric) for metric in metrics}
-        for i, entry in enumerate(rivals):
-            seeds = len(entry.seeds)
-            shown = [cell(metric, entry.stats.get(metric), n=seeds) for metric in metrics]
-            lines.append(
-                [
-                    escape_markdown(entry.setting),
-                    escape_markdown(entry.algorithm) + (" (ceiling)" if entry.ceiling else ""),
-                    *(
-                        f"**{text}**" if i in marked[metric] else text
-                        for metric, text in zip(metrics, shown, strict=True)
-                    ),
-                    str(seeds),
-                ]
-            )
-    head = ["setting", "algorithm", *map(heading, metrics), "seeds"]
-    return _without_setting(head, lines, words=2, single=len(by_setting) == 1)
-
-
-def _differences(differences: Sequence[Difference]) -> str:
-    """Return a row for each setting and pair, a column for each metric."""
-    if not differences:
-        return ""
-    metrics = list(dict.fromkeys(each.metric for each in differences))
-    by_pair: dict[tuple[str, str], dict[str, Difference]] = {}
-    for each in differences:
-        pair = each.setting, f"{each.other} - {each.reference}"
-        by_pair.setdefault(pair, {})[each.metric] = each
-    lines = []
-    for pair, found in by_pair.items():
-        seeds = max(len(each.seeds) for each in found.values())
-        cells = [_with_interval(found[m], n=seeds) if m in found else "-" for m in metrics]
-        lines.append([*map(escape_markdown, pair), *cells, str(seeds)])
-    head = ["setting", "difference", *map(heading, metrics), "seeds"]
-    single = len({each.setting for each in differences}) == 1
-    return _without_setting(head, lines, words=2, single=single)
-
-
-def _with_interval(difference: Difference, *, n: int) -> str:
-    mean, interval = signed(difference)
-    text = mean if interval == "-" else f"{mean} {interval}"
-    return text if n == len(difference.seeds) else f"{text} (n = {len(difference.seeds)})"
-
-
-def _without_setting(
-    head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int, single: bool
-) -> str:
-    """Return a table, without its first column if that says the same everywhere."""
-    text = [i < words for i in range(len(head))]
-    return markdown_table(head[single:], [row[single:] for row in lines], text=text[single:])
-
-
-def markdown_table(
-    head: Sequence[str], lines: Iterable[Sequence[str]], *, text: Sequence[bool]
-) -> str:
-    """Return a Markdown table.
-
-    Args:
-        head: Names of the columns.
-        lines: Cells, escaped.
-        text: For each column, whether it holds words; the others are right-aligned.
-    """
-    rule = ["---" if words else "---:" for words in text]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *lines))
-
-
-def escape_markdown(text: str) -> str:
-    """Return text from outside as it may stand in a cell of a table, showing as it is."""
-    line = html.escape(" ".join(text.split()), quote=False)
-    # Underscores within a word are no emphasis, and brackets without a target no link.
-    return re.sub(r"([\\`*|$~]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[])", r"\\\1", line)
-
-
-def replace_between(document: str, block: str, *, name: str = "results") -> str:
-    """Return a document with the text between its two markers replaced.
-
-    Args:
-        document: Has ``<!-- NAME:begin -->`` and, after it, ``<!-- NAME:end -->``, once each.
-        block: What is to stand between them.
-        name: Name of the markers.
-
-    Raises:
-        MatrixError: If the markers are not there like that.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    counts = document.count(begin), document.count(end)
-    if counts != (1, 1) or document.index(begin) > document.index(end):
-        raise MatrixError(f"{begin} and, after it, {end} must stand there once, found {counts}")
-    head, rest = document.split(begin)
-    return f"{head}{begin}\n{block.strip()}\n{end}{rest.split(end)[1]}"

@@ -8,7 +8,7 @@ from importlib.resources import files
 from jinja2 import Environment
 
 from mlecs_lightning.report import devices, plots, stream, sweeps, tables
-from mlecs_lightning.report.matrix import escape_markdown, markdown_table
+from mlecs_lightning.report.markdown import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
 from mlecs_lightning.report.reading import ReportError, Run
 from mlecs_lightning.report.svg import distinct_ids, swatch
@@ -84,6 +84,7 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
         *devices.devices(setting, charts=charts),
         *sweeps.sweeps(setting, charts=charts),
         plots.quality(setting) if charts else None,
+        plots.quality_over_time(setting) if charts else None,
         Section("Communication", grids=[wire]) if wire else None,
         tables.clients(setting),
         plots.volumes(setting) if charts else None,

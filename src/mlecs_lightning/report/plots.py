@@ -25,7 +25,7 @@ from mlecs_lightning.report.series import (
     spread_note,
 )
 
-__all__ = ["aggregation", "learning", "quality", "volumes"]
+__all__ = ["aggregation", "learning", "quality", "quality_over_time", "volumes"]
 
 _MEASURES = {
     "volume_diagonal": "volume of a sample with its own anchor",
@@ -104,6 +104,28 @@ def quality(setting: Setting) -> Section | None:
     return Section(
         "Quality against bytes", note, legend(setting, [*several.values(), during]), panels
     )
+
+
+def quality_over_time(setting: Setting) -> Section | None:
+    """Show scores over the seconds that were spent for them, round by round."""
+    drawn = all_curves(setting, _over_seconds(setting.main))
+    if not drawn:
+        return None
+    chart = curves(drawn, x="seconds", limits=limits_of(extent(drawn)))
+    note = (
+        f"{setting.main_name} of the clients on validation data, over the seconds of the run up to "
+        "the end of each round, warm-up and validation included; what else the machine did counts, "
+        f"too. The y axis does not begin at zero.{spread_note(setting)}"
+    )
+    panels = [Panel("clients, validation, round by round", chart)]
+    return Section("Quality against seconds", note, legend(setting, [drawn]), panels)
+
+
+def _over_seconds(score: str) -> Reader:
+    key = f"clients/val/{score}"
+    return lambda run: [
+        (at["step"], at["seconds"], at[key]) for at in run.history if key in at and "seconds" in at
+    ]
 
 
 def _over_bytes(score: str) -> Reader:

@@ -45,6 +45,7 @@ class Run:
         config: Its configuration; empty if it is not known.
         modules: For each device with a sub-model (`ECLM`) which modules that has at the end: 0 or 1
             by layer and module.
+        settings: What a line of a matrix says of its configuration.
     """
 
     place: str
@@ -59,6 +60,7 @@ class Run:
     commit: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     modules: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -71,7 +73,14 @@ class Run:
         seconds = float(self.summary.get("seconds", math.nan))
         seed = -1 if self.seed is None else self.seed
         return Row(
-            self.algorithm, self.setting, seed, self.rounds, seconds, self.commit, self.summary
+            self.algorithm,
+            self.setting,
+            seed,
+            self.rounds,
+            seconds,
+            self.commit,
+            self.summary,
+            self.settings or flat(self.config),
         )
 
 
@@ -259,6 +268,7 @@ def _of_row(row: Row, file: Path) -> Run:
         row.summary,
         _modalities(row.summary, {}),
         row.commit,
+        settings=row.settings,
     )
 
 
@@ -267,17 +277,16 @@ def _of_row(row: Row, file: Path) -> Run:
 
 def _labelled(read: Sequence[tuple[Run, dict[str, Any]]]) -> list[Run]:
     """Give runs of one configuration, but for the seed, one label."""
-    data = [flat({k: config[k] for k in ("data", "clients") if k in config}) for _, config in read]
+    # A batch size is no part of the data: runs that differ in it can be compared, with that said.
+    whole = [flat(config) for _, config in read]
+    data = [{k: v for k, v in each.items() if _is_of_data(k)} for each in whole]
     bases = []
     for run, config in read:
         kind = str(_part(config, "data").get("class_path", "")).rpartition(".")[2]
         count = len(run.modalities) or _part(config, "clients").get("count", "?")
         bases.append(f"{kind or 'unknown data'}, {count} client{'s' * (count != 1)}")
     settings = told_apart(bases, data)
-    rest = [
-        flat({k: v for k, v in config.items() if k not in ("data", "clients")})
-        for _, config in read
-    ]
+    rest = [{k: v for k, v in each.items() if not _is_of_data(k)} for each in whole]
     within = [(setting, run.algorithm) for setting, (run, _) in zip(settings, read, strict=True)]
     algorithms = [
         label if run.finished else f"{label}, unfinished"
@@ -289,3 +298,7 @@ def _labelled(read: Sequence[tuple[Run, dict[str, Any]]]) -> list[Run]:
         replace(run, setting=setting, algorithm=algorithm)
         for (run, _), setting, algorithm in zip(read, settings, algorithms, strict=True)
     ]
+
+
+def _is_of_data(key: str) -> bool:
+    return key.startswith(("data", "clients")) and key != "data.init_args.batch_size"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.digests import read_checked
+from mlecs_lightning.report.configs import flat
 
 __all__ = ["MatrixError", "Row", "is_ceiling", "number_at", "read_lines", "summary_fault", "value"]
 
@@ -39,6 +40,8 @@ class Row:
         seconds: How long it took.
         commit: What it ran with.
         summary: Its summary.json.
+        settings: Its configuration, flat, or as far as it differs from that of the other runs;
+            empty if it is not known. In a file it stands as an object under ``options``.
     """
 
     algorithm: str
@@ -48,6 +51,7 @@ class Row:
     seconds: float
     commit: str
     summary: Mapping[str, Any]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_lines(*paths: str | Path) -> list[Row]:
@@ -105,7 +109,10 @@ def _row(line: str) -> Row:
             raise ValueError(f"{key!r} is {content[key]!r:.60}, allowed: {_kind(kind)}")
     if fault := summary_fault(content["summary"]):
         raise ValueError(f"'summary': {fault}")
-    return Row(**{key: content[key] for key in _KEYS})
+    options = content.get("options", {})
+    if not isinstance(options, dict):
+        raise ValueError(f"'options' is {options!r:.60}, allowed: an object")
+    return Row(**{key: content[key] for key in _KEYS}, settings=flat(options))
 
 
 def summary_fault(summary: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ MOST_CLIENTS = 24
 """More panels nobody compares."""
 
 _SPREAD = " Lines are means over seeds, bands one standard deviation."
+_ONE_SEED = " A line of one seed has no spread."
 
 Series = list[tuple[float, float, float]]
 """Round, x and y of one run."""
@@ -142,5 +143,6 @@ def all_curves(setting: Setting, read: Reader) -> list[Curve]:
 
 
 def spread_note(setting: Setting) -> str:
-    """Return what lines and bands are, if there are several runs of an algorithm."""
-    return _SPREAD if any(len(group.runs) > 1 for group in setting.groups) else ""
+    """Return what lines and bands are, and that one run of an algorithm has no spread."""
+    counts = {len(group.runs) > 1 for group in setting.groups}
+    return _SPREAD * (True in counts) + _ONE_SEED * (False in counts)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from mlecs_lightning.report.budget import MARKED
 from mlecs_lightning.report.charts import Band, Curve
-from mlecs_lightning.report.labels import SCORES, heading
-from mlecs_lightning.report.matrix import best, cell, table, value
+from mlecs_lightning.report.labels import NOTHING, SCORES, heading, seeds
+from mlecs_lightning.report.matrix import Entry, best, cell, table, unmatched, value
 from mlecs_lightning.report.parts import Cell, Column, Grid, Group, Section, Setting
 from mlecs_lightning.report.rows import Row
 from mlecs_lightning.report.series import (
@@ -154,31 +155,35 @@ def _summary(
     )
     if len(names) == 1:  # a caption would not be folded where the page is narrow
         note += f" The domains of {names[0]}, with their first rounds: {_order(known[names[0]])}."
+    entries = _entries(rows, score, labels)
     if any(each.best for grid in grids for line in grid.rows for each in line):
-        note += (
-            " The best of each column is bold, in the second table that of each client; of "
-            "forgetting and bytes it is the least."
-            if len(grids) > 1
-            else " The best of each column is bold; of forgetting and bytes that is the least."
-        )
+        note += f" {MARKED} Of forgetting and bytes it is the least."
+    if alone := unmatched(entries):
+        note += f" {alone}"
     return Section(f"Changing data: {_name(score)}", note, grids=grids)
 
 
 def _lines(
     rows: Sequence[Row], score: str, labels: Sequence[str], extra: Sequence[str] = ()
 ) -> list[list[Cell]]:
-    metrics = [f"stream.mean.{score}.{name}" for name in _MEASURES]
-    metrics += [f"mean.own.{score}", *extra]
-    entries = table(rows, metrics, order=labels)
+    entries = _entries(rows, score, labels, extra)
+    metrics = [*entries[0].stats] if entries else []
     marked = {metric: best(entries, metric) for metric in metrics}
     return [
         [
             Cell(entry.algorithm),
-            Cell(str(len(entry.seeds))),
+            Cell(seeds(len(entry.seeds))),
             *(Cell(cell(m, entry.stats[m], n=len(entry.seeds)), i in marked[m]) for m in metrics),
         ]
         for i, entry in enumerate(entries)
     ]
+
+
+def _entries(
+    rows: Sequence[Row], score: str, labels: Sequence[str], extra: Sequence[str] = ()
+) -> list[Entry]:
+    metrics = [f"stream.mean.{score}.{name}" for name in _MEASURES]
+    return table(rows, [*metrics, f"mean.own.{score}", *extra], order=labels)
 
 
 def _of_client(row: Row, client: str) -> Row:
@@ -186,7 +191,8 @@ def _of_client(row: Row, client: str) -> Row:
     streamed = row.summary["stream"].get("clients", {}).get(client, {})
     own = row.summary.get("clients", {}).get(client, {}).get("own", {})
     means = {"stream": {"mean": streamed}, "mean": {"own": own}}
-    return replace(row, summary={"algorithm": row.summary.get("algorithm"), **means})
+    kept = {key: row.summary[key] for key in ("algorithm", "communication") if key in row.summary}
+    return replace(row, summary={**kept, **means})
 
 
 # Over the rounds ----------------------------------------------------------------------------------
@@ -288,4 +294,4 @@ def _end(group: Group, key: str, each: Stretch) -> Cell:
             at[key] for at in run.history if key in at and each.first <= at["step"] <= each.last
         ]
         found += within[-1:]
-    return Cell(f"{fmean(found):.3f}", shade=fmean(found)) if found else Cell("-")
+    return Cell(f"{fmean(found):.3f}", shade=fmean(found)) if found else Cell(NOTHING)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mlecs_lightning.report.charts import Curve, limits_of, steps
 from mlecs_lightning.report.configs import flat, told_apart
-from mlecs_lightning.report.labels import VIEWS, heading
+from mlecs_lightning.report.labels import VIEWS, heading, seeds
 from mlecs_lightning.report.matrix import Entry, cell, table, value
 from mlecs_lightning.report.parts import Cell, Column, Grid, Panel, Section, Setting
 from mlecs_lightning.report.rows import Row
@@ -132,9 +132,9 @@ def _grid(found: Sequence[Sweep], entries: Mapping[str, Entry], metrics: Mapping
     for sweep in found:
         for number, label in sweep.at.items():
             entry = entries[label]
-            seeds = len(entry.seeds)
-            line = [Cell(f"{number:g}"), Cell(str(seeds))]
-            line += [Cell(cell(m, entry.stats[m], n=seeds)) for m in metrics]
+            count = len(entry.seeds)
+            line = [Cell(f"{number:g}"), Cell(seeds(count))]
+            line += [Cell(cell(m, entry.stats[m], n=count)) for m in metrics]
             rows.append([Cell(sweep.label), *line] if several else line)
     return Grid([Column("runs", text=True), *columns] if several else columns, rows)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from mlecs_lightning.report.budget import MARKED
 from mlecs_lightning.report.charts import interval
-from mlecs_lightning.report.labels import SCORES, VIEWS, heading, size
+from mlecs_lightning.report.labels import NOTHING, SCORES, VIEWS, heading, seeds, size
 from mlecs_lightning.report.matrix import (
     Difference,
     Entry,
@@ -15,19 +16,28 @@ from mlecs_lightning.report.matrix import (
     paired,
     signed,
     table,
+    unmatched,
     value,
 )
 from mlecs_lightning.report.parts import Cell, Column, Grid, Section, Setting
 from mlecs_lightning.report.reading import Run
 from mlecs_lightning.report.rows import number_at
 
-__all__ = ["clients", "communication", "differences", "faults", "overview", "results"]
+__all__ = [
+    "_budget_note",
+    "clients",
+    "communication",
+    "differences",
+    "faults",
+    "overview",
+    "results",
+]
 
 _VIEWS = {"mean.all": "all", "mean.own": "own", "server": "server"}
 _BYTES = ("communication.uplink_bytes", "communication.downlink_bytes")
 _EVENTS = 100  # a longer list nobody reads; summary.json has them all
 _TOLD = ("round", "client", "kind", "stage", "error")
-_NONE = "-"
+_NONE = "-"  # no number is asked there
 
 
 def overview(runs: Sequence[Run]) -> Section:
@@ -80,16 +90,26 @@ def results(setting: Setting) -> Section | None:
     )
     if any(stat and stat.std is not None for e in entries for stat in e.stats.values()):
         note += " ± is the standard deviation over the seeds (n - 1)."
-    if any(best(entries, metric) for metric in [*metrics, *_BYTES]):
-        note += (
-            " The best of each column is bold: of bytes the fewest of those that send any; a "
-            "ceiling, which has all data in one place, is no rival. Bold does not say that the "
-            "difference is more than chance."
-        )
+    note += _budget_note(entries, metrics)
     grids = [_scores(setting, entries, [*first, *_BYTES], unfinished=True)]
     if others:
         grids.append(_scores(setting, entries, others))
     return Section("Results", note, grids=grids)
+
+
+def _budget_note(entries: Sequence[Entry], scores: Sequence[str]) -> str:
+    """Say what bold means, and of which rows it says nothing; empty where there are no rivals."""
+    note = ""
+    marked = any(best(entries, score) for score in scores)
+    if marked or any(best(entries, way) for way in _BYTES):
+        note += (
+            f" {MARKED} Of bytes it is the fewest of those that send any; a ceiling, which has all "
+            "data in one place, is no rival. Bold does not say that the difference is more than "
+            "chance."
+        )
+    if alone := unmatched(entries):
+        note += f" {alone}" if marked else f" No score is bold. {alone}"
+    return note
 
 
 def _scores(
@@ -97,26 +117,33 @@ def _scores(
 ) -> Grid:
     """Return a table of metrics, and below it what they are to be compared with."""
     marked = {metric: best(entries, metric) for metric in metrics}
+    differ = any(entry.differs for entry in entries)
     rows = [
         [
             Cell(entry.algorithm + (" (ceiling)" if entry.ceiling else "")),
-            Cell(str(len(entry.seeds))),
+            *([Cell(entry.differs)] if differ else []),
+            Cell(seeds(len(entry.seeds))),
             *(Cell(cell(m, entry.stats[m], n=len(entry.seeds)), i in marked[m]) for m in metrics),
         ]
         for i, entry in enumerate(entries)
     ]
-    aside = _constant(setting, metrics) if entries else []
+    beside = [Cell("")] if differ else []
+    aside = _constant(setting, metrics, beside) if entries else []
     if unfinished:
         aside += [
             [
                 Cell(f"{group.label} after {_span([run.rounds for run in group.runs])}"),
-                Cell(str(len(group.runs))),
+                *beside,
+                Cell(seeds(len(group.runs))),
                 *(Cell(_NONE) for _ in metrics),
             ]
             for group in setting.groups
             if not any(run.finished for run in group.runs)
         ]
-    columns = [Column("algorithm", text=True), Column("seeds")]
+    columns = [Column("algorithm", text=True)]
+    if differ:
+        columns.append(Column("differs from the first in", text=True))
+    columns.append(Column("seeds"))
     for metric in metrics:
         view, _, score = _split(metric)
         columns.append(
@@ -141,7 +168,7 @@ def _span(numbers: Sequence[int]) -> str:
     return f"{high} round{'s' * (high != 1)}" if low == high else f"{low} to {high} rounds"
 
 
-def _constant(setting: Setting, metrics: Sequence[str]) -> list[list[Cell]]:
+def _constant(setting: Setting, metrics: Sequence[str], beside: Sequence[Cell]) -> list[list[Cell]]:
     """Return the row of the best constant sentence, if the runs have it."""
     paths = {
         metric: metric.replace("mean.", "constant.")
@@ -156,7 +183,7 @@ def _constant(setting: Setting, metrics: Sequence[str]) -> list[list[Cell]]:
     if not any(found.values()):
         return []
     means = [f"{fmean(found[m]):.3f}" if found[m] else "" for m in metrics]
-    return [[Cell("best constant sentence"), Cell(""), *map(Cell, means)]]
+    return [[Cell("best constant sentence"), *beside, Cell(""), *map(Cell, means)]]
 
 
 def differences(setting: Setting, reference: str) -> Section | None:
@@ -303,7 +330,7 @@ def _mean_of_client(setting: Setting, label: str, client: str, view: str) -> str
         if row.algorithm == label
     ]
     numbers = [each for each in found if each is not None]
-    return f"{fmean(numbers):.3f}" if numbers else _NONE
+    return f"{fmean(numbers):.3f}" if numbers else NOTHING
 
 
 def _share(count: int, of: int) -> str:

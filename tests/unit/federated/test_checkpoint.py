@@ -1,3 +1,4 @@
+import csv
 import math
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from mlecs_lightning import MLECS, FederatedTrainer
 from mlecs_lightning.federated import CheckpointError, ClientSettings
 from mlecs_lightning.federated.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from mlecs_lightning.federated.run import clock_of
 
 # Writing and reading --------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
         for run in (mlecs_run, resumed)
     ]
     for state in states:
-        assert state.pop("seconds") > 0
+        assert (state.pop("seconds") > 0).all()
     assert alike(*states) == []
     first = load_checkpoint(mlecs_run.folder / "checkpoints" / "round=0000.ckpt")
     assert len(alike(first["server"], states[0]["server"])) > 50  # the second round did something
@@ -183,8 +185,28 @@ def test_a_resumed_run_goes_on_in_its_folder_with_a_complete_log(
     mlecs_run: SimpleNamespace, resumed: SimpleNamespace
 ) -> None:
     assert [p.name for p in resumed.folder.parent.iterdir()] == ["version_0"]
-    logs = [(run.folder / "metrics.csv").read_text() for run in (mlecs_run, resumed)]
+    logs = []
+    for run in (mlecs_run, resumed):
+        with (run.folder / "metrics.csv").open() as file:
+            logs.append(list(csv.DictReader(file)))
+    seconds = [[float(row.pop("seconds") or 0) for row in log] for log in logs]
     assert logs[0] == logs[1]
+    # The first round is that of the process before, which the other goes on from.
+    assert all(0 == warm < first < second for warm, first, second in seconds)
+
+
+@pytest.mark.parametrize(
+    ("saved", "clock"),
+    [
+        (torch.tensor([1.0, 2.5, 4.0]), [1.0, 2.5]),
+        (torch.tensor([2.5, 4.0]), [math.nan, 2.5]),
+        (4.0, [math.nan, math.nan]),  # as before rounds were timed
+    ],
+)
+def test_seconds_of_rounds_are_restored(saved: torch.Tensor | float, clock: list[float]) -> None:
+    found, now = clock_of(saved, 2)
+    assert found == pytest.approx(clock, nan_ok=True)
+    assert now == 4.0
 
 
 def test_a_checkpoint_holds_the_documented_things(mlecs_run: SimpleNamespace) -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,23 @@ def test_mean_leaves_out_what_is_missing_or_not_a_number() -> None:
     rows = [{"a": 1.0, "b": math.nan}, {"a": 4.0, "b": 2.0, "c": 8.0}, {}]
     assert mean_rows(rows) == {"a": 2.5, "b": 2.0, "c": 8.0}
     assert mean_rows([{"a": math.nan}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("targets", "scored"),
+    [(("?", "!", "...", "-"), {"exact_match"}), (("", " ", "", ""), set()), ((), set())],
+)
+def test_a_client_with_nothing_to_score_does_not_count_in_the_mean(
+    data: Digits, targets: tuple[str, ...], scored: set[str]
+) -> None:
+    free: Any = SimpleNamespace(classes=(), eval_batch_size=256)  # targets name no class
+    judge, table = evaluator(free), data.public("test").select(range(4))
+    usual = judge.scores(Parrot(lambda n, t: t if n else "nothing"), table)
+    unusual = replace(table.select(range(len(targets))), targets=targets)
+    row = judge.scores(Parrot(lambda n, t: "nothing"), unusual)
+    assert set(row) == scored
+    assert mean_rows([usual, row])["rouge_lsum"] == usual["rouge_lsum"] == 0.75
+    assert not any(map(math.isnan, row.values()))
 
 
 def test_a_party_that_knows_everything_scores_one(data: Digits) -> None:

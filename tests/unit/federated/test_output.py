@@ -47,6 +47,9 @@ def test_metrics_hold_the_warm_up_and_every_value_of_every_round(
     assert list(rows[0]) == [
         *("server/warmup/lm_llm", "server/warmup/lm_slm", "server/warmup/loss")
     ]
+    *ends, now = checkpoint["seconds"].tolist()
+    assert [row.pop("seconds") for row in rows[1:]] == pytest.approx(ends)
+    assert 0 < ends[0] < ends[1] < now
     for row, logged in zip(checkpoint["history"], rows[1:], strict=True):
         assert logged == pytest.approx(row)
     assert {"clients/hall/ccl/volume", "server/val/loss", "aggregate/error"} <= rows[1].keys()

@@ -47,6 +47,21 @@ def test_metrics_stay_apart_after_a_first_batch_without_errors() -> None:
     assert metrics.compute() == pytest.approx({"exact_match": 0.5, "rouge_lsum": 7 / 8})
 
 
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["?!"], {"exact_match"}),
+        ([""], set()),
+        (["", "落下"], {"exact_match", "rouge_lsum"}),
+    ],
+)
+def test_a_score_of_nothing_is_left_out(targets: list[str], names: set[str]) -> None:
+    metrics = TextMetrics()
+    metrics.update([STAND] * len(targets), targets)
+    assert metrics.compute() == dict.fromkeys(names, 0.0)
+    assert constant_row([STAND], targets, metrics) == dict.fromkeys(names, 0.0)
+
+
 def test_reset_forgets() -> None:
     metrics = text_metrics()
     metrics.update([STAND], [FALL])

@@ -1,5 +1,7 @@
 """Class labels read back from text, and their scores against scikit-learn."""
 
+# ruff: noqa: RUF001 - letters of other scripts are meant
+
 import pickle
 
 import numpy as np
@@ -35,6 +37,50 @@ def test_reader_finds_whole_phrases_of_one_class(text: str, label: int | None) -
 def test_reader_takes_phrases_literally() -> None:
     read = keyword_label_reader({"question": ["c++?"], "other": ["c+"]})
     assert [read(text) for text in ("is it c++?", "c+", "c")] == [0, 1, None]
+
+
+SCRIPTS = keyword_label_reader(
+    {
+        "fall": ["跌倒", "ล้ม", "падает", "fällt", "गिर रहा", "👎"],
+        "lie": ["躺", "นอน", "лежит", "liegt", "लेटा", "👍"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("那个人跌倒了。", 0),
+        ("这个人躺在床上", 1),
+        ("跌倒，然后躺", None),
+        ("我躺ing", 1),
+        ("คนกำลังล้มลง", 0),
+        ("คนนอนอยู่", 1),
+        ("ล", None),
+        ("Он ПАДАЕТ.", 0),
+        ("лежитъ", None),
+        ("FA\u0308LLT hin", 0),
+        ("überfällt", None),
+        ("वह गिर  रहा है", 0),
+        ("ok👍", 1),
+        ("👍\ufe0f", 1),
+        ("👍🏽", None),  # another character
+    ],
+)
+def test_reader_reads_every_script(text: str, label: int | None) -> None:
+    assert SCRIPTS(text) == label
+
+
+@pytest.mark.parametrize("phrase", ["\u200b", "\ufe0f", "\u3000"])
+def test_a_phrase_of_nothing_that_is_seen_is_blank(phrase: str) -> None:
+    with pytest.raises(ValueError, match="no blank one"):
+        keyword_label_reader({"a": [phrase]})
+
+
+@pytest.mark.parametrize("phrases", [("Straße", "STRASSE"), ("ﬁve", "five"), ("ﾃﾞ", "デ")])
+def test_two_classes_cannot_share_a_phrase_in_another_form(phrases: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="names both 'a' and 'b'"):
+        keyword_label_reader({"a": [phrases[0]], "b": [phrases[1]]})
 
 
 def test_reader_survives_pickling() -> None:

@@ -1,5 +1,7 @@
 """Sentence-level text scores against their reference packages and by hand."""
 
+# ruff: noqa: RUF001 - letters of other scripts are meant
+
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -77,6 +79,39 @@ def test_repeated_pairs_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert info.maxsize is not None
 
 
+@pytest.mark.parametrize(
+    ("target", "scored"),
+    [
+        ("", set()),
+        (" \t\u200b", set()),
+        ("...", {ExactMatch}),
+        ("。！？", {ExactMatch}),
+        ("+ $", {ExactMatch}),
+        ("7", {ExactMatch, RougeLsum}),
+        ("跌倒", {ExactMatch, RougeLsum}),
+        ("👍", {ExactMatch, RougeLsum}),
+    ],
+)
+def test_a_target_with_nothing_to_score_does_not_count(target: str, scored: set[type]) -> None:
+    for kind in (RougeLsum, ExactMatch):
+        metric = kind()
+        metric.update([FALL, FALL], [FALL, target])
+        # A wrong answer counts as one wherever there was something to say.
+        assert metric.compute().item() == (0.5 if kind in scored else 1.0)
+        metric.reset()
+        metric.update([target], [target])
+        score = metric.compute()
+        assert score == 1 if kind in scored else score.isnan()
+
+
+def test_of_several_references_those_with_nothing_to_score_are_left_out() -> None:
+    best, mean = RougeLsum(), RougeLsum(over="mean")
+    for metric in (best, mean):
+        metric.update([FALL, FALL], [["...", FALL, "share prices"], ["?", ""]])
+    assert best.compute() == 1.0
+    assert mean.compute() == 0.5
+
+
 def test_exact_match_ignores_whitespace_and_case_only() -> None:
     metric = ExactMatch()
     metric.update([" The  person\nfalls ", "the person falls."], ["the person FALLS"] * 2)
@@ -122,7 +157,75 @@ def test_bertscore_orders_sentences_by_meaning() -> None:
 
 
 @needs_minilm
-def test_bertscore_equals_the_package_and_blank_texts_score_zero() -> None:
+@pytest.mark.parametrize("text", [FALL, LIE, STOCKS, "Он падает", "那个人", "?", "a " * 60])
+def test_bertscore_is_at_most_one(text: str) -> None:
+    metric = BertScore()
+    metric.update([text, "the"], [text, text])
+    scores = text_module._bert_pair_scorer(metric.model, 6, "cpu")._known
+    assert scores[text, text] == pytest.approx(1.0, abs=1e-5)
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+@needs_minilm
+@pytest.mark.usefixtures("_empty_bert_cache")
+@pytest.mark.parametrize(
+    ("precision", "recall", "expected"),
+    [
+        (1.0000002, 1.0000001, 1.0),
+        (-0.3, 0.1, 0.0),  # its harmonic mean would be 0.3
+        (-0.5, -0.5, 0.0),
+        (0.0, 0.0, 0.0),
+        (0.5, 0.25, 1 / 3),
+    ],
+)
+def test_bertscore_is_between_nought_and_one(
+    monkeypatch: pytest.MonkeyPatch, precision: float, recall: float, expected: float
+) -> None:
+    metric = BertScore()
+    scorer = text_module._bert_pair_scorer(metric.model, 6, "cpu")
+    ends = torch.tensor([precision]), torch.tensor([recall]), torch.tensor([torch.nan])
+    monkeypatch.setattr(scorer._scorer, "score", lambda *_: ends)
+    metric.update([FALL], [LIE])
+    assert metric.compute().item() == pytest.approx(expected, abs=1e-7)
+    assert metric.compute() <= 1
+
+
+@needs_minilm
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        ([FALL, LIE], 0.0),
+        (["☃", "👍 👎"], 1.0),
+        (["the ☃", "the man"], 0.25),
+        (["the ☃"] * 3 + ["the man"], 3 / 8),
+        ([], 0.0),
+        (["", " "], 0.0),
+    ],
+)
+def test_share_of_tokens_that_bertscore_does_not_know(texts: list[str], share: float) -> None:
+    assert BertScore().unknown_share(texts) == share
+
+
+@needs_minilm
+@pytest.mark.parametrize("nothing", ["", " ", "\x01"])
+def test_bertscore_of_a_text_without_tokens(nothing: str) -> None:
+    metric = BertScore()
+    metric.update([FALL, nothing], [nothing, FALL])
+    assert metric.compute() == 0  # of the second sample alone: the first has no target
+    metric.reset()
+    metric.update([nothing], [nothing])
+    assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_on"), [(False, False), ("", False), ("roberta-large", True)]
+)
+def test_bertscore_is_as_the_trainer_sets_it(setting: bool | str, is_on: bool) -> None:
+    assert (BertScore.of(setting) is not None) == is_on
+
+
+@needs_minilm
+def test_bertscore_equals_the_package_and_a_blank_answer_scores_zero() -> None:
     from bert_score import BERTScorer
 
     metric = BertScore()

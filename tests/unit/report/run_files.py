@@ -65,6 +65,7 @@ def a_history(rounds: int = 2, score: float = 0.5) -> list[dict[str, float]]:
         row |= {"clients/val/macro_f1": score, "clients/val/loss": 1 / n}
         row |= {"server/val/macro_f1": 0.8, "server/public/volume_diagonal": 0.3}
         row |= {"communication/uplink_bytes": 500 * n, "communication/downlink_bytes": 1500 * n}
+        row["seconds"] = 5.0 * n
         rows.append(row)
     return rows
 

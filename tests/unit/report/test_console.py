@@ -149,11 +149,35 @@ def test_faults_are_told_by_kind_and_only_if_there_are_any() -> None:
 
 
 @pytest.mark.parametrize("view", ["own", "all"])
-def test_a_client_without_test_samples_has_dashes(view: str) -> None:
+def test_where_there_is_nothing_to_score_there_is_no_number(view: str) -> None:
     content = copy.deepcopy(summary())
     content["clients"]["kitchen"][view] = {}
     cells = " ".join(find(printed(content), "kitchen").split())
-    assert ("0.500 (-)" if view == "own" else "- (0.000)") in cells
+    assert ("0.500 (n/a)" if view == "own" else "n/a (0.000)") in cells
+
+
+@pytest.mark.parametrize("party", ["clients", "server", "everybody"])
+def test_targets_without_a_word_have_no_score(party: str) -> None:
+    content = without_bertscore()
+    rows = [content["server"]] if party in ("server", "everybody") else []
+    if party in ("clients", "everybody"):
+        views = (content["mean"], content["constant"], *content["clients"].values())
+        rows += [row for each in views for row in (each["own"], each["all"])]
+    for each in rows:
+        del each["rouge_lsum"]
+    lines = printed(content)
+    assert "Rouge-Lsum" in " ".join(lines)
+    assert ("n/a (n/a)" in find(lines, "kitchen")) == (party != "server")
+    assert ("n/a" in find(lines, "server")) == (party != "clients")
+    assert "nan" not in " ".join(lines)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, "0.0%"), (0.125, "12.5%"), (1.0, "100.0%")])
+def test_what_bertscore_does_not_know_is_told(share: float, told: str) -> None:
+    line = find(printed(summary() | {"bertscore_unknown": share}, width=120), "BERTScore: its")
+    assert (
+        line == f"BERTScore: its tokenizer does not know {told} of the tokens of the test targets"
+    )
 
 
 def test_free_text_without_classes_has_no_accuracy() -> None:

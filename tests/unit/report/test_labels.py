@@ -1,6 +1,6 @@
 import pytest
 
-from mlecs_lightning.report.labels import heading, size
+from mlecs_lightning.report.labels import heading, seeds, size
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,8 @@ def test_headings() -> None:
     assert heading("server.exact_match") == "server: exact_match"
     assert heading("communication.downlink_bytes") == "bytes down"
     assert heading("aggregation_error") == "aggregation_error"
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 seed, no spread"), (2, "2"), (5, "5")])
+def test_one_seed_says_that_it_has_no_spread(count: int, text: str) -> None:
+    assert seeds(count) == text

@@ -1,11 +1,15 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import ttest_rel
 
+from mlecs_lightning.report.budget import MARKED
+from mlecs_lightning.report.configs import flat
+from mlecs_lightning.report.markdown import replace_between, to_markdown
 from mlecs_lightning.report.matrix import (
     MatrixError,
     Row,
@@ -14,9 +18,8 @@ from mlecs_lightning.report.matrix import (
     cell,
     paired,
     read_lines,
-    replace_between,
     table,
-    to_markdown,
+    unmatched,
     value,
 )
 
@@ -183,7 +186,8 @@ def test_the_best_is_no_ceiling_no_single_one_and_sends_something() -> None:
     rows = [
         row("Centralized", 1, 0.99, up=0),
         row("A", 1, 0.8004, up=500),
-        row("B", 1, 0.7996, up=700),
+        row("B", 1, 0.7996, up=510),
+        row("C", 1, 0.7, up=550),
         row("Standalone", 1, 0.7, up=0),
     ]
     entries = table(rows, [F1, UP])
@@ -192,25 +196,142 @@ def test_the_best_is_no_ceiling_no_single_one_and_sends_something() -> None:
     assert best(entries[1:2], F1) == set()
 
 
+def spent(
+    algorithm: str, score: float, *, seconds: float = 12.0, rounds: int = 6, **more: Any
+) -> Row:
+    options = {"trainer.max_rounds": rounds, **more.pop("options", {})}
+    found = row(algorithm, 1, score, **more)
+    return replace(found, seconds=seconds, rounds=rounds, settings=flat(options))
+
+
+STEPS = "algorithm.init_args.steps"
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"up": 1101}, "bytes"),
+        ({"up": 0}, "bytes"),
+        ({"seconds": 24.1}, "seconds"),
+        ({"rounds": 3}, "rounds x steps"),
+        ({"options": {STEPS: {"public": 10, "private": 10}}}, "rounds x steps"),
+        ({"options": {STEPS: {"public": None}}}, "rounds x steps"),
+        ({"options": {"data.init_args.batch_size": 64}}, "rounds x steps"),
+        ({"options": {"trainer.client_fraction": 0.5}}, "rounds x steps"),
+        ({"rounds": 3, "seconds": 90.0, "up": 9}, "rounds x steps, bytes, seconds"),
+    ],
+)
+def test_nothing_is_best_across_unequal_budgets(other: dict[str, Any], why: str) -> None:
+    entries = table([spent("A", 0.5), spent("B", 0.9, **other)], [F1])
+    assert best(entries, F1) == set()
+    assert unmatched(entries) == (
+        f"Not compared, as no other row has the same budget: A ({why}); B ({why})."
+    )
+    # A third with the budget of the first is compared with that one alone.
+    three = table([spent("A", 0.5), spent("B", 0.9, **other), spent("C", 0.6)], [F1])
+    assert best(three, F1) == {2}
+    assert unmatched(three) == f"Not compared, as no other row has the same budget: B ({why})."
+    assert "**" not in to_markdown(entries)
+    assert unmatched(entries) in to_markdown(entries)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"up": 1000}, {"up": 1100}),
+        ({"seconds": 12.0}, {"seconds": 24.0}),
+        ({"seconds": 12.0}, {"seconds": math.nan}),
+        (
+            {"rounds": 6, "options": {STEPS: {"public": 20, "warmup": 5}}},
+            {"rounds": 3, "options": {STEPS: {"public": 40, "warmup": 5}}},
+        ),
+        ({}, {"options": {"edge.optimizer.init_args.lr": 0.1}}),  # costs nothing
+    ],
+)
+def test_rows_of_one_budget_are_compared(one: dict[str, Any], other: dict[str, Any]) -> None:
+    entries = table([spent("A", 0.5, **one), spent("B", 0.9, **other)], [F1])
+    assert best(entries, F1) == {1}
+    assert unmatched(entries) == ""
+
+
+def test_bytes_and_seconds_are_compared_whatever_they_are() -> None:
+    entries = table(
+        [spent("A", 0.5, up=10, seconds=90.0), spent("B", 0.5, up=900)], [UP, "seconds"]
+    )
+    assert best(entries, UP) == set()  # they took other times
+    assert best(table([spent("A", 0.5, up=10), spent("B", 0.5, up=900)], [UP]), UP) == {0}
+    same = table([spent("A", 0.5, seconds=90.0), spent("B", 0.5)], ["seconds"])
+    assert best(same, "seconds") == {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ""),
+        ({"seed_everything": 3, "trainer.name": "x", "algorithm.init_args.mu": 1}, ""),
+        ({"edge.optimizer.init_args.lr": 0.01}, "edge optimizer lr 0.01 (none)"),
+        ({"data.init_args.batch_size": 64}, "batch 64 (none)"),
+        ({"data.init_args.alpha": 64}, ""),  # of the setting, not of the row
+        ({f"{STEPS}.public": 5}, "steps public 5 (none)"),
+        ({"edge.backbone.model": "pocket/xs"}, "edge backbone pocket/xs (none)"),
+        (
+            {"trainer.codec": {"class_path": "mlecs_lightning.DWC", "init_args": {"bits": 4}}},
+            "codec DWC (none)",
+        ),
+        (
+            {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6},
+            "a 1 (none), b 2 (none), c 3 (none), d 4 (none), 2 more",
+        ),
+    ],
+)
+def test_a_row_says_in_what_its_training_differs(options: dict[str, Any], words: str) -> None:
+    first, other = table([spent("A", 0.5), spent("B", 0.9, options=options)], [F1])
+    assert first.differs == ""
+    assert other.differs == words
+    assert (f"| {words} |\n" in to_markdown([first, other])) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words"),
+    [((6, 6), ""), ((3, 3), "rounds 3 (6)"), ((6, 3), "rounds 3 to 6 (6)")],
+)
+def test_a_row_says_that_it_had_other_rounds(rounds: tuple[int, int], words: str) -> None:
+    rows = [row("A", seed, 0.5) for seed in (1, 2)]
+    rows += [replace(row("B", s, 0.5), rounds=each) for s, each in zip((1, 2), rounds, strict=True)]
+    assert [entry.differs for entry in table(rows, [F1])] == ["", words]
+
+
+def test_options_of_a_line_are_its_settings(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", line("A", 1, 0.5) | {"options": {"a": {"b": 1}}})
+    assert read_lines(path)[0].settings == {"a.b": "1"}
+    write(path, line("A", 1, 0.5) | {"options": [1]})
+    with pytest.raises(MatrixError, match=r"'options' is \[1\], allowed: an object"):
+        read_lines(path)
+
+
 def test_markdown_has_the_best_of_each_setting_in_bold() -> None:
     rows = [
         *(row("A", s, 0.5 + s / 100, up=1_130_000) for s in (1, 2)),
-        *(row("B", s, 0.6, up=2_000_000) for s in (1, 2)),
+        *(row("B", s, 0.6, up=1_200_000) for s in (1, 2)),
         row("A", 1, 0.3, setting="three", up=0),
+        row("B", 1, 0.2, setting="three", up=100),
     ]
     assert to_markdown(table(rows, [F1, UP, "server.macro_f1"])) == (
         "| setting | algorithm | clients, all: macro-F1 | bytes up | seeds |\n"
         "| --- | --- | ---: | ---: | ---: |\n"
         "| five | A | 0.515 ± 0.007 | **1.13 MB** | 2 |\n"
-        "| five | B | **0.600 ± 0.000** | 2 MB | 2 |\n"
-        "| three | A | 0.300 | 0 | 1 |\n"
+        "| five | B | **0.600 ± 0.000** | 1.2 MB | 2 |\n"
+        "| three | A | 0.300 | 0 | 1 seed, no spread |\n"
+        "| three | B | 0.200 | 100 B | 1 seed, no spread |\n"
+        f"\n{MARKED}\n\n"
+        "three: Not compared, as no other row has the same budget: A (bytes); B (bytes).\n"
     )
 
 
 def test_markdown_of_one_setting_does_not_name_it_and_shows_labels_as_they_are() -> None:
     lines = to_markdown(table([row("a|b <i>*_c_*", 1, 0.5)], [F1])).splitlines()
     assert lines[0] == "| algorithm | clients, all: macro-F1 | seeds |"
-    assert lines[2] == r"| a\|b &lt;i&gt;\*\_c\_\* | 0.500 | 1 |"
+    assert lines[2] == r"| a\|b &lt;i&gt;\*\_c\_\* | 0.500 | 1 seed, no spread |"
 
 
 def test_markdown_of_differences() -> None:
@@ -234,7 +355,7 @@ def test_markdown_of_differences_has_a_row_for_a_pair_and_a_column_for_a_metric(
         "| setting | difference | clients, all: macro-F1 | clients, own: macro-F1 | seeds |\n"
         "| --- | --- | ---: | ---: | ---: |\n"
         "| five | B - A | +0.000 [+0.000, +0.000] | +0.000 (n = 1) | 2 |\n"
-        "| six | B - A | +0.250 | - | 1 |\n"
+        "| six | B - A | +0.250 | n/a | 1 seed, no spread |\n"
     )
 
 

@@ -78,6 +78,7 @@ def test_a_real_run_has_every_section_that_it_can_have(mlecs_run: SimpleNamespac
         "Learning curves: macro-F1",
         "Learning curves: loss",
         "Quality against bytes",
+        "Quality against seconds",
         "Communication",
         "Clients",
         "Volumes",
@@ -141,10 +142,73 @@ def test_one_seed_has_no_differences_and_one_run_no_best(tmp_path: Path) -> None
     assert "±" not in to_html(read_runs([tmp_path / "a"]))
 
 
+@pytest.mark.parametrize(
+    ("trainer", "edge", "words"),
+    [
+        ({}, {}, None),
+        ({"codec": {"class_path": "x.DWC", "init_args": {"bits": 4}}}, {}, "codec DWC (none)"),
+        ({"client_fraction": 0.5}, {}, "client fraction 0.5 (none)"),
+        ({}, {"optimizer": {"init_args": {"lr": 0.1}}}, "edge optimizer lr 0.1 (0.01)"),
+        ({}, {"backbone": {"model": "pocket/xs"}}, "edge backbone pocket/xs (pocket/slm)"),
+    ],
+)
+def test_a_row_says_in_what_its_training_differs(
+    tmp_path: Path, trainer: dict[str, Any], edge: dict[str, Any], words: str | None
+) -> None:
+    usual = {"optimizer": {"init_args": {"lr": 0.01}}, "backbone": {"model": "pocket/slm"}}
+    for algorithm, own, parts in (("MLECS", {}, {}), ("FedAvg", trainer, edge)):
+        write_run(
+            tmp_path / algorithm,
+            config=a_config(algorithm, **own) | {"edge": usual | parts},
+            summary=a_summary(algorithm),
+        )
+    runs = read_runs([tmp_path / "MLECS", tmp_path / "FedAvg"])
+    found = page(runs)
+    assert found.row("FedAvg")[1] == (words or "1 seed, no spread")
+    assert found.row("MLECS")[1] == ("" if words else "1 seed, no spread")
+    assert ("| FedAvg | " + (words or "1 seed")) in to_markdown_page(runs)
+    # A row of the constant sentence has as many cells as the others.
+    assert len({len(row) for row in found.rows[1:5]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "note"),
+    [
+        ({}, "Bold is the best among rows of one budget"),
+        ({"rounds": 3}, "No score is bold. Not compared, as no other row has the same budget"),
+        (
+            {"seconds": 99.0},
+            "No score is bold. Not compared, as no other row has the same budget: MLECS (seconds)",
+        ),
+        ({"communication": {"uplink_bytes": 9, "downlink_bytes": 9}}, "FedAvg (bytes)."),
+    ],
+)
+def test_the_page_says_why_nothing_is_bold(tmp_path: Path, more: dict[str, Any], note: str) -> None:
+    summaries = {"MLECS": a_summary(), "FedAvg": a_summary("FedAvg", 1, 0.9, **more)}
+    for name, summary in summaries.items():
+        write_run(tmp_path / name, config=a_config(name), summary=summary)
+    text = to_html(read_runs([tmp_path / "MLECS", tmp_path / "FedAvg"]))
+    assert note in text
+    scores = [each for each in Page(text).best if "B" not in each]
+    assert bool(scores) == (not more)
+
+
+def test_runs_that_differ_in_batch_size_are_of_one_setting(tmp_path: Path) -> None:
+    for size in (32, 64):
+        config = a_config(seed=size)
+        config["data"]["init_args"]["batch_size"] = size
+        write_run(tmp_path / str(size), config=config, summary=a_summary(seed=size))
+    runs = read_runs([tmp_path / "32", tmp_path / "64"])
+    assert len({run.setting for run in runs}) == 1
+    found = page(runs)
+    assert found.row("MLECS: batch_size 64")[1] == "batch 64 (32)"
+    assert found.best == []
+
+
 def test_a_run_that_was_done_again_is_counted_once(tmp_path: Path) -> None:
     places = [whole(tmp_path / "a", score=0.4), whole(tmp_path / "b", score=0.5)]
     found = page(read_runs(places))
-    assert found.row("MLECS")[1:3] == ["1", "0.500"]
+    assert found.row("MLECS")[1:3] == ["1 seed, no spread", "0.500"]
     assert found.row(str(places[0]))[-1] == "done again: not counted"
     assert found.row(str(places[1]))[-1] == "finished"
 
@@ -154,7 +218,7 @@ def test_an_unfinished_run_is_marked_and_has_its_curves(tmp_path: Path) -> None:
     stopped = write_run(tmp_path / "b", config=a_config(max_rounds=9), history=a_history(1, 0.3))
     found = page(read_runs([tmp_path / "a", stopped]))
     label = "MLECS: max_rounds 9, unfinished"
-    assert found.row(f"{label} after 1 round")[1:4] == ["1", "-", "-"]
+    assert found.row(f"{label} after 1 round")[1:4] == ["1 seed, no spread", "-", "-"]
     assert found.row(str(stopped))[-4:] == ["1", "1 of 9", "-", "unfinished"]
     assert f"<span>{label}</span>" in to_html(read_runs([tmp_path / "a", stopped]))
     alone = page(read_runs([stopped]))

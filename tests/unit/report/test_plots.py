@@ -92,3 +92,30 @@ def test_panels_of_a_section_share_their_axis(setting: Setting) -> None:
         tuple(line for line in panel.chart.split("\n") if ">0." in line) for panel in score.panels
     }
     assert len(ticks) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [((5.0, 10.0), [5, 10]), ((7.0, 20.0), [7, 20]), ((None, 20.0), [20]), ((None, None), None)],
+)
+def test_quality_goes_over_the_seconds_of_the_rounds_that_were_timed(
+    tmp_path: Path, seconds: tuple[float | None, ...], expected: list[float] | None
+) -> None:
+    history = a_history()
+    for row, spent in zip(history[1:], seconds, strict=True):
+        row.pop("seconds")
+        row |= {} if spent is None else {"seconds": spent}
+    folder = write_run(tmp_path / "v", config=a_config(), history=history)
+    (found,) = arrange(read_runs([folder]), reference="MLECS")
+    section = plots.quality_over_time(found)
+    assert (section is None) == (expected is None)
+    if section is not None:
+        assert curve_of(found, plots._over_seconds("macro_f1")).x == expected
+        assert "A line of one seed has no spread." in section.note
+
+
+def test_only_lines_of_several_seeds_have_a_spread(setting: Setting) -> None:
+    section = plots.quality_over_time(setting)
+    assert section is not None
+    assert "bands one standard deviation" in section.note
+    assert "no spread" not in section.note

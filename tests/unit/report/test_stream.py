@@ -106,7 +106,17 @@ def test_the_table_has_means_over_seeds_and_the_best_of_each_column(setting: Set
             *("CDCCA", "2", "0.650 ± 0.071", "0.650 ± 0.000", "0.150 ± 0.071"),
             *("-0.200 ± 0.000", "0.600 ± 0.000", "1 kB", "3 kB"),
         ],
-        ["Standalone", "1", "0.800", "0.650", "0.100", "-0.200", "0.600", "1 kB", "3 kB"],
+        [
+            "Standalone",
+            "1 seed, no spread",
+            "0.800",
+            "0.650",
+            "0.100",
+            "-0.200",
+            "0.600",
+            "1 kB",
+            "3 kB",
+        ],
     ]
     marked = [[each.best for each in line] for line in summary.grids[0].rows]
     # The most of the present, the least that was forgotten; where all are equal, none.
@@ -119,7 +129,7 @@ def test_by_client_the_domains_and_the_scores_of_each(setting: Setting) -> None:
         *("kitchen", "day (1), night (3), day (5)", "CDCCA", "2", "0.650 ± 0.071")
     ]
     assert lines[2] == [
-        *("hall", "day (1)", "CDCCA", "2", "0.900 ± 0.000", "0.900 ± 0.000", "-", "-"),
+        *("hall", "day (1)", "CDCCA", "2", "0.900 ± 0.000", "0.900 ± 0.000", "n/a", "n/a"),
         "0.600 ± 0.000",
     ]
     assert len(lines) == 4

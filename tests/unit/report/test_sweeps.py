@@ -100,7 +100,7 @@ def test_a_section_shows_means_over_seeds_with_the_bytes(tmp_path: Path) -> None
             *("2", "2", "0.450 ± 0.071", "0.550 ± 0.071", "0.650 ± 0.071"),
             *("1 kB", "1 kB"),
         ],
-        ["4", "1", "0.600", "0.700", "0.800", "1 kB", "2 kB"],
+        ["4", "1 seed, no spread", "0.600", "0.700", "0.800", "1 kB", "2 kB"],
     ]
     assert [panel.caption for panel in section.panels] == [
         column.name for column in grid.columns[2:]
