@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check bench bench-loop bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow test-cpus check bench bench-loop bench-quality bench-quality-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -25,6 +25,12 @@ test: $(STAMP) ## Run the tests, without those marked slow
 
 test-slow: $(STAMP) ## Run the tests marked slow
 	$(PYTEST) -m slow
+
+# What pytest is given there, as in ARGS="tests/unit -k svd".
+ARGS ?=
+
+test-cpus: $(STAMP) ## Run the tests as on six other processors and numbers of threads (an hour)
+	$(PY) scripts/test_cpus.py $(ARGS)
 
 check: $(STAMP) ## Lint, formatting and types
 	$(PY) -m ruff check .
