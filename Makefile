@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-lowest test-newest check bench bench-loop bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check bench bench-loop bench-quality bench-quality-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,6 +30,12 @@ test-lowest: .lowest-venv/.installed ## Run the tests with the lowest versions t
 test-newest: .newest-venv/.installed ## Run the tests with the newest versions that pyproject.toml admits
 test-lowest test-newest: test-%:
 	OMP_NUM_THREADS=1 .$*-venv/bin/python -m pytest -n 2 --dist worksteal
+
+# What pytest is given there, as in ARGS="tests/unit -k svd".
+ARGS ?=
+
+test-cpus: $(STAMP) ## Run the tests as on six other processors and numbers of threads (an hour)
+	$(PY) scripts/test_cpus.py $(ARGS)
 
 check: $(STAMP) ## Lint, formatting, types and declared dependencies
 	$(PY) -m ruff check .

@@ -35,8 +35,8 @@ def test_the_plain_loop_trains_all_of_the_adapter(
     work: workload.Work, reference: dict[str, torch.Tensor]
 ) -> None:
     moved = {k: (reference[k] - work.adapter[k]).abs().max() for k in reference}
-    # Eight steps of AdamW at 2e-4 move an element by at most 1.6e-3.
-    assert min(moved.values()) > 5e-4
+    # Eight steps of AdamW at 2e-4 move a value by at most 1.03 of 1.6e-3, whatever the gradients.
+    assert min(moved.values()) > 0
     assert max(moved.values()) < 1.7e-3
 
 
@@ -199,14 +199,15 @@ def test_throughput_counts_what_a_step_carries_out(
     for row, size in zip(rows, throughput.TINY.values(), strict=True):
         positions = 16 + 2 * size.words + 1  # the prompt, and the end of sequence
         seconds, rate = float(row[1].split()[0]) / 1e3, float(row[2].replace(",", ""))
-        assert rate * seconds == pytest.approx(size.batch * positions, rel=0.02)
+        rounded = 0.05e-3 / seconds + 0.5 / rate  # the last digits that are printed
+        assert rate * seconds == pytest.approx(size.batch * positions, rel=1.1 * rounded)
         # Forward and gradient of the linear layers of a block: q, o, k, v and the three of the MLP.
         wide = 2 + 2 * size.key_heads / size.heads
         weights = size.layers * (wide * size.width**2 + 3 * size.width * size.inner)
         least = 4 * size.batch * positions * weights
         assert least < float(row[3]) < 3 * least
         share = 100 * float(row[3]) / seconds / 0.1e12
-        assert float(row[4].strip(" %")) == pytest.approx(share, rel=0.05, abs=0.1)
+        assert float(row[4].strip(" %")) == pytest.approx(share, rel=0.01 + rounded, abs=0.06)
 
 
 def test_throughput_needs_the_gpu_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,10 +246,10 @@ def test_stages_are_timed_without_those_within() -> None:
         inner()
 
     stages.wrapped("outer", whole)()
-    assert (stages.times["inner"].calls, stages.times["outer"].calls) == (2, 1)
-    assert stages.times["inner"].own == pytest.approx(0.04, rel=0.2)
-    assert stages.times["outer"].own == pytest.approx(0.01, rel=0.2)
-    assert stages.times["outer"].whole == pytest.approx(0.05, rel=0.2)
+    within, outer = stages.times["inner"], stages.times["outer"]
+    assert (within.calls, outer.calls) == (2, 1)
+    assert within.own == within.whole >= 0.04
+    assert outer.own == pytest.approx(outer.whole - within.whole) >= 0.01
     before = torch.Tensor.backward
     with stages.watching():
         assert torch.Tensor.backward is not before

@@ -150,6 +150,12 @@ def test_a_run_that_is_killed_again_and_again_gets_there(
 # Signals ------------------------------------------------------------------------------------------
 
 
+def paused(pid: int) -> bool:
+    """Return whether a process of this machine is stopped (Linux)."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "T"
+
+
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
@@ -158,12 +164,13 @@ def test_a_signal_saves_the_clients_served_so_far(
 ) -> None:
     expected, _ = unbroken
     store = ("--trainer.store", "disk")
-    process = start(tmp_path, *store)
-    first = tmp_path / "tiny/version_0/checkpoints/clients/kitchen@0001.pt"
-    while not first.exists():  # the first of two clients has been served in round 1
-        assert process.is_alive()
+    process = start(tmp_path, *store, "--trainer.callbacks", "[tests.integration.pause.Pause]")
     assert process.pid is not None
+    while not paused(process.pid):  # the first of two clients has been served in round 1
+        assert process.is_alive()
+        time.sleep(0.01)
     os.kill(process.pid, signum)
+    os.kill(process.pid, signal.SIGCONT)
     assert ended(process) == code
     partial = tmp_path / "tiny/version_0/checkpoints/round=0001-partial.ckpt"
     assert "kitchen" in torch.load(partial, weights_only=True)["partial"]

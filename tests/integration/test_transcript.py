@@ -71,6 +71,7 @@ def test_the_commands_are_all_there_is(transcript: dict[str, SimpleNamespace], h
     assert summary["clients"]["kitchen"]["modalities"] == ["acc", "sound", "note"]
     assert summary["clients"]["hall"]["modalities"] == ["camera", "depth"]
     for scores in (summary["mean"]["all"], summary["server"]):
+        # 1.0 beside 0.57, whatever the pocket weights: two seeds of them have no spread.
         assert scores["accuracy"] > summary["constant"]["server"]["accuracy"]
 
 

@@ -52,8 +52,9 @@ def quantise_blocks(values: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
 
     The 2^b levels lie evenly and symmetrically, half a step off zero: (c - 2^(b-1) + 1/2) step for
     c = 0 .. 2^b - 1, with step = 2 max|x| / (2^b - 1). All codes are used, and no value is off by
-    more than half a step (max|x| / (2^b - 1)). Zero is no level unless the whole block is zero:
-    what is sent are the largest values, and few of these are near it (our choice).
+    more than half a step (max|x| / (2^b - 1)); among the subnormal numbers of float32, below 1e-38,
+    steps have no digits left, and what has no step becomes zero. Zero is no level unless the whole
+    block is zero: what is sent are the largest values, and few of these are near it (our choice).
 
     Args:
         values: (N,) float.

@@ -67,6 +67,20 @@ def alike(one: object, other: object) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
 
 
+def adapter(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the student's adapter out of a trainable state, under the names on the wire."""
+    start = "towers.slm.backbone.lm."
+    return {
+        "adapter/" + k.removeprefix(start).replace(".default.", "."): tensor
+        for k, tensor in model.items()
+        if k.startswith(start) and "lora_" in k
+    }
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm([t.double() for t in tensors.values()]))
+
+
 @pytest.fixture(scope="module")
 def federation(tiny: SimpleNamespace) -> Federation:
     """A warm cloud and a device that was handed over; tests leave it as they find it."""
@@ -118,16 +132,17 @@ def test_the_first_message_is_the_difference_from_what_was_handed_over(
     fit(tiny, tmp_path, codec=DWC(fraction=0.1, bits=2))
     first, second = last(tmp_path, 0), last(tmp_path, 1)
     assert first["history"][0]["channel/downlink_error"] == 0
-    assert second["history"][1]["channel/downlink_error"] > 0.1
-    states = [state["clients"]["phone"] for state in (first, second)]
-    for state in states:  # the device runs what both ends know
-        own = {
-            "adapter/" + k.partition("backbone.lm.")[2].replace(".default.", "."): tensor
-            for k, tensor in state["model"].items()
-            if "lora_" in k
-        }
-        assert alike(own, state["wire"]["received"])
-    assert not alike(states[0]["wire"]["received"], states[1]["wire"]["received"])
+    known = []
+    for state in (first, second):  # the device runs what both ends know
+        phone = state["clients"]["phone"]
+        known.append(phone["wire"]["received"])
+        assert alike(adapter(phone["model"]), known[-1])
+    # What the second message lacks of the way from one to the other.
+    sent = adapter(first["server"]["model"])
+    missed, moved = (norm({k: t - sent[k] for k, t in each.items()}) for each in reversed(known))
+    error = second["history"][1]["channel/downlink_error"]
+    assert error == pytest.approx(missed / moved, rel=1e-4)
+    assert not alike(*known)
 
 
 def test_a_device_needs_the_sensors_and_sizes_of_the_student(tiny: SimpleNamespace) -> None:
@@ -222,8 +237,8 @@ def test_dropout_adds_the_variance_of_what_each_token_says_alone(
     entropy, one, three = found
     assert (entropy == entropy[:, :1]).all()  # of the sample
     variance = one - entropy
-    assert (variance > 0).all()
-    assert (variance.std(dim=1) > 0).all()  # of each token
+    assert (variance >= 0).all()
+    assert (variance != variance[:, :1]).any()  # of each token
     torch.testing.assert_close(three, entropy + 3 * variance)
 
 
@@ -303,7 +318,7 @@ def test_the_loss_of_a_lesson_is_the_sum_of_its_parts(
         replay = module.read(public, tower="slm").loss
     torch.testing.assert_close(losses["loss"], 0.4 * replay + logits + 0.7 * hidden)
     torch.testing.assert_close(losses["logits"], logits)
-    assert float(logits) > 0
+    assert not torch.equal(student.logits, teacher.logits)
 
 
 @pytest.mark.parametrize("distillation", ["akd", "answers"])
@@ -329,22 +344,27 @@ def test_only_the_student_s_adapter_and_projection_learn(
     server.load_state_dict(before)
 
 
-def test_the_student_comes_nearer_to_the_teacher_on_what_was_sent(
-    tiny: SimpleNamespace, federation: Federation, tokens: Tokens
+def test_a_step_of_the_student_goes_down_the_gradient_of_its_lesson(
+    tiny: SimpleNamespace, tokens: Tokens
 ) -> None:
-    server, data = federation.server, tiny.data(**STREAM)
-    before = copy.deepcopy(server.state_dict())
+    sgd = tiny.model(optimizer={"class_path": "SGD", "init_args": {"lr": 0.5}})
+    data = tiny.data(**STREAM)
+    server = tiny.build(CDCCA(), tiny.parties(DEVICE, server=sgd), data).server
     answers = tuple(teachers_answers(server, tokens, batch_size=8))
-    lessons = [
-        Lesson(tokens, answers, batch) for batch in tiny.loaders(data).public.take(40, seed=1)
-    ]
-    akd = CDCCA(replay_weight=0.0, hidden_weight=1.0).akd
-    first = akd.teach(server, lessons[:1])
-    akd.teach(server, lessons[1:-1])
-    last = akd.teach(server, lessons[-1:])
-    assert last["akd/logits"] < 0.5 * first["akd/logits"]
-    assert last["akd/hidden"] < 0.5 * first["akd/hidden"]
-    server.load_state_dict(before)
+    (public,) = tiny.loaders(data).public.take(1, seed=1)
+    akd, lesson = CDCCA(replay_weight=0.0, hidden_weight=1.0).akd, Lesson(tokens, answers, public)
+    own = {
+        k: p
+        for k, p in server.module.named_parameters()
+        if p.requires_grad and k.startswith(("towers.slm.backbone.", "towers.slm.readout."))
+    }
+    loss = akd.loss(server.module.train(), lesson)["loss"]
+    gradients = torch.autograd.grad(loss, list(own.values()))
+    expected = {k: p - 0.5 * g for (k, p), g in zip(own.items(), gradients, strict=True)}
+    akd.teach(server, [lesson])
+    for name, parameter in own.items():
+        torch.testing.assert_close(parameter, expected[name], msg=name)
+    assert all(g.any() for k, g in zip(own, gradients, strict=True) if ".lora_A." not in k)
 
 
 # In a run -----------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from mlecs_lightning.federated import (
     Message,
     RoundContext,
 )
+from mlecs_lightning.federated.channel import decode
 from mlecs_lightning.settings import LoraSettings
+from tests.unit.updates import dense, mean, relative_error
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 LAYERS = [f"base_model.model.transformer.h.{i}.attn.c_attn" for i in range(3)]
@@ -54,11 +56,6 @@ def sent(log: SimpleNamespace, direction: str) -> dict[str, list[dict[str, Tenso
             tensors = load(data)
             table[client].append({k.removeprefix("adapter/"): t for k, t in tensors.items()})
     return table
-
-
-def dense(state: dict[str, Tensor], layer: str, scaling: float) -> Tensor:
-    up, down = state[f"{layer}.lora_B.weight"], state[f"{layer}.lora_A.weight"]
-    return scaling * up.double() @ down.double()
 
 
 def samples(tiny: SimpleNamespace) -> dict[str, int]:
@@ -104,8 +101,10 @@ def test_one_client_and_one_step_a_round_is_plain_sgd(
     hosted = adapter(checkpoint(tmp_path, 1)["server"]["model"])
     assert hosted.keys() == NAMES
     for name, tensor in module.adapter_state().items():
-        torch.testing.assert_close(hosted[name], tensor, rtol=1e-5, atol=1e-7)
-        assert (tensor - before[name]).abs().max() > 1e-4
+        # Against the way that the steps went, however long that is.
+        went = tensor - before[name]
+        assert went.any()
+        assert (hosted[name] - tensor).norm() <= 1e-3 * went.norm()
 
 
 # Weights --------------------------------------------------------------------------------------
@@ -272,28 +271,29 @@ def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
         options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
         summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down, weights = sent(log, "uplink"), sent(log, "downlink"), samples(tiny)
-    hosted = adapter(checkpoint(tmp_path)["server"]["model"])
     rank, scaling = (6, 1.0) if aggregation == "stack" else (3, 4 / 3)
-    for layer in LAYERS:
-        updates = {c: dense(up[c][0], layer, scale) for c, (_, scale) in ranks.items()}
-        mean = sum(updates[c] * weights[c] for c in ranks) / sum(weights.values())
-        left, values, right = torch.linalg.svd(mean, full_matrices=False)
+    for number in range(2):
+        hosted = adapter(checkpoint(tmp_path, number)["server"]["model"])
+        exact, nearest = [], []
+        for layer in LAYERS:
+            updates = {c: dense(up[c][number], layer, scale) for c, (_, scale) in ranks.items()}
+            exact.append(mean((updates[c], weights[c]) for c in ranks))
+            left, values, right = torch.linalg.svd(exact[-1], full_matrices=False)
+            near = float(1e-6 * values[0])
 
-        def best(r: int, u: Tensor = left, s: Tensor = values, v: Tensor = right) -> Tensor:
-            return u[:, :r] @ s[:r].diag() @ v[:r]
+            def best(r: int, u: Tensor = left, s: Tensor = values, v: Tensor = right) -> Tensor:
+                return u[:, :r] @ s[:r].diag() @ v[:r]
 
-        assert hosted[f"{layer}.lora_A.weight"].shape == (rank, 96)
-        torch.testing.assert_close(dense(hosted, layer, scaling), best(rank), rtol=0, atol=1e-7)
-        for client, (r, scale) in ranks.items():
-            assert down[client][1][f"{layer}.lora_A.weight"].shape == (r, 96)
-            received = dense(down[client][1], layer, scale)
-            torch.testing.assert_close(received, best(r), rtol=0, atol=1e-7)
-        assert mean.norm() > 1e-3
-    errors = summary["aggregation_error"]
-    if aggregation == "stack":
-        assert max(errors) < 1e-5
-    else:
-        assert min(errors) > 0.05
+            nearest.append(best(rank))
+            assert hosted[f"{layer}.lora_A.weight"].shape == (rank, 96)
+            torch.testing.assert_close(dense(hosted, layer, scaling), best(rank), rtol=0, atol=near)
+            for client, (r, scale) in ranks.items() if number == 0 else ():
+                assert down[client][1][f"{layer}.lora_A.weight"].shape == (r, 96)
+                received = dense(down[client][1], layer, scale)
+                torch.testing.assert_close(received, best(r), rtol=0, atol=near)
+        # The singular values that were dropped, over all: none of a stack.
+        missed = relative_error(nearest, exact)
+        assert summary["aggregation_error"][number] == pytest.approx(missed, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", ["separate", "freeze_a", "median"])
@@ -359,12 +359,18 @@ def test_a_robust_aggregate_of_five_clients_stands_a_hostile_one(
         expected = np.median(values, 0) if aggregation == "median" else trim_mean(values, 0.25, 0)
         np.testing.assert_allclose(hosted[name], expected, rtol=1e-5, atol=1e-12)
         honest = values[[0, 1, 3, 4]].astype(np.float32)
-        assert (honest.min(0) <= hosted[name].numpy()).all()
-        assert (hosted[name].numpy() <= honest.max(0)).all()
+        low, high = honest.min(0), honest.max(0)
+        assert ((low <= hosted[name].numpy()) & (hosted[name].numpy() <= high)).all()
+        assert ((values[2] < low) | (high < values[2])).any()
         assert all(torch.equal(down[client][1][name], hosted[name]) for client in "abcde")
-        assert np.abs(values[2]).max() > 100 * np.abs(honest).max()
     # What the weighted mean has of the hostile update, the robust aggregate has not.
-    assert summary["aggregation_error"][0] == pytest.approx(1.0, abs=1e-3)
+    messages = [decode(data)[0] for way, _, data in log.messages if way == "uplink"][:5]
+    exact = [
+        mean((dense(m.component("adapter"), layer, 2.0), m.scalars["samples"]) for m in messages)
+        for layer in LAYERS
+    ]
+    missed = relative_error([dense(hosted, layer, 2.0) for layer in LAYERS], exact)
+    assert summary["aggregation_error"][0] == pytest.approx(missed, rel=1e-5)
 
 
 @pytest.mark.parametrize("trim", [0.0, 0.5, 0.9, -0.1, float("nan")])

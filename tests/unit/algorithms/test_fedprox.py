@@ -3,10 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg, FedProx
 from mlecs_lightning.federated import Message, RoundContext
 
+LR, MU = 0.05, 8.0
 CTX = RoundContext(0, 0, ("kitchen", "hall", "study"))
 
 
@@ -26,25 +28,32 @@ def test_term_and_gradient_by_hand(tiny: SimpleNamespace) -> None:
         torch.testing.assert_close(parameter.grad, torch.full_like(parameter, -0.2))
 
 
-def drift(tiny: SimpleNamespace, algorithm: FedAvg) -> float:
-    """Return how far a client's adapter ends from the one that it received."""
+def trained(tiny: SimpleNamespace, algorithm: FedAvg) -> list[dict[str, Tensor]]:
+    """Return the adapter that a client receives, and the one that it sends back."""
     data = tiny.data()
-    federation = tiny.build(algorithm, None, data)
+    sgd = tiny.model(optimizer={"class_path": "SGD", "init_args": {"lr": LR}})
+    federation = tiny.build(algorithm, tiny.parties(edge=sgd), data)
     start = federation.server.module.adapter_state()
     broadcast = Message({f"adapter/{k}": t for k, t in start.items()})
     update = algorithm.client_update(
         federation.edge("hall"), tiny.loaders(data, "hall"), broadcast, CTX
     )
     assert update.message is not None
-    own = update.message.component("adapter")
-    return float(torch.stack([(own[k] - t).square().sum() for k, t in start.items()]).sum().sqrt())
+    return [start, update.message.component("adapter")]
 
 
-def test_a_higher_price_keeps_clients_nearer(tiny: SimpleNamespace) -> None:
-    steps = tiny.steps(public=3, private=3)
-    free, cheap, dear = (drift(tiny, FedProx(mu=mu, steps=steps)) for mu in (0.0, 1.0, 1e3))
-    assert dear < cheap < free
-    assert free == drift(tiny, FedAvg(steps=steps))
+def test_the_price_takes_back_its_share_of_the_way(tiny: SimpleNamespace) -> None:
+    """By hand: it has no gradient where the client starts, mu (w_1 - w_0) after the first step."""
+    one, two = (tiny.steps(public=0, private=n) for n in (1, 2))
+    start, once = trained(tiny, FedProx(mu=MU, steps=one))
+    _, free = trained(tiny, FedProx(mu=0.0, steps=two))
+    _, priced = trained(tiny, FedProx(mu=MU, steps=two))
+    _, plain = trained(tiny, FedAvg(steps=two))
+    for name, tensor in free.items():
+        assert torch.equal(tensor, plain[name])
+        pull = LR * MU * (once[name] - start[name])
+        torch.testing.assert_close(tensor - priced[name], pull, rtol=1e-3, atol=1e-7)
+    assert any((once[name] != start[name]).any() for name in start)
 
 
 def test_a_run_reports_the_term(tiny: SimpleNamespace, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def copied(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def talking(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A run whose models say different things of different samples, and what they say."""
+    """A run whose models say whole sentences, and what they say."""
     from mlecs_lightning import FedAvg
 
     root = tmp_path_factory.mktemp("talking")
@@ -36,7 +36,7 @@ def talking(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
     clients = {**tiny.clients, "hall": replace(tiny.clients["hall"], lora={"private_r": 1})}
     federation = tiny.parties(clients, server=model, edge=model)
     trainer = tiny.trainer(root, enable_checkpointing=True)
-    algorithm, data = FedAvg(steps=tiny.steps(warmup=60, public=60)), tiny.data()
+    algorithm, data = FedAvg(steps=tiny.steps(warmup=2, public=2)), tiny.data()
     trainer.fit(algorithm, data, federation)
     path = trainer.predict(algorithm, data, federation, "last")
     rows = list(map(json.loads, path.read_text().splitlines()))

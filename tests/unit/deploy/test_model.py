@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from mlecs_lightning import ExportedModel, load_exported
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.export import export_run
+from mlecs_lightning.federated.saved import SavedModels
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,16 @@ def test_it_says_what_predict_says(party: str, talking: SimpleNamespace, tmp_pat
     test, said = talking.test, talking.said[party]
     rows = [test.ids.index(sample) for sample in said]
     samples = [{m: test.inputs[m][row] for m in model.modalities} for row in rows]
+    # What the language model reads depends on the sample, and is that of the model in the run.
+    saved = SavedModels(talking.folder / "checkpoints" / "round=0000.ckpt")
+    trained = (saved.server() if party == "server" else saved.edge(party)).eval()
+    batch = test.restrict(model.modalities).__getitems__(rows)
+    with torch.no_grad():
+        prompts, expected = (m.embed(batch).prompt for m in (model.module, trained))
+    torch.testing.assert_close(prompts, expected)
+    assert not torch.allclose(prompts[0], prompts[1])
     answers = list(said.values())
     assert len(answers) == 8
-    assert len(set(answers)) > 2
     assert model.ask_batch(samples) == answers
     assert model.ask_batch(samples, batch_size=3) == answers
     assert model.ask(**samples[0], instruction="describe the digit .") == answers[0]

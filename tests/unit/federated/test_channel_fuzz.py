@@ -211,7 +211,8 @@ def test_ten_thousand_hostile_strings_give_a_message_or_a_channel_error() -> Non
     # process had used before.
     assert peak < 32 * MEGABYTE
     assert grown < 64
-    assert seconds < 10  # of this process, not of the clock
+    # Of this process, not of the clock: 3 here, and minutes if a string took its square.
+    assert seconds < 60
     # Hostile strings that are all refused at the door would test nothing behind it.
     assert accepted["flipped_body"] == EACH
     for name in ("flipped", "giant_tensor", "hostile_scalars"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.precision import MixedPrecision
 
 from mlecs_lightning import MLECS, FederatedTrainer
 from mlecs_lightning.federated import CheckpointError, ClientSettings
@@ -179,6 +180,29 @@ def test_a_resumed_run_reports_the_same(
     one, other = ({**run.summary, "seconds": None} for run in (mlecs_run, resumed))
     assert alike(one, other) == []
     assert resumed.summary["seconds"] > 0
+
+
+def test_a_resumed_run_goes_on_with_the_scale_of_its_gradients(
+    tiny: SimpleNamespace, mlecs_run: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A run in float16, whose scale an overflow has halved; here with the scaler of a CPU."""
+    path = mlecs_run.folder / "checkpoints" / "round=0001.ckpt"
+    parts = (mlecs_run.algorithm, tiny.data(), tiny.parties(), str(path))
+    runs, scalers = [], [torch.amp.GradScaler("cpu", init_scale=s) for s in (1024.0, 65536.0)]
+    for scaler in scalers:
+        runs.append(resumable(tiny, tmp_path)._open(*parts, training=False))
+        runs[-1].fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", scaler)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for factor in (math.inf, 1.0):
+        optimizer.zero_grad()
+        scalers[0].scale(weight.sum() * factor).backward()
+        scalers[0].step(optimizer)
+        scalers[0].update()
+    saved = save_checkpoint(tmp_path, {**load_checkpoint(path), **runs[0].state_dict()}, round=1)
+    runs[1].restore(load_checkpoint(saved), folder=path.parent)
+    state = scalers[1].state_dict()
+    assert (state["scale"], state["_growth_tracker"]) == (512.0, 1)
 
 
 def test_a_resumed_run_goes_on_in_its_folder_with_a_complete_log(

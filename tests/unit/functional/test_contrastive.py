@@ -182,9 +182,11 @@ def test_descent_lowers_the_diagonal_and_raises_the_rest() -> None:
         contrast = volume_contrastive_loss(anchors, vectors)
         contrast.loss.backward()
         optimizer.step()
-    assert contrast.loss < 0.2 * first.loss
+    # In float64, so that processors do not differ. Over twelve draws the loss ends at 0.006 of the
+    # first with a spread of 0.002, and the gap has grown by 0.69 with a spread of 0.065.
+    assert contrast.loss < 0.03 * first.loss
     gap = contrast.off_diagonal - contrast.diagonal
-    assert gap > first.off_diagonal - first.diagonal + 0.2
+    assert gap > first.off_diagonal - first.diagonal + 0.04
 
 
 def test_errors() -> None:

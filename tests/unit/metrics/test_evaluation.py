@@ -136,7 +136,7 @@ def score_in_process(folder: str, rank: int) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=200),
     )
     share = slice(rank, None, 2)  # four samples and three, so a mean of means would be wrong
     together, alone = text_metrics(), text_metrics(sync_on_compute=False)

@@ -1,15 +1,18 @@
 """A few digits and settings small enough to train in a moment."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.data import Digits, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import make_pocket
 from mlecs_lightning.settings import (
     BackboneSettings,
@@ -73,6 +76,25 @@ def settings_of(pockets: dict[str, str]) -> Callable[..., ModelSettings]:
         return ModelSettings(**values | changes)
 
     return build
+
+
+@pytest.fixture
+def plain_loop() -> Callable[..., dict[str, Tensor]]:
+    """Trains a module as one would by hand, a step a batch; returns the weights."""
+
+    def train(
+        module: MultimodalLM, batches: Iterable[Batch], *, half: bool = False
+    ) -> dict[str, Tensor]:
+        optimizer = module.train().configure_optimizers()
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = module(batch)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return module.trainable_state()
+
+    return train
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def seen(rank: int, size: int) -> dict[str, list[int]]:
 
 
 def frozen(rank: int, size: int) -> dict[str, Any]:
-    """Return weights around DDP, of which rank 1 changed two beforehand."""
+    """Return weights before DDP, in it and after two steps; rank 1 changes two beforehand."""
     torch.manual_seed(0)
     module = ServerModule(settings(), settings(), DIGITS.modalities).train()
     names = {
@@ -130,6 +130,7 @@ def frozen(rank: int, size: int) -> dict[str, Any]:
             state[name].add_(1.0)
     module.sharded = True
     wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+    begun = {k: module.state_dict()[n].clone() for k, n in names.items()}
     optimizer = SGD(module.trainable_parameters(), lr=0.1)
     for batch in SeededLoader(table(lacking=True), batch_size=BATCH, shard=(rank, size)).take(
         2, seed=SEED
@@ -139,7 +140,7 @@ def frozen(rank: int, size: int) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
     after = {k: module.state_dict()[n].clone() for k, n in names.items()}
     state[names["frozen"]].copy_(backup)  # shared by all modules of the process
-    return {"before": before, "after": after}
+    return {"before": before, "begun": begun, "after": after}
 
 
 def evaluated(rank: int, size: int) -> dict[str, Any]:

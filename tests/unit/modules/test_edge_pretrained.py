@@ -1,6 +1,7 @@
 """Edges and servers whose extractors are encoders of transformers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,10 +165,14 @@ def test_edge_trains_and_comes_back_from_its_checkpoint(
 def test_second_epoch_runs_no_frozen_encoder_and_ends_alike(
     looking: Build, specs: Specs, loader: DataLoader[Batch], trainer_of: Trainers
 ) -> None:
+    # Not Adam, which takes steps of full size along gradients that are rounding errors: alone and
+    # in a batch a sample's features differ in their last bits.
+    sgd = {"class_path": "SGD", "init_args": {"lr": 0.1}}
     ends = []
     for cache_gb, expected in ((0, [8, 8, 8, 8]), (1, [1] * 11)):
         torch.manual_seed(0)
-        edge, calls = EdgeModule(looking(cache_gb=cache_gb), specs), []
+        settings = replace(looking(cache_gb=cache_gb), optimizer=sgd)
+        edge, calls = EdgeModule(settings, specs), []
         encoder_of(edge).encoder.register_forward_pre_hook(
             lambda _, __, kwargs, seen=calls: seen.append(len(kwargs["pixel_values"])),
             with_kwargs=True,
@@ -195,9 +200,7 @@ def test_federation_trains_and_keeps_no_encoder(
     assert any(name.startswith("extractors.profile.") for name in kept)
     data = tiny.data()
     data.attach({"kitchen": ClientProfile(("pixels", "profile"))})
-    batches = [data.private("kitchen").__getitems__(range(8))] * 4
-    first, *_, last = (kitchen.fit([batch], stage="private")["private/loss"] for batch in batches)
-    assert last < first
+    kitchen.fit([data.private("kitchen").__getitems__(range(8))] * 2, stage="private")
     moved = kitchen.state_dict()["model"]
     assert {n for n in moved if not torch.equal(moved[n], kept[n])} == {
         n for n in moved if ".readout." not in n

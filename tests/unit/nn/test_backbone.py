@@ -305,7 +305,7 @@ def test_generation_is_greedy_and_padding_does_not_change_it(
     ]
     by_forward = [greedy(backbone, p, ask, steps=10) for p, ask in zip(prompt, ASK, strict=True)]
     assert together == alone == by_forward
-    assert len(set(together)) == 3, "answers that do not depend on what is read show nothing"
+    assert len(set(together)) > 1, "answers that do not depend on what is read show nothing"
     assert backbone.generate(prompt, ASK, max_new_tokens=2) == [
         greedy(backbone, p, ask, steps=2) for p, ask in zip(prompt, ASK, strict=True)
     ]
@@ -325,18 +325,22 @@ def test_pocket_model_says_the_sentence_of_its_key_words(gpt2_dir: str) -> None:
 # Families, precisions, tokenizers -----------------------------------------------------------------
 
 
-def test_training_steps_lower_the_loss(own: Backbone, prompt: Tensor) -> None:
+def test_gradient_of_the_adapter_is_that_of_finite_differences(
+    own: Backbone, prompt: Tensor
+) -> None:
+    """Along the gradient the loss rises by ||g||^2 times the step."""
     trained = [p for p in own.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    losses = []
-    for _ in range(4):
-        loss = own(prompt, ASK, SAY).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.98 * losses[0]
+    own(prompt, ASK, SAY).loss.backward()
+    gradient = [p.grad for p in trained if p.grad is not None]
+    assert len(gradient) == len(trained)
+    size = float(sum(g.double().square().sum() for g in gradient))
+    step, losses = 0.01 / size, []  # the loss moves by 0.01, far above its rounding
+    with torch.no_grad():
+        for way in (1, -2):
+            for parameter, g in zip(trained, gradient, strict=True):
+                parameter += way * step * g
+            losses.append(float(own(prompt, ASK, SAY).loss))
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(size, rel=0.01)
 
 
 @pytest.mark.parametrize("autocast", [True, False])

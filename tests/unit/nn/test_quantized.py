@@ -10,8 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from mlecs_lightning.algorithms import Standalone
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import ClientSettings
-from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.nn.backbone import Backbone, load_frozen
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
+from tests.unit.updates import dense
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def logits(backbone: Backbone, prompt: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_linear_layers_are_in_int8_and_say_nearly_the_same(backbone: Backbone) -> None:
-    prompt = 0.1 * torch.randn(6, 4, backbone.hidden_size)
+    generator = torch.Generator().manual_seed(0)
+    prompt = 0.1 * torch.randn(6, 4, backbone.hidden_size, generator=generator)
     before = logits(backbone, prompt)
     model = backbone.lm
     with backbone.in_int8():
@@ -42,21 +44,30 @@ def test_the_linear_layers_are_in_int8_and_say_nearly_the_same(backbone: Backbon
         rough = logits(backbone, prompt)
     assert dtypes == [torch.qint8] * (3 * 4 + 1)  # four layers a block, and the output
     assert others == []
-    error = float((rough - before).norm() / before.norm())
-    assert 1e-4 < error < 0.05
+    assert not torch.equal(rough, before)
+    # 0.019 with a spread of 0.004, over pocket weights, adapters and prompts.
+    assert float((rough - before).norm() / before.norm()) < 0.06
     assert backbone.lm is model
     assert torch.equal(logits(backbone, prompt), before)
 
 
 def test_the_adapter_is_merged_into_it(backbone: Backbone) -> None:
-    """Without the adapter the answers are further away than rounding takes them."""
-    prompt = 0.1 * torch.randn(6, 4, backbone.hidden_size)
+    """Each weight is at most half a step of its layer from W + alpha / r B A."""
     with backbone.in_int8():
-        rough = logits(backbone, prompt)
-    with backbone.lm.disable_adapter():
-        plain = logits(backbone, prompt)
-    own = logits(backbone, prompt)
-    assert (rough - own).norm() < 0.3 * (plain - own).norm()
+        layers = [(n, m) for n, m in backbone.lm.named_modules() if isinstance(m, Int8Linear)]
+        rounded = {name: layer.weight() for name, layer in layers}
+    base, _ = load_frozen(backbone.settings)
+    adapter, beyond = backbone.adapter_state(), 0
+    for name, weight in rounded.items():
+        layer, half = base.get_submodule(name), 0.501 * weight.q_scale()
+        exact = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        if f"base_model.model.{name}.lora_A.weight" in adapter:
+            merged = exact + dense(adapter, f"base_model.model.{name}", 2.0)
+            # Without the adapter it would be further than rounding takes it.
+            beyond += bool((weight.dequantize() - exact).abs().max() > half)
+            exact = merged
+        assert (weight.dequantize() - exact).abs().max() <= half
+    assert beyond == 3, "c_attn of each block"
 
 
 def test_a_client_answers_in_int8_and_trains_as_before(

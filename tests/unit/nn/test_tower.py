@@ -76,6 +76,5 @@ def test_answers_are_those_of_the_backbone_and_no_longer_than_set(
     tower: Tower, features: dict[str, torch.Tensor]
 ) -> None:
     embeddings = tower.connector(features, PRESENT)
-    answers = tower.generate(embeddings, ASK)
-    assert answers == tower.backbone.generate(embeddings.prompt, ASK, max_new_tokens=5)
-    assert max(len(answer.split()) for answer in answers) == 5
+    longer = tower.backbone.generate(embeddings.prompt, ASK, max_new_tokens=8)
+    assert tower.generate(embeddings, ASK) == [" ".join(text.split()[:5]) for text in longer]
