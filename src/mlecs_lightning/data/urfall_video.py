@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mlecs_lightning.paths import expanded
+
 if TYPE_CHECKING:
     from av import VideoFrame
 
@@ -27,7 +29,7 @@ _TWO_IMAGES = 2.0
 
 def default_cache_dir() -> Path:
     """Return ``$MLECS_CACHE``, or ``~/.cache/mlecs_lightning`` where it is not set."""
-    return Path(os.environ.get("MLECS_CACHE", "~/.cache/mlecs_lightning")).expanduser()
+    return expanded(os.environ.get("MLECS_CACHE", "~/.cache/mlecs_lightning"), key="MLECS_CACHE")
 
 
 def read_video(path: Path, *, cache_dir: Path | None = None) -> npt.NDArray[np.uint8]:
