@@ -129,11 +129,11 @@ def write_export(
     try:
         _write_adapter(module, staging, base=settings.model, revision=settings.revision)
         save_file(_own_tensors(module), staging / WEIGHTS, metadata={"format": "pt"})
-        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if included:
             for part in load_frozen(asked):
                 part.save_pretrained(staging / BACKBONE)
-        (staging / "README.md").write_text(model_card(config))
+        (staging / "README.md").write_text(model_card(config), encoding="utf-8")
         staging.chmod(0o755)  # mkdtemp lets nobody else in
         if out.exists():
             out.rmdir()

@@ -20,7 +20,9 @@ from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.nn import extractors as extractor_classes
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.text_files import read_text
 from mlecs_lightning.types import Batch
 
 __all__ = ["ExportedModel", "load_exported"]
@@ -186,7 +188,7 @@ def load_exported(
         >>> model = load_exported("kitchen")  # doctest: +SKIP
         >>> model.ask(acc="window.csv")  # doctest: +SKIP
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     config = _read_config(folder / CONFIG)
     settings = as_settings(config["settings"])
     if backbone is not None:
@@ -211,7 +213,7 @@ def load_exported(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(read_text(path))
         found = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mlecs_lightning.federated.state import write_atomically
+from mlecs_lightning.paths import expanded
 
 __all__ = [
     "FORMAT_VERSION",
@@ -124,7 +125,7 @@ def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
         CheckpointError: If there is none.
     """
     if ckpt_path not in ("last", "best"):
-        return Path(ckpt_path)
+        return expanded(ckpt_path, key="ckpt_path")
     versions = sorted(run_root.glob("version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
     for version in reversed(versions):
         complete, partial = _rounds(version / "checkpoints")

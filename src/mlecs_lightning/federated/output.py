@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
 from mlecs_lightning.federated.channel import Ledger
 from mlecs_lightning.federated.federation import Federation
+from mlecs_lightning.yaml_text import dump_yaml
 
 __all__ = ["RunFolder", "communication"]
 
@@ -93,11 +93,11 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         if self._writes:
-            (self.path / name).write_text(text)
+            (self.path / name).write_text(text, encoding="utf-8")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration that reproduces the run; the user's own loggers get it, too."""
-        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self._write("config.yaml", dump_yaml(config))
         for logger in self._trackers:
             with contextlib.suppress(NotImplementedError):  # Fabric's CSVLogger has none
                 logger.log_hyperparams(dict(config))
@@ -128,7 +128,8 @@ class RunFolder:
         modular = federation.module(client).tower().backbone.modular
         if modular is not None:
             mask = {"modules": modular.shape[1], "mask": modular.mask.int().tolist()}
-            (self.path / "adapters" / client / "modules.json").write_text(json.dumps(mask) + "\n")
+            path = self.path / "adapters" / client / "modules.json"
+            path.write_text(json.dumps(mask) + "\n", encoding="utf-8")
 
 
 def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:

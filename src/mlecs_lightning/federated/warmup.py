@@ -15,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-import yaml
 from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
@@ -36,7 +35,9 @@ from mlecs_lightning.federated.learner import NonFiniteError
 from mlecs_lightning.federated.parties import Parties
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup, read_warmup
 from mlecs_lightning.modules import Objective, ServerModule
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.types import Batch
+from mlecs_lightning.yaml_text import dump_yaml
 
 __all__ = ["INHERITED", "OWN", "ServerWarmup", "load_warmup"]
 
@@ -99,6 +100,9 @@ class ServerWarmup:
         given = {k: v for k, v in options.items() if v is not None}
         trainer = trainer or {}
         self._options = _DEFAULTS | {k: trainer[k] for k in INHERITED if k in trainer} | given
+        if "default_root_dir" in self._options:
+            root = self._options["default_root_dir"]
+            self._options["default_root_dir"] = expanded(root, key="warmup.default_root_dir")
         self._limit = 1 if trainer.get("fast_dev_run") else trainer.get("limit_train_batches")
         self.config: Mapping[str, Any] = {}
         self.trainer: L.Trainer | None = None
@@ -157,6 +161,7 @@ class ServerWarmup:
         algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
         self.module.objective = algorithm.warmup_objective()
         if ckpt_path is not None and ckpt_path not in _FOUND_BY_LIGHTNING:
+            ckpt_path = str(expanded(ckpt_path, key="ckpt_path"))
             read_warmup(Path(ckpt_path), self.module, key="ckpt_path")
         try:
             self.trainer.fit(self.module, datamodule=public, ckpt_path=ckpt_path, weights_only=True)
@@ -224,8 +229,7 @@ class _AsInFederation(L.Callback):
         folder = trainer.log_dir  # all ranks must ask
         if self._config and folder and trainer.loggers and trainer.is_global_zero:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(dict(self._config), sort_keys=False)
-            (Path(folder) / "config.yaml").write_text(text)
+            (Path(folder) / "config.yaml").write_text(dump_yaml(self._config), encoding="utf-8")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed as the federated loop does; ranks draw different dropout masks for their parts."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mlecs_lightning.class_paths import build_class, import_class
+from mlecs_lightning.nn.by_modality import ByModality
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.modular import ModularMLPs
@@ -62,7 +63,7 @@ class MultimodalLM(L.LightningModule):
             m: s if isinstance(s, ModalitySpec) else ModalitySpec(s["kind"], tuple(s["shape"]))
             for m, s in modalities.items()
         }
-        self.extractors = nn.ModuleDict(
+        self.extractors = ByModality(
             {
                 m: build_extractor(m, spec, extractors=first.extractors, key=f"{key}.extractors")
                 for m, spec in self.specs.items()

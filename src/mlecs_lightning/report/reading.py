@@ -12,8 +12,11 @@ from typing import Any
 
 import yaml
 
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.report.configs import flat, told_apart
 from mlecs_lightning.report.rows import MatrixError, Row, read_lines, summary_fault
+from mlecs_lightning.text_files import read_text
+from mlecs_lightning.yaml_text import parse_yaml
 
 __all__ = ["ReportError", "Run", "read_runs"]
 
@@ -85,7 +88,7 @@ def read_runs(places: Sequence[str | Path]) -> list[Run]:
     folders: list[Path] = []
     files: list[Path] = []
     faults: list[str] = []
-    for place in map(Path, places):
+    for place in map(expanded, places):
         if place.is_file():
             files.append(place)
         elif place.is_dir():
@@ -138,7 +141,7 @@ def _folders(place: Path) -> list[Path]:
 
 def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
     """Return a run, without labels, and its configuration; empty if there is none."""
-    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    config = _mapping(folder / "config.yaml", parse_yaml)
     summary = _mapping(folder / "summary.json", json.loads)
     if fault := summary_fault(summary):
         raise ReportError(f"{folder}: summary.json: {fault}")
@@ -183,7 +186,7 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:  # noqa: ANN401 - a pars
     if not path.is_file():
         return {}
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        content = parse(read_text(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ReportError(f"{path.parent}: {path.name} cannot be read: {reason}") from error
@@ -197,7 +200,7 @@ def _history(path: Path) -> Iterator[dict[str, float]]:
     if not path.is_file():
         return
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             if "step" not in (reader.fieldnames or ["step"]):
                 raise ReportError(f"{path.parent}: {path.name} has no column 'step'")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlecs_lightning.text_files import EncodingError, read_text
+
 __all__ = ["MatrixError", "Row", "is_ceiling", "number_at", "read_lines", "summary_fault", "value"]
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -65,8 +67,8 @@ def read_lines(*paths: str | Path) -> list[Row]:
     faults = []
     for path in map(Path, paths):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(path).splitlines()
+        except (OSError, EncodingError) as error:
             faults.append(f"{path}: cannot be read as JSON lines: {error}")
             continue
         for number, line in enumerate(lines, start=1):
