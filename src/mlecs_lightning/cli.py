@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from inspect import isabstract
-from pathlib import Path
+from difflib import get_close_matches
+from inspect import isabstract, isclass
 from typing import Any, Optional
 
+import lightning
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -29,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
 from mlecs_lightning.class_paths import import_class
-from mlecs_lightning.cli_config import with_merged_clients
+from mlecs_lightning.cli_config import PARSER_MODE, ConfigFile, completed
 from mlecs_lightning.cli_export import export
 from mlecs_lightning.data import FederatedDataModule, Schedule
 from mlecs_lightning.errors import ConfigurationError, FaultList
@@ -52,6 +53,7 @@ from mlecs_lightning.federated.texts import text_suspicions
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
 from mlecs_lightning.files import DamagedFileError, FullDiskError
 from mlecs_lightning.metrics import BertScore
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.report import check_data, print_summary
 from mlecs_lightning.settings import ModelSettings, override
 
@@ -94,9 +96,20 @@ class FederatedCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False},  # `main` prints the error without the usage
+            parser_kwargs={
+                "exit_on_error": False,  # `main` prints the error without the usage
+                "allow_abbrev": False,  # a key that is mistyped is no prefix of another
+                "parser_mode": PARSER_MODE,
+            },
             args=args,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Build a parser whose ``--config`` reads a file as `ConfigFile` does."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="a configuration in YAML")
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse a command line, or a namespace as `LightningCLI` does.
@@ -106,8 +119,7 @@ class FederatedCLI(LightningCLI):
         """
         try:
             if args is None or isinstance(args, list):
-                merged = with_merged_clients(sys.argv[1:] if args is None else args)
-                self.config = parser.parse_args(merged)
+                self.config = parser.parse_args(completed(sys.argv[1:] if args is None else args))
             else:
                 super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -248,7 +260,7 @@ class FederatedCLI(LightningCLI):
 
     def _build_trainer(self) -> FederatedTrainer | ServerWarmup:
         values = self._instantiate("trainer").as_dict()
-        root = Path(values["default_root_dir"])
+        root = expanded(values["default_root_dir"], key="trainer.default_root_dir")
         place = next(p for p in (root, *root.absolute().parents) if p.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             raise ConfigurationError(f"trainer.default_root_dir: cannot write into {str(place)!r}")
@@ -310,16 +322,23 @@ def known_names(message: str, *, defaults: Namespace) -> str:
         The names, to be put behind the message; empty if it is of something else.
     """
     names: list[str] = []
+    hint = ""
     if key := re.search(r"(?:accept option '|unrecognized arguments: --)([\w.]+)", message):
         siblings = defaults.get(key[1].rpartition(".")[0], defaults)
         names = list(vars(siblings)) if isinstance(siblings, Namespace) else []
+        every = list(defaults.keys(branches=True))
+        longer = [known for known in every if known.startswith(key[1])]
+        near = longer or get_close_matches(key[1], every, n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+    elif re.search(r"class 'str'>\. Got value: (True|False|None|[-+.\d])", message):
+        hint = "; a word that YAML takes for something else stands in quotes"
     elif "is not accepted" in message and (paths := re.findall(_CLASS_PATH, message)):
         refused = import_class({"class_path": paths[-1]}, home="builtins", key="class_path")
-        names = ArgumentParser().add_class_arguments(refused)
+        names = ArgumentParser().add_class_arguments(refused) if isclass(refused) else []
     elif re.search("import path|No module|no attribute|is abstract|subclass of", message):
         *_, kind = re.findall(r'Parser key "(?:\w+\.)*(\w+)"', message) or [""]
         names = sorted(_subclass_names(_BASES[kind])) if kind in _BASES else []
-    return f"\n  known: {names}" if names else ""
+    return hint + (f"\n  known: {names}" if names else "")
 
 
 def _subclass_names(base: type) -> set[str]:

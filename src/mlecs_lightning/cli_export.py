@@ -26,6 +26,7 @@ def export(args: list[str]) -> Path:
     """
     parser = argparse.ArgumentParser(
         prog="export",
+        allow_abbrev=False,
         description="Write one trained model into a folder: its adapter in PEFT's format, encoders "
         "and connector as safetensors, a model card. `load_exported(OUT).ask(...)` asks it.",
     )

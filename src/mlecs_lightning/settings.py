@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mlecs_lightning.class_paths import ClassPath, check_class_path
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.paths import expanded, expanded_name
 
 __all__ = [
     "BackboneSettings",
@@ -28,7 +29,7 @@ __all__ = [
 
 def cache_dir() -> Path:
     """Return where made things are kept: ``MLECS_CACHE``, or a folder in the user's cache."""
-    return Path(os.environ.get("MLECS_CACHE", "~/.cache/mlecs_lightning")).expanduser()
+    return expanded(os.environ.get("MLECS_CACHE", "~/.cache/mlecs_lightning"), key="MLECS_CACHE")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class BackboneSettings:
     local_files_only: bool = False
     quantization: Literal["4bit", "8bit"] | None = None
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Expand ``~`` and ``$NAME`` in a directory."""
+        object.__setattr__(self, "model", expanded_name(self.model, key="model"))
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
         elif is_dataclass(current):
             with faults.collecting():
                 sound[name] = override(current, value, key=f"{key}.{name}")
-        elif name == "optimizer":
+        elif name in ("optimizer", "lr_scheduler"):
             # A part of a class path will do, but nothing else: a bare `lr` would be lost.
             with faults.collecting():
                 check_class_path({**current, **value}, key=f"{key}.{name}")

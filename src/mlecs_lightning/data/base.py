@@ -20,6 +20,7 @@ from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole
 from mlecs_lightning.data.schedule import Schedule
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.names import modality_name_faults
 from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
 
 __all__ = ["FederatedDataModule", "Partition", "Pools"]
@@ -210,6 +211,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         """
         self.setup()
         faults = FaultList(client_faults(clients, self.modalities, partition=self.partition))
+        faults += modality_name_faults(self.modalities, key="data: modalities")
         dealt = faults.attempt(
             deal,
             self.pools.private,

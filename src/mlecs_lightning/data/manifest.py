@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.dealing import client_faults
@@ -29,6 +28,8 @@ from mlecs_lightning.metrics import (
     keyword_label_reader,
     references_of,
 )
+from mlecs_lightning.names import modality_name_faults
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["Manifest"]
@@ -73,6 +74,7 @@ class Manifest(FederatedDataModule):
         modalities: dict[str, dict[str, Any]],
         *,
         root: str | Path | None = None,
+        allowed_roots: list[str] | None = None,
         instruction: str = "describe what the sensors see .",
         reference: Literal["first", "any"] = "first",
         labels: dict[str, list[str]] | None = None,
@@ -88,6 +90,7 @@ class Manifest(FederatedDataModule):
             modalities: For each modality ``kind``, ``shape`` and options: see `Declared`.
             root: Folder in which all files lie; that of the manifest by default. No path may leave
                 it.
+            allowed_roots: Further folders: a symbolic link below ``root`` may lead into them.
             instruction: What the model is asked where a line does not say.
             reference: Which of several ``targets`` a training sample has: the ``first``, or
                 ``any``, drawn once by ``seed``. Scores always know all of them.
@@ -109,13 +112,9 @@ class Manifest(FederatedDataModule):
         self.declared: dict[str, Declared] = {}
         for name, values in modalities.items():
             key = f"data.init_args.modalities.{name}"
-            if not re.fullmatch(r"[A-Za-z_]\w*", name) or hasattr(nn.ModuleDict, name):
-                faults.append(
-                    f"{key}: {name!r} cannot name a modality: expected letters, digits and '_', "
-                    "and nothing that torch.nn.ModuleDict has itself, such as 'type'"
-                )
             with faults.collecting():
                 self.declared[name] = Declared.from_values(values, key=key)
+        faults += modality_name_faults(modalities, key="data.init_args.modalities")
         if not modalities:
             faults.append("data.init_args.modalities is empty: name at least one")
         if not instruction.strip():
@@ -130,19 +129,27 @@ class Manifest(FederatedDataModule):
             faults.append(
                 "data.init_args.partition: dirichlet skews the labels, give data.init_args.labels"
             )
-        self.files = [Path(f).expanduser() for f in (file if isinstance(file, list) else [file])]
+        self.files = [
+            expanded(f, key="data.init_args.file")
+            for f in (file if isinstance(file, list) else [file])
+        ]
         if not self.files:
             faults.append("data.init_args.file is empty: name at least one")
         faults.raise_any()
         self.modalities = {name: declared.spec for name, declared in self.declared.items()}
         self.classes = tuple(labels or ())
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else expanded(root, key="data.init_args.root")
+        self.allowed_roots = [
+            expanded(each, key="data.init_args.allowed_roots") for each in allowed_roots or ()
+        ]
         self.instruction = instruction
         self.reference = reference
         self.on_error = on_error
         self.inputs: Inputs | None = None
         """What was found while the files were read, without the values themselves."""
-        self._cache = DecodeCache(None if cache_dir is None else Path(cache_dir).expanduser())
+        self._cache = DecodeCache(
+            None if cache_dir is None else expanded(cache_dir, key="data.init_args.cache_dir")
+        )
         self.named_val: SampleTable | None = None
         """The samples of split val, if there are any."""
         self._asked: SampleTable | None = None
@@ -162,7 +169,7 @@ class Manifest(FederatedDataModule):
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"data.init_args.root: there is no folder {str(self.root)!r}")
         lines, faults = read_lines(self.files, self.root, self.declared)
-        inputs = decode_inputs(lines, self.declared, self._cache)
+        inputs = decode_inputs(lines, self.declared, self._cache, allowed=self.allowed_roots)
         labels = [self._label(line) for line in lines]
         faults += [
             f"{line.where} (id {line.id!r}): the target {line.targets[0]!r} names none, or more "

@@ -6,18 +6,16 @@ memory is taken, pickles are refused, and a decoder that fails in whatever way h
 
 from __future__ import annotations
 
-import csv
-import importlib
 import io
 import math
 import warnings
-import wave
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mlecs_lightning.data.manifest_csv import read_csv
 from mlecs_lightning.data.manifest_shapes import (
     Declared,
     Decoded,
@@ -26,7 +24,9 @@ from mlecs_lightning.data.manifest_shapes import (
     fitted,
     stretches,
 )
+from mlecs_lightning.data.manifest_sound import read_sound, read_wav
 from mlecs_lightning.functional import text_to_bytes
+from mlecs_lightning.text_files import EncodingError, utf8
 from mlecs_lightning.types import ModalityKind
 
 if TYPE_CHECKING:
@@ -34,13 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "decode", "decode_array", "decode_inline", "decode_text"]
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key: raise it whenever the same file would give other values."""
 
 # Larger than any camera's image; 50 million RGB pixels are 150 MB.
 _MAX_PIXELS = 50_000_000
-# Of compressed sound, whose file may be small: 0.5 GB in float32, an hour in stereo at 18 kHz.
-_MAX_POINTS = 2**27
 
 
 def decode(data: bytes, suffix: str, declared: Declared) -> Decoded:
@@ -65,6 +63,8 @@ def decode(data: bytes, suffix: str, declared: Declared) -> Decoded:
         return fitted(readers[suffix](data, declared), declared)
     except (ImportError, DecodeError):
         raise
+    except EncodingError as error:
+        raise DecodeError(str(error)) from error
     except Exception as error:
         # Whatever a decoder trips over, it is the file's fault: Pillow alone raises a dozen kinds.
         raise DecodeError(f"is no sound {suffix} file: {type(error).__name__}: {error}") from error
@@ -132,7 +132,7 @@ def decode_array(values: npt.NDArray[Any], declared: Declared) -> Decoded:
 
 def _text(data: bytes, declared: Declared) -> Raw:
     """(bytes) of the text without the blanks around it."""
-    text = data.decode("utf-8-sig").strip()
+    text = utf8(data).strip()
     if not text:
         raise DecodeError("is empty")
     if "\0" in text:
@@ -157,7 +157,8 @@ def _image(data: bytes, declared: Declared) -> Raw:
     deep = image.mode in ("I", "I;16", "I;16B")
     if not deep and image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise DecodeError(f"has colours of mode {image.mode!r}, expected grey, RGB or RGBA")
-    pixels = np.asarray(image, np.float32) / (65535 if deep else 255)
+    pixels = np.array(image, np.float32)
+    pixels /= 65535 if deep else 255  # in place: a large image takes its memory once
     return Raw(np.atleast_3d(pixels).transpose(2, 0, 1))
 
 
@@ -191,69 +192,6 @@ def _in_unit_range(values: npt.NDArray[Any], declared: Declared) -> npt.NDArray[
     return values
 
 
-def _csv(data: bytes, declared: Declared) -> Raw:
-    """(columns, rows) of numbers, or all numbers of a single row or column for a vector."""
-    text = data.decode("utf-8-sig")
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
-    rows: list[list[float]] = []
-    for fields in reader:
-        try:
-            row = [float(field) for field in fields]
-        except ValueError as error:
-            if not rows and reader.line_num == 1:
-                continue  # a header
-            raise DecodeError(f"line {reader.line_num}: {error}") from error
-        if not all(map(math.isfinite, row)):
-            raise DecodeError(f"line {reader.line_num}: not a finite number in {fields}")
-        if rows and row and len(row) != len(rows[0]):
-            raise DecodeError(
-                f"line {reader.line_num}: expected {len(rows[0])} fields, got {len(row)}"
-            )
-        rows += [row] if row else []
-    values = np.array(rows)
-    if declared.kind == "vector" and 1 in values.shape:
-        return Raw(values.ravel(), source=values.shape)
-    return Raw(values.T)
-
-
-def _wav(data: bytes, declared: Declared) -> Raw:
-    """(channels, time) in -1..1."""
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            content = file.readframes(file.getnframes())
-    except wave.Error as error:
-        if not str(error).startswith("unknown format"):
-            raise
-        # Not the whole numbers that the standard library reads: floats, or compressed.
-        return _sound(data, declared)
-    content = content[: len(content) // (width * channels) * width * channels]
-    if width == 1:
-        points = np.frombuffer(content, np.uint8).astype(np.float32) - 128
-    else:  # the bytes of every number to the upper end of 32 bits, which scales them alike
-        padded = np.zeros((len(content) // width, 4), np.uint8)
-        padded[:, 4 - width :] = np.frombuffer(content, np.uint8).reshape(-1, width)
-        points = padded.view("<i4").ravel().astype(np.float64)
-    scale = 2.0**7 if width == 1 else 2.0**31
-    return Raw((points / scale).reshape(-1, channels).T, rate)
-
-
-def _sound(data: bytes, declared: Declared) -> Raw:
-    """(channels, time) in -1..1, by libsndfile."""
-    try:
-        soundfile = importlib.import_module("soundfile")
-    except ImportError as error:
-        raise ImportError(
-            "flac, and wav of other than whole numbers, need soundfile: "
-            "pip install mlecs_lightning[audio]"
-        ) from error
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        if file.frames * file.channels > _MAX_POINTS:
-            raise DecodeError(f"has {file.frames} points a channel, too many to read")
-        return Raw(file.read(dtype="float32", always_2d=True).T, int(file.samplerate))
-
-
 def _video(data: bytes, declared: Declared) -> Raw:
     """(3 * stretches, height, width) in 0..1, the oldest stretch first."""
     parts, odd = divmod(declared.shape[0], 3)
@@ -271,8 +209,10 @@ def _video(data: bytes, declared: Declared) -> Raw:
         if not container.streams.video:
             raise DecodeError("has no video stream")
         stream = container.streams.video[0]
-        _check_pixels(stream.codec_context.width, stream.codec_context.height)
+        _check_pixels(stream.codec_context.width, stream.codec_context.height * parts)
         count = sum(1 for packet in container.demux(stream) if packet.size)
+        if count < stream.frames:
+            raise DecodeError(f"is cut off: it promises {stream.frames} frames, {count} are there")
     images, seen = _frames(data, declared, stretches(count, parts))
     if seen != count:  # a packet need not hold a frame
         images, _ = _frames(data, declared, stretches(seen, parts))
@@ -306,7 +246,7 @@ def _rgb(frame: VideoFrame) -> npt.NDArray[np.float64]:
 
 _READERS: dict[ModalityKind, dict[str, Callable[[bytes, Declared], Raw]]] = {
     "image": {".png": _image, ".jpg": _image, ".jpeg": _image, ".npy": _npy, ".mp4": _video},
-    "series": {".npy": _npy, ".csv": _csv, ".wav": _wav, ".flac": _sound},
-    "vector": {".npy": _npy, ".csv": _csv},
+    "series": {".npy": _npy, ".csv": read_csv, ".wav": read_wav, ".flac": read_sound},
+    "vector": {".npy": _npy, ".csv": read_csv},
     "text": {".txt": _text},
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -41,7 +40,11 @@ class Inputs:
 
 
 def decode_inputs(
-    lines: Sequence[Line], declared: Mapping[str, Declared], cache: DecodeCache
+    lines: Sequence[Line],
+    declared: Mapping[str, Declared],
+    cache: DecodeCache,
+    *,
+    allowed: Sequence[Path] = (),
 ) -> Inputs:
     """Decode all inputs of all lines.
 
@@ -49,6 +52,7 @@ def decode_inputs(
         lines: The samples, length N.
         declared: The K modalities.
         cache: Knows what was decoded before.
+        allowed: As in `read_below`.
 
     Raises:
         ImportError: If a package is missing that a file needs.
@@ -67,7 +71,10 @@ def decode_inputs(
             what = f"{line.where} (id {line.id!r}), {modality}"
             what += f": {value!r}" if isinstance(value, str) else ""
             try:
-                decoded = _decode(value, line, declared[modality], cache)
+                if isinstance(value, str):
+                    decoded = _decode(value, line, declared[modality], cache, allowed)
+                else:
+                    decoded = decode_inline(value, declared[modality])
             except OutsideRootError as error:
                 inputs.outside.append(f"{what} {error}")
             except DecodeError as error:
@@ -80,10 +87,10 @@ def decode_inputs(
     return inputs
 
 
-def _decode(value: Any, line: Line, declared: Declared, cache: DecodeCache) -> Decoded:  # noqa: ANN401 - JSON
-    if not isinstance(value, str):
-        return decode_inline(value, declared)
+def _decode(
+    value: str, line: Line, declared: Declared, cache: DecodeCache, allowed: Sequence[Path]
+) -> Decoded:
     suffix = PurePosixPath(value).suffix.lower()
     if declared.kind == "text" and suffix != ".txt":
         raise DecodeError('is no path of a .txt file; a text in the line itself is {"text": "..."}')
-    return cache.decode(read_below(line.root, value), suffix, declared)
+    return cache.decode(read_below(line.root, value, allowed=allowed), suffix, declared)

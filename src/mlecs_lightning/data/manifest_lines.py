@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.text_files import EncodingError, utf8
 
 __all__ = ["UNNAMED", "Line", "Split", "raise_faults", "read_lines"]
 
@@ -101,10 +102,10 @@ def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             if not line.strip():
                 continue
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = utf8(line, line=number)
                 row = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
-            except UnicodeDecodeError as error:
-                yield number, f"is no text in UTF-8: {error}"
+            except EncodingError as error:
+                yield number, str(error)
             except (ValueError, RecursionError) as error:
                 yield number, f"is no JSON: {error}"
             else:

@@ -16,8 +16,13 @@ from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 __all__ = ["Declared", "DecodeError", "Decoded", "Raw", "fitted", "stretches"]
 
-# Points of a series after a change of rate: 2 GB in float64, for a header that lies about its rate.
-_MAX_POINTS = 2**28
+# For headers that lie about their rate. Points after a change of rate: 128 MiB in float32, half an
+# hour in mono at 16 kHz.
+_MAX_POINTS = 2**25
+# Of the two rates without their common divisor: the filter between them has twenty points each.
+_MAX_FACTOR = 2**17
+# Above all sound cards, and what records bats.
+_MAX_RATE = 1_000_000
 
 Floats = npt.NDArray[np.float32]
 
@@ -66,6 +71,8 @@ class Declared:
             faults.append(f"frames is of kind 'image' only, got kind {self.kind!r}")
         if self.rate is not None and self.rate < 1:
             faults.append(f"rate must be at least 1, got {self.rate}")
+        if self.rate is not None and self.rate > _MAX_RATE:
+            faults.append(f"rate must be at most {_MAX_RATE:,}, got {self.rate:,}")
         faults.raise_any()
 
     @property
@@ -208,8 +215,19 @@ def _stretch_means(values: Floats, length: int) -> Floats:
 
 def _at_rate(values: Floats, rate: int, wanted: int) -> Floats:
     common = math.gcd(rate, wanted)
-    if values.size * wanted > _MAX_POINTS * rate:
-        raise DecodeError(f"a sound of {rate} points a second is too long at a rate of {wanted}")
+    points = values.size * wanted // rate
+    if points > _MAX_POINTS:
+        raise DecodeError(
+            f"is a sound of {rate:,} points a second by its header, and would have {points:,} at "
+            f"the declared rate of {wanted:,}, at most {_MAX_POINTS:,} are made: correct its "
+            "header, cut it, or lower `rate`"
+        )
+    if max(rate, wanted) // common > _MAX_FACTOR:
+        raise DecodeError(
+            f"is a sound of {rate:,} points a second by its header, and {rate:,} to {wanted:,} is "
+            f"{rate // common:,} to {wanted // common:,}, with a filter that is too long: correct "
+            "its header, or declare a `rate` that has a larger divisor in common with it"
+        )
     from scipy.signal import resample_poly
 
     resampled = resample_poly(values, wanted // common, rate // common, axis=1)

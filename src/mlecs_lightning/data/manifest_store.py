@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -25,7 +26,7 @@ class OutsideRootError(ValueError):
     """A path that could lead out of the folder in which all files have to lie."""
 
 
-def read_below(root: Path, written: str) -> bytes:
+def read_below(root: Path, written: str, *, allowed: Sequence[Path] = ()) -> bytes:
     """Read a file that a manifest names.
 
     A manifest may come from somebody else than the machine's owner: it must not be able to put a
@@ -34,6 +35,7 @@ def read_below(root: Path, written: str) -> bytes:
     Args:
         root: The folder in which all files lie.
         written: What stands in the manifest: a path relative to ``root``, with ``/``.
+        allowed: Further folders in which the file may lie that a symbolic link leads to.
 
     Raises:
         OutsideRootError: If the path is absolute, has a ``..``, or a symbolic link leads out.
@@ -41,14 +43,18 @@ def read_below(root: Path, written: str) -> bytes:
     """
     for flavour in (PurePosixPath(written), PureWindowsPath(written)):
         if flavour.anchor:
-            raise OutsideRootError("is no relative path")
+            raise OutsideRootError(
+                "is no relative path: write it as it is seen from data.init_args.root"
+            )
         if ".." in flavour.parts:
             raise OutsideRootError("has a '..': files lie below data.init_args.root")
     try:
-        root = root.resolve()
         path = (root / written).resolve()
-        if not path.is_relative_to(root):
-            raise OutsideRootError("leads out of data.init_args.root by a symbolic link")
+        if not any(path.is_relative_to(each.resolve()) for each in (root, *allowed)):
+            raise OutsideRootError(
+                f"leads out of data.init_args.root by {_link(root, written)}; if its files may be "
+                "read, name their folder under data.init_args.allowed_roots"
+            )
         if not path.is_file():
             raise DecodeError("there is no such file")
         if path.stat().st_size > _MAX_BYTES:
@@ -56,10 +62,24 @@ def read_below(root: Path, written: str) -> bytes:
         return path.read_bytes()
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
         raise DecodeError(f"cannot be read: {error}") from error
+    except UnicodeEncodeError as error:
+        raise DecodeError(
+            "has letters that this locale has not in names of files: set PYTHONUTF8=1"
+        ) from error
     except ValueError as error:
         if isinstance(error, OutsideRootError | DecodeError):
             raise
         raise DecodeError(f"is no path: {error}") from error  # a null byte in it
+
+
+def _link(root: Path, written: str) -> str:
+    """Describe the first symbolic link on the way that leads out of a folder."""
+    inside, place = root.resolve(), root
+    for part in PurePosixPath(written).parts:
+        place = place / part
+        if place.is_symlink() and not place.resolve().is_relative_to(inside):
+            return f"the symbolic link {str(place)!r} -> {str(place.readlink())!r}"
+    return "a symbolic link"
 
 
 class DecodeCache:

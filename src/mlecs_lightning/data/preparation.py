@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mlecs_lightning.data.manifest_files import decode, decode_array, decode_inline, decode_text
 from mlecs_lightning.data.manifest_shapes import Declared, Decoded
+from mlecs_lightning.paths import expanded
 
 __all__ = ["Preparation"]
 
@@ -94,7 +95,7 @@ class Preparation:
         if isinstance(value, str) and self.declared.kind == "text":
             return decode_text(value, self.declared)
         if isinstance(value, str | Path):
-            path = Path(value).expanduser()
+            path = expanded(value)
             return decode(path.read_bytes(), path.suffix.lower(), self.declared)
         if isinstance(value, Tensor):
             value = value.detach().cpu().numpy()

@@ -23,6 +23,7 @@ from mlecs_lightning.data.urfall_windows import (
     median_background,
 )
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.paths import expanded
 
 __all__ = ["URFall"]
 
@@ -108,10 +109,12 @@ class URFall(FederatedDataModule):
         assert sequences is not None
         self.sequences = sequences
         self.modalities = {name: spec for name, spec in MODALITIES.items() if name in chosen}
-        self.root = Path(root).expanduser()
+        self.root = expanded(root, key="data.init_args.root")
         self.window_seconds = window_seconds
         self.stride = stride
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = (
+            None if cache_dir is None else expanded(cache_dir, key="data.init_args.cache_dir")
+        )
 
     def load_pools(self) -> Pools:
         """Read the files, cut the windows and deal them to the pools by sequence."""

@@ -140,11 +140,11 @@ def write_export(
         base = BACKBONE if included else None
         write_adapter(module, staging, base=base, adapters=["default"])
         save_file(_own_tensors(module), staging / WEIGHTS, metadata={"format": "pt"})
-        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if included:
             for part in load_frozen(asked):
                 part.save_pretrained(staging / BACKBONE)
-        (staging / "README.md").write_text(model_card(config))
+        (staging / "README.md").write_text(model_card(config), encoding="utf-8")
         seal_folder(staging)
     return out
 

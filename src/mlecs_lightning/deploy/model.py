@@ -35,7 +35,9 @@ from mlecs_lightning.nn.extractors import (
     TextCNN,
     VectorMLP,
 )
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.text_files import utf8
 from mlecs_lightning.types import Batch
 
 __all__ = ["ExportedModel", "load_exported"]
@@ -218,7 +220,7 @@ def load_exported(
         >>> model = load_exported("kitchen")  # doctest: +SKIP
         >>> model.ask(acc="window.csv")  # doctest: +SKIP
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     config = _read_config(folder / CONFIG)
     settings = as_settings(config["settings"])
     if backbone is not None:
@@ -251,7 +253,7 @@ def load_exported(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(read_checked(path))
+        config: dict[str, Any] = json.loads(utf8(read_checked(path)))
         found = config["format_version"]
     except DamagedFileError:
         raise

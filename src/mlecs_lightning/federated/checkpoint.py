@@ -12,6 +12,7 @@ from mlecs_lightning.federated.differences import differences
 from mlecs_lightning.federated.timeline import Checkpoint, checkpoints
 from mlecs_lightning.files import DamagedFileError, check_tensors, load_tensors, save_tensors
 from mlecs_lightning.folders import numbered_folders
+from mlecs_lightning.paths import expanded
 
 __all__ = [
     "FORMAT_VERSION",
@@ -164,7 +165,7 @@ def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
         CheckpointError: If there is none.
     """
     if ckpt_path not in ("last", "best"):
-        return Path(ckpt_path)
+        return expanded(ckpt_path, key="ckpt_path")
     for version in reversed(numbered_folders(run_root, "version")):
         found = checkpoints(version / "checkpoints")
         if ckpt_path == "last" and found:

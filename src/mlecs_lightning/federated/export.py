@@ -12,6 +12,8 @@ from mlecs_lightning.deploy import Provenance, write_export
 from mlecs_lightning.digests import read_checked
 from mlecs_lightning.federated.checkpoint import checkpoint_of
 from mlecs_lightning.federated.saved import SavedModels
+from mlecs_lightning.paths import expanded
+from mlecs_lightning.text_files import utf8
 
 __all__ = ["export_run"]
 
@@ -39,11 +41,11 @@ def export_run(
         ConfigurationError: If there is no such client, or the folder is not empty.
         CheckpointError: If there is no checkpoint, or it has no state of the client.
     """
-    saved = SavedModels(checkpoint_of(Path(run)))
+    saved = SavedModels(checkpoint_of(expanded(run, key="export RUN")))
     module = saved.server() if client == "server" else saved.edge(client)
     return write_export(
         module,
-        Path(out),
+        expanded(out, key="export OUT"),
         preparations=saved.preparations,
         precision=saved.about["precision"],
         instruction=saved.about["instruction"],
@@ -80,7 +82,7 @@ def _summary(checkpoint: Path, *, rounds: int) -> Mapping[str, Any]:
     """Return the scores of the run; nothing if they are of another round than the checkpoint."""
     path = checkpoint.parents[1] / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(read_checked(path))
+        summary: dict[str, Any] = json.loads(utf8(read_checked(path)))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

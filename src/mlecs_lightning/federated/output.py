@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
@@ -29,6 +28,7 @@ from mlecs_lightning.files import naming_full_disk, replacing_folder
 from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.contents import Contents, content_header
+from mlecs_lightning.yaml_text import dump_yaml
 
 __all__ = ["RunFolder", "communication"]
 
@@ -157,9 +157,7 @@ class RunFolder:
             config: The configuration.
             frozen: What the models that it names hold: a comment of the file.
         """
-        self._write(
-            "config.yaml", content_header(frozen) + yaml.safe_dump(dict(config), sort_keys=False)
-        )
+        self._write("config.yaml", content_header(frozen) + dump_yaml(config))
         for logger in self._trackers:
             with contextlib.suppress(NotImplementedError):  # Fabric's CSVLogger has none
                 logger.log_hyperparams(dict(config))
@@ -191,7 +189,8 @@ class RunFolder:
             modular = module.tower().backbone.modular
             if party != "server" and modular is not None:
                 mask = {"modules": modular.shape[1], "mask": modular.mask.int().tolist()}
-                (folder / "modules.json").write_text(json.dumps(mask) + "\n")
+                text = json.dumps(mask) + "\n"
+                (folder / "modules.json").write_text(text, encoding="utf-8")
             seal_folder(folder)
 
 

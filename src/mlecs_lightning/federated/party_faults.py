@@ -22,6 +22,7 @@ from mlecs_lightning.federated.clients import (
 )
 from mlecs_lightning.federated.groups import group_clients
 from mlecs_lightning.modules.pocket import POCKETS, is_pocket
+from mlecs_lightning.names import client_name_faults
 from mlecs_lightning.nn import extractors as extractor_classes
 from mlecs_lightning.settings import ModelSettings
 
@@ -53,13 +54,7 @@ def party_faults(
     faults = FaultList()
     modalities = list(data.modalities) if data else ["any"]
     clients = faults.attempt(named_clients, given, modalities) or {}
-    # Names become folders and parts of metric names, beside those of the server.
-    faults += [
-        f"clients: the name {name!r} is taken or no name; one begins with a letter, a digit or "
-        "'_' and goes on with these, '.', '-' and spaces"
-        for name in clients
-        if name == "server" or not re.fullmatch(r"\w[\w. -]*", name)
-    ]
+    faults += client_name_faults(clients)
     models: dict[str, ModelSettings] = {}
     if edge := common.get("edge"):
         for name, client in clients.items():

@@ -35,6 +35,7 @@ from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
 from mlecs_lightning.files import remove_leftovers
+from mlecs_lightning.paths import expanded
 
 __all__ = ["FederatedTrainer", "Precision"]
 
@@ -168,10 +169,13 @@ class FederatedTrainer:
         self._channel = Channel(max_norm=max_message_norm, max_bytes=max_message_bytes, codec=codec)
         self._store: StoreKind = store
         self._monitor, self._top_k = Monitor(monitor, monitor_mode), save_top_k
-        self._warmup, self._any_config = warmup_ckpt_path, allow_other_config
+        self._any_config = allow_other_config
+        self._warmup = warmup_ckpt_path and expanded(
+            warmup_ckpt_path, key="trainer.warmup_ckpt_path"
+        )
         self._logger = [logger] if isinstance(logger, Logger) else logger
         self._callbacks = [*(callbacks or []), *([RichProgress()] if enable_progress_bar else [])]
-        self._root, self._name = Path(default_root_dir), name
+        self._root, self._name = expanded(default_root_dir, key="trainer.default_root_dir"), name
         self.config: Mapping[str, Any] = {}
         """What `config.yaml` and the checkpoint say of the run; the command line sets it."""
 

@@ -17,7 +17,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-import yaml
 from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -53,7 +52,9 @@ from mlecs_lightning.files import load_tensors, save_tensors
 from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.modules.contents import content_header
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.types import Batch
+from mlecs_lightning.yaml_text import dump_yaml
 
 __all__ = ["INHERITED", "OWN", "ServerWarmup", "load_warmup"]
 
@@ -118,6 +119,9 @@ class ServerWarmup:
         given = {k: v for k, v in options.items() if v is not None}
         trainer = trainer or {}
         self._options = _DEFAULTS | {k: trainer[k] for k in INHERITED if k in trainer} | given
+        if "default_root_dir" in self._options:
+            root = self._options["default_root_dir"]
+            self._options["default_root_dir"] = expanded(root, key="warmup.default_root_dir")
         self._limit = 1 if trainer.get("fast_dev_run") else trainer.get("limit_train_batches")
         self.config: Mapping[str, Any] = {}
         self.trainer: L.Trainer | None = None
@@ -177,6 +181,7 @@ class ServerWarmup:
         algorithm.prepare(_Server(self.module), {})  # type: ignore[arg-type]
         self.module.objective = algorithm.warmup_objective()
         if ckpt_path is not None and ckpt_path not in _FOUND_BY_LIGHTNING:
+            ckpt_path = str(expanded(ckpt_path, key="ckpt_path"))
             read_warmup(Path(ckpt_path), self.module, key="ckpt_path")
         try:
             self.trainer.fit(self.module, datamodule=public, ckpt_path=ckpt_path, weights_only=True)
@@ -287,8 +292,8 @@ class _AsInFederation(L.Callback):
         folder = trainer.log_dir  # all ranks must ask
         if self._config and folder and trainer.loggers and trainer.is_global_zero:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(dict(self._config), sort_keys=False)
-            write_checked(Path(folder) / "config.yaml", content_header(frozen) + text)
+            text = content_header(frozen) + dump_yaml(self._config)
+            write_checked(Path(folder) / "config.yaml", text)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed as the federated loop does; ranks draw different dropout masks for their parts."""

@@ -16,6 +16,7 @@ from mlecs_lightning.class_paths import build_class, import_class
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules.contents import REMEDY, content_faults
 from mlecs_lightning.modules.pocket import pocket_of
+from mlecs_lightning.nn.by_modality import ByModality
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors import build_extractor
 from mlecs_lightning.nn.modular import ModularMLPs
@@ -65,7 +66,7 @@ class MultimodalLM(L.LightningModule):
             m: s if isinstance(s, ModalitySpec) else ModalitySpec(s["kind"], tuple(s["shape"]))
             for m, s in modalities.items()
         }
-        self.extractors = nn.ModuleDict(
+        self.extractors = ByModality(
             {
                 m: build_extractor(m, spec, extractors=first.extractors, key=f"{key}.extractors")
                 for m, spec in self.specs.items()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.nn.by_modality import ByModality
 from mlecs_lightning.settings import ConnectorSettings
 
 __all__ = ["Connector", "Embeddings"]
@@ -64,7 +65,7 @@ class Connector(nn.Module):
         width = settings.width
         self.slots = tuple(features if slots is None else slots)
         self.prompt_length = settings.prompt_length
-        self.projections = nn.ModuleDict({m: nn.Linear(n, width) for m, n in features.items()})
+        self.projections = ByModality({m: nn.Linear(n, width) for m, n in features.items()})
         self.absent = nn.Parameter(torch.zeros(len(self.slots), width))
         self.fuse = nn.Sequential(
             nn.LayerNorm(len(self.slots) * width), nn.Linear(len(self.slots) * width, width)

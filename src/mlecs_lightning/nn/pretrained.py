@@ -15,6 +15,7 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.features import cached_features, fingerprint
 from mlecs_lightning.nn.frozen import add_lora, frozen_tensors, linear_layers, share
 from mlecs_lightning.nn.readers import AudioReader, ImageReader, Reader, TextReader
+from mlecs_lightning.paths import expanded_name
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
@@ -194,7 +195,7 @@ class PretrainedExtractor(nn.Module):
             raise ConfigurationError(f"tune must be one of {list(get_args(Tune))}, got {tune!r}")
         if not cache_gb >= 0:
             raise ConfigurationError(f"cache_gb must be at least 0, got {cache_gb}")
-        self.tune = tune
+        self.tune, model = tune, expanded_name(model, key="model")
         load: Callable[..., Encoder] = load_encoder if tune == "full" else load_frozen_encoder
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         encoder, weights, part = load(

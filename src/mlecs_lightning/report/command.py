@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.report.page import to_html, to_markdown_page
 from mlecs_lightning.report.reading import ReportError, read_runs
 
@@ -24,6 +26,7 @@ def report(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="mlecs report",
+        allow_abbrev=False,
         description="One page for one or many runs: tables and charts, without a network.",
     )
     parser.add_argument(
@@ -42,12 +45,12 @@ def report(args: Sequence[str]) -> int:
     given = parser.parse_args(args)
     suffix = given.output.suffix if given.output else ""
     form = given.format or ("md" if suffix in (".md", ".markdown") else "html")
-    output = given.output or Path(f"report.{form}")
     try:
+        output = expanded(given.output or f"report.{form}", key="--output")
         render = to_html if form == "html" else to_markdown_page
         text = render(read_runs(given.runs), reference=given.reference)
         output.write_text(text, encoding="utf-8")
-    except ReportError as error:
+    except (ReportError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -15,8 +15,11 @@ import yaml
 
 from mlecs_lightning.digests import read_checked
 from mlecs_lightning.folders import numbered_folders
+from mlecs_lightning.paths import expanded
 from mlecs_lightning.report.configs import flat, told_apart
 from mlecs_lightning.report.rows import MatrixError, Row, read_lines, summary_fault
+from mlecs_lightning.text_files import utf8
+from mlecs_lightning.yaml_text import parse_yaml
 
 __all__ = ["ReportError", "Run", "read_runs"]
 
@@ -97,7 +100,7 @@ def read_runs(places: Sequence[str | Path]) -> list[Run]:
     folders: list[Path] = []
     files: list[Path] = []
     faults: list[str] = []
-    for place in map(Path, places):
+    for place in map(expanded, places):
         if place.is_file():
             files.append(place)
         elif place.is_dir():
@@ -149,7 +152,7 @@ def _folders(place: Path) -> list[Path]:
 
 def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
     """Return a run, without labels, and its configuration; empty if there is none."""
-    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    config = _mapping(folder / "config.yaml", parse_yaml)
     summary = _mapping(folder / "summary.json", json.loads)
     if fault := summary_fault(summary):
         raise ReportError(f"{folder}: summary.json: {fault}")
@@ -194,7 +197,7 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:  # noqa: ANN401 - a pars
     if not path.is_file():
         return {}
     try:
-        content = parse(read_checked(path).decode())
+        content = parse(utf8(read_checked(path)))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ReportError(f"{path.parent}: {path.name} cannot be read: {reason}") from error
@@ -208,7 +211,7 @@ def _history(path: Path) -> Iterator[dict[str, float]]:
     if not path.is_file():
         return
     try:
-        text = read_checked(path).decode()
+        text = utf8(read_checked(path))
     except (OSError, ValueError) as error:
         raise ReportError(f"{path.parent}: {path.name} cannot be read: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlecs_lightning.digests import read_checked
 from mlecs_lightning.report.configs import flat
+from mlecs_lightning.text_files import utf8
 
 __all__ = ["MatrixError", "Row", "is_ceiling", "number_at", "read_lines", "summary_fault", "value"]
 
@@ -71,7 +72,7 @@ def read_lines(*paths: str | Path) -> list[Row]:
     faults = []
     for path in map(Path, paths):
         try:
-            lines = read_checked(path).decode().splitlines()
+            lines = utf8(read_checked(path)).splitlines()
         except (OSError, ValueError) as error:
             faults.append(f"{path}: cannot be read as JSON lines: {error}")
             continue

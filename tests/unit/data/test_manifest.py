@@ -460,7 +460,10 @@ def test_texts_are_read_from_files_and_lines_and_never_scaled(build: Build, tmp_
     (tmp_path / "said.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigurationError) as caught:
         _ = build(lines, modalities=said).pools
-    assert "m.jsonl:1 (id 'public--0'), said: 'said.txt' is no sound .txt file" in str(caught.value)
+    assert (
+        "m.jsonl:1 (id 'public--0'), said: 'said.txt' is no text in UTF-8: line 1, byte 4"
+        in str(caught.value)
+    )
     lines[1]["modalities"] = {"said": "oil hisses"}
     with pytest.raises(ConfigurationError, match=r"m\.jsonl:2 .*'oil hisses' is no path of a .txt"):
         _ = build(lines, modalities=said).pools

@@ -6,27 +6,23 @@ from mlecs_lightning.data import Manifest
 from mlecs_lightning.errors import ConfigurationError
 
 MODALITIES = {"tilt": {"kind": "vector", "shape": [2]}}
-NAMES = (
-    ": expected letters, digits and '_', and nothing that torch.nn.ModuleDict has itself, such as "
-    "'type'"
-)
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:
     with pytest.raises(ConfigurationError) as raised:
         Manifest(
             [],
-            {"my.cam": {"kind": "image", "shape": [3]}, "type": {"kind": "vector", "shape": [1]}},
+            {"my.cam": {"kind": "image", "shape": [3]}},
             instruction=" ",
             labels={"up": []},
             batch_size=0,
         )
     assert str(raised.value).splitlines() == [
         "data.init_args.batch_size must be at least 1, got 0",
-        "data.init_args.modalities.my.cam: 'my.cam' cannot name a modality" + NAMES,
         "data.init_args.modalities.my.cam: a modality of kind 'image' has 3 dimensions, "
         "got shape (3,)",
-        "data.init_args.modalities.type: 'type' cannot name a modality" + NAMES,
+        "data.init_args.modalities: 'my.cam' cannot name a modality: expected a letter or '_', "
+        "then letters, digits and '_'",
         "data.init_args.instruction is blank, got ' '",
         "data.init_args.labels: class 'up' needs at least one phrase and no blank one: []",
         "data.init_args.file is empty: name at least one",

@@ -30,10 +30,11 @@ def test_what_a_line_lacks_is_absent_and_zero(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named_by_line_id_and_modality(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("1,2\n3")
+    (tmp_path / "x.csv").write_text("1\n2,3")
     inputs = decoded(tmp_path, {"tilt": [5, 6], "wave": "x.csv"}, {"tilt": [1]}, {"wave": "y.csv"})
     assert inputs.unread == [
-        "m.jsonl:1 (id 's1'), wave: 'x.csv' line 2: expected 2 fields, got 1",
+        "m.jsonl:1 (id 's1'), wave: 'x.csv' line 2: expected 1 fields, got 2; every row has as "
+        "many",
         "m.jsonl:2 (id 's2'), tilt has shape (1,); kind 'vector' declares (2,)",
         "m.jsonl:3 (id 's3'), wave: 'y.csv' there is no such file",
     ]

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -39,6 +40,7 @@ def test_a_declaration_is_a_modality_with_options() -> None:
         ({"kind": "series", "shape": [0, 9]}, "m: shape must be made of numbers of at least 1"),
         ({"kind": "series", "shape": "6x50"}, r"m\.shape: expected a list of int, got '6x50'"),
         ({"kind": "series", "shape": [1, 9], "rate": 0}, "m: rate must be at least 1, got 0"),
+        ({"kind": "series", "shape": [1, 9], "rate": 10**9}, "m: rate must be at most 1,000,000"),
         ({"kind": "vector", "shape": [9], "fit": "resample"}, "m: fit and rate are of kind"),
         ({"kind": "series", "shape": [1, 9], "frames": "mean"}, "m: frames is of kind 'image'"),
         (
@@ -118,9 +120,31 @@ def test_sound_is_brought_to_the_declared_rate_before_it_is_cut() -> None:
     assert (decoded.source, decoded.rate) == ((1, 4000), 4000)
 
 
-def test_a_rate_that_would_fill_the_memory_is_refused() -> None:
-    with pytest.raises(DecodeError, match="1 points a second is too long at a rate of 1000000000"):
-        fitted(Raw(np.zeros((1, 100)), 1), Declared("series", [1, 9], rate=10**9))
+@pytest.mark.parametrize(
+    ("points", "rate", "wanted", "message"),
+    [
+        (10_000, 1, 8000, "and would have 80,000,000 at the declared rate of 8,000, at most"),
+        (5000, 7, 48_000, "and would have 34,285,714 at the declared rate of 48,000"),
+        (
+            10_000,
+            2**31 - 1,
+            8000,
+            "2,147,483,647 points a second .* with a filter that is too long",
+        ),
+        (10_000, 999_983, 1_000_000, "999,983 to 1,000,000, with a filter that is too long"),
+    ],
+)
+def test_a_rate_that_would_fill_the_memory_is_refused(
+    points: int, rate: int, wanted: int, message: str
+) -> None:
+    """Before any is taken: the header of a file of 20 kB says what it likes."""
+    tracemalloc.start()
+    with pytest.raises(DecodeError, match=message):
+        fitted(
+            Raw(np.zeros((1, points), np.float32), rate), Declared("series", [1, 9], rate=wanted)
+        )
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 # Images and vectors -------------------------------------------------------------------------------

@@ -50,6 +50,31 @@ def test_no_path_leads_out_of_the_root(root: Path, written: str) -> None:
         read_below(root, written.replace("TMP", str(root.parent)))
 
 
+@pytest.mark.parametrize(
+    ("written", "link"),
+    [("out.csv", "out.csv"), ("up/secret.csv", "up"), ("in/out.csv", "in/out.csv")],
+)
+def test_a_link_that_leads_out_is_followed_into_allowed_folders_only(
+    root: Path, written: str, link: str
+) -> None:
+    (root / "in").symlink_to(root / "a")
+    (root / "a" / "out.csv").symlink_to(root.parent / "secret.csv")
+    with pytest.raises(
+        OutsideRootError,
+        match=rf"link '{root}/{link}' -> .*; .* under data.init_args.allowed_roots",
+    ):
+        read_below(root, written)
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    with pytest.raises(OutsideRootError, match="symbolic link"):
+        read_below(root, written, allowed=[elsewhere])
+    (root.parent / "named").symlink_to(root.parent)  # the folder may be named by a link itself
+    for folder in (root.parent, root.parent / "named"):
+        assert read_below(root, written, allowed=[elsewhere, folder]) == b"1,2"
+    with pytest.raises(OutsideRootError, match="has a"):
+        read_below(root, "../secret.csv", allowed=[root.parent])
+
+
 def test_a_link_is_followed_back_into_the_root(root: Path) -> None:
     assert read_below(root, "up/data/a/x.csv") == b"3,4"
 
@@ -151,7 +176,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
 
 def test_what_cannot_be_decoded_is_not_kept(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(DecodeError, match="line 2: could not convert"):
+        with pytest.raises(DecodeError, match="line 2, column 2: 'y' is no number; correct it"):
             DecodeCache(tmp_path).decode(b"7,1\n1,y", ".csv", VECTOR)
     assert list(tmp_path.rglob("*.npz")) == []
 

@@ -1,0 +1,73 @@
+import pytest
+
+from mlecs_lightning.names import client_name_faults, modality_name_faults
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["kitchen", "007", "no", "küche", "日本", "a.b", "a b", "room-2", "_", "x" * 200, "training"],
+)
+def test_a_name_that_is_a_file_name_everywhere_is_taken(name: str) -> None:
+    assert client_name_faults([name, "other"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "is no name; one begins with a letter, a digit or '_'"),
+        (".hidden", "is no name"),
+        ("..", "is no name"),
+        ("a/b", "is no name"),
+        ("a\\b", "is no name"),
+        ("a:b", "is no name"),
+        ("a\0b", "is no name"),
+        ("a\n", "is no name"),
+        ("a ", "the last two signs not being '.' or a space"),
+        ("a.", "the last two signs not being '.' or a space"),
+        ("server", "is taken, by the server: rename the client"),
+        ("Server", "is taken, by the server"),
+        ("all", "is taken, by the mean of all clients"),
+        ("val", "is taken, by a split"),
+        ("nul", "is that of a device on Windows"),
+        ("COM1.txt", "is that of a device on Windows"),
+        ("x" * 201, "has 201 bytes, at most 200 are allowed: shorten it"),
+        ("日" * 67, "has 201 bytes"),
+    ],
+)
+def test_a_name_that_is_none_somewhere_is_refused(name: str, fault: str) -> None:
+    (said,) = client_name_faults([name])
+    assert said.startswith("clients: the name '")
+    assert fault in said
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Kitchen", "kitchen"), ("STRASSE", "straße"), ("\xfc", "u\u0308")]
+)
+def test_names_that_are_one_folder_are_refused_together(one: str, other: str) -> None:
+    (said,) = client_name_faults([one, "hall", other])
+    assert said.startswith(
+        f"clients: the names {one!r} and {other!r} are one folder on some systems"
+    )
+
+
+@pytest.mark.parametrize("name", ["acc", "training", "type", "no", "_x", "größe", "x" * 200])
+def test_a_modality_may_be_any_word(name: str) -> None:
+    assert modality_name_faults([name], key="m") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "cannot name a modality: expected a letter or '_', then letters, digits and '_'"),
+        ("my.cam", "cannot name"),
+        ("007", "cannot name"),
+        ("a b", "cannot name"),
+        ("~type", "cannot name"),
+        ("x" * 300, "has 300 bytes, at most 200"),
+    ],
+)
+def test_a_modality_that_is_no_word_is_refused(name: str, fault: str) -> None:
+    (said,) = modality_name_faults([name], key="data.modalities")
+    assert said.startswith("data.modalities: '")
+    assert fault in said
+    assert len(said) < 200
