@@ -167,16 +167,16 @@ def test_what_is_no_checkpoint_of_a_warm_up_is_refused(
     torch.save([1], tmp_path / "list.ckpt")
     round_file = fitted.folder / "checkpoints" / "round=0000.ckpt"
     for path, words in (
-        (tmp_path / "none.ckpt", "there is no such file"),
-        (tmp_path / "garbage.ckpt", "cannot be read"),
-        (tmp_path / "list.ckpt", "this is no checkpoint that `warmup` wrote"),
-        (round_file, "this is no checkpoint that `warmup` wrote"),
+        (tmp_path / "none.ckpt", ": there is no such file"),
+        (tmp_path / "garbage.ckpt", " is damaged, or is no file of this package: "),
+        (tmp_path / "list.ckpt", ": this is no checkpoint that `warmup` wrote"),
+        (round_file, ": this is no checkpoint that `warmup` wrote"),
     ):
         for command, key in (("fit", "trainer.warmup_ckpt_path"), ("warmup", "ckpt_path")):
             given = ("--config", tiny_yaml, "--trainer.default_root_dir", tmp_path)
             ran = mlecs(command, *given, f"--{key}", path)
             assert ran.code == 1
-            assert f"error: {key}: {str(path)!r}: {words}" in ran.err
+            assert f"error: {key}: {str(path)!r}{words}" in ran.err
 
 
 def test_weights_that_are_not_finite_are_an_error_and_are_not_saved(

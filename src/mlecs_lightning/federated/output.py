@@ -98,7 +98,11 @@ class RunFolder:
             FullDiskError: If there is no room for that, unless the run has failed anyway.
         """
         # After a failure another one must not hide what it was.
-        hidden = contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext()
+        hidden = (
+            contextlib.suppress(OSError, ValueError)
+            if status == "failed"
+            else contextlib.nullcontext()
+        )
         with hidden, self._room():
             for logger in self.loggers:
                 logger.finalize(status)
