@@ -344,7 +344,7 @@ class Run:
             saved["up"],
             metrics=saved["metrics"],
             fault=fault,
-            moved=saved["moved"],
+            moved=saved.get("moved", 0.0),
         )
 
     def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -237,7 +237,8 @@ def test_a_checkpoint_holds_the_documented_things(mlecs_run: SimpleNamespace) ->
     state = load_checkpoint(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
     assert set(state) == {
         *("format_version", "round", "names", "server", "clients", "precision", "ledger"),
-        *("faults", "history", "warmup", "monitor", "monitor_mode", "seconds", "config", "about"),
+        *("faults", "moves", "claims", "history", "warmup", "monitor", "monitor_mode"),
+        *("seconds", "config", "about"),
     }
     assert list(state["clients"]) == ["kitchen", "hall", "study"]
     assert [row["round"] for row in state["history"]] == [0, 1]
