@@ -1,6 +1,7 @@
 """Encoders of transformers as extractors: built small, saved, and loaded as any other is."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.extractors import build_extractor
-from mlecs_lightning.nn.pretrained import PretrainedExtractor, load_frozen_encoder
+from mlecs_lightning.nn.pretrained import PretrainedExtractor, Tune, load_frozen_encoder
 from mlecs_lightning.types import ModalitySpec
 
 WIDTH, RATE = 32, 16000
@@ -257,6 +259,52 @@ def test_full_tuning_trains_a_copy(saved: Callable[[str], str], name: str) -> No
     torch.optim.SGD(learned, lr=0.1).step()
     assert not torch.equal(module(x), before)
     assert torch.equal(frozen(x), before)
+
+
+def other_weights(path: Path) -> None:
+    state = load_file(path / "model.safetensors")
+    state["layernorm.bias"][0] += 1
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_preparation(path: Path) -> None:
+    text = (path / "preprocessor_config.json").read_text()
+    (path / "preprocessor_config.json").write_text(json.dumps(json.loads(text) | {"image_std": 1}))
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (lambda path: None, set()),
+        (other_weights, {"weights"}),
+        (other_preparation, {"preparation"}),
+    ],
+)
+def test_what_a_checkpoint_leaves_out_is_known_by_its_content(
+    saved: Callable[[str], str],
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    differs: set[str],
+    tune: Tune,
+) -> None:
+    copy = Path(shutil.copytree(saved("vit"), tmp_path / "copy"))
+    (copy / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": 0.5, "image_std": 0.5})
+    )
+    other = Path(shutil.copytree(copy, tmp_path / "other"))
+    change(other)
+    one, two = (
+        PretrainedExtractor(IMAGE, model=str(path), tune=tune).frozen_contents()
+        for path in (copy, other)
+    )
+    assert (one["model"], two["model"]) == (str(copy), str(other))
+    assert {k for k in ("weights", "preparation") if one[k] != two[k]} == differs
+
+
+def test_an_encoder_whose_weights_all_train_leaves_nothing_out(saved: Callable[[str], str]) -> None:
+    module = PretrainedExtractor(IMAGE, model=saved("vit"), tune="full")
+    assert module.frozen_contents() == {}
 
 
 # The cache ----------------------------------------------------------------------------------------
