@@ -214,7 +214,8 @@ class Run:
             federation.server.load_state_dict(state["server"])
             for client in federation.own:
                 if client in state["clients"]:
-                    self._restore_client(client, state, folder)
+                    saved = client_state(state["clients"][client], folder)
+                    federation.store.put(client, saved, round=last_round_of(client, state))
                 federation.edge(client)
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
@@ -228,12 +229,6 @@ class Run:
         self.history, self.warmup = list(state["history"]), state["warmup"]
         self.next_round = int(state["round"]) + (partial is None)
         self.before, self.restored = state["seconds"], True
-
-    def _restore_client(self, client: str, state: Mapping[str, Any], folder: Path) -> None:
-        saved, store = state["clients"][client], self.federation.store
-        if isinstance(saved, str) and store.adopt(client, folder / "clients" / saved):
-            return
-        store.put(client, client_state(saved, folder), round=last_round_of(client, state))
 
     def begin(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Make the run folder that of this run; when nothing can refuse it any more.
