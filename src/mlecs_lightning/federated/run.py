@@ -271,7 +271,9 @@ class Run:
             self.changed["server"] = federation.server.changed
             for client in federation.own:
                 if client in state["clients"]:
-                    self._restore_client(client, state, path)
+                    saved = client_state(state["clients"][client], path)
+                    saved |= origin(state, client, saved)
+                    federation.store.put(client, saved, round=last_round_of(client, state))
                 self.changed[client] = federation.edge(client).changed
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
@@ -289,15 +291,6 @@ class Run:
         self.next_round = int(state["round"]) + (partial is None)
         self.clock, self.before = clock_of(state["seconds"], len(self.history))
         self.restored = True
-
-    def _restore_client(self, client: str, state: Mapping[str, Any], path: Path) -> None:
-        """Take over a client's state: a file of this store as it is, anything else as a copy."""
-        entry, store = state["clients"][client], self.federation.store
-        saved = client_state(entry, path)  # a damaged file is found before the training
-        told = origin(state, client, saved)
-        is_file = isinstance(entry, str) and not told
-        if not (is_file and store.adopt(client, path.parent / "clients" / entry)):
-            store.put(client, saved | told, round=last_round_of(client, state))
 
     def begin(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Make the run folder that of this run; when nothing can refuse it any more.

@@ -42,9 +42,6 @@ class ClientStore(Protocol):
     def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
         """Keep the state of a client after a round."""
 
-    def adopt(self, client: str, file: Path) -> bool:
-        """Take over a file with the state of a client, if it is one of this store's own."""
-
     def message(self, client: str) -> bytes:
         """Return what the client sent in this round.
 
@@ -135,10 +132,6 @@ class MemoryStore(_Messages):
         """See `ClientStore`."""
         self._states[client] = state
 
-    def adopt(self, client: str, file: Path) -> bool:
-        """See `ClientStore`."""
-        return False
-
     def state_dict(self) -> dict[str, Any]:
         """See `ClientStore`."""
         return dict(self._states)
@@ -176,13 +169,6 @@ class DiskStore(_Messages):
         name = f"{client}@{round:04d}.pt"
         save_tensors(self.folder / name, state)
         self._files[client] = name
-
-    def adopt(self, client: str, file: Path) -> bool:
-        """See `ClientStore`. So a checkpoint goes on naming the file, and no copy of it."""
-        if file.parent.resolve() != self.folder.resolve():
-            return False
-        self._files[client] = file.name
-        return True
 
     def state_dict(self) -> dict[str, Any]:
         """See `ClientStore`."""

@@ -125,6 +125,9 @@ def set_aside(run: Path, state: Mapping[str, Any]) -> Path | None:
 def last_round_of(client: str, state: Mapping[str, Any]) -> int:
     """Return the round at whose end a client had the state that a checkpoint holds of it.
 
+    A store that goes on under this number writes no file that another checkpoint would take for
+    its own.
+
     Args:
         client: A client.
         state: A checkpoint with a state of it, or the name of a file with one.

@@ -204,9 +204,17 @@ class Stops(FederatedCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("store", [pytest.param("memory", marks=pytest.mark.slow), "disk"])
+@pytest.mark.parametrize(
+    ("store", "then"),
+    [
+        ("memory", "disk"),
+        pytest.param("disk", "disk", marks=pytest.mark.slow),
+        pytest.param("memory", "memory", marks=pytest.mark.slow),
+        pytest.param("disk", "memory", marks=pytest.mark.slow),
+    ],
+)
 def test_a_copied_half_round_survives_a_kill(
-    call: Callable[..., Any], tmp_path: Path, store: str
+    call: Callable[..., Any], tmp_path: Path, store: str, then: str
 ) -> None:
     """A client that was served after the copy, and before the kill, is not served twice."""
     options = {"max_rounds": 2, "client_fraction": 1.0, "store": store}
@@ -215,7 +223,7 @@ def test_a_copied_half_round_survives_a_kill(
     run = tmp_path / "tiny" / "version_0"
     shutil.copytree(run / "checkpoints", tmp_path / "copy")
     call("fit", tmp_path, "last", **options)
-    path = tmp_path / "copy" / "round=0001-partial.ckpt"
+    path, options["store"] = tmp_path / "copy" / "round=0001-partial.ckpt", then
     with pytest.raises(KeyboardInterrupt):
         call("fit", tmp_path, path, callbacks=[Stops("hall", kill=True)], **options)
     last = find_checkpoint("last", run_root=run.parent)

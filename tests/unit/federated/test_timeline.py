@@ -21,7 +21,12 @@ from mlecs_lightning.federated.checkpoint import (
 )
 from mlecs_lightning.federated.run import client_state
 from mlecs_lightning.federated.state import DiskStore, MemoryStore
-from mlecs_lightning.federated.timeline import checkpoints, prune_checkpoints, set_aside
+from mlecs_lightning.federated.timeline import (
+    checkpoints,
+    last_round_of,
+    prune_checkpoints,
+    set_aside,
+)
 
 LOSS = Monitor("clients/val/loss")
 LOSSES = [0.5, 0.2, 0.4, 0.3]
@@ -49,10 +54,8 @@ class Writer:
         state = load_checkpoint(path)
         self.history = list(state["history"])
         for client, saved in state["clients"].items():
-            if not (
-                isinstance(saved, str) and self.store.adopt(client, path.parent / "clients" / saved)
-            ):
-                self.store.put(client, client_state(saved, path.parent), round=state["round"])
+            kept = client_state(saved, path.parent)
+            self.store.put(client, kept, round=last_round_of(client, state))
         set_aside(self.run, state)
 
     def serve(self, number: int, clients: tuple[str, ...]) -> None:
