@@ -66,7 +66,9 @@ def write(document: Path, name: str, text: str) -> None:
     """
     from mlecs_lightning.report.markdown import replace_between
 
-    document.write_text(replace_between(document.read_text(), text, name=name))
+    document.write_text(
+        replace_between(document.read_text(encoding="utf-8"), text, name=name), encoding="utf-8"
+    )
 
 
 def main() -> None:

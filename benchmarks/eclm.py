@@ -234,7 +234,7 @@ def cost(share: float, repeats: int = 5) -> dict[str, Any]:
 
 def rss() -> float:
     """Return the resident set of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
@@ -319,7 +319,7 @@ def main() -> None:
 def keep(out: Path, row: dict[str, Any]) -> None:
     """Append a row."""
     print(json.dumps({k: v for k, v in row.items() if not isinstance(v, dict | list)}), flush=True)
-    with out.open("a") as file:
+    with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -37,7 +37,7 @@ def hardware() -> str:
     """Return processor, cores, memory and the version of torch in one line."""
     import torch
 
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     name = next((f.partition(":")[2].strip() for f in facts if f.startswith("model name")), "?")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -61,7 +61,7 @@ def tree_pss(pid: int) -> int:
     total = 0
     try:
         for each in _tree(pid):
-            rollup = Path(f"/proc/{each}/smaps_rollup").read_text()
+            rollup = Path(f"/proc/{each}/smaps_rollup").read_text(encoding="utf-8")
             total += 1024 * int(rollup.partition("\nPss:")[2].split(maxsplit=1)[0])
     except (OSError, IndexError, ValueError):
         return total
@@ -106,7 +106,10 @@ def run(
     load, began, peak = os.getloadavg()[0], time.perf_counter(), 0
     path = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"  # this checkout, whatever is installed
     fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+    ):
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,

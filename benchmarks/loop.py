@@ -113,7 +113,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a file, none if there is no file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
 
 
 # Tables -------------------------------------------------------------------------------------------

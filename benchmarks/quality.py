@@ -234,7 +234,9 @@ def held(path: Path) -> dict[tuple[str, str, int], str]:
     """Return the key of each run that a file holds, by setting, algorithm and seed."""
     if not path.exists():
         return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    lines = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     return {(each["setting"], each["algorithm"], each["seed"]): each["key"] for each in lines}
 
 
@@ -265,7 +267,7 @@ def complete(cases: Sequence[Case], out: Path, *, root: Path | None, jobs: int) 
                 failed += 1
                 console.print(f"{name}: FAILED\n{error}", markup=False)
                 continue
-            with out.open("a") as file:
+            with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             mean = line["summary"]["mean"]
             console.print(
@@ -337,7 +339,9 @@ def origin(out: Path, shown: Set[tuple[str, str, int]], *, option: str) -> str:
         shown: Setting, algorithm and seed of the runs that are shown.
         option: Of the command.
     """
-    lines = [json.loads(line) for line in out.read_text().splitlines() if line.strip()]
+    lines = [
+        json.loads(line) for line in out.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     own = [e for e in lines if (e["setting"], e["algorithm"], e["seed"]) in shown]
     said = {
         key: ", ".join(str(each) for each in sorted({line[key] for line in own}))
@@ -354,11 +358,11 @@ def write(document: Path, studies: Mapping[str, str]) -> None:
     """Put each study between its markers in a document; a study without markers is left out."""
     from mlecs_lightning.report.markdown import replace_between
 
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     for study, block in studies.items():
         if f"<!-- {study}:begin -->" in text:
             text = replace_between(text, block, name=study)
-    document.write_text(text)
+    document.write_text(text, encoding="utf-8")
 
 
 def main() -> int:

@@ -109,7 +109,7 @@ def work(out: Path, args: list[str]) -> int:
         "network": str(Path("/proc/self/ns/net").readlink()),
         "sha256": digest.hexdigest(),
     }
-    (out / f"{rank}.json").write_text(json.dumps(facts))
+    (out / f"{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
     torch.save(weights, out / f"{rank}.pt")
     return 0
 
@@ -219,8 +219,10 @@ def compare(command: str, nodes: Sequence[Node], together: Path, alone: Path) ->
     """Print what every process ended with; return what is wrong."""
     import torch
 
-    ranks = [json.loads(path.read_text()) for path in sorted(together.glob("*.json"))]
-    (one,) = [json.loads(path.read_text()) for path in alone.glob("*.json")]
+    ranks = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(together.glob("*.json"))
+    ]
+    (one,) = [json.loads(path.read_text(encoding="utf-8")) for path in alone.glob("*.json")]
     for facts in ranks:
         node = nodes[facts["node"]]
         print(
@@ -246,7 +248,9 @@ def compare(command: str, nodes: Sequence[Node], together: Path, alone: Path) ->
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument(
         "--commands", nargs="+", default=["warmup", "fit"], choices=["warmup", "fit"]
     )
@@ -270,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="two_nodes-") as folder, two_nodes() as nodes:
         root = Path(folder)
         config = root / "config.yaml"
-        config.write_text(CONFIG)
+        config.write_text(CONFIG, encoding="utf-8")
         for command in options.commands:
             given: dict[str, list[str]] = {}
             for who in ("alone", "together"):

@@ -37,7 +37,7 @@ def depth_features(root: Path) -> dict[str, np.ndarray]:
     rows: dict[str, list[list[float]]] = {}
     for kind in ("falls", "adls"):
         file = root / "labels_depth_features" / f"urfall-cam0-{kind}.csv"
-        for name, _, _, *values in csv.reader(file.open()):
+        for name, _, _, *values in csv.reader(file.open(encoding="utf-8")):
             if name.startswith(("fall-", "adl-")):
                 rows.setdefault(name, []).append([float(value) for value in values])
     return {name: np.array(values, np.float32).T for name, values in rows.items()}
@@ -73,7 +73,7 @@ def write_files(
     np.save(out / f"{name}.npy", depth)
     ratio, height, floor = depth[[0, 5, 6], -1]
     note = f"height over width {ratio:.1f} , height {height:.0f} , above the floor {floor:.0f}"
-    (out / f"{name}.txt").write_text(note + "\n")
+    (out / f"{name}.txt").write_text(note + "\n", encoding="utf-8")
     if whole:
         shutil.copyfile(video, out / f"{name}.mp4")
     else:
@@ -101,7 +101,7 @@ def lines(root: Path, out: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Make the folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder of the UR Fall data")
     parser.add_argument("out", type=Path, help="the folder to make")
     given = parser.parse_args()
@@ -123,7 +123,7 @@ def write_folder(root: Path, out: Path) -> None:
         if line["split"] == "test"
     ]
     for file, rows in (("samples.jsonl", known), ("new.jsonl", new)):
-        (out / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (out / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

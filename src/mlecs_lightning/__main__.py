@@ -4,6 +4,7 @@ It stands apart from `mlecs_lightning.cli`, which takes seconds to import: a rep
 reading files.
 """
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -18,6 +19,10 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         The exit code; see `mlecs_lightning.cli.main` and `mlecs_lightning.report.command.report`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            # What the locale has no letter for is spelt out, and ends no run in its last line.
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["report"]:
         from mlecs_lightning.report.command import report

@@ -330,7 +330,9 @@ def known_names(message: str, *, defaults: Namespace) -> str:
         longer = [known for known in every if known.startswith(key[1])]
         near = longer or get_close_matches(key[1], every, n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
-    elif re.search(r"class 'str'>\. Got value: (True|False|None|[-+.\d])", message):
+    elif re.search(
+        r"Expected a <class 'str'>(?s:.*)(class '(bool|int|float)'>|value: [TFN\d])", message
+    ):
         hint = "; a word that YAML takes for something else stands in quotes"
     elif "is not accepted" in message and (paths := re.findall(_CLASS_PATH, message)):
         refused = import_class({"class_path": paths[-1]}, home="builtins", key="class_path")

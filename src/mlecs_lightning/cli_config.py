@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -24,8 +23,8 @@ from mlecs_lightning.federated.clients import are_drawn
 from mlecs_lightning.files import DamagedFileError
 from mlecs_lightning.paths import expanded
 from mlecs_lightning.settings import ModelSettings
-from mlecs_lightning.text_files import EncodingError, read_text
-from mlecs_lightning.yaml_text import NAME_KEYS, YamlFaultError, parse_yaml
+from mlecs_lightning.text_files import EncodingError, utf8
+from mlecs_lightning.yaml_text import NAME_KEYS, YamlFaultError, dump_yaml, parse_yaml
 
 __all__ = ["PARSER_MODE", "ConfigFile", "completed"]
 
@@ -58,8 +57,11 @@ class ConfigFile(ActionConfigFile):
         if not path.is_file():
             ActionConfigFile.apply_config(parser, cfg, dest, value)  # says what is wrong
             return
+        # Written anew, since jsonargparse first tries whether the text is a path, which ASCII is in
+        # every locale.
+        text = dump_yaml(_read(value))
         with contextlib.chdir(path.resolve().parent):
-            ActionConfigFile.apply_config(parser, cfg, dest, _text(path, key=f"--config {value}"))
+            ActionConfigFile.apply_config(parser, cfg, dest, text)
         cfg[dest][-1] = Path_fr(str(path))  # jsonargparse notes nothing of a text
 
 
@@ -194,26 +196,23 @@ def _read(file: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        read_checked(path)
+        text = utf8(read_checked(path))
     except DamagedFileError:
         # That of an old run, edited for a new one: allowed, but not in silence.
         log.warning("%s is not what its run wrote: it is taken as it stands now", key)
-    values = _yaml(_text(path, key=key), key=key)
+        text = utf8(path.read_bytes())
+    except (OSError, EncodingError) as error:
+        raise ConfigurationError(f"{key}: {error}") from error
+    values = _yaml(text, key=key)
     if not isinstance(values, dict):
         raise ConfigurationError(f"{key}: expected keys and their values, got {values!r}")
     return values
 
 
-def _text(path: Path, *, key: str) -> str:
-    try:
-        return read_text(path)
-    except (OSError, EncodingError) as error:
-        raise ConfigurationError(f"{key}: {error}") from error
-
-
 def _yaml(text: str, *, key: str) -> Any:  # noqa: ANN401 - whatever stands there
+    at = () if key.startswith("--config ") else key.removeprefix("--").split(".")
     try:
-        return parse_yaml(text, at=key.removeprefix("--").split("."))
+        return parse_yaml(text, at=at)
     except YamlFaultError as error:
         raise ConfigurationError(f"{key}: {error}") from error
     except yaml.YAMLError as error:

@@ -69,6 +69,46 @@ def mlecs(cache_dir: Path) -> Callable[..., SimpleNamespace]:
     return call
 
 
+@pytest.fixture
+def fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the parsers of the other subcommands, which take most of the time."""
+    from mlecs_lightning.cli import FederatedCLI
+
+    given = {"fit": FederatedCLI.subcommands()["fit"]}
+    monkeypatch.setattr(FederatedCLI, "subcommands", staticmethod(lambda: given))
+
+
+@pytest.fixture
+def before_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a test fail as soon as a model is about to be built."""
+    from mlecs_lightning.federated import Federation
+
+    def build(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model is being built")
+
+    monkeypatch.setattr(Federation, "__init__", build)
+
+
+@pytest.fixture
+def refused(
+    mlecs: Callable[..., SimpleNamespace], tiny_yaml: Path, tmp_path: Path
+) -> Callable[..., str]:
+    """Run a command that must fail and leave nothing behind; return what it said."""
+
+    def call(*args: object) -> str:
+        root = ("--trainer.default_root_dir", tmp_path / "runs")
+        ran = mlecs("fit", "--config", tiny_yaml, *root, *args)
+        assert (ran.code, ran.out) == (1, "")
+        assert not (tmp_path / "runs").exists()
+        said: str = ran.err
+        title, _, message = said.partition("error: ")
+        assert title in ("", "Seed set to 7\n")
+        assert "Traceback" not in message
+        return message
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def fit(mlecs: Callable[..., SimpleNamespace], tiny_yaml: Path) -> Callable[..., SimpleNamespace]:
     """``mlecs fit`` on the small configuration, which must succeed: returns what it left.

@@ -3,12 +3,8 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-
-from mlecs_lightning.cli import FederatedCLI
-from mlecs_lightning.federated import Federation
 
 MODALITIES = "['pixels', 'profile', 'fourier']"
 CLIENT_KEYS = (
@@ -287,7 +283,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "no YAML": ("clients: {kitchen: [", ["--config TMP/second.yaml: no YAML", "while parsing"]),
     "list": ("[clients, trainer]", ["TMP/second.yaml: expected keys", "['clients', 'trainer']"]),
     "nothing": ("# later\n", ["TMP/second.yaml: expected keys and their values", "None"]),
-    "no text": ("\udcff\udcfe", ["TMP/second.yaml: no text in UTF-8"]),
+    "no text": ("\udcff\udcfe", ["TMP/second.yaml: is no text in UTF-8 but in UTF-16"]),
     "unknown key": ("colour: red", ["'colour'", "'data', 'algorithm', 'server', 'edge'"]),
     "unknown key of a section": (
         "edge: {lora: {rank: 4}}",
@@ -305,41 +301,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the parsers of the other subcommands, which take most of the time."""
-    given = {"fit": FederatedCLI.subcommands()["fit"]}
-    monkeypatch.setattr(FederatedCLI, "subcommands", staticmethod(lambda: given))
-
-
-@pytest.fixture
-def before_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a test fail as soon as a model is about to be built."""
-
-    def build(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a model is being built")
-
-    monkeypatch.setattr(Federation, "__init__", build)
-
-
-@pytest.fixture
-def refused(
-    mlecs: Callable[..., SimpleNamespace], tiny_yaml: Path, tmp_path: Path
-) -> Callable[..., str]:
-    """Run a command that must fail and leave nothing behind; return what it said."""
-
-    def call(*args: object) -> str:
-        root = ("--trainer.default_root_dir", tmp_path / "runs")
-        ran = mlecs("fit", "--config", tiny_yaml, *root, *args)
-        assert (ran.code, ran.out) == (1, "")
-        assert not (tmp_path / "runs").exists()
-        said: str = ran.err
-        title, _, message = said.partition("error: ")
-        assert title in ("", "Seed set to 7\n")
-        assert "Traceback" not in message
-        return message
-
-    return call
+pytestmark = pytest.mark.usefixtures("fit_alone")
 
 
 def missing(words: list[str], message: str, tmp_path: Path) -> list[str]:

@@ -20,11 +20,12 @@ from mlecs_lightning.metrics import ReferencedText, TextMetrics
 from mlecs_lightning.types import ClientProfile
 
 Mlecs = Callable[..., SimpleNamespace]
-CLIENTS = {"kitchen": ["pixels", "profile"], "hall": ["profile", "wave"]}
+# One modality is called as an attribute that every module has.
+CLIENTS = {"kitchen": ["pixels", "profile"], "hall": ["profile", "training"]}
 MODALITIES = {
     "pixels": {"kind": "image", "shape": [1, 8, 8]},
     "profile": {"kind": "vector", "shape": [16]},
-    "wave": {"kind": "series", "shape": [1, 64]},
+    "training": {"kind": "series", "shape": [1, 64]},
 }
 
 
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "modalities": {
                         "pixels": f"{name}.png",
                         "profile": f"{name}.csv",
-                        "wave": f"{name}.wav" if i % 3 else None,
+                        "training": f"{name}.wav" if i % 3 else None,
                     },
                     "targets": [table.targets[i], table.targets[i].replace(" with", " , with")],
                 }
@@ -159,7 +160,7 @@ def test_new_files_are_answered_without_the_data_of_the_training(
     # A clear word instead of a run on other terms.
     shapes = {**MODALITIES, "pixels": {"kind": "image", "shape": [1, 4, 4]}}
     smaller = ("--data.init_args.modalities", json.dumps(shapes))
-    clients = ("--clients", "{kitchen: {modalities: [pixels]}, attic: {modalities: [wave]}}")
+    clients = ("--clients", "{kitchen: {modalities: [pixels]}, attic: {modalities: [training]}}")
     for args, message in (
         (smaller, "data.init_args.modalities.pixels is Declared("),
         (clients, "the checkpoint has other clients: ['attic', 'hall']"),
@@ -183,7 +184,7 @@ def test_the_folder_says_what_the_data_set_says(config: Path) -> None:
         assert np.corrcoef(one, other)[0, 1] > 0.999
     absent = [i for i in range(16) if i % 3 == 0]
     assert (~table.present[:, 2]).nonzero().flatten().tolist() == absent
-    assert not table.inputs["wave"][absent].any()
+    assert not table.inputs["training"][absent].any()
 
 
 def test_faults_stop_every_command_with_their_lines(

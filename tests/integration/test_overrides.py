@@ -7,19 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mlecs_lightning.cli import FederatedCLI
-
 Merged = Callable[..., dict[str, Any]]
 KITCHEN = {"modalities": ["pixels", "profile"]}
 HALL = {"modalities": ["fourier"]}
 IMAGE = {"class_path": "ImageCNN", "init_args": {"channels": 8, "width": 16}}
 
 
-@pytest.fixture(autouse=True)
-def fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the parsers of the other subcommands, which take most of the time."""
-    given = {"fit": FederatedCLI.subcommands()["fit"]}
-    monkeypatch.setattr(FederatedCLI, "subcommands", staticmethod(lambda: given))
+pytestmark = pytest.mark.usefixtures("fit_alone")
 
 
 @pytest.fixture

@@ -1,3 +1,8 @@
+import ast
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mlecs_lightning.names import client_name_faults, modality_name_faults
@@ -71,3 +76,15 @@ def test_a_modality_that_is_no_word_is_refused(name: str, fault: str) -> None:
     assert said.startswith("data.modalities: '")
     assert fault in said
     assert len(said) < 200
+
+
+def test_a_name_that_this_locale_has_no_letters_for_is_refused() -> None:
+    """In a process of its own: the encoding of file names is chosen when Python starts."""
+    ask = "print(ascii(client_name_faults(['k\\xfcche', 'hall'])))"
+    program = f"from mlecs_lightning.names import client_name_faults; {ask}"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+    )
+    (said,) = ast.literal_eval(ran.stdout.decode("utf-8", "surrogateescape"))
+    assert "cannot name a file in this locale: set PYTHONUTF8=1" in said
