@@ -298,7 +298,12 @@ class _DataCheck(FederatedCLI):
         assert self.algorithm is not None
         parties = Parties.resolve(self.federation, self.algorithm, self.datamodule)
         found = text_suspicions(parties, self.datamodule, algorithm=self.algorithm)
-        bertscore = BertScore.of(self._get(self.config, "trainer.bertscore"))
+        try:
+            bertscore = BertScore.of(self._get(self.config, "trainer.bertscore"))
+            if bertscore is not None:
+                bertscore.unknown_share(())  # here, so that a missing model is named as one
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            raise ConfigurationError(f"trainer.bertscore: {error}") from error
         self.result = check_data(
             self.datamodule, parties.profiles, bertscore=bertscore, texts=found
         )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -189,6 +190,18 @@ def _has_arguments_alone(key: str, args: list[str], files: dict[_Option, dict[st
     return bool(said) and all(isinstance(s, dict) and "class_path" not in s for s in said)
 
 
+def _content(path: Path, *, key: str) -> bytes:
+    """Return the content of a configuration file.
+
+    That of an old run may have been edited for a new one: allowed, but not in silence.
+    """
+    try:
+        return read_checked(path)
+    except DamagedFileError:
+        log.warning("%s is not what its run wrote: it is taken as it stands now", key)
+        return path.read_bytes()
+
+
 def _read(file: str) -> dict[str, Any]:
     """Read a configuration file; empty if there is none, as the parser will say."""
     key = f"--config {file}"
@@ -196,11 +209,7 @@ def _read(file: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        text = utf8(read_checked(path))
-    except DamagedFileError:
-        # That of an old run, edited for a new one: allowed, but not in silence.
-        log.warning("%s is not what its run wrote: it is taken as it stands now", key)
-        text = utf8(path.read_bytes())
+        text = utf8(_content(path, key=key))
     except (OSError, EncodingError) as error:
         raise ConfigurationError(f"{key}: {error}") from error
     values = _yaml(text, key=key)

