@@ -36,8 +36,8 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.files import replacing_folder
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import pocket_of
-from mlecs_lightning.nn.backbone import load_frozen
 from mlecs_lightning.nn.frozen import PRIVATE
+from mlecs_lightning.nn.loading import load_frozen
 
 __all__ = [
     "BACKBONE",

@@ -24,7 +24,7 @@ from mlecs_lightning.federated.state import ClientStore, MemoryStore
 from mlecs_lightning.federated.texts import check_texts
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.modules.pocket import is_pocket, make_pocket
-from mlecs_lightning.nn.backbone import load_coder, load_frozen
+from mlecs_lightning.nn.loading import load_coder, load_frozen
 from mlecs_lightning.nn.texts import TextCoder
 from mlecs_lightning.settings import BackboneSettings, LoraSettings, ModelSettings
 

@@ -23,14 +23,13 @@ from mlecs_lightning.digests import (
     write_checked,
 )
 from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.files import naming_full_disk, replacing_folder
 from mlecs_lightning.folders import claim_folder
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.contents import Contents, content_header
 from mlecs_lightning.yaml_text import dump_yaml
 
-__all__ = ["RunFolder", "communication"]
+__all__ = ["RunFolder"]
 
 log = logging.getLogger(__name__)
 
@@ -196,31 +195,3 @@ class RunFolder:
                 text = json.dumps(mask) + "\n"
                 (folder / "modules.json").write_text(text, encoding="utf-8")
             seal_folder(folder)
-
-
-def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
-    """Return the bytes that crossed the border and what share of the models they are.
-
-    The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of
-    the model that the client trains (mean over clients), and of the server's.
-    """
-    edges = federation.edge_bytes
-    server = federation.server.module.parameter_bytes()
-    ratios: dict[str, dict[str, float]] = {"edge": {}, "server": {}}
-    for way in ("uplink", "downlink"):
-        shares = [
-            ledger.total(way, client=c) / messages / size
-            for c, size in edges.items()
-            if (messages := ledger.messages(way, client=c))
-        ]
-        ratios["edge"][way] = sum(shares) / len(shares) if shares else 0.0
-        ratios["server"][way] = ledger.per_message(way) / server
-    return {
-        "uplink_bytes": ledger.total("uplink"),
-        "downlink_bytes": ledger.total("downlink"),
-        "ratio_of_edge_parameters": ratios["edge"],
-        "ratio_of_server_parameters": ratios["server"],
-        "edge_parameter_bytes": edges,
-        "server_parameter_bytes": server,
-        "by_component": ledger.by_component(),
-    }

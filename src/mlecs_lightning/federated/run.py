@@ -32,7 +32,7 @@ from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.federated.messages import Message, Scalar
 from mlecs_lightning.federated.optimization import origin
-from mlecs_lightning.federated.output import RunFolder, communication
+from mlecs_lightning.federated.output import RunFolder
 from mlecs_lightning.federated.stream import Stream
 from mlecs_lightning.federated.timeline import last_round_of, prune_checkpoints, set_aside
 
@@ -339,44 +339,6 @@ class Run:
             fault=fault,
             moved=saved.get("moved", 0.0),
         )
-
-    def summary(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what summary.json holds, with the scores of an evaluation."""
-        groups = {host: list(c) for host, c in self.federation.parties.groups.items()}
-        streamed = self._streamed()
-        return {
-            "algorithm": type(self.algorithm).__name__,
-            "seed": self.federation.parties.seed,
-            "rounds": len(self.history),
-            **results,
-            **({"groups": groups} if len(groups) > 1 else {}),
-            **({} if streamed is None else {"stream": streamed}),
-            "aggregation_error": [
-                r["aggregate/error"] for r in self.history if "aggregate/error" in r
-            ],
-            "faults": {**self.faults.counts(), "events": self.faults.state_dict()},
-            "frozen": self.federation.frozen,
-            "communication": communication(self.ledger, self.federation) | self._coded(),
-            "seconds": self.seconds,
-        }
-
-    def _streamed(self) -> Any:  # noqa: ANN401 - a nested dict
-        """Judge the clients after the last round, if that has not been done, and sum up."""
-        rows = list(self.history)
-        if rows and not any(k.startswith("stream/") for k in rows[-1]):
-            last = int(rows[-1]["round"])
-            rows[-1] = rows[-1] | self.stream.row(self.evaluator, self.federation, last)
-        return self.stream.summary(rows, self.federation.clients)
-
-    def _coded(self) -> dict[str, Any]:
-        """Return what the codec is, and what it lost in each round."""
-        if self.channel.codec is None:
-            return {}
-        lost = {
-            way: [row[key] for row in self.history if (key := f"channel/{way}_error") in row]
-            for way in ("uplink", "downlink")
-        }
-        return {"codec": self.channel.codec.describe(), "reconstruction_error": lost}
 
 
 def _told(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from mlecs_lightning.federated.saved import SavedModels
 from mlecs_lightning.federated.schedules import check_rounds
 from mlecs_lightning.federated.signals import Interrupted, StopSignals
 from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
+from mlecs_lightning.federated.summary import summary_of
 from mlecs_lightning.federated.warmup_checkpoint import load_warmup
 from mlecs_lightning.files import remove_leftovers
 from mlecs_lightning.paths import expanded
@@ -222,7 +223,7 @@ class FederatedTrainer:
                 self._train(run, RoundLoop(run, self._loop, self._call, stop))
             # Before the test, which may fail.
             run.folder.write_adapters(run.federation)
-            summary = run.summary(run.tester.test(run.federation, round=self._last(run)))
+            summary = summary_of(run, run.tester.test(run.federation, round=self._last(run)))
             run.folder.write_summary(summary)
             self._call("on_fit_end", summary=summary)
             run.folder.close("success")
@@ -287,7 +288,7 @@ class FederatedTrainer:
         """Return the summary of a checkpoint, with the scores on the test splits."""
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
         results = run.tester.test(run.federation, round=self._last(run))
-        return run.summary(results) | {"seconds": run.before}
+        return summary_of(run, results) | {"seconds": run.before}
 
     def predict(
         self,

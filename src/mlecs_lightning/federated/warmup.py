@@ -11,21 +11,19 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from lightning.fabric import Fabric, seed_everything
-from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -48,8 +46,7 @@ from mlecs_lightning.federated.warmup_checkpoint import (
     read_warmup,
     saved_moments,
 )
-from mlecs_lightning.files import load_tensors, save_tensors
-from mlecs_lightning.folders import claim_folder
+from mlecs_lightning.federated.warmup_files import CheckedIO, ClaimedLog
 from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.modules.contents import content_header
 from mlecs_lightning.paths import expanded
@@ -210,7 +207,7 @@ class ServerWarmup:
         plugins = options.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            options["plugins"] = [*plugins, _CheckedIO()]
+            options["plugins"] = [*plugins, CheckedIO()]
         try:
             options["strategy"] = _strategy(options)
             trainer = L.Trainer(**options)
@@ -226,7 +223,7 @@ class ServerWarmup:
         # A job of SLURM has a number of its own.
         usual = options.get("logger") in (None, True) and SLURMEnvironment.job_id() is None
         if usual and isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger = _ClaimedLog(trainer.default_root_dir)
+            trainer.logger = ClaimedLog(trainer.default_root_dir)
         return trainer
 
 
@@ -242,35 +239,6 @@ def _strategy(options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as in Lightn
     known = {k: options[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
     ddp = isinstance(Fabric(**known).strategy, DDPStrategy)
     return "ddp_find_unused_parameters_true" if ddp else asked
-
-
-class _CheckedIO(TorchCheckpointIO):
-    """Writes checkpoints of the warm-up as those of a run are written, and checks them alike."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
-    ) -> None:
-        """Write it whole or not at all."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(Path(path), checkpoint)
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read it, weights only, every byte checked."""
-        state: dict[str, Any] = load_tensors(Path(path))
-        return state
-
-
-class _ClaimedLog(TensorBoardLogger):
-    """Lightning's usual log, in a version that no warm-up begun at the same time takes as well."""
-
-    @cached_property
-    def version(self) -> str:
-        """The name of the folder; the first process tells the others where it is."""
-        if getattr(rank_zero_only, "rank", 0):
-            return "version_0"
-        return claim_folder(Path(self.root_dir), "version").name
 
 
 class _AsInFederation(L.Callback):

@@ -17,7 +17,8 @@ from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.digests import SUMS
 from mlecs_lightning.federated.encoding import decode
 from mlecs_lightning.federated.ledger import Ledger
-from mlecs_lightning.federated.output import RunFolder, communication
+from mlecs_lightning.federated.output import RunFolder
+from mlecs_lightning.federated.summary import communication
 from tests.unit.updates import dense, mean, relative_error
 
 CLIENTS = {"kitchen": ["pixels", "profile"], "hall": ["fourier"], "study": ["pixels", "profile"]}

@@ -10,8 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.backbone import Backbone, load_frozen
+from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.frozen import fuse_activations
+from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 LORA = LoraSettings(r=4, alpha=16, dropout=0.0)

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.backbone import load_frozen
+from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.settings import BackboneSettings
 
 

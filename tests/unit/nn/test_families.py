@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.backbone import Backbone, load_frozen
+from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
 
 WORDS = ["what", "is", "the", "person", "doing", "now", "please", "upright", "falling", "down"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mlecs_lightning.nn.backbone import Backbone, load_frozen
+from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.frozen import digests
+from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
 from tests.unit.nn.test_families import FAMILIES, save
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.backbone import Backbone, load_frozen
+from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
 from tests.unit.nn.test_families import ASK, PROMPT, SAY, WIDTH, save

@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from mlecs_lightning.algorithms import Standalone
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import ClientSettings
-from mlecs_lightning.nn.backbone import Backbone, load_frozen
+from mlecs_lightning.nn.backbone import Backbone
+from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
 from tests.unit.updates import dense
 
