@@ -97,6 +97,12 @@ def test_a_folder_is_checked_trained_on_and_predicted(
 ) -> None:
     checked = mlecs("data", "check", "--config", config)
     assert checked.code == 0, checked.err
+    words = " ".join(checked.out.split())
+    assert "clients.hall, split train: " in words
+    assert "more tokens than edge.max_new_tokens 2 and are never said to their end" in words
+    whole = ("--server.max_new_tokens", 12, "--edge.max_new_tokens", 12)
+    checked = mlecs("data", "check", "--config", config, *whole)
+    assert checked.code == 0, checked.err
     assert "suspicious: nothing" in checked.out
 
     ran = fit(tmp_path, "--trainer.max_rounds", 1, config=config)
@@ -231,7 +237,7 @@ def test_several_files_can_be_named_on_the_command_line(
 def test_the_check_takes_any_data_set_and_any_option_of_fit(mlecs: Mlecs, tiny_yaml: Path) -> None:
     ran = mlecs("data", "check", "--config", tiny_yaml, "--clients.kitchen.modalities", "[pixels]")
     assert ran.code == 0, ran.err
-    (kitchen,) = (line for line in ran.out.splitlines() if "kitchen" in line)
+    (kitchen,) = (line for line in ran.out.splitlines() if line.startswith("│ kitchen"))
     assert "pixels 100%" in kitchen
     assert "profile" not in kitchen
     ran = mlecs("data", "check", "--config", tiny_yaml, "--clients.kitchen.modalities", "[taste]")

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from mlecs_lightning.algorithms import FedAvg
+from mlecs_lightning.data import SampleTable
 from mlecs_lightning.digests import SUMS
+from mlecs_lightning.federated import EvaluationError, Learner
 from mlecs_lightning.federated.encoding import decode
+from mlecs_lightning.federated.evaluation import Evaluator
 from mlecs_lightning.federated.ledger import Ledger
 from mlecs_lightning.federated.output import RunFolder
 from mlecs_lightning.federated.summary import communication
@@ -129,6 +133,38 @@ def test_predictions_are_written_for_every_party(
     ]
     assert [(r["party"], r["id"], r["target"]) for r in rows] == expected
     assert all(set(r) == {"party", "id", "prediction", "target"} for r in rows)
+
+
+@pytest.mark.parametrize("silent", [("hall",), ("server",), ("kitchen", "hall", "study", "server")])
+def test_a_party_that_cannot_answer_is_named_and_the_others_are_heard(
+    silent: tuple[str, ...],
+    tiny: SimpleNamespace,
+    mlecs_run: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The samples of some have inputs that no extractor takes."""
+    shutil.copytree(mlecs_run.root, tmp_path, dirs_exist_ok=True)
+    data = tiny.data()
+    predictions = Evaluator.predictions
+
+    def spoilt(judge: Evaluator, learner: Learner[Any], table: SampleTable) -> list[dict[str, str]]:
+        inputs = {m: x[..., :2] if learner.name in silent else x for m, x in table.inputs.items()}
+        return predictions(judge, learner, replace(table, inputs=inputs))
+
+    monkeypatch.setattr(Evaluator, "predictions", spoilt)
+    trainer = tiny.trainer(tmp_path)
+    if len(silent) == 4:
+        with pytest.raises(
+            EvaluationError, match=r"(?s)no party.*kitchen.*server, stage 'predict'"
+        ):
+            trainer.predict(mlecs_run.algorithm, data, tiny.parties(), "last")
+        return
+    with pytest.warns(UserWarning, match=f"1 of 4 .*\\n{silent[0]}, stage 'predict': RuntimeError"):
+        path = trainer.predict(mlecs_run.algorithm, data, tiny.parties(), "last")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    heard = [party for party in (*CLIENTS, "server") if party not in silent]
+    assert list(dict.fromkeys(row["party"] for row in rows)) == heard
 
 
 # The summary ----------------------------------------------------------------------------------
