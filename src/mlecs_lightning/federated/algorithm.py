@@ -138,7 +138,7 @@ class Algorithm(ABC):
     def figures(self) -> tuple[str, ...]:
         """Name all the figures that a client may report of its training, as ``stage/name``.
 
-        They go up as a part of the message, one finite number each, and are counted under
+        They go up as a part of the message, one finite float64 each, and are counted under
         ``report``. Whatever else `client_update` returns as a metric stays on the device. Where
         nothing goes up, these are what the experimenter sees.
         """

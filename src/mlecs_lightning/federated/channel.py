@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 import textwrap
@@ -24,17 +23,17 @@ _NOTHING: Mapping[str, Tensor] = {}
 
 def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[str]:
     """Say everything that is wrong with a message."""
-    named, allowed = message.scalars.keys(), schema.scalars.keys() | schema.optional
-    faults = [f"undeclared tensor {k!r}" for k in sorted(message.tensors.keys() - schema.tensors)]
+    forms = {**schema.tensors, **schema.optional}
+    faults = [f"undeclared tensor {k!r}" for k in sorted(message.tensors.keys() - forms)]
     faults += [f"missing tensor {k!r}" for k in sorted(schema.tensors.keys() - message.tensors)]
-    faults += [f"undeclared scalar {k!r}" for k in sorted(named - allowed)]
-    faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - named)]
-    for name, declared in (*schema.scalars.items(), *schema.optional.items()):
-        broken = declared.fault(message.scalars[name]) if name in named else None
+    faults += [f"undeclared scalar {k!r}" for k in sorted(message.scalars.keys() - schema.scalars)]
+    faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - message.scalars)]
+    for name, declared in schema.scalars.items():
+        broken = declared.fault(message.scalars[name]) if name in message.scalars else None
         if broken:
             faults.append(f"scalar {name!r}: {broken}")
     norm = 0.0
-    for name, form in schema.tensors.items():
+    for name, form in forms.items():
         if name not in message.tensors:
             continue
         tensor = message.tensors[name]
@@ -44,8 +43,9 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
         elif tensor.is_floating_point():
             if not bool(torch.isfinite(tensor).all()):
                 faults.append(f"tensor {name!r}: not finite")
-            own = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-            norm = math.hypot(norm, float(own))  # squares of its own could be too large
+            if component_of(name) != REPORT:
+                own = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+                norm = math.hypot(norm, float(own))  # its square could be too large
     if max_norm is not None and norm > max_norm:
         faults.append(f"norm {norm:.4g} exceeds {max_norm:.4g}")
     return faults
@@ -201,15 +201,8 @@ class Channel:
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:
-    """Split a message's bytes: tensors by component, the report, and the rest as ``header``.
-
-    A figure of a report counts with its name and a comma, as they stand in the file.
-    """
+    """Split a message's bytes: tensors by component, the rest (names, scalars) is ``header``."""
     sizes: Counter[str] = Counter()
     for name, tensor in message.tensors.items():
         sizes[component_of(name)] += tensor.numel() * tensor.element_size()
-    for name, value in message.scalars.items():
-        if component_of(name) == REPORT:
-            # JSON within JSON; two quotes and two braces are not its own, a comma and a space are.
-            sizes[REPORT] += len(json.dumps(json.dumps({name: value}))) - 2
     return {**sizes, "header": total - sum(sizes.values())}

@@ -351,8 +351,8 @@ class DWC(Codec):
                 except CodecError as error:
                     raise CodecError(f"tensor {name!r}: {error}") from error
                 tensors[name] = new.view(field.shape).to(field.dtype)  # type: ignore[arg-type]
-        known_scalars = schema.scalars.keys() | schema.optional
-        scalars = {k: v for k, v in message.scalars.items() if k in known_scalars}
+        tensors |= {k: t for k, t in message.tensors.items() if k in schema.optional}
+        scalars = {k: v for k, v in message.scalars.items() if k in schema.scalars}
         return Message(dict(sorted(tensors.items())), scalars)
 
     def _pack_rows(self, name: str, rows: Tensor) -> dict[str, Tensor]:

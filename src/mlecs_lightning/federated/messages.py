@@ -24,7 +24,7 @@ __all__ = [
 Scalar = int | float | str | tuple[str, ...]
 
 REPORT = "report"
-"""Component of the scalars that tell how a client's training went; see `reports`."""
+"""Component of the figures that tell how a client's training went; see `reports`."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +115,16 @@ class Schema:
     Attributes:
         tensors: The form of each tensor; all of them have to be there.
         scalars: The form of each scalar; all of them have to be there.
-        optional: The form of scalars that may be left out.
+        optional: The form of tensors that may be left out.
     """
 
     tensors: Mapping[str, TensorField] = field(default_factory=dict)
     scalars: Mapping[str, ScalarField] = field(default_factory=dict)
-    optional: Mapping[str, ScalarField] = field(default_factory=dict)
+    optional: Mapping[str, TensorField] = field(default_factory=dict)
 
 
 def component_of(name: str) -> str:
-    """Return the component that a tensor or a scalar is counted under."""
+    """Return the component that a tensor is counted under."""
     return name.partition("/")[0]
 
 

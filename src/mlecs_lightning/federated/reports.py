@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from mlecs_lightning.federated.messages import (
-    REPORT,
-    Message,
-    ScalarField,
-    Schema,
-    component_of,
-)
+import torch
+
+from mlecs_lightning.federated.messages import REPORT, Message, Schema, TensorField
 
 __all__ = ["declared_figures", "figures_of", "with_figures", "with_report"]
 
 
 def with_report(schema: Schema, names: Iterable[str]) -> Schema:
-    """Return a schema of which each of the named figures may be a part, as a finite number."""
-    report = {f"{REPORT}/{name}": ScalarField(float) for name in names}
+    """Return a schema of which each of the named figures may be a part, as a finite number.
+
+    A tensor of one float64 each, so that the length of a message does not depend on their digits.
+    """
+    report = {f"{REPORT}/{name}": TensorField((), torch.float64) for name in names}
     return Schema(schema.tensors, schema.scalars, {**schema.optional, **report})
 
 
@@ -37,14 +36,13 @@ def declared_figures(figures: Mapping[str, float], names: Iterable[str]) -> dict
 
 def with_figures(message: Message, figures: Mapping[str, float]) -> Message:
     """Return an update with a report in it."""
-    report = {f"{REPORT}/{name}": value for name, value in figures.items()}
-    return Message(message.tensors, {**message.scalars, **report})
+    report = {
+        f"{REPORT}/{name}": torch.tensor(value, dtype=torch.float64)
+        for name, value in figures.items()
+    }
+    return Message({**message.tensors, **report}, message.scalars)
 
 
 def figures_of(message: Message) -> dict[str, float]:
     """Return the figures of a message that has been checked."""
-    return {
-        name.partition("/")[2]: value
-        for name, value in message.scalars.items()
-        if component_of(name) == REPORT and isinstance(value, float)
-    }
+    return {name: float(value) for name, value in message.component(REPORT).items()}
