@@ -444,7 +444,7 @@ def test_a_device_that_is_left_to_itself_sends_and_receives_nothing(
     assert summary["communication"]["downlink_bytes"] == 0
     first, second = (last(tmp_path, r)["clients"]["phone"]["model"] for r in range(2))
     assert alike(first, second) != train
-    assert alike(last(tmp_path, 0)["server"], last(tmp_path, 1)["server"])
+    assert alike(*(last(tmp_path, r)["server"]["model"] for r in range(2)))
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], object], str]] = {

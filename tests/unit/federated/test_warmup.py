@@ -22,7 +22,8 @@ from mlecs_lightning.federated import (
     RoundContext,
     ServerLearner,
 )
-from mlecs_lightning.federated.warmup import ServerWarmup, _ClaimedLog, load_warmup
+from mlecs_lightning.federated.warmup import ServerWarmup, load_warmup
+from mlecs_lightning.federated.warmup_files import ClaimedLog
 from mlecs_lightning.modules import Losses, Objective, ServerModule
 from mlecs_lightning.types import Batch
 
@@ -242,6 +243,6 @@ def test_its_usual_log_is_in_a_version_of_its_own(tiny: SimpleNamespace, tmp_pat
     assert ran.path.parents[1] == logs / "version_4"
     assert list((logs / "version_4").glob("events.out.tfevents.*"))
     # Begun at once: none has written anything when the next asks for its number.
-    begun = [_ClaimedLog(tmp_path) for _ in range(3)]
+    begun = [ClaimedLog(tmp_path) for _ in range(3)]
     assert [log.log_dir for log in begun] == [str(logs / f"version_{k}") for k in (5, 6, 7)]
     assert [log.log_dir for log in begun] == [str(logs / f"version_{k}") for k in (5, 6, 7)]
