@@ -156,23 +156,18 @@ def test_override_keeps_what_is_not_named() -> None:
     assert edge.lora.r == 8
 
 
-def test_override_of_an_optimizer_argument_keeps_the_others() -> None:
-    edge = ModelSettings(
-        optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0, "eps": 2.0}}
-    )
-    client = override(edge, {"optimizer": {"init_args": {"lr": 3.0}}}, key="k")
-    assert client.optimizer == {
-        "class_path": "torch.optim.AdamW",
-        "init_args": {"lr": 3.0, "eps": 2.0},
-    }
+@pytest.mark.parametrize("key", ["optimizer", "lr_scheduler"])
+def test_override_of_an_argument_keeps_the_others(key: str) -> None:
+    edge = ModelSettings(**{key: {"class_path": "Old", "init_args": {"one": 1.0, "other": 2.0}}})
+    client = override(edge, {key: {"init_args": {"one": 3.0}}}, key="k")
+    assert getattr(client, key) == {"class_path": "Old", "init_args": {"one": 3.0, "other": 2.0}}
 
 
-def test_override_of_the_optimizer_class_drops_the_arguments_of_the_old_one() -> None:
-    edge = ModelSettings(
-        optimizer={"class_path": "torch.optim.AdamW", "init_args": {"betas": [0.5, 0.5]}}
-    )
-    client = override(edge, {"optimizer": {"class_path": "torch.optim.SGD"}}, key="k")
-    assert client.optimizer == {"class_path": "torch.optim.SGD", "init_args": {}}
+@pytest.mark.parametrize("key", ["optimizer", "lr_scheduler"])
+def test_override_of_a_class_drops_the_arguments_of_the_old_one(key: str) -> None:
+    edge = ModelSettings(**{key: {"class_path": "Old", "init_args": {"one": 1.0}}})
+    client = override(edge, {key: {"class_path": "New"}}, key="k")
+    assert getattr(client, key) == {"class_path": "New", "init_args": {}}
 
 
 def test_override_of_one_extractor_keeps_the_others() -> None:

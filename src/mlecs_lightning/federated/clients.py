@@ -33,7 +33,7 @@ class ClientSettings:
         connector: Values that differ from ``edge.connector``.
         extractors: For each modality a class that differs from ``edge.extractors``.
         optimizer: Values that differ from ``edge.optimizer``.
-        lr_scheduler: The client's own in place of ``edge.lr_scheduler``.
+        lr_scheduler: Values that differ from ``edge.lr_scheduler``.
     """
 
     modalities: list[str]

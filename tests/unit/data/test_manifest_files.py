@@ -165,19 +165,23 @@ def test_flac_says_what_wav_says() -> None:
 # Videos -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def filmed(path: Path, **options: str) -> bytes:
     """Six frames of 16 x 16 pixels that go from black to white in equal steps."""
     av = pytest.importorskip("av")
-    path = tmp_path_factory.mktemp("video") / "fade.mp4"
-    with av.open(path, "w") as container:
+    with av.open(path, "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
         for level in range(6):
             pixels = np.full((16, 16, 3), level * 51, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    return Path(path).read_bytes()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A fade to white."""
+    return filmed(tmp_path_factory.mktemp("video") / "fade.mp4")
 
 
 @pytest.mark.parametrize(
@@ -327,3 +331,21 @@ def test_a_cut_off_video_is_read_or_refused_but_never_crashes(video: bytes) -> N
         except DecodeError:
             decoded = None
         assert decoded is None or decoded.values.shape == (3, 4, 4)
+
+
+def test_a_video_whose_index_survives_the_cut_is_refused(tmp_path: Path) -> None:
+    """The index stands in front, as for the web: all frames are promised, some are there."""
+    whole = filmed(tmp_path / "web.mp4", movflags="faststart")
+    assert decode(whole, ".mp4", image(3, 4, 4)).source[0] == 6
+    for cut in (20, 60, 100):
+        with pytest.raises(DecodeError, match=r"is cut off: it promises 6 frames|is no sound"):
+            decode(whole[:-cut], ".mp4", image(3, 4, 4))
+
+
+def test_a_small_file_of_a_large_image_takes_no_memory() -> None:
+    """Zeros deflate to a thousandth."""
+    large = np.zeros((7100, 7100), np.uint8)
+    data = saved(large)
+    assert len(data) < 200_000
+    with pytest.raises(DecodeError, match=r"has 7100 x 7100 pixels, at most 50,000,000 are read"):
+        decode(data, ".png", image(1, 4, 4))
