@@ -33,6 +33,7 @@ from benchmarks.peers.model import PromptLM
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.federated.aggregator import AdapterAggregator
 from mlecs_lightning.federated.channel import Channel
+from mlecs_lightning.federated.exchange import Exchange
 from mlecs_lightning.federated.federation import Federation
 from mlecs_lightning.federated.learner import Learner
 from mlecs_lightning.federated.loop import RoundLoop
@@ -59,7 +60,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "seed the generators": (RoundLoop, "_seed"),
     "load a client": (Federation, "edge"),
     "keep a client": (Federation, "keep"),
-    "serve a client, the rest": (RoundLoop, "_serve_one"),
+    "serve a client, the rest": (Exchange, "serve"),
     "serialise": (Channel, "send"),
     "read and check": (Channel, "receive"),
     "aggregate": (AdapterAggregator, "add"),

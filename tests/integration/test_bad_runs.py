@@ -82,7 +82,11 @@ def test_what_a_model_cannot_do_is_refused_before_training(
 
 @pytest.mark.parametrize(
     ("party", "words"),
-    [("server", ["server: ", "'warmup'"]), ("edge", ["kitchen: ", "'private'"])],
+    [
+        ("server", ["not finite", "server: ", "'warmup'"]),
+        # Its words stay in the client's own file.
+        ("edge", ["'kitchen', stage 'private': NonFiniteError", "clients/kitchen/errors.log"]),
+    ],
 )
 def test_a_loss_that_is_not_finite_names_party_and_stage(
     mlecs: CLI, tiny_yaml: Path, tmp_path: Path, party: str, words: list[str]
@@ -91,7 +95,7 @@ def test_a_loss_that_is_not_finite_names_party_and_stage(
     root = ("--trainer.default_root_dir", tmp_path)
     ran = mlecs("fit", "--config", tiny_yaml, *root, *rate)
     assert (ran.code, ran.out) == (1, "")
-    assert missing(["not finite", *words], ran.err, tmp_path) == [], ran.err
+    assert missing(words, ran.err, tmp_path) == [], ran.err
     assert list(tmp_path.rglob("round=????.ckpt")) == []
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from mlecs_lightning.data import Digits
 from mlecs_lightning.data.availability import draw_client_modalities
+from mlecs_lightning.digests import SUMS
 from mlecs_lightning.report.reading import read_runs
 
 Fit = Callable[..., SimpleNamespace]
@@ -65,9 +66,10 @@ def test_fit_leaves_a_run_folder(fitted: SimpleNamespace) -> None:
     adapters = {
         f"adapters/{party}/{file}"
         for party in ("kitchen", "hall", "server")
-        for file in ("adapter_config.json", "adapter_model.safetensors", "README.md")
+        for file in ("adapter_config.json", "adapter_model.safetensors", SUMS)
     }
     assert left - events - adapters == {
+        SUMS,
         "config.yaml",
         "metrics.csv",
         "summary.json",

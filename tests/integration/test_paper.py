@@ -16,7 +16,7 @@ import yaml
 from mlecs_lightning.cli import FederatedCLI
 from mlecs_lightning.federated import Schema
 from mlecs_lightning.modules import EdgeModule, ServerModule
-from mlecs_lightning.nn import backbone, pretrained
+from mlecs_lightning.nn import loading, pretrained
 from mlecs_lightning.types import Batch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,12 +50,13 @@ def asked(tiny: SimpleNamespace) -> Iterator[list[str]]:
     # Any tokenizer whose tokens the models embed.
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.pocket())
 
-    def build(name: str, **options: Any) -> transformers.PreTrainedModel:
+    def build(name: str, **options: Any) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
         names.append(name)
         # Eager: the others look into the mask, and a meta tensor has nothing to see.
-        return transformers.AutoModelForCausalLM.from_config(
+        model = transformers.AutoModelForCausalLM.from_config(
             CONFIGS[name], dtype=getattr(torch, options["dtype"]), attn_implementation="eager"
         )
+        return model, {"missing_keys": []}
 
     def encoder(name: str, **options: Any) -> tuple[transformers.PreTrainedModel, Any]:
         return transformers.AutoModel.from_config(ENCODERS[name]), {"missing_keys": []}
@@ -65,7 +66,7 @@ def asked(tiny: SimpleNamespace) -> Iterator[list[str]]:
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", build)
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
         yield names
-    backbone._load.cache_clear()
+    loading._load.cache_clear()
     pretrained.load_frozen_encoder.cache_clear()
 
 

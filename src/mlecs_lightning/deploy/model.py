@@ -56,6 +56,7 @@ _KEYS = {
     *("format_version", "versions", "backbone", "settings", "modalities", "instruction"),
     *("precision", "training"),
 }
+_LATER_KEYS = {"frozen"}  # exports of earlier versions have none
 
 
 class ExportedModel:
@@ -265,10 +266,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{str(path)!r} has format_version {found}, this version reads {FORMAT_VERSION}"
         )
-    if config.keys() != _KEYS:
+    if config.keys() - _LATER_KEYS != _KEYS:
         raise ConfigurationError(
-            f"{str(path)!r}: unknown keys {sorted(config.keys() - _KEYS)}, missing keys "
-            f"{sorted(_KEYS - config.keys())}"
+            f"{str(path)!r}: unknown keys {sorted(config.keys() - _KEYS - _LATER_KEYS)}, missing "
+            f"keys {sorted(_KEYS - config.keys())}"
         )
     return config
 

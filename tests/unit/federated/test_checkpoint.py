@@ -200,7 +200,7 @@ def test_a_resumed_run_goes_on_with_the_scale_of_its_gradients(
         scalers[0].step(optimizer)
         scalers[0].update()
     saved = save_checkpoint(tmp_path, {**load_checkpoint(path), **runs[0].state_dict()}, round=1)
-    runs[1].restore(load_checkpoint(saved), folder=path.parent)
+    runs[1].restore(load_checkpoint(saved), path=path)
     state = scalers[1].state_dict()
     assert (state["scale"], state["_growth_tracker"]) == (512.0, 1)
 

@@ -284,14 +284,14 @@ def test_a_damaged_message_names_client_and_file(
 def test_an_edited_configuration_begins_a_run_but_is_in_no_report(
     left: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mlecs_lightning.cli_config import with_merged_clients
+    from mlecs_lightning.cli_config import completed
 
     run = Path(shutil.copytree(left.run, tmp_path / "run"))
     config = run / "config.yaml"
-    with_merged_clients(["--config", str(config)])
+    completed(["--config", str(config)])
     assert caplog.records == []
     config.write_text(config.read_text().replace("seed_everything: 0", "seed_everything: 1"))
-    merged = with_merged_clients(["--config", str(config)])
+    merged = completed(["--config", str(config)])
     assert json.loads(merged[-1].partition("=")[2]) == {"hall": {"modalities": ["fourier"]}}
     assert "is not what its run wrote" in caplog.text
     with pytest.raises(ReportError, match=r"config\.yaml cannot be read: .*delete its line in"):

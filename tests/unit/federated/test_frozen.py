@@ -20,7 +20,7 @@ from mlecs_lightning.federated import CheckpointError
 from mlecs_lightning.federated.export import export_run
 from mlecs_lightning.federated.frozen import check_ranks
 from mlecs_lightning.federated.warmup import ServerWarmup
-from mlecs_lightning.nn import backbone
+from mlecs_lightning.nn import loading
 
 HERE = {"server.towers.llm.backbone": {"model": "pocket/llm", "weights": "a" * 64, "config": "c"}}
 
@@ -105,11 +105,11 @@ def trained(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
 def run(trained: SimpleNamespace) -> Iterator[SimpleNamespace]:
     """The run, whose backbone may be changed: every test loads it as a new process does."""
     kept = {file: file.read_bytes() for file in trained.model.iterdir()}
-    backbone._load.cache_clear()
+    loading._load.cache_clear()
     yield trained
     for file, content in kept.items():
         file.write_bytes(content)
-    backbone._load.cache_clear()
+    loading._load.cache_clear()
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:

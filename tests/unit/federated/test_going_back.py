@@ -39,7 +39,7 @@ def digest(state: Mapping[str, Any]) -> str:
 def digests(path: Path) -> Digests:
     """Return the digest of every party of a checkpoint; all its files have to be there."""
     state = load_checkpoint(path)
-    parties = {c: client_state(saved, path.parent) for c, saved in state["clients"].items()}
+    parties = {c: client_state(saved, path) for c, saved in state["clients"].items()}
     return {
         party: digest(saved) for party, saved in (parties | {"server": state["server"]}).items()
     }
@@ -51,11 +51,11 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> list[Digests]:
     log: list[Digests] = []
     test = Evaluator.test
 
-    def spied(self: Evaluator, federation: Federation) -> dict[str, Any]:
+    def spied(self: Evaluator, federation: Federation, **about: int) -> dict[str, Any]:
         states = {c: federation.edge(c).state_dict() for c in federation.clients}
         states["server"] = federation.server.state_dict()
         log.append({party: digest(state) for party, state in states.items()})
-        return test(self, federation)
+        return test(self, federation, **about)
 
     monkeypatch.setattr(Evaluator, "test", spied)
     return log

@@ -41,9 +41,20 @@ SPOILT: dict[str, tuple[Spoil, bool, str]] = {
 }
 
 
+NOTED: list[tuple[str, str]] = []
+"""What went to the clients' own files: whole texts, which nobody else is told."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_noted() -> None:
+    NOTED.clear()
+
+
 def evaluator(data: Digits) -> Evaluator:
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Evaluator(data, fabric=fabric, bertscore=False, limit=1)
+    judge = Evaluator(data, fabric=fabric, bertscore=False, limit=1)
+    judge.note = lambda client, text: NOTED.append((client, text))
+    return judge
 
 
 @pytest.fixture
@@ -70,7 +81,10 @@ def test_a_client_that_cannot_be_validated_is_its_own_fault(
         values = judge.validate(federation, round=4)
     (fault,) = judge.faults.faults
     assert (fault.client, fault.kind, fault.round) == ("hall", "error", 4)
-    assert re.match(f"client 'hall', stage 'validation': {said}", fault.reason)
+    assert fault.reason == f"client 'hall', stage 'validation': {said.partition(':')[0]}"
+    ((client, text),) = NOTED
+    assert client == "hall"
+    assert re.search(said, text)
     # Absent, not 0; the others as before.
     assert not [name for name in values if name.startswith("clients/hall/")]
     same = {n: v for n, v in sound.items() if n.startswith(("clients/kitchen/", "clients/study/"))}
@@ -94,7 +108,8 @@ def test_a_client_that_cannot_be_tested_is_its_own_fault(
         results = judge.test(federation, round=2)
     (fault,) = judge.faults.faults
     assert (fault.client, fault.round) == ("kitchen", 2)
-    assert re.match(f"client 'kitchen', stage 'test': {said}", fault.reason)
+    assert fault.reason == f"client 'kitchen', stage 'test': {said.partition(':')[0]}"
+    assert [client for client, text in NOTED if re.search(said, text)] == ["kitchen"]
     modalities = ["pixels", "profile"]
     assert results["clients"]["kitchen"] == {"modalities": modalities, "own": {}, "all": {}}
     for client in ("hall", "study"):
@@ -121,7 +136,8 @@ def test_a_state_that_cannot_be_read_back_is_the_client_s_fault(
     with pytest.warns(UserWarning, match="1 of 3 clients"):
         judge.test(federation)
     assert [fault.client for fault in judge.faults.faults] == ["study"]
-    assert "stage 'test': KeyError: " in judge.faults.faults[0].reason
+    assert judge.faults.faults[0].reason == "client 'study', stage 'test': KeyError"
+    assert "KeyError: " in NOTED[0][1]
 
 
 @pytest.mark.parametrize("stage", ["validation", "test"])
@@ -263,7 +279,7 @@ def test_a_run_goes_on_without_the_scores_of_a_client_and_trains_the_same(
     assert second["clients/val/loss"] > 0
     assert summary["clients"]["hall"]["own"] == summary["clients"]["hall"]["all"] == {}
     assert summary["clients"]["study"]["own"]
-    stages = [event["reason"].split("'")[3] for event in summary["faults"]["events"]]
+    stages = [event["stage"] for event in summary["faults"]["events"]]
     assert stages == ["validation", "test"]
     assert (summary["faults"]["error"], summary["rounds"]) == (2, 2)
     assert equal(weights(state), whole)

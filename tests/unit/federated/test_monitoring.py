@@ -89,6 +89,7 @@ def settings(val_every: int) -> LoopSettings:
         min_clients=1,
         faults=None,
         max_update_norm=None,
+        max_update_ratio=None,
         large_update="refuse",
         keeps_messages=True,
     )

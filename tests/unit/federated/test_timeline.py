@@ -54,7 +54,7 @@ class Writer:
         state = load_checkpoint(path)
         self.history = list(state["history"])
         for client, saved in state["clients"].items():
-            kept = client_state(saved, path.parent)
+            kept = client_state(saved, path)
             self.store.put(client, kept, round=last_round_of(client, state))
         set_aside(self.run, state)
 
@@ -104,7 +104,7 @@ def a_run(run: Path, *, store: str, rounds: int = 4, top_k: int = -1) -> Writer:
 def models(path: Path) -> tuple[int, dict[str, float]]:
     """Return the life that wrote a checkpoint, and the numbers of its clients, all of them read."""
     state = load_checkpoint(path)
-    clients = {c: client_state(s, path.parent)["x"] for c, s in state["clients"].items()}
+    clients = {c: client_state(s, path)["x"] for c, s in state["clients"].items()}
     return state["life"], clients
 
 
