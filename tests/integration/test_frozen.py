@@ -55,6 +55,7 @@ def test_two_ranks_with_other_weights_in_their_caches_are_refused(
     assert left == [], "Lightning's warm-up opens its log before it lets us compare"
 
 
+@pytest.mark.slow
 def test_a_model_that_changed_between_fit_and_the_next_process_is_refused(
     mlecs: Callable[..., SimpleNamespace], model: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:

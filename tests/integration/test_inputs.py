@@ -254,6 +254,7 @@ clients: {hall: {modalities: [v, t], domains: [küche]}}
     return tmp_path
 
 
+@pytest.mark.slow
 def test_files_are_read_in_any_locale(foreign: Path, repo_root: Path) -> None:
     """In one true process: the encoding of a locale is chosen when Python starts."""
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}

@@ -181,6 +181,7 @@ def test_the_number_of_threads_changes_no_bit_and_is_left_alone(
     assert torch.get_num_threads() == count
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_two_threads_makes_the_same(
     make: Make, threads: None, tmp_path: Path
 ) -> None:
