@@ -30,13 +30,10 @@ from lightning.fabric.loggers import Logger
 
 from mlecs_lightning import ECLM, FederatedTrainer, URFall
 from mlecs_lightning.algorithms import LocalTraining, Steps
+from mlecs_lightning.algorithms.eclm.derivation import Budget
+from mlecs_lightning.clients import ClientSettings, FederationSettings
 from mlecs_lightning.data import Drift, Pools, Shift
-from mlecs_lightning.federated import (
-    ClientSettings,
-    FederationSettings,
-)
 from mlecs_lightning.federated.warmup import ServerWarmup
-from mlecs_lightning.nn.derivation import Budget
 from mlecs_lightning.settings import ModelSettings
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "urfall" / "eclm.yaml"
@@ -195,7 +192,7 @@ def cost(share: float, repeats: int = 5) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from mlecs_lightning.nn.modular import ModularMLPs
+    from mlecs_lightning.algorithms.eclm.modular import ModularMLPs
 
     torch.manual_seed(0)
     lm = GPT2LMHeadModel(GPT2Config()).requires_grad_(False)

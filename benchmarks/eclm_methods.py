@@ -9,26 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning import MLECS, FedAvg, URFall
+from mlecs_lightning.aggregation import AdapterAggregator, Aggregate
 from mlecs_lightning.algorithms import LocalTraining
+from mlecs_lightning.algorithms.eclm.models import without_some_modalities
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.base import Split
-from mlecs_lightning.federated import (
-    AdapterAggregator,
-    Aggregate,
-    ClientUpdate,
-    EdgeLearner,
-    Loaders,
-    Message,
-    RoundContext,
-    ScalarField,
-    Schema,
-    ServerLearner,
-    TensorField,
-)
 from mlecs_lightning.modules import EdgeModule, MultimodalLM, Objective, ServerModule
-from mlecs_lightning.modules.eclm import without_some_modalities
 from mlecs_lightning.nn.connector import Connector
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.types import Batch
+from mlecs_lightning.wire import Message, ScalarField, Schema, TensorField
 
 WARMUP = 200
 """Steps on the public data before the first round: of the cloud, or of each device."""

@@ -30,17 +30,17 @@ from lightning.fabric import Fabric
 from benchmarks import harness, scaling
 from benchmarks.peers import ours, plain, workload
 from benchmarks.peers.model import PromptLM
+from mlecs_lightning.aggregation.adapters import AdapterAggregator
+from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.federated.aggregator import AdapterAggregator
-from mlecs_lightning.federated.channel import Channel
 from mlecs_lightning.federated.exchange import Exchange
-from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.learner import Learner
-from mlecs_lightning.federated.loop import RoundLoop
+from mlecs_lightning.federated.round_loop import RoundLoop
 from mlecs_lightning.modules.base import MultimodalLM
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector
 from mlecs_lightning.nn.tower import Tower
+from mlecs_lightning.rounds.learner import Learner
+from mlecs_lightning.wire.channel import Channel
 
 STAGES: dict[str, tuple[Any, str]] = {
     "model: forward (plain)": (PromptLM, "loss"),

@@ -297,7 +297,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     ``STUDY-short`` the means of the first scores alone.
     """
     from mlecs_lightning.report.markdown import to_markdown
-    from mlecs_lightning.report.matrix import paired, read_lines, table
+    from mlecs_lightning.report.results.matrix import paired, read_lines, table
 
     rows = {(r.setting, r.algorithm, r.seed): r for r in read_lines(out)}
     texts = {}

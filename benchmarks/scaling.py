@@ -54,10 +54,11 @@ def train(sizes: Mapping[str, int], folder: Path, clock: workload.Clock) -> None
 
     from benchmarks.peers import ours
     from mlecs_lightning.algorithms.base import Steps
-    from mlecs_lightning.algorithms.mlecs import MLECS
+    from mlecs_lightning.algorithms.mlecs.algorithm import MLECS
+    from mlecs_lightning.clients import ClientSettings, FederationSettings
     from mlecs_lightning.data.base import FederatedDataModule, Pools
     from mlecs_lightning.data.table import SampleTable
-    from mlecs_lightning.federated import ClientSettings, FederatedTrainer, FederationSettings
+    from mlecs_lightning.federated import FederatedTrainer
     from mlecs_lightning.settings import (
         BackboneSettings,
         ConnectorSettings,

@@ -28,8 +28,8 @@ from lightning.fabric import Fabric
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import workload
-from mlecs_lightning.federated.learner import EdgeLearner, Learner
 from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.rounds.learner import EdgeLearner, Learner
 from mlecs_lightning.settings import BackboneSettings, ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
 

@@ -26,7 +26,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from mlecs_lightning.data.urfall_split import split_sequences
+from mlecs_lightning.data.urfall.split import split_sequences
 
 RATE = 100  # points a second of the sound
 CLIENTS = ("kitchen", "hall")

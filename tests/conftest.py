@@ -56,15 +56,10 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
 
     from mlecs_lightning import Digits, FederatedTrainer
     from mlecs_lightning.algorithms import Steps
-    from mlecs_lightning.federated import (
-        Algorithm,
-        ClientSettings,
-        Federation,
-        FederationSettings,
-        Loaders,
-    )
-    from mlecs_lightning.federated.parties import Parties
+    from mlecs_lightning.clients import ClientSettings, Federation, FederationSettings
+    from mlecs_lightning.clients.parties import Parties
     from mlecs_lightning.modules.pocket import make_pocket
+    from mlecs_lightning.rounds import Algorithm, Loaders
     from mlecs_lightning.settings import ModelSettings, override
 
     base = ModelSettings.from_dict(
@@ -179,9 +174,10 @@ def tapped() -> Callable[[], AbstractContextManager[SimpleNamespace]]:
     ``messages`` are (direction, client, bytes) as written to the wire; ``passes`` are (party,
     stage, batches) as read by the training loop.
     """
-    from mlecs_lightning.federated import Learner, Schema, channel
     from mlecs_lightning.modules import Objective
+    from mlecs_lightning.rounds import Learner
     from mlecs_lightning.types import Batch
+    from mlecs_lightning.wire import Schema, channel
 
     @contextmanager
     def tap() -> Iterator[SimpleNamespace]:

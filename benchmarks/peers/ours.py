@@ -20,19 +20,12 @@ from benchmarks.peers.workload import TARGETS, Clock, Work, arguments, load, nam
 from mlecs_lightning.algorithms.base import Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
+from mlecs_lightning.clients.settings import ClientSettings, FederationSettings
 from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.federated import (
-    ClientUpdate,
-    EdgeLearner,
-    Loaders,
-    Message,
-    RoundContext,
-    ServerLearner,
-)
-from mlecs_lightning.federated.clients import ClientSettings, FederationSettings
 from mlecs_lightning.federated.trainer import FederatedTrainer
 from mlecs_lightning.modules import EdgeModule, MultimodalLM
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import (
     BackboneSettings,
     ConnectorSettings,
@@ -40,6 +33,7 @@ from mlecs_lightning.settings import (
     ModelSettings,
 )
 from mlecs_lightning.types import ModalitySpec
+from mlecs_lightning.wire import Message
 
 
 class WorkData(FederatedDataModule):

@@ -166,7 +166,7 @@ def make(folder: Path, sizes: Sizes) -> Work:
 
     from benchmarks.peers.model import prompt_network
     from mlecs_lightning.data.sampling import draw_batches
-    from mlecs_lightning.federated.context import RoundContext
+    from mlecs_lightning.rounds.context import RoundContext
 
     torch.manual_seed(sizes.seed)
     backbone = folder / "backbone"

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mlecs_lightning.class_paths import ClassPath, check_class_path
 from mlecs_lightning.errors import ConfigurationError, FaultList
-from mlecs_lightning.paths import expanded, expanded_name
+from mlecs_lightning.storage.paths import expanded, expanded_name
 
 __all__ = [
     "BackboneSettings",
@@ -125,7 +125,7 @@ class ModelSettings:
         lora: Its adapter.
         connector: From modalities to soft prompt.
         extractors: For each modality the class of its encoder; the others get the default of their
-            kind (`mlecs_lightning.nn.extractors`).
+            kind (`mlecs_lightning.nn.extractors.small`).
         optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference
             configuration.
         max_new_tokens: Longest answer that is generated.

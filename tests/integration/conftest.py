@@ -81,7 +81,7 @@ def fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def before_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a test fail as soon as a model is about to be built."""
-    from mlecs_lightning.federated import Federation
+    from mlecs_lightning.clients import Federation
 
     def build(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model is being built")

@@ -15,8 +15,8 @@ import pytest
 
 from mlecs_lightning.data import Digits
 from mlecs_lightning.data.availability import draw_client_modalities
-from mlecs_lightning.digests import SUMS
-from mlecs_lightning.report.reading import read_runs
+from mlecs_lightning.report.results.reading import read_runs
+from mlecs_lightning.storage.digests import SUMS
 
 Fit = Callable[..., SimpleNamespace]
 Differences = Callable[[object, object], list[str]]

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from mlecs_lightning.cli import FederatedCLI
+from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.data import Manifest, URFall
-from mlecs_lightning.federated.parties import Parties
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))

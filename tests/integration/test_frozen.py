@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mlecs_lightning.files import sha256_of
+from mlecs_lightning.storage.files import sha256_of
 from tests.integration import processes
 from tests.integration.processes import ended
 

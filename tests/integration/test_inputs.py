@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mlecs_lightning.checkpoints.checkpoint import find_checkpoint
 from mlecs_lightning.data import Manifest, URFall
-from mlecs_lightning.data.manifest_shapes import Declared
-from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.data.decoding.preparation import Preparation
+from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.federated import FederatedTrainer
-from mlecs_lightning.federated.checkpoint import find_checkpoint
 from mlecs_lightning.report import command
 from mlecs_lightning.settings import BackboneSettings, cache_dir
 

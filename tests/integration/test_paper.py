@@ -14,10 +14,11 @@ import transformers
 import yaml
 
 from mlecs_lightning.cli import FederatedCLI
-from mlecs_lightning.federated import Schema
 from mlecs_lightning.modules import EdgeModule, ServerModule
-from mlecs_lightning.nn import loading, pretrained
+from mlecs_lightning.nn import loading
+from mlecs_lightning.nn.extractors import pretrained
 from mlecs_lightning.types import Batch
+from mlecs_lightning.wire import Schema
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = sorted((ROOT / "configs" / "paper").glob("*.yaml"))

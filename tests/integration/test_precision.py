@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlecs_lightning.algorithms import mlecs as algorithm
+from mlecs_lightning.algorithms.mlecs import algorithm
 from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
 
 Fit = Callable[..., SimpleNamespace]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mlecs_lightning.federated import (
-    Aggregate,
+from mlecs_lightning.aggregation import Aggregate
+from mlecs_lightning.modules import Objective
+from mlecs_lightning.rounds import (
     Algorithm,
     ClientUpdate,
     EdgeLearner,
     Loaders,
-    Message,
     RoundContext,
     ServerLearner,
     TrainingPass,
 )
-from mlecs_lightning.modules import Objective
+from mlecs_lightning.wire import Message
 
 __all__ = ["LocalTraining", "PassOrder", "Steps"]
 

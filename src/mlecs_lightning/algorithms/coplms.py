@@ -9,18 +9,12 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.federated import (
-    EdgeLearner,
-    Loaders,
-    Message,
-    RoundContext,
-    ServerLearner,
-    TrainingPass,
-)
 from mlecs_lightning.functional import distillation_loss
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective
 from mlecs_lightning.nn.tower import TowerOutput
+from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner, TrainingPass
 from mlecs_lightning.types import Batch
+from mlecs_lightning.wire import Message
 
 __all__ = ["CoPLMs"]
 

@@ -6,24 +6,15 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from mlecs_lightning.aggregation import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.aggregation.adapters import fit_rank
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.federated import (
-    AdapterAggregator,
-    Aggregate,
-    Aggregation,
-    ClientUpdate,
-    EdgeLearner,
-    Loaders,
-    Message,
-    RoundContext,
-    Schema,
-    ServerLearner,
-)
-from mlecs_lightning.federated.aggregator import fit_rank
-from mlecs_lightning.federated.messages import ScalarField, adapter_fields
 from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
+from mlecs_lightning.wire import Message, Schema
+from mlecs_lightning.wire.messages import ScalarField, adapter_fields
 
 __all__ = ["MAX_SAMPLES", "FedAvg"]
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import EdgeLearner, Message
 from mlecs_lightning.modules import EdgeModule, Losses, Objective
+from mlecs_lightning.rounds import EdgeLearner
 from mlecs_lightning.types import Batch
+from mlecs_lightning.wire import Message
 
 __all__ = ["FedProx"]
 

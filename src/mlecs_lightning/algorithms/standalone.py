@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.algorithms.base import LocalTraining
-from mlecs_lightning.federated import (
-    Aggregate,
-    EdgeLearner,
-    Loaders,
-    Message,
-    RoundContext,
-    ServerLearner,
-)
+from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner
+from mlecs_lightning.wire import Message
 
 __all__ = ["Centralized", "Standalone", "StandalonePublic"]
 

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from mlecs_lightning.data.availability import draw_sample_mask
 from mlecs_lightning.data.dealing import Partition, client_faults, deal
-from mlecs_lightning.data.manifest_shapes import Declared
+from mlecs_lightning.data.decoding.preparation import Preparation
+from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.partition import split_groups
-from mlecs_lightning.data.preparation import Preparation
 from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole_batch
 from mlecs_lightning.data.schedule import Schedule
 from mlecs_lightning.data.table import SampleTable

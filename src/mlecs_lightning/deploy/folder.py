@@ -28,16 +28,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.deploy.card import model_card
-from mlecs_lightning.digests import seal_folder
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.files import replacing_folder
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.frozen import PRIVATE
 from mlecs_lightning.nn.loading import load_frozen
+from mlecs_lightning.storage.digests import seal_folder
+from mlecs_lightning.storage.files import replacing_folder
 
 __all__ = [
     "BACKBONE",

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlecs_lightning.data.manifest_shapes import DecodeError
-from mlecs_lightning.data.preparation import Preparation
+from mlecs_lightning.data.decoding.preparation import Preparation
+from mlecs_lightning.data.decoding.shapes import DecodeError
 from mlecs_lightning.deploy.folder import (
     BACKBONE,
     CONFIG,
@@ -22,9 +22,7 @@ from mlecs_lightning.deploy.folder import (
     WEIGHTS,
     frozen_contents,
 )
-from mlecs_lightning.digests import check_folder, load_safetensors, read_checked
 from mlecs_lightning.errors import ConfigurationError, FaultList
-from mlecs_lightning.files import DamagedFileError
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.modules.contents import REMEDY, content_faults
@@ -35,9 +33,11 @@ from mlecs_lightning.nn.extractors import (
     TextCNN,
     VectorMLP,
 )
-from mlecs_lightning.paths import expanded
 from mlecs_lightning.settings import ModelSettings
-from mlecs_lightning.text_files import utf8
+from mlecs_lightning.storage.digests import check_folder, load_safetensors, read_checked
+from mlecs_lightning.storage.files import DamagedFileError
+from mlecs_lightning.storage.paths import expanded
+from mlecs_lightning.storage.text_files import utf8
 from mlecs_lightning.types import Batch
 
 __all__ = ["ExportedModel", "load_exported"]

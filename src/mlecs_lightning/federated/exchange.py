@@ -8,24 +8,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mlecs_lightning.federated.algorithm import ClientUpdate, Loaders
-from mlecs_lightning.federated.bounds import Limits, bounded
-from mlecs_lightning.federated.channel import Delivery, Parcel
-from mlecs_lightning.federated.context import RoundContext, seed_generators
-from mlecs_lightning.federated.encoding import ChannelError
-from mlecs_lightning.federated.faults import ClientFault, Fate, Fault, FaultKind, raised
-from mlecs_lightning.federated.federation import Wire
-from mlecs_lightning.federated.learner import EdgeLearner
-from mlecs_lightning.federated.messages import Message, Schema
-from mlecs_lightning.federated.participation import LoopSettings
-from mlecs_lightning.federated.reports import (
-    declared_figures,
-    figures_of,
-    with_figures,
-    with_report,
-)
+from mlecs_lightning.clients.federation import Wire
 from mlecs_lightning.federated.run import Outcome, Run
-from mlecs_lightning.federated.signals import StopSignals
+from mlecs_lightning.rounds.algorithm import ClientUpdate, Loaders
+from mlecs_lightning.rounds.bounds import Limits, bounded
+from mlecs_lightning.rounds.context import RoundContext, seed_generators
+from mlecs_lightning.rounds.failures import ClientFault, Fate, Fault, FaultKind, raised
+from mlecs_lightning.rounds.learner import EdgeLearner
+from mlecs_lightning.rounds.participation import LoopSettings
+from mlecs_lightning.rounds.signals import StopSignals
+from mlecs_lightning.wire.channel import Delivery, Parcel
+from mlecs_lightning.wire.encoding import ChannelError
+from mlecs_lightning.wire.messages import Message, Schema
+from mlecs_lightning.wire.reports import declared_figures, figures_of, with_figures, with_report
 
 __all__ = ["Exchange"]
 

@@ -6,8 +6,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.callbacks.monitor import Monitor, unknown_value
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated.participation import LoopSettings
 from mlecs_lightning.federated.run import Run
+from mlecs_lightning.rounds.participation import LoopSettings
 
 __all__ = ["DEFAULT_MONITOR", "check_monitor"]
 

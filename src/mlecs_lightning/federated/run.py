@@ -15,26 +15,26 @@ from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_info
 
 from mlecs_lightning.callbacks.monitor import Monitor
-from mlecs_lightning.data import FederatedDataModule
-from mlecs_lightning.federated.algorithm import Algorithm, Loaders
-from mlecs_lightning.federated.bounds import Claims, Moves
-from mlecs_lightning.federated.channel import Channel
-from mlecs_lightning.federated.checkpoint import (
+from mlecs_lightning.checkpoints.checkpoint import (
     CheckpointError,
     check_config,
     client_state,
     save_checkpoint,
 )
-from mlecs_lightning.federated.differences import alike
-from mlecs_lightning.federated.evaluation import Evaluator
-from mlecs_lightning.federated.faults import Fault, FaultLog
-from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.ledger import Ledger
-from mlecs_lightning.federated.messages import Message, Scalar
-from mlecs_lightning.federated.optimization import origin
-from mlecs_lightning.federated.output import RunFolder
-from mlecs_lightning.federated.stream import Stream
-from mlecs_lightning.federated.timeline import last_round_of, prune_checkpoints, set_aside
+from mlecs_lightning.checkpoints.timeline import last_round_of, prune_checkpoints, set_aside
+from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.differences import alike
+from mlecs_lightning.evaluation.continual import Stream
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.federated.run_folder import RunFolder
+from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
+from mlecs_lightning.rounds.bounds import Claims, Moves
+from mlecs_lightning.rounds.failures import Fault, FaultLog
+from mlecs_lightning.rounds.optimization import origin
+from mlecs_lightning.wire.channel import Channel
+from mlecs_lightning.wire.ledger import Ledger
+from mlecs_lightning.wire.messages import Message, Scalar
 
 __all__ = ["Outcome", "Run"]
 

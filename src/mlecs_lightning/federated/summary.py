@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.ledger import Ledger
+from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.federated.run import Run
+from mlecs_lightning.wire.ledger import Ledger
 
 __all__ = ["communication", "summary_of"]
 

@@ -10,33 +10,33 @@ from lightning.fabric.loggers.logger import Logger
 
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
 from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
+from mlecs_lightning.checkpoints.checkpoint import CheckpointError, check_config, load_checkpoint
+from mlecs_lightning.checkpoints.client_store import DiskStore, MemoryStore, StoreKind
+from mlecs_lightning.checkpoints.frozen import check_saved
+from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.checkpoints.warmup import load_warmup
+from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.parties import Parties
+from mlecs_lightning.clients.ranks import Ranks, make_fabric, processes
+from mlecs_lightning.clients.schedules import check_rounds
+from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated.algorithm import Algorithm, Loaders
-from mlecs_lightning.federated.channel import Channel
-from mlecs_lightning.federated.checkpoint import CheckpointError, check_config, load_checkpoint
-from mlecs_lightning.federated.clients import FederationSettings
-from mlecs_lightning.federated.codec import Codec
-from mlecs_lightning.federated.distributed import Ranks, make_fabric, processes
-from mlecs_lightning.federated.evaluation import Evaluator
-from mlecs_lightning.federated.faults import EvaluationError, FaultTrace
-from mlecs_lightning.federated.federation import Federation
-from mlecs_lightning.federated.frozen import check_saved
-from mlecs_lightning.federated.loop import RoundLoop
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.prediction import answers
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
-from mlecs_lightning.federated.participation import LargeUpdate, LoopSettings
-from mlecs_lightning.federated.parties import Parties
-from mlecs_lightning.federated.place import RunPlace
-from mlecs_lightning.federated.prediction import answers
+from mlecs_lightning.federated.round_loop import RoundLoop
 from mlecs_lightning.federated.run import Run
-from mlecs_lightning.federated.saved import SavedModels
-from mlecs_lightning.federated.schedules import check_rounds
-from mlecs_lightning.federated.signals import Interrupted, StopSignals
-from mlecs_lightning.federated.state import DiskStore, MemoryStore, StoreKind
 from mlecs_lightning.federated.summary import summary_of
-from mlecs_lightning.federated.warmup_checkpoint import load_warmup
-from mlecs_lightning.files import remove_leftovers
-from mlecs_lightning.paths import expanded
+from mlecs_lightning.federated.versions import RunPlace
+from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
+from mlecs_lightning.rounds.failures import EvaluationError, FaultTrace
+from mlecs_lightning.rounds.participation import LargeUpdate, LoopSettings
+from mlecs_lightning.rounds.signals import Interrupted, StopSignals
+from mlecs_lightning.storage.files import remove_leftovers
+from mlecs_lightning.storage.paths import expanded
+from mlecs_lightning.wire.channel import Channel
+from mlecs_lightning.wire.codec import Codec
 
 __all__ = ["FederatedTrainer", "Precision"]
 

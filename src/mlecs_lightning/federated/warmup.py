@@ -28,30 +28,26 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mlecs_lightning.checkpoints.frozen import check_ranks
+from mlecs_lightning.checkpoints.warmup import load_warmup, read_warmup, saved_moments
+from mlecs_lightning.checkpoints.warmup_files import CheckedIO, ClaimedLog
+from mlecs_lightning.clients.federation import build_server, check_lengths
+from mlecs_lightning.clients.parties import Parties
+from mlecs_lightning.clients.ranks import check_precision
+from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule, SeededLoader
 from mlecs_lightning.data.sampling import sequential_loader, whole_batch
-from mlecs_lightning.digests import write_checked
+from mlecs_lightning.differences import differences
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated.algorithm import Algorithm
-from mlecs_lightning.federated.clients import FederationSettings
-from mlecs_lightning.federated.context import RoundContext
-from mlecs_lightning.federated.differences import differences
-from mlecs_lightning.federated.distributed import check_precision
-from mlecs_lightning.federated.federation import build_server, check_lengths
-from mlecs_lightning.federated.frozen import check_ranks
-from mlecs_lightning.federated.learner import NonFiniteError
-from mlecs_lightning.federated.parties import Parties
-from mlecs_lightning.federated.warmup_checkpoint import (
-    load_warmup,
-    read_warmup,
-    saved_moments,
-)
-from mlecs_lightning.federated.warmup_files import CheckedIO, ClaimedLog
 from mlecs_lightning.modules import Objective, ServerModule
 from mlecs_lightning.modules.contents import content_header
-from mlecs_lightning.paths import expanded
+from mlecs_lightning.rounds.algorithm import Algorithm
+from mlecs_lightning.rounds.context import RoundContext
+from mlecs_lightning.rounds.learner import NonFiniteError
+from mlecs_lightning.storage.digests import write_checked
+from mlecs_lightning.storage.paths import expanded
+from mlecs_lightning.storage.yaml_text import dump_yaml
 from mlecs_lightning.types import Batch
-from mlecs_lightning.yaml_text import dump_yaml
 
 __all__ = ["INHERITED", "OWN", "ServerWarmup", "load_warmup"]
 

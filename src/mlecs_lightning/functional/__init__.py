@@ -15,7 +15,6 @@ from mlecs_lightning.functional.compression import (
 )
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.functional.distillation import distillation_loss, hidden_distance
-from mlecs_lightning.functional.gating import load_balance, top_k_gates
 from mlecs_lightning.functional.lora import (
     LoraFactors,
     aggregate_freeze_a,
@@ -29,11 +28,6 @@ from mlecs_lightning.functional.lora import (
 from mlecs_lightning.functional.robust import coordinate_median, trimmed_mean
 from mlecs_lightning.functional.sharding import gather_rows, sum_over_ranks, world_size
 from mlecs_lightning.functional.text import bytes_to_text, text_to_bytes
-from mlecs_lightning.functional.uncertainty import (
-    dropout_variance,
-    most_uncertain,
-    predictive_entropy,
-)
 from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
 
 __all__ = [
@@ -49,23 +43,18 @@ __all__ = [
     "coordinate_median",
     "dequantise_blocks",
     "distillation_loss",
-    "dropout_variance",
     "gather_rows",
     "gram_log_det",
     "gram_log_volume",
     "hidden_distance",
     "largest",
-    "load_balance",
     "modality_aware_weights",
-    "most_uncertain",
     "normalise_weights",
     "pack_bits",
-    "predictive_entropy",
     "quantise_blocks",
     "stack_factors",
     "sum_over_ranks",
     "text_to_bytes",
-    "top_k_gates",
     "trimmed_mean",
     "unpack_bits",
     "volume_contrastive_loss",

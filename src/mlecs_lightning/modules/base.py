@@ -16,10 +16,10 @@ from mlecs_lightning.class_paths import build_class, import_class
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules.contents import REMEDY, content_faults
 from mlecs_lightning.modules.pocket import pocket_of
+from mlecs_lightning.modules.resizable import Resizable
 from mlecs_lightning.nn.by_modality import ByModality
 from mlecs_lightning.nn.connector import Embeddings
-from mlecs_lightning.nn.extractors import build_extractor
-from mlecs_lightning.nn.modular import ModularMLPs
+from mlecs_lightning.nn.extractors.small import build_extractor
 from mlecs_lightning.nn.tower import Tower, TowerOutput
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
@@ -133,8 +133,8 @@ class MultimodalLM(L.LightningModule):
         if self._places is None:
             frozen = set(self._ddp_params_and_buffers_to_ignore)
             own = {k: v for k, v in self.state_dict().items() if k not in frozen}
-            if any(isinstance(m, ModularMLPs) for m in self.modules()):
-                return own  # its form changes
+            if any(isinstance(m, Resizable) for m in self.modules()):
+                return own  # its tensors are other ones tomorrow
             places = {name: place for name in own if (place := self._place(name)) is not None}
             if len(places) < len(own):
                 return own  # a part makes a state of its own
@@ -165,7 +165,7 @@ class MultimodalLM(L.LightningModule):
             raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
         if self._places is None:
             for part, module in self.named_modules():
-                if isinstance(module, ModularMLPs):
+                if isinstance(module, Resizable):
                     module.fit_to(state, prefix=f"{part}.")
             own = self._trainable()  # a part may have another size now
         for name, value in state.items():
@@ -176,6 +176,11 @@ class MultimodalLM(L.LightningModule):
                 )
         for name, value in state.items():
             own[name].copy_(value)
+
+    def form(self) -> dict[str, Any]:
+        """Return what the parts that change their shape say of it; empty if there are none."""
+        parts = [m for m in self.modules() if isinstance(m, Resizable)]
+        return {key: value for part in parts for key, value in part.form().items()}
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that an optimiser updates."""

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.files import replacing_folder, sha256_of
 from mlecs_lightning.nn.texts import TextCoder
 from mlecs_lightning.settings import cache_dir
+from mlecs_lightning.storage.files import replacing_folder, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

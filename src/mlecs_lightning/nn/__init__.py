@@ -2,8 +2,8 @@
 
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector, Embeddings
-from mlecs_lightning.nn.extractors import ImageCNN, SeriesCNN, TextCNN, VectorMLP
-from mlecs_lightning.nn.pretrained import PretrainedExtractor
+from mlecs_lightning.nn.extractors.pretrained import PretrainedExtractor
+from mlecs_lightning.nn.extractors.small import ImageCNN, SeriesCNN, TextCNN, VectorMLP
 from mlecs_lightning.nn.tower import Tower, TowerOutput
 
 __all__ = [

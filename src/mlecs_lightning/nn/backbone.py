@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,8 @@ from mlecs_lightning.nn.frozen import (
     share,
 )
 from mlecs_lightning.nn.loading import load_coder, load_frozen
-from mlecs_lightning.nn.modular import ModularMLPs
 from mlecs_lightning.nn.quantized import int8_copy
 from mlecs_lightning.settings import BackboneSettings, LoraSettings
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Backbone", "BackboneOutput"]
 
@@ -87,8 +83,6 @@ class Backbone(nn.Module):
         # that a plain `Trainer` and the federated loop train with the same dropout.
         self.lm.train()
         self.hidden_size: int = model.get_input_embeddings().embedding_dim  # type: ignore[assignment]
-        self.modular: ModularMLPs | None = None
-        """Its MLPs divided into modules, where an algorithm asks for that."""
 
     def frozen_names(self) -> set[str]:
         """Return the names of the tensors that loading restores: a checkpoint needs none."""

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlecs_lightning.cache import seal, unseal
 from mlecs_lightning.settings import cache_dir
+from mlecs_lightning.storage.cache import seal, unseal
 
 __all__ = ["cached_features", "fingerprint"]
 

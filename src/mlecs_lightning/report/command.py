@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.paths import expanded
 from mlecs_lightning.report.page import to_html, to_markdown_page
-from mlecs_lightning.report.reading import ReportError, read_runs
+from mlecs_lightning.report.results.reading import ReportError, read_runs
+from mlecs_lightning.storage.paths import expanded
 
 __all__ = ["report"]
 

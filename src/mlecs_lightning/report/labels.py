@@ -36,7 +36,7 @@ _OTHERS = {
 
 
 def heading(metric: str) -> str:
-    """Return how a table names a metric; see `mlecs_lightning.report.matrix.value`.
+    """Return how a table names a metric; see `mlecs_lightning.report.results.matrix.value`.
 
     Example:
         >>> heading("mean.all.macro_f1"), heading("communication.uplink_bytes")

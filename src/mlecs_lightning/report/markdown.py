@@ -6,10 +6,10 @@ import html
 import re
 from collections.abc import Iterable, Sequence, Set
 
-from mlecs_lightning.report.budget import MARKED
 from mlecs_lightning.report.labels import NOTHING, heading, seeds
-from mlecs_lightning.report.matrix import Difference, Entry, best, cell, signed, unmatched
-from mlecs_lightning.report.rows import MatrixError
+from mlecs_lightning.report.results.budget import MARKED
+from mlecs_lightning.report.results.matrix import Difference, Entry, best, cell, signed, unmatched
+from mlecs_lightning.report.results.rows import MatrixError
 
 __all__ = ["escape_markdown", "markdown_table", "replace_between", "to_markdown"]
 

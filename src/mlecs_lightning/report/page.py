@@ -7,11 +7,12 @@ from importlib.resources import files
 
 from jinja2 import Environment
 
-from mlecs_lightning.report import devices, plots, stream, sweeps, tables
+from mlecs_lightning.report.drawing.svg import distinct_ids, swatch
 from mlecs_lightning.report.markdown import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
-from mlecs_lightning.report.reading import ReportError, Run
-from mlecs_lightning.report.svg import distinct_ids, swatch
+from mlecs_lightning.report.results.reading import ReportError, Run
+from mlecs_lightning.report.sections import continual as stream
+from mlecs_lightning.report.sections import devices, plots, sweeps, tables
 
 __all__ = ["to_html", "to_markdown_page"]
 

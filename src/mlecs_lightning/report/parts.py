@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mlecs_lightning.report.labels import SCORES
-from mlecs_lightning.report.reading import Run
-from mlecs_lightning.report.rows import Row, value
+from mlecs_lightning.report.results.reading import Run
+from mlecs_lightning.report.results.rows import Row, value
 
 __all__ = ["Cell", "Column", "Grid", "Group", "Panel", "Section", "Setting", "arrange"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mlecs_lightning import ECLM
-from mlecs_lightning.federated import FederationSettings
-from mlecs_lightning.nn.derivation import Budget
+from mlecs_lightning.algorithms.eclm.derivation import Budget
+from mlecs_lightning.clients import FederationSettings
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 
 from mlecs_lightning.algorithms import FedAvg, LocalTraining, StandalonePublic, Steps
 from mlecs_lightning.algorithms.base import PassOrder
-from mlecs_lightning.federated import RoundContext
+from mlecs_lightning.rounds import RoundContext
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 

@@ -11,10 +11,11 @@ from safetensors.torch import load
 
 from mlecs_lightning.algorithms import CoPLMs
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import Message, RoundContext
 from mlecs_lightning.functional import distillation_loss
 from mlecs_lightning.modules.pocket import POCKETS, make_pocket
+from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.settings import BackboneSettings
+from mlecs_lightning.wire import Message
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 CTX = RoundContext(0, 0, ("kitchen", "hall", "study"))

@@ -13,19 +13,14 @@ from safetensors.torch import load
 from scipy.stats import trim_mean
 from torch import Tensor
 
+from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.algorithms import FedAvg, Steps
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
-from mlecs_lightning.federated import (
-    Aggregation,
-    ClientSettings,
-    ClientUpdate,
-    EdgeLearner,
-    Loaders,
-    Message,
-    RoundContext,
-)
-from mlecs_lightning.federated.channel import decode
+from mlecs_lightning.clients import ClientSettings
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext
 from mlecs_lightning.settings import LoraSettings
+from mlecs_lightning.wire import Message
+from mlecs_lightning.wire.channel import decode
 from tests.unit.updates import dense, mean, relative_error
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg, FedProx
-from mlecs_lightning.federated import Message, RoundContext
+from mlecs_lightning.rounds import RoundContext
+from mlecs_lightning.wire import Message
 
 LR, MU = 0.05, 8.0
 CTX = RoundContext(0, 0, ("kitchen", "hall", "study"))

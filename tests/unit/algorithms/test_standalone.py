@@ -7,7 +7,7 @@ import pytest
 
 from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import Centralized, FedAvg, Standalone, StandalonePublic, Steps
-from mlecs_lightning.federated import Algorithm
+from mlecs_lightning.rounds import Algorithm
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 STEPS = Steps(1, 2, 3, 1)

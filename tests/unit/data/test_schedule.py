@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mlecs_lightning.algorithms import Standalone
+from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.data import Digits, DomainStream, Phase, SampleTable, Schedule
-from mlecs_lightning.federated import ClientSettings
-from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.types import ClientProfile
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlecs_lightning.federated.export import export_run
+from mlecs_lightning.checkpoints.export import export_run
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from mlecs_lightning.checkpoints.export import export_run
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated.export import export_run
 
 
 def test_the_adapter_is_one_that_peft_loads(exported: Path, mlecs_run: SimpleNamespace) -> None:

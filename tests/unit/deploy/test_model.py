@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlecs_lightning import ExportedModel, load_exported
+from mlecs_lightning.checkpoints.export import export_run
+from mlecs_lightning.checkpoints.models import SavedModels
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated.export import export_run
-from mlecs_lightning.federated.saved import SavedModels
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +144,20 @@ def test_a_folder_that_does_not_fit_is_refused(copied: Path, tmp_path: Path) -> 
     [
         *("subprocess.Popen", "os.system", "mlecs_lightning.nn.backbone.load_frozen", "Path"),
         # All of them can be had from a module of this package.
-        *("mlecs_lightning.nn.extractors.build_class", "mlecs_lightning.nn.extractors.nn.Module"),
+        *(
+            "mlecs_lightning.nn.extractors.build_class",
+            "mlecs_lightning.nn.extractors.nn.Module",
+        ),
         *("mlecs_lightning.nn.connector.Connector", "mlecs_lightning.nn.features.cached_features"),
-        *("build_extractor", "mlecs_lightning.nn.pretrained.load_encoder", "nn.Identity"),
-        *("mlecs_lightning.nn.readers.ImageReader", "mlecs_lightning.nn.vectormlp.VectorMLP"),
+        *(
+            "build_extractor",
+            "mlecs_lightning.nn.extractors.pretrained.load_encoder",
+            "nn.Identity",
+        ),
+        *(
+            "mlecs_lightning.nn.extractors.readers.ImageReader",
+            "mlecs_lightning.nn.vectormlp.VectorMLP",
+        ),
     ],
 )
 def test_a_folder_cannot_have_any_class_called(copied: Path, path: str) -> None:

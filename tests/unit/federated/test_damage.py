@@ -13,21 +13,21 @@ import pytest
 import torch
 
 from mlecs_lightning import FedAvg, load_exported
-from mlecs_lightning.digests import check_folder, load_safetensors, read_checked
-from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import CheckpointError
-from mlecs_lightning.federated.checkpoint import (
+from mlecs_lightning.checkpoints import CheckpointError
+from mlecs_lightning.checkpoints.checkpoint import (
     client_state,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from mlecs_lightning.federated.export import export_run
-from mlecs_lightning.federated.state import DiskStore, MemoryStore
+from mlecs_lightning.checkpoints.client_store import DiskStore, MemoryStore
+from mlecs_lightning.checkpoints.export import export_run
+from mlecs_lightning.checkpoints.warmup import read_warmup
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.warmup import ServerWarmup
-from mlecs_lightning.federated.warmup_checkpoint import read_warmup
-from mlecs_lightning.files import DamagedFileError
-from mlecs_lightning.report.reading import ReportError, read_runs
+from mlecs_lightning.report.results.reading import ReportError, read_runs
+from mlecs_lightning.storage.digests import check_folder, load_safetensors, read_checked
+from mlecs_lightning.storage.files import DamagedFileError
 
 CLEAR = (CheckpointError, ConfigurationError, DamagedFileError, ReportError)
 Reader = Callable[[Path], object]
@@ -284,7 +284,7 @@ def test_a_damaged_message_names_client_and_file(
 def test_an_edited_configuration_begins_a_run_but_is_in_no_report(
     left: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mlecs_lightning.cli_config import completed
+    from mlecs_lightning.cli.config import completed
 
     run = Path(shutil.copytree(left.run, tmp_path / "run"))
     config = run / "config.yaml"

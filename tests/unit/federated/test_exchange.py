@@ -13,7 +13,9 @@ import torch
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.data.schedule import DomainStream
-from mlecs_lightning.federated import ClientsFailedError, ClientUpdate, Message
+from mlecs_lightning.federated import ClientsFailedError
+from mlecs_lightning.rounds import ClientUpdate
+from mlecs_lightning.wire import Message
 
 SECRET = "anna-38.5-celsius"  # what a decoder would quote of a client's data
 

@@ -10,9 +10,9 @@ import pytest
 
 from mlecs_lightning import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.federated.checkpoint import load_checkpoint
-from mlecs_lightning.federated.export import export_run
-from mlecs_lightning.files import FullDiskError
+from mlecs_lightning.checkpoints.checkpoint import load_checkpoint
+from mlecs_lightning.checkpoints.export import export_run
+from mlecs_lightning.storage.files import FullDiskError
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mlecs_lightning import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
+from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, find_checkpoint, load_checkpoint
+from mlecs_lightning.checkpoints.timeline import checkpoints
+from mlecs_lightning.clients import Federation
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import Federation, Interrupted
-from mlecs_lightning.federated.checkpoint import checkpoint_of, find_checkpoint, load_checkpoint
-from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run import client_state
-from mlecs_lightning.federated.timeline import checkpoints
-from mlecs_lightning.report.reading import read_runs
+from mlecs_lightning.report.results.reading import read_runs
+from mlecs_lightning.rounds import Interrupted
 
 CASES = [*product(range(4), (-1, 0, 1, 2), ("memory", "disk"))]
 QUICK = {(0, 0, "memory"), (1, 1, "disk"), (3, 2, "memory")}

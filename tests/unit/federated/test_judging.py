@@ -14,10 +14,11 @@ from lightning.fabric import Fabric
 from mlecs_lightning import Digits
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
+from mlecs_lightning.clients import Federation
 from mlecs_lightning.data import DomainStream, SampleTable
 from mlecs_lightning.data.base import Split
-from mlecs_lightning.federated import EvaluationError, Federation
-from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.rounds import EvaluationError
 
 Spoil = Callable[[SampleTable], SampleTable]
 

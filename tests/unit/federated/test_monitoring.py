@@ -12,11 +12,11 @@ from lightning.fabric import Fabric
 from mlecs_lightning import Digits
 from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode, unknown_value
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated.evaluation import Evaluator
+from mlecs_lightning.evaluation.continual import Stream
+from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
-from mlecs_lightning.federated.participation import LoopSettings
-from mlecs_lightning.federated.stream import Stream
 from mlecs_lightning.metrics import ReferencedText
+from mlecs_lightning.rounds.participation import LoopSettings
 
 NAN, INF = float("nan"), float("inf")
 

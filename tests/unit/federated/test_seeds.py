@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.algorithms import FedAvg
-from mlecs_lightning.federated import ClientUpdate, RoundContext
 from mlecs_lightning.modules import MultimodalLM
+from mlecs_lightning.rounds import ClientUpdate, RoundContext
 
 Drawn = dict[tuple[int, int, str], list[list[bool]]]
 

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning import MLECS, Digits
+from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
+from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.data.base import Pools
-from mlecs_lightning.federated import (
-    Aggregation,
-    Algorithm,
-    ChannelError,
-    ClientSettings,
-    ClientsFailedError,
-    NonFiniteError,
-)
+from mlecs_lightning.federated import ClientsFailedError
+from mlecs_lightning.rounds import Algorithm, NonFiniteError
 from mlecs_lightning.types import ClientProfile
+from mlecs_lightning.wire import ChannelError
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 

@@ -14,17 +14,13 @@ from lightning.fabric import seed_everything
 
 from mlecs_lightning import MLECS, FedAvg
 from mlecs_lightning.algorithms import Standalone, Steps
+from mlecs_lightning.checkpoints import CheckpointError
+from mlecs_lightning.checkpoints.warmup_files import ClaimedLog
+from mlecs_lightning.clients import FederationSettings
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import (
-    Algorithm,
-    CheckpointError,
-    FederationSettings,
-    RoundContext,
-    ServerLearner,
-)
 from mlecs_lightning.federated.warmup import ServerWarmup, load_warmup
-from mlecs_lightning.federated.warmup_files import ClaimedLog
 from mlecs_lightning.modules import Losses, Objective, ServerModule
+from mlecs_lightning.rounds import Algorithm, RoundContext, ServerLearner
 from mlecs_lightning.types import Batch
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {

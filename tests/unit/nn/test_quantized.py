@@ -8,8 +8,8 @@ from torch.ao.nn.quantized.dynamic import Linear as Int8Linear
 from transformers.pytorch_utils import Conv1D
 
 from mlecs_lightning.algorithms import Standalone
+from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.federated import ClientSettings
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.loading import load_frozen
 from mlecs_lightning.settings import BackboneSettings, LoraSettings

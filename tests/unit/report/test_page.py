@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlecs_lightning.report.page import to_html, to_markdown_page
-from mlecs_lightning.report.reading import ReportError, Run, read_runs
+from mlecs_lightning.report.results.reading import ReportError, Run, read_runs
 from tests.unit.report.run_files import a_config, a_history, a_summary, whole, write_run
 
 EVIL = "<script>alert('x')</script> & $x_1$ | `b` <b onclick=\"y\">"

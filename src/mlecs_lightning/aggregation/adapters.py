@@ -1,0 +1,190 @@
+"""Streaming aggregation of LoRA adapters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.aggregation.update_sum import UpdateSum
+from mlecs_lightning.functional import (
+    LoraFactors,
+    compress,
+    coordinate_median,
+    trimmed_mean,
+)
+from mlecs_lightning.wire.tokens import Tokens
+
+__all__ = ["AdapterAggregator", "Aggregate", "Aggregation"]
+
+Aggregation = Literal["separate", "stack", "svd", "freeze_a", "median", "trimmed_mean"]
+
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+class Aggregate(NamedTuple):
+    """What the clients' adapters came to.
+
+    Attributes:
+        adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
+        error: Relative Frobenius distance of the aggregated update from the exact weighted mean of
+            the clients' updates, over all layers together; infinite if that mean is zero and the
+            aggregate is not.
+        clients: How many adapters went in.
+        further: The aggregates of other groups of clients, by the tower that hosts them; ``error``
+            is then the largest of all groups, and ``clients`` their sum.
+        tokens: The token features of all clients, for a method that uploads them.
+    """
+
+    adapter: dict[str, Tensor]
+    error: float
+    clients: int
+    further: Mapping[str, Aggregate] = {}
+    tokens: Tokens | None = None
+
+    @classmethod
+    def of_groups(cls, groups: Mapping[str, Aggregate]) -> Aggregate:
+        """Put the aggregates of all groups into one; a single one stays as it is.
+
+        Args:
+            groups: By the tower that hosts each, at least one.
+        """
+        (_, first), *others = groups.items()
+        if not others:
+            return first
+        error = max(group.error for group in groups.values())
+        clients = sum(group.clients for group in groups.values())
+        return cls(first.adapter, error, clients, dict(others))
+
+
+class AdapterAggregator:
+    """Adds adapters one at a time; memory does not grow with their number, but for two methods.
+
+    ``median`` and ``trimmed_mean`` sort the clients' values, so they keep every adapter of the
+    round. They ignore the weights (our choice: a weight is a client's claim, and a hostile client
+    would claim a large one).
+
+    Each key has its own total of weights, so a key that some clients lack is averaged over those
+    that have it. The exact sum of the updates B A (`UpdateSum`) is kept beside the means; it is the
+    aggregate of ``stack`` and ``svd`` and the measure of the error of the others, except
+    ``freeze_a``, which is exact. What becomes an adapter is summed in float64, so that the order of
+    the clients does not show.
+    """
+
+    def __init__(
+        self, method: Aggregation, *, rank: int, scaling: float, trim: float = 0.1
+    ) -> None:
+        """Start with nothing.
+
+        Args:
+            method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the
+                exact sum; ``freeze_a`` averages B where A is common to all; ``median`` and
+                ``trimmed_mean`` take A and B apart, coordinate by coordinate.
+            rank: Rank of the result (of the hosted SLM's adapter).
+            scaling: Scale alpha / r of the result.
+            trim: Share of the clients that ``trimmed_mean`` cuts off at each end, in [0, 0.5).
+        """
+        self.method, self._rank, self._scaling, self._trim = method, rank, scaling, trim
+        self._kept: list[dict[str, Tensor]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, float] = {}
+        self._exact: dict[str, UpdateSum] = {}
+        self._clients = 0
+
+    def add(self, adapter: Mapping[str, Tensor], *, weight: float, scaling: float) -> None:
+        """Add the adapter of one client.
+
+        Args:
+            adapter: Tensors under PEFT's names.
+            weight: Its weight, positive and finite; only ratios matter.
+            scaling: Scale alpha / r of this client's adapter.
+
+        Raises:
+            ValueError: If the weight is not positive and finite.
+        """
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"the weight of a client must be positive and finite, got {weight}")
+        self._clients += 1
+        if self.method in ("median", "trimmed_mean"):
+            self._kept.append({key: tensor.float() for key, tensor in adapter.items()})
+        for key, tensor in adapter.items():
+            self._totals[key] = self._totals.get(key, 0.0) + weight
+            if self.method in ("separate", "freeze_a"):
+                total = self._sums.setdefault(key, torch.zeros_like(tensor, dtype=torch.float64))
+                total.add_(tensor, alpha=weight)
+        if self.method == "freeze_a":
+            return
+        for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
+            factors = LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], scaling)
+            if layer not in self._exact:
+                aggregate = self.method in ("stack", "svd")
+                self._exact[layer] = UpdateSum(torch.float64 if aggregate else torch.float32)
+            self._exact[layer].add(factors, weight=weight)
+
+    def result(self) -> Aggregate:
+        """Return the aggregate of all that was added."""
+        if self.method == "freeze_a":
+            return Aggregate(self._means(), 0.0, self._clients)
+        adapter = self._aggregated() if self._clients else {}
+        return Aggregate(adapter, self._error(adapter), self._clients)
+
+    def _aggregated(self) -> dict[str, Tensor]:
+        match self.method:
+            case "separate":
+                return self._means()
+            case "median":
+                return coordinate_median(self._kept)
+            case "trimmed_mean":
+                return trimmed_mean(self._kept, trim=self._trim)
+            case _:
+                return self._compressed()
+
+    def _means(self) -> dict[str, Tensor]:
+        return {k: (s / self._totals[k]).to(torch.float32) for k, s in self._sums.items()}
+
+    def _compressed(self) -> dict[str, Tensor]:
+        adapter: dict[str, Tensor] = {}
+        for layer, exact in self._exact.items():
+            mean = exact.mean(self._totals[layer + _DOWN])
+            low = compress(mean, self._rank, scaling=self._scaling)
+            adapter[layer + _DOWN], adapter[layer + _UP] = low.down.float(), low.up.float()
+        return adapter
+
+    def _error(self, adapter: Mapping[str, Tensor]) -> float:
+        """Relative error over all layers: root of the summed squares, layer by layer."""
+        missed = size = 0.0
+        for layer, exact in self._exact.items():
+            mine = LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], self._scaling)
+            own = exact.error(mine, total=self._totals[layer + _DOWN])
+            missed, size = missed + own[0], size + own[1]
+        if size == 0:
+            return math.inf if missed else 0.0
+        return math.sqrt(missed / size)
+
+
+def fit_rank(
+    adapter: Mapping[str, Tensor], *, scaling: float, rank: int, target_scaling: float
+) -> dict[str, Tensor]:
+    """Return an adapter truncated (or padded) to a client's rank and scale, the nearest in norm.
+
+    Args:
+        adapter: The server's adapter, under PEFT's names.
+        scaling: Its scale alpha / r.
+        rank: The client's rank.
+        target_scaling: The client's scale.
+    """
+    ranks = {t.shape[0] for k, t in adapter.items() if k.endswith(_DOWN)}
+    if ranks <= {rank} and scaling == target_scaling:
+        return dict(adapter)
+    fitted: dict[str, Tensor] = {}
+    for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
+        low = compress(
+            LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], scaling),
+            rank,
+            scaling=target_scaling,
+        )
+        fitted[layer + _DOWN], fitted[layer + _UP] = low.down, low.up
+    return fitted

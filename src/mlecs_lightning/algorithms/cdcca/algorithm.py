@@ -1,0 +1,366 @@
+"""CD-CCA: cloud-device collaborative continual adaptation (arXiv 2312.16279)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.aggregation import Aggregate
+from mlecs_lightning.algorithms.base import LocalTraining, Steps
+from mlecs_lightning.algorithms.cdcca.distillation import (
+    AKD,
+    Lesson,
+    teachers_answers,
+    vocabulary_faults,
+)
+from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
+from mlecs_lightning.algorithms.cdcca.uncertainty import most_uncertain
+from mlecs_lightning.data.sampling import draw_batches
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
+from mlecs_lightning.settings import LoraSettings
+from mlecs_lightning.types import Batch
+from mlecs_lightning.wire import Message, Schema
+from mlecs_lightning.wire.messages import adapter_fields
+from mlecs_lightning.wire.tokens import Tokens
+
+__all__ = ["CDCCA", "Distillation"]
+
+Distillation = Literal["akd", "answers", "none"]
+_SAMPLING = ("uts/looked_at", "uts/sent", "uts/uncertainty", "uts/uncertainty_sent")
+
+
+class CDCCA(LocalTraining):
+    """A small model on the device keeps up with a changing world, helped by a large one.
+
+    The server's LLM is the teacher. The SLM beside it is the student, and a device runs a copy of
+    it: extractors, connector and adapter, handed over once the server is warm. From then on a
+    device only looks and answers; it needs no labels and takes no optimiser step.
+
+    One round:
+
+    1. The server sends each device the student's adapter; with ``trainer.codec: DWC`` as a sparse,
+       quantised difference (the third part of the method).
+    2. ``UTS`` (device): of what it looks at, the features of the ``token_fraction`` of tokens that
+       the device is least sure of go up, with their positions and the instruction. No sample, no
+       target. *With 1: all of them.*
+    3. ``AKD`` (cloud): the teacher answers from these tokens. The student's adapter (and the
+       projection of its hidden states) learns from the teacher's logits at a temperature and its
+       hidden states, beside public samples with their true targets, so that it does not forget
+       them. *With ``answers``: from the teacher's words alone. With ``none``: nothing goes up or
+       down, the device is left to itself.*
+
+    A token is what the extractor of one modality makes of one sample. Teacher and student must have
+    one vocabulary. What is ours in this: docs/method.md.
+    """
+
+    communicates = True
+    delivers = True
+
+    def __init__(
+        self,
+        *,
+        token_fraction: float = 0.5,
+        passes: int = 4,
+        variance_weight: float = 1.0,
+        distillation: Distillation = "akd",
+        temperature: float = 2.0,
+        hidden_weight: float = 0.1,
+        replay_weight: float = 1.0,
+        token_dropout: float = 0.3,
+        student_warmup: float = 1.0,
+        train_device: bool = False,
+        steps: Steps | None = None,
+    ) -> None:
+        """Set the method.
+
+        Args:
+            token_fraction: rho, share of the tokens of a round that a device sends.
+            passes: Dropout passes of the uncertainty.
+            variance_weight: Weight of their variance beside the entropy.
+            distillation: What the cloud does with the tokens.
+            temperature: T of the logits.
+            hidden_weight: Weight of the distance of the hidden states.
+            replay_weight: Weight of L_LM on public samples.
+            token_dropout: Probability that a token is left out in the warm-up, so that teacher and
+                student can read samples of which some tokens were not sent.
+            student_warmup: Share of the steps of the warm-up, the last ones, in which the student
+                trains beside the teacher: what is handed over is then a small model that has not
+                had the large one's training. (The command ``warmup`` trains both in all steps.)
+            train_device: Whether a device trains on its own labelled samples; only with
+                ``distillation: none``, since the cloud's copy of the model would be none any more.
+            steps: ``warmup`` and ``server`` are optimiser steps; ``private`` are the batches that a
+                device looks at in a round (with ``train_device``, steps); ``public`` are steps of a
+                device on public samples, with ``train_device`` only.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        super().__init__(steps=steps)
+        faults, key = FaultList(), "algorithm.init_args"
+        for name, value, ok, allowed in (
+            ("token_fraction", token_fraction, 0 < token_fraction <= 1, "in (0, 1]"),
+            ("token_dropout", token_dropout, 0 <= token_dropout < 1, "in [0, 1)"),
+            ("student_warmup", student_warmup, 0 <= student_warmup <= 1, "in [0, 1]"),
+            ("passes", passes, passes >= 1, "at least 1"),
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("variance_weight", variance_weight, variance_weight >= 0, "at least 0"),
+            ("hidden_weight", hidden_weight, hidden_weight >= 0, "at least 0"),
+            ("replay_weight", replay_weight, replay_weight >= 0, "at least 0"),
+        ):
+            if not ok:
+                faults.append(f"{key}.{name} must be {allowed}, got {value}")
+        if train_device and distillation != "none":
+            faults.append(
+                f"{key}.train_device goes with distillation: none, got {distillation!r}: the "
+                "student in the cloud would be no copy of the device's model any more"
+            )
+        faults.raise_any()
+        self.token_fraction, self.passes = token_fraction, passes
+        self.variance_weight = variance_weight
+        self.distillation: Distillation = distillation
+        self.akd = AKD(
+            temperature=temperature,
+            hidden_weight=hidden_weight,
+            replay_weight=replay_weight,
+            words_alone=distillation == "answers",
+        )
+        self.token_dropout, self.train_device = token_dropout, train_device
+        self.student_warmup = student_warmup
+
+    # Before round 0 ---------------------------------------------------------------------------
+
+    def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
+        """Say which devices would have another adapter than the student."""
+        first, lora = next(iter(clients.items()))
+        return [
+            f"clients.{name}.lora is {other}, that of clients.{first} is {lora}: under CDCCA all "
+            "devices run a copy of one student"
+            for name, other in clients.items()
+            if (other.r, other.alpha, other.target_modules)
+            != (lora.r, lora.alpha, lora.target_modules)
+        ]
+
+    def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
+        """Check that student and teacher speak one language, and that devices can run the student.
+
+        Raises:
+            ConfigurationError: If they cannot; all faults in one message.
+        """
+        faults = FaultList(vocabulary_faults(server.module))
+        wanted = _shapes(server.module, "slm")
+        for name, module in clients.items():
+            if module.modalities != server.module.modalities:
+                faults.append(
+                    f"clients.{name}.modalities is {list(module.modalities)}: under CDCCA a device "
+                    f"runs a copy of the student, which has {list(server.module.modalities)}"
+                )
+                continue
+            own = _shapes(module, "slm")
+            unlike = sorted(k for k in own.keys() | wanted if own.get(k) != wanted.get(k))
+            if unlike:
+                faults.append(
+                    f"clients.{name}: under CDCCA a device runs a copy of the student, so "
+                    "connector and extractors must be those of the server; these differ: "
+                    f"{unlike[:3]}"
+                )
+        faults.raise_any(title="the configuration has faults:")
+
+    def warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Train the teacher on public data, and for the last steps the student beside it."""
+        steps = self.steps.warmup
+        batches = loaders.public.take(steps, seed=ctx.seed_for("server", "public"))
+        alone = steps - int(self.student_warmup * steps + 0.5)
+        losses = server.fit(islice(batches, alone), self.teacher_alone, stage="warmup_teacher")
+        return losses | server.fit(batches, self.both_towers, stage="warmup")
+
+    def warmup_objective(self) -> Objective | None:
+        """Warm up teacher and student, with some tokens left out."""
+        return self.both_towers
+
+    def teacher_alone(self, server: ServerModule, batch: Batch) -> Losses:
+        """L_LM of the teacher, with some tokens left out."""
+        features, present = server.features(batch)
+        given = (features, self._kept(present), batch.instructions, batch.targets)
+        return {"loss": server.mean_loss(server.tower("llm")(*given))}
+
+    def both_towers(self, server: ServerModule, batch: Batch) -> Losses:
+        """L_LM of teacher and student over the same features, some of which are left out."""
+        features, present = server.features(batch)
+        given = (features, self._kept(present), batch.instructions, batch.targets)
+        llm, slm = (server.mean_loss(server.tower(name)(*given)) for name in ("llm", "slm"))
+        return {"loss": llm + slm, "lm_llm": llm, "lm_slm": slm}
+
+    def _kept(self, present: Tensor) -> Tensor:
+        """Leave out tokens at random; a sample that would lose all keeps all."""
+        kept = present & (torch.rand(present.shape, device=present.device) >= self.token_dropout)
+        return torch.where(kept.any(dim=1, keepdim=True), kept, present)
+
+    def deliver(self, server: ServerLearner, edge: EdgeModule) -> None:
+        """Give a device the student: extractors, connector, adapter."""
+        cloud = server.module
+        edge.extractors.load_state_dict(cloud.extractors.state_dict())
+        mine, theirs = edge.tower(), cloud.tower("slm")
+        mine.connector.load_state_dict(theirs.connector.state_dict())
+        mine.readout.load_state_dict(theirs.readout.state_dict())
+        edge.load_adapter_state(cloud.adapter_state())
+
+    # The wire -----------------------------------------------------------------------------------
+
+    def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
+        """Return the student's adapter as it is now."""
+        return {f"adapter/{k}": v for k, v in server.module.adapter_state().items()}
+
+    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+        """Declare the adapter."""
+        return Schema(adapter_fields(edge.backbone.adapter_parameters()))
+
+    def uplink(self, edge: EdgeModule) -> Schema:
+        """Declare token features with their positions, and the instructions."""
+        widths = {m: int(e.out_features) for m, e in edge.extractors.items()}  # type: ignore[arg-type]
+        return Tokens.schema(widths)
+
+    def figures(self) -> tuple[str, ...]:
+        """Name what is told of the sampling, and the losses of a device that trains."""
+        return (*super().figures(), *_SAMPLING)
+
+    def broadcast(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> Iterable[tuple[str, Message | None]]:
+        """Send each device the student's adapter."""
+        for client in ctx.participants:
+            alone = self.distillation == "none"
+            yield client, None if alone else Message(self.shipped(server, client))
+
+    # The device ---------------------------------------------------------------------------------
+
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        """Take over the adapter, look at the stream, send what the device is least sure of."""
+        if broadcast is None:
+            losses = self.local_passes(edge, loaders, ctx) if self.train_device else {}
+            return ClientUpdate(None, losses)
+        edge.module.load_adapter_state(broadcast.component("adapter"))
+        assert loaders.private is not None
+        edge.stage = "uts"
+        stream = loaders.private
+        # No sample is looked at twice in a round.
+        batches = max(1, min(self.steps.private, len(stream) // stream.batch_size))
+        seed = ctx.seed_for(edge.name, "private")
+        seen = edge.map(stream.take(batches, seed=seed), self._look)
+        tokens = Tokens.joined([part for part, _ in seen])
+        scores = torch.cat([part for _, part in seen])
+        chosen = most_uncertain(scores, tokens.present, self.token_fraction)
+        sent = tokens.only(chosen)
+        there = scores[tokens.present]
+        told = (
+            float(tokens.number),
+            float(sent.number),
+            float(there.mean()),
+            float(scores[chosen[:, 0], chosen[:, 1]].mean()),
+        )
+        return ClientUpdate(sent.message(), dict(zip(_SAMPLING, told, strict=True)))
+
+    def _look(self, module: EdgeModule, batch: Batch) -> tuple[Tokens, Tensor]:
+        """Return the tokens of a batch and how unsure the device is of each, on the CPU."""
+        tokens = tokens_of(module, batch)
+        scores = (
+            torch.zeros(tokens.present.shape)
+            if self.token_fraction == 1
+            else token_uncertainty(
+                module, tokens, passes=self.passes, variance_weight=self.variance_weight
+            )
+        )
+        features = {m: x.cpu() for m, x in tokens.features.items()}
+        return Tokens(features, tokens.present.cpu(), tokens.instructions), scores.cpu()
+
+    # The cloud ----------------------------------------------------------------------------------
+
+    def refusals(self, server: ServerLearner, message: Message) -> list[str]:
+        """Say which positions or texts of a device make no sense, or are too long to be read."""
+        faults = Tokens.faults(message, server.module.modalities)
+        texts = message.scalars["instructions"]
+        assert isinstance(texts, tuple)
+        for name in ("llm", "slm"):
+            tower = server.module.tower(name)
+            room = tower.room().asked()
+            for text in texts:
+                try:
+                    asked = tower.backbone.tokens(text)
+                except ConfigurationError as error:
+                    faults.append(str(error))
+                    continue
+                if room is not None and asked > room:
+                    faults.append(f"an instruction of {asked} tokens, {name!r} has room for {room}")
+        return faults
+
+    def aggregate(
+        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
+    ) -> Aggregate | None:
+        """Collect the tokens of all devices."""
+        parts = []
+        for _, message in updates:
+            names = [n.partition("/")[2] for n in message.tensors if n.startswith("tokens/")]
+            parts.append(Tokens.read(message, names))
+        if not parts:
+            return None
+        return Aggregate({}, 0.0, len(parts), tokens=Tokens.joined(parts))
+
+    def server_update(
+        self,
+        server: ServerLearner,
+        aggregate: Aggregate | None,
+        loaders: Loaders,
+        ctx: RoundContext,
+    ) -> dict[str, float]:
+        """AKD: the student's adapter learns from the teacher."""
+        if self.distillation == "none":
+            return {}
+        tokens = None if aggregate is None else aggregate.tokens
+        if tokens is None or tokens.samples == 0:
+            tokens, answers = None, list[str]()
+        else:
+            # Before the pass: answering puts the model in evaluation mode.
+            answers = teachers_answers(server, tokens, batch_size=loaders.public.batch_size)
+        losses = self.akd.teach(server, self._lessons(tokens, answers, loaders, ctx))
+        return losses | {"tokens": 0.0 if tokens is None else float(tokens.number)}
+
+    def _lessons(
+        self, tokens: Tokens | None, answers: Sequence[str], loaders: Loaders, ctx: RoundContext
+    ) -> Iterator[Lesson]:
+        """Yield this process's part of every step."""
+        public = loaders.public
+        replays = public.take(self.steps.server, seed=ctx.seed_for("server", "public"))
+        if tokens is None:
+            for replay in replays:
+                yield Lesson(None, (), replay)
+            return
+        rank, size = public.shard
+        drawn = draw_batches(
+            tokens.samples,
+            public.batch_size,
+            steps=self.steps.server,
+            seed=ctx.seed_for("server", "tokens"),
+        )
+        for rows, replay in zip(drawn, replays, strict=False):
+            # Fewer samples than processes: some are seen twice, so that nobody has none.
+            own = rows[rank::size] or rows[:1]
+            yield Lesson(tokens.rows(own), tuple(answers[i] for i in own), replay)
+
+
+def _shapes(module: ServerModule | EdgeModule, tower: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all that a device takes over from the student."""
+    parts = {"extractors": module.extractors, "connector": module.tower(tower).connector}
+    return {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, each in parts.items()
+        for name, tensor in each.state_dict().items()
+    }

@@ -1,0 +1,399 @@
+"""ECLM: sub-models from a modular cloud model, for devices that drift (arXiv 2311.11083)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.aggregation import Aggregate
+from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
+from mlecs_lightning.algorithms.eclm.derivation import Budget, Costs, InfeasibleBudgetError, derive
+from mlecs_lightning.algorithms.eclm.drift import GateStatistics
+from mlecs_lightning.algorithms.eclm.gating import load_balance, top_k_gates
+from mlecs_lightning.algorithms.eclm.merge import ModuleMerger
+from mlecs_lightning.algorithms.eclm.models import (
+    SIZES,
+    CloudParts,
+    DeviceParts,
+    adapter_faults,
+    count_costs,
+    modular_of,
+    pack,
+    prototype_names,
+    sizes,
+    unpack,
+    without_some_modalities,
+)
+from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
+from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.errors import FaultList
+from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
+from mlecs_lightning.settings import LoraSettings
+from mlecs_lightning.types import Batch
+from mlecs_lightning.wire import Message, ScalarField, Schema, TensorField
+
+__all__ = ["ECLM"]
+
+
+class ECLM(LocalTraining):
+    """The cloud's model is made of modules; each device gets those that fit its data and budget.
+
+    The cloud's model is the hosted SLM, the one that devices have parts of; it answers for the
+    server. Its MLPs are divided into modules (groups of neurons). Each module has an adapter of
+    its own, a slice of the MLP's LoRA; the rest of the LoRA (the trunk) is trained on the cloud and
+    then fixed, so that the mean of what devices send for a module is the mean of its updates.
+
+    Offline (the warm-up): the cloud trains model and module selector on public data, under gates.
+    Online, one round:
+
+    1. The server sends each device its sub-model: which modules, and the adapters of those that the
+       device lacks. The first time also the prototype: extractors, connector, selector, trunk.
+    2. The device measures the gates on its own data, tests them for drift, cuts its model to what
+       its budget allows, and tunes it.
+    3. It sends the adapters of its modules, the mean gates, its budget and its sample count.
+    4. The server merges module by module, weighted by importance and samples, and derives a new
+       sub-model for each device whose data or budget has drifted.
+
+    Equations and what is ours in them: docs/method.md.
+    """
+
+    communicates = True
+    registers = ("samples",)
+
+    def __init__(
+        self,
+        *,
+        modules: int = 8,
+        active: int = 4,
+        budget: Budget | None = None,
+        budgets: dict[str, Budget] | None = None,
+        gate_noise: float = 1.0,
+        balance_weight: float = 0.1,
+        modality_dropout: float = 0.3,
+        drift_significance: float = 1e-3,
+        rederive: bool = True,
+        refresh: bool = False,
+        steps: Steps | None = None,
+        order: PassOrder = "private_first",
+    ) -> None:
+        """Set the method.
+
+        Args:
+            modules: K, modules of each layer; divides the width of the MLP.
+            active: Fewest modules of a layer that a sample uses in the offline stage; each draws
+                between this and K, so that small sub-models and the whole one work.
+            budget: What a device has; without limits by default.
+            budgets: For a client by name, in place of ``budget``.
+            gate_noise: Standard deviation of the noise on the gate logits.
+            balance_weight: Weight of the load-balancing loss.
+            modality_dropout: Probability that a sample lacks a modality in the offline stage, for
+                devices with fewer sensors. One is always left.
+            drift_significance: Of the test on the gates; smaller sees less drift.
+            rederive: Whether a sub-model is derived again on drift; else only once, from the first
+                report.
+            refresh: Whether a module that others have changed is sent again to the devices that
+                hold it. By default only modules that a device lacks go down.
+            steps: Optimiser steps of each pass. ``warmup`` is the offline stage; ``server`` has no
+                use, since online the cloud merges and does not train.
+            order: Which of a device's passes comes first.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        super().__init__(steps=steps, order=order)
+        ranges = {
+            "modules": (modules >= 2, "at least 2", modules),
+            "active": (1 <= active <= modules, f"in [1, modules={modules}]", active),
+            "gate_noise": (gate_noise >= 0, "at least 0", gate_noise),
+            "balance_weight": (balance_weight >= 0, "at least 0", balance_weight),
+            "modality_dropout": (0 <= modality_dropout < 1, "in [0, 1)", modality_dropout),
+            "drift_significance": (0 < drift_significance < 1, "in (0, 1)", drift_significance),
+        }
+        faults = FaultList(
+            f"algorithm.init_args.{k} must be {allowed}, got {v}"
+            for k, (ok, allowed, v) in ranges.items()
+            if not ok
+        )
+        faults.raise_any()
+        self.modules, self.active = modules, active
+        self.budget, self.budgets = budget or Budget(), dict(budgets or {})
+        self.gate_noise, self.balance_weight = gate_noise, balance_weight
+        self.modality_dropout = modality_dropout
+        self.drift_significance = drift_significance
+        self.rederive, self.refresh = rederive, refresh
+
+    # What fits together ---------------------------------------------------------------------
+
+    def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
+        """Say which adapters are no adapters of modules, and which budgets are of nobody."""
+        first, lora = next(iter(clients.items()))
+        faults = [
+            f"clients.{name}.lora is {other}, clients.{first} has {lora}; devices have parts of "
+            "one model"
+            for name, other in clients.items()
+            if other != lora
+        ]
+        faults += adapter_faults(lora)
+        return faults + [
+            f"algorithm.init_args.budgets: there is no client {name!r}, only {list(clients)}"
+            for name in self.budgets
+            if name not in clients
+        ]
+
+    def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
+        """Divide the hosted model, which answers; add the selector."""
+        CloudParts.add(module, self.modules, len(list(clients)))
+
+    def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
+        """Make the edge ready for a sub-model."""
+        DeviceParts.add(module, self.modules, tuple(modalities))
+
+    def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
+        """Count what modules cost, and check that prototypes and budgets fit."""
+        self._server = server.module
+        self._place = {name: j for j, name in enumerate(clients)}
+        self._edges = dict(clients)
+        self._prototypes = {name: prototype_names(module) for name, module in clients.items()}
+        self._costs: dict[str, Costs] = {}
+        state, faults = server.module.state_dict(), FaultList()
+        for name, module in clients.items():
+            own = module.state_dict()
+            unlike = [
+                here
+                for here, there in self._prototypes[name].items()
+                if there not in state or own[here].shape != state[there].shape
+            ]
+            if unlike:
+                faults.append(
+                    f"clients.{name}: ECLM hands out the cloud's extractors and connector, so "
+                    f"theirs must be those of the server; unlike: {unlike[:3]}"
+                )
+            self._costs[name] = count_costs(module)
+            with faults.collecting():
+                self._derive(name, torch.ones(modular_of(module).shape))
+        faults.raise_any()
+
+    def _budget(self, client: str, factor: float = 1.0) -> Budget:
+        return self.budgets.get(client, self.budget).scaled(factor)
+
+    def _derive(
+        self, client: str, importance: Tensor, factor: float = 1.0, within: Tensor | None = None
+    ) -> Tensor:
+        """Return the sub-model (L, K) bool of a client, by its importance and budget.
+
+        Raises:
+            InfeasibleBudgetError: If nothing fits its budget.
+        """
+        budget = self._budget(client, factor)
+        try:
+            return derive(importance, self._costs[client], budget, within=within)
+        except InfeasibleBudgetError as error:
+            key = "algorithm.init_args.budget"
+            raise InfeasibleBudgetError(f"{key}: {client!r}: {error}") from error
+
+    # Offline: the cloud alone ---------------------------------------------------------------
+
+    def warmup_objective(self) -> Objective | None:
+        """L_LM of the modular model under gates, and the load-balancing loss."""
+        return self.offline
+
+    def offline(self, server: ServerModule, batch: Batch) -> Losses:
+        """L_LM(gated model) + weight * load balance; gates by noisy top-k of the selector."""
+        if server.training and self.modality_dropout:
+            batch = without_some_modalities(batch, self.modality_dropout)
+        features, present = server.features(batch)
+        tower, size = server.tower("slm"), len(batch.ids)
+        _, _, fused = tower.connector.latent(features, present)
+        logits = CloudParts.of(server).selector(fused)
+        active = torch.randint(self.active, self.modules + 1, (size,), device=logits.device)
+        noise = self.gate_noise if server.training else 0.0
+        gates, p = top_k_gates(logits, active, noise=noise)
+        with modular_of(server).gated(gates):
+            output = tower(features, present, batch.instructions, batch.targets)
+        lm, balance = server.mean_loss(output), load_balance(server.gather(p))
+        return {"loss": lm + self.balance_weight * balance, "lm": lm, "balance": balance}
+
+    # Down -----------------------------------------------------------------------------------
+
+    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+        """Declare the sub-model, the modules that a device lacks, and the prototype."""
+        modular = modular_of(edge)
+        return Schema(
+            {
+                "submodel/mask": TensorField(modular.shape, torch.bool),
+                "modules/index": TensorField((None,), torch.int64),
+                "modules/adapters": TensorField((None, modular.row_size)),
+                "prototype/values": TensorField((None,)),  # empty but for the first time
+            }
+        )
+
+    def broadcast(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> Iterable[tuple[str, Message]]:
+        """Send each device its sub-model, and what it lacks of it."""
+        cloud, modular = CloudParts.of(server.module), modular_of(server.module)
+        for client in ctx.participants:
+            j, edge = self._place[client], self._edges[client]
+            known = bool(cloud.informed[j])
+            mask = cloud.assigned[j].cpu().bool()
+            if not known:
+                mask = self._derive(client, self._public_importance(server, loaders, edge))
+            index = (mask & ~cloud.held[j].cpu().bool()).flatten().nonzero().flatten()
+            prototype = torch.zeros(0) if known else pack(server.module, self._prototypes[client])
+            modules = {"modules/index": index, "modules/adapters": modular.rows(index).float()}
+            form = {"submodel/mask": mask, "prototype/values": prototype}
+            yield client, Message(modules | form)
+
+    @staticmethod
+    def _public_importance(server: ServerLearner, loaders: Loaders, edge: EdgeModule) -> Tensor:
+        """Return mean gates on the public data, in place of a device's that has not told yet."""
+        table = loaders.public.table
+        keep = torch.tensor([m in edge.modalities for m in table.modalities])
+        seen = table.mask(keep.expand(len(table), -1))
+        gates = server.map(sequential_loader(seen, 256), CloudParts.measure)
+        return torch.cat(gates).cpu().mean(dim=0)
+
+    # On the device --------------------------------------------------------------------------
+
+    def uplink(self, edge: EdgeModule) -> Schema:
+        """Declare the modules' adapters, the mean gates, budget, drift and sample count."""
+        modular = modular_of(edge)
+        return Schema(
+            {
+                "modules/index": TensorField((None,), torch.int64),
+                "modules/adapters": TensorField((None, modular.row_size)),
+                "gates/mean": TensorField(modular.shape),
+            },
+            {
+                "budget": ScalarField(float, low=0.0),
+                "drifted": ScalarField(int, low=0, high=1),
+                "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
+            },
+        )
+
+    def figures(self) -> tuple[str, ...]:
+        """Name, beside the losses, what is told of the sub-model and of the data."""
+        return (*super().figures(), "drifted", "budget", *SIZES)
+
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        """Take over what came, measure the data, cut the model to its budget, tune it."""
+        assert broadcast is not None
+        assert loaders.private is not None
+        modular = modular_of(edge.module)
+        if len(prototype := broadcast.tensors["prototype/values"]):
+            unpack(edge.module, self._prototypes[edge.name], prototype)
+        batches = sequential_loader(loaders.private.table, 256)
+        now = GateStatistics.of(torch.cat(edge.map(batches, DeviceParts.measure)))
+        self._take_over(edge, broadcast, now.mean, loaders.resources)
+        device = DeviceParts.of(edge.module)
+        changed = device.compare(now, significance=self.drift_significance)
+        losses = self.local_passes(edge, loaders, ctx, broadcast)
+        message = Message(
+            {
+                "modules/index": modular.index().cpu(),
+                "modules/adapters": modular.rows().float(),
+                "gates/mean": now.mean,
+            },
+            {
+                "budget": float(loaders.resources),
+                "drifted": int(changed),
+                "samples": len(loaders.private),
+            },
+        )
+        facts = {"drifted": float(changed), "budget": float(loaders.resources)}
+        return ClientUpdate(message, losses | facts | sizes(edge.module))
+
+    def _take_over(
+        self, edge: EdgeLearner, broadcast: Message, importance: Tensor, factor: float
+    ) -> None:
+        """Cut the model to the sub-model that was sent, or to less if the budget has shrunk."""
+        modular = modular_of(edge.module)
+        there, index = modular.mask.cpu(), broadcast.tensors["modules/index"]
+        held = there if int(DeviceParts.of(edge.module).samples) else torch.zeros_like(there)
+        received = torch.zeros_like(held).flatten().index_fill_(0, index, True).view_as(held)
+        mask = broadcast.tensors["submodel/mask"] & (held | received)
+        if not self._costs[edge.name].fit(mask, self._budget(edge.name, factor)):
+            mask = self._derive(edge.name, importance, factor, within=mask)
+        if not torch.equal(mask, there):
+            modular.select(mask)
+            for parameter in modular.own_parameters():
+                edge.optimizer.state.pop(parameter, None)  # moments of other neurons
+        here = mask.flatten()[index]
+        modular.load_rows(index[here], broadcast.tensors["modules/adapters"][here])
+
+    # Back on the cloud ----------------------------------------------------------------------
+
+    def former(
+        self, server: ServerLearner, message: Message, received: Message | None
+    ) -> Mapping[str, Tensor]:
+        """Return what the cloud has of the modules that came up."""
+        modular, index = modular_of(server.module), message.tensors["modules/index"]
+        if len(index) != len(message.tensors["modules/adapters"]):
+            return {}  # the merger takes none of them
+        return {"modules/adapters": modular.rows(index.clamp(0, modular.mask.numel() - 1))}
+
+    def aggregate(
+        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
+    ) -> Aggregate | None:
+        """Merge module by module, weighted by importance and samples, as updates come in."""
+        cloud, modular = CloudParts.of(self._server), modular_of(self._server)
+        merger, reports = ModuleMerger(modular.mask.numel(), modular.row_size), dict[str, Tensor]()
+        clients = 0
+        for clients, (client, message) in enumerate(updates, 1):  # noqa: B007 - counted
+            j = self._place[client]
+            gates = message.tensors["gates/mean"].clamp(0.0, 1.0)
+            assigned = cloud.assigned[j] if cloud.informed[j] else modular.mask
+            trained = merger.add(
+                message.tensors["modules/index"],
+                message.tensors["modules/adapters"],
+                gates.flatten() * float(message.scalars["samples"]),  # type: ignore[arg-type]
+                allowed=assigned.flatten().cpu().bool(),
+            )
+            about = [float(message.scalars[k]) for k in ("budget", "drifted")]  # type: ignore[arg-type]
+            reports |= {
+                f"gates/{client}": gates,
+                f"trained/{client}": trained.view_as(gates),
+                f"about/{client}": torch.tensor(about),
+            }
+        index, rows = merger.result()
+        merged = {"index": index, "rows": rows, "contributors": merger.contributors}
+        return Aggregate(merged | reports, 0.0, clients)
+
+    def server_update(
+        self,
+        server: ServerLearner,
+        aggregate: Aggregate | None,
+        loaders: Loaders,
+        ctx: RoundContext,
+    ) -> dict[str, float]:
+        """Write the merged modules; derive sub-models where data or budget have drifted."""
+        if aggregate is None:
+            return {}
+        cloud, modular = CloudParts.of(server.module), modular_of(server.module)
+        merged = aggregate.adapter
+        modular.load_rows(merged["index"], merged["rows"])
+        alone = (merged["contributors"] <= 1).view(modular.shape)
+        derived = dict[str, float]()
+        for client, j in self._place.items():
+            if f"gates/{client}" not in merged:
+                continue
+            gates, trained = merged[f"gates/{client}"], merged[f"trained/{client}"]
+            factor, changed = merged[f"about/{client}"].tolist()
+            moved = bool(changed) or factor != float(cloud.budget[j])
+            due = not cloud.informed[j] or (self.rederive and moved)
+            derived[f"derived/{client}"] = float(due)
+            cloud.importance[j], cloud.budget[j], cloud.informed[j] = gates, factor, 1
+            cloud.held[j] = trained & alone if self.refresh else trained
+            if due:
+                cloud.assigned[j] = trained
+                # No device can have trained under a budget that nothing fits: such a claim is void.
+                with suppress(InfeasibleBudgetError):
+                    cloud.assigned[j] = self._derive(client, gates, factor)
+        counts = {"modules/derived": sum(derived.values())} | derived
+        return {"modules/merged": float(len(merged["index"]))} | counts

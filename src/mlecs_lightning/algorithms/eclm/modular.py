@@ -1,0 +1,330 @@
+"""Transformer MLPs divided into modules: groups of neurons that a model can do without (ECLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mlecs_lightning.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["MLP_LAYERS", "ModularMLPs"]
+
+MLP_LAYERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("c_fc",), "c_proj"),  # GPT-2
+    (("gate_proj", "up_proj"), "down_proj"),  # Llama, Qwen, SmolLM
+    (("fc_in",), "fc_out"),  # GPT-J
+    (("fc1",), "fc2"),  # Phi
+)
+"""The layers of an MLP by family: those whose outputs are its neurons, and the one that reads them.
+
+A neuron is a row of the first (its bias with it) and a column of the last; the bias of the last
+belongs to no neuron. So a sum over groups of neurons is the MLP, exactly:
+MLP(x) = b + sum_k W_k^out act(W_k^in x + b_k^in).
+"""
+
+
+class _Layer:
+    """One linear layer of an MLP, cut along its neurons.
+
+    Of its LoRA, delta W = s B A, the factor with a row (or column) for each neuron is cut with the
+    layer: B of the layers that make the neurons, A of the one that reads them. The other factor
+    belongs to all modules together: the trunk.
+    """
+
+    def __init__(self, layer: nn.Module, *, makes: bool) -> None:
+        self.base: Any = layer
+        if hasattr(layer, "get_base_layer"):
+            self.base = layer.get_base_layer()  # type: ignore[operator]
+        self.makes = makes
+        # Shared by all who load the backbone: cut, never changed.
+        self.weight: nn.Parameter = self.base.weight
+        self.bias: nn.Parameter | None = getattr(self.base, "bias", None)
+        self.transposed = not isinstance(self.base, nn.Linear)  # Conv1D of GPT-2: (in, out)
+        self.own: nn.Linear | None = None
+        self.trunk: nn.Linear | None = None
+        if layer is not self.base:
+            down, up = layer.lora_A["default"], layer.lora_B["default"]  # type: ignore[index]
+            self.own, self.trunk = (up, down) if makes else (down, up)  # type: ignore[assignment]
+
+    @property
+    def axis(self) -> int:
+        """Axis of the neurons in the stored weight."""
+        return int(self.makes == self.transposed)
+
+    def rows(self) -> Tensor:
+        """Return the neurons' own LoRA factor, (neurons, r): a view."""
+        assert self.own is not None
+        return self.own.weight if self.makes else self.own.weight.T
+
+    def cut(self, neurons: Tensor | None, rows: Tensor | None) -> None:
+        """Keep only some neurons; ``None`` keeps all. ``rows`` is their LoRA factor."""
+        # The whole weights may be on another device: they belong to no module that is moved.
+        device, weight, bias = self.base.weight.device, self.weight, self.bias
+        if neurons is not None:
+            weight = _part(weight, self.axis, neurons, device)
+            if bias is not None and self.makes:
+                bias = _part(bias, 0, neurons, device)
+        elif weight.device != device:
+            weight = nn.Parameter(weight.data.to(device), requires_grad=False)
+            if bias is not None:
+                bias = nn.Parameter(bias.data.to(device), requires_grad=False)
+        count = weight.shape[self.axis]
+        self.base.weight = weight
+        if self.makes:
+            self.base.bias = bias
+        if self.transposed:
+            self.base.nf, self.base.nx = weight.shape[1], weight.shape[0]
+        _resize(self.base, count, makes=self.makes)
+        if self.own is not None and rows is not None:
+            # The same parameter with other data: an optimiser holds on to the parameter.
+            self.own.weight.data = (rows if self.makes else rows.T).contiguous()
+            _resize(self.own, count, makes=self.makes)
+
+
+def _part(whole: nn.Parameter, axis: int, rows: Tensor, device: torch.device) -> nn.Parameter:
+    kept = whole.data.index_select(axis, rows.to(whole.device)).to(device)
+    return nn.Parameter(kept, requires_grad=False)
+
+
+def _resize(layer: Any, count: int, *, makes: bool) -> None:  # noqa: ANN401 - Linear or Conv1D
+    if hasattr(layer, "out_features"):
+        setattr(layer, "out_features" if makes else "in_features", count)
+
+
+class ModularMLPs(nn.Module):
+    """The MLPs of a language model as L x K modules, any of which can be left out.
+
+    Two ways to leave one out: `select` makes the model physically smaller, for a device; `gated`
+    multiplies the neurons of a whole model by gates, for training on the cloud. Both compute the
+    same. With all modules on the model is the undivided one.
+
+    Attributes:
+        mask: (L, K) bool, the modules that are there. Part of the model's state: loading a state
+            cuts the model to its form (`fit_to`).
+        shape: (L, K).
+    """
+
+    mask: Tensor
+
+    def __init__(self, lm: PeftModel | nn.Module, modules: int, *, what: str = "the model") -> None:
+        """Find the MLPs and divide them.
+
+        Args:
+            lm: The language model, with or without LoRA on its MLPs; it is changed by `select`.
+            modules: K, groups of neurons of each MLP.
+            what: Whose layers these are, for error messages.
+
+        Raises:
+            ConfigurationError: If there are no MLPs of a known form, they are quantised, or K does
+                not divide their width.
+        """
+        super().__init__()
+        found = [
+            (names, block)
+            for _, block in lm.named_modules()
+            for names in MLP_LAYERS
+            if all(isinstance(getattr(block, n, None), nn.Module) for n in (*names[0], names[1]))
+        ]
+        if not found:
+            known = ["/".join((*makes, reads)) for makes, reads in MLP_LAYERS]
+            raise ConfigurationError(f"{what} has no MLPs that can be divided; known: {known}")
+        # A plain list: these belong to the model, whose names they keep.
+        self._blocks: list[list[_Layer]] = []
+        for n, ((makes, reads), block) in enumerate(found):
+            layers = [_Layer(getattr(block, name), makes=True) for name in makes]
+            layers.append(_Layer(getattr(block, reads), makes=False))
+            self._blocks.append(layers)
+            getattr(block, reads).register_forward_pre_hook(_Gate(self, n))
+        first = self._blocks[0]
+        if any(layer.weight.dtype in (torch.int8, torch.uint8) for layer in first):
+            raise ConfigurationError(f"{what}: quantised MLPs cannot be divided")
+        self.width = first[-1].weight.shape[first[-1].axis]
+        if modules < 1 or self.width % modules:
+            raise ConfigurationError(
+                f"{what}: {modules} modules do not divide its {self.width} neurons into equal parts"
+            )
+        self.neurons = self.width // modules
+        self.shape = (len(self._blocks), modules)
+        self.register_buffer("mask", torch.ones(self.shape, dtype=torch.bool))
+        self._gates: Tensor | None = None
+
+    # The adapters of modules ----------------------------------------------------------------
+
+    def _adapted(self, layer: int) -> list[_Layer]:
+        return [each for each in self._blocks[layer] if each.own is not None]
+
+    @property
+    def row_size(self) -> int:
+        """Numbers that a module's own adapter has: what travels for it."""
+        return self.neurons * sum(each.rows().shape[1] for each in self._adapted(0))
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Return the adapter factors that are cut with the modules."""
+        owns = [each.own for n in range(self.shape[0]) for each in self._adapted(n)]
+        return [cast(nn.Parameter, own.weight) for own in owns if own is not None]
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """Return the adapter factors that belong to all modules together."""
+        trunks = [each.trunk for n in range(self.shape[0]) for each in self._adapted(n)]
+        return [cast(nn.Parameter, trunk.weight) for trunk in trunks if trunk is not None]
+
+    def index(self) -> Tensor:
+        """Return the numbers l K + k of the modules that are there, ascending (N,)."""
+        return self.mask.flatten().nonzero().flatten()
+
+    def rows(self, index: Tensor | None = None) -> Tensor:
+        """Return copies of the modules' own adapters, one row for each (N, row_size), on the CPU.
+
+        Args:
+            index: Numbers of modules that are there; all of them by default.
+
+        Raises:
+            KeyError: If a module is not there.
+        """
+        whole = torch.cat([self._layer_rows(n) for n in range(self.shape[0])]).detach().cpu()
+        return whole[self._places(self.index() if index is None else index)]
+
+    def _layer_rows(self, layer: int) -> Tensor:
+        there = int(self.mask[layer].sum())
+        parts = [each.rows().reshape(there, -1) for each in self._adapted(layer)]
+        return torch.cat(parts, dim=1)
+
+    def _places(self, index: Tensor) -> Tensor:
+        """Return the places of modules among those that are there."""
+        index = index.cpu()
+        mask = self.mask.flatten().cpu()
+        if bool((~mask[index]).any()):
+            raise KeyError(f"modules {index[~mask[index]].tolist()} are not there")
+        return (mask.cumsum(0) - 1)[index]
+
+    @torch.no_grad()
+    def load_rows(self, index: Tensor, rows: Tensor) -> None:
+        """Write the own adapters of some modules that are there; all others keep theirs.
+
+        Args:
+            index: (N,) their numbers.
+            rows: (N, row_size) as `rows` returns them.
+
+        Raises:
+            KeyError: If a module is not there.
+        """
+        self._places(index)
+        for number, row in zip(index.tolist(), rows, strict=True):
+            layer, module = divmod(number, self.shape[1])
+            place, start = int(self.mask[layer, :module].sum()), 0
+            for each in self._adapted(layer):
+                target = each.rows()[place * self.neurons : (place + 1) * self.neurons]
+                part = row[start : start + target.numel()]
+                target.copy_(part.view(target.shape))
+                start += target.numel()
+
+    # Physically smaller ---------------------------------------------------------------------
+
+    @torch.no_grad()
+    def select(self, mask: Tensor) -> None:
+        """Cut the MLPs to some modules: smaller weights, less memory and time.
+
+        Modules that stay keep their adapters; those that come back begin with an empty one.
+
+        Args:
+            mask: (L, K) bool, at least one module of each layer.
+
+        Raises:
+            ValueError: If the shape is another, or a layer would be empty (GPT-2's layers cannot
+                run without neurons).
+        """
+        if tuple(mask.shape) != self.shape:
+            raise ValueError(f"modules: expected shape {self.shape}, got {tuple(mask.shape)}")
+        mask = mask.to(self.mask.device).bool()
+        if not bool(mask.any(dim=1).all()):
+            raise ValueError(
+                f"modules: layers {(~mask.any(dim=1)).nonzero().flatten().tolist()} would be empty"
+            )
+        if torch.equal(mask, self.mask):
+            return
+        for old, new, block in zip(self.mask, mask, self._blocks, strict=True):
+            if torch.equal(old, new):
+                continue
+            before, after = (m.repeat_interleave(self.neurons) for m in (old, new))
+            for layer in block:
+                rows = None
+                if layer.own is not None:
+                    own = layer.rows()
+                    whole = own.new_zeros(self.width, own.shape[1])
+                    whole[before] = own
+                    rows = whole[after]
+                layer.cut(None if bool(new.all()) else after.nonzero().flatten(), rows)
+        self.mask.copy_(mask)
+
+    def fit_to(self, state: Mapping[str, Tensor], *, prefix: str) -> None:
+        """Cut the model to the form of a state that is about to be loaded."""
+        if f"{prefix}mask" in state:
+            self.select(state[f"{prefix}mask"])
+
+    def form(self) -> dict[str, Any]:
+        """Return K, the modules of a layer, and which of them are there: (L, K), 0 or 1."""
+        return {"modules": self.shape[1], "mask": self.mask.int().tolist()}
+
+    # Gated ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def gated(self, gates: Tensor) -> Iterator[None]:
+        """Multiply the neurons of every module by its gate in the passes inside.
+
+        Args:
+            gates: (B, L, K), for the samples of the batch that is passed.
+        """
+        self._gates = gates
+        try:
+            yield
+        finally:
+            self._gates = None
+
+    # What it costs --------------------------------------------------------------------------
+
+    def module_parameters(self) -> int:
+        """Return the parameters of one module, its adapter included."""
+        return self._frozen_size() + self.row_size
+
+    def module_bytes(self) -> int:
+        """Return the bytes of one module's parameters as they are stored."""
+        base, adapter = self._blocks[0][0].weight, self.row_size
+        size = self.own_parameters()[0].element_size() if adapter else 0
+        return self._frozen_size() * base.element_size() + adapter * size
+
+    def _frozen_size(self) -> int:
+        return self.neurons * sum(
+            layer.weight.numel() // self.width
+            + (layer.makes and layer.bias is not None and layer.bias.numel() // self.width)
+            for layer in self._blocks[0]
+        )
+
+    def module_flops(self) -> int:
+        """Return the operations of one module for one token, two for a multiply-add.
+
+        The matrix products alone, as torch's `FlopCounterMode` counts them.
+        """
+        weights = sum(layer.weight.numel() // self.width for layer in self._blocks[0])
+        return 2 * (self.neurons * weights + self.row_size)
+
+
+class _Gate:
+    """Gates what the last layer of an MLP reads."""
+
+    def __init__(self, modular: ModularMLPs, layer: int) -> None:
+        self._modular, self._layer = modular, layer
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        gates = self._modular._gates
+        if gates is None:
+            return None
+        hidden = args[0]
+        each = gates[:, self._layer].repeat_interleave(self._modular.neurons, dim=-1)
+        return (hidden * each.unsqueeze(1).to(hidden.dtype), *args[1:])

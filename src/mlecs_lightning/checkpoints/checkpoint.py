@@ -1,0 +1,233 @@
+"""One file a round, from which a run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlecs_lightning.callbacks.monitor import Monitor
+from mlecs_lightning.checkpoints.timeline import Checkpoint, checkpoints
+from mlecs_lightning.differences import differences
+from mlecs_lightning.storage.files import (
+    DamagedFileError,
+    check_tensors,
+    load_tensors,
+    save_tensors,
+)
+from mlecs_lightning.storage.folders import numbered_folders
+from mlecs_lightning.storage.paths import expanded
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CheckpointError",
+    "check_config",
+    "checkpoint_of",
+    "client_state",
+    "find_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+FORMAT_VERSION = 1
+
+# Options that say where and how a run goes on, not what it computes.
+_FREE = {
+    *("config", "ckpt_path", "warmup", "data.init_args.root", "data.init_args.num_workers"),
+    *("trainer.max_rounds", "trainer.fast_dev_run", "trainer.warmup_ckpt_path"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
+    *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
+    *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
+    *("trainer.allow_other_config", "trainer.bertscore"),
+    *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
+    *("trainer.limit_test_batches", "trainer.max_message_bytes"),
+}
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is not there, cannot be read, or does not fit; says which and why."""
+
+
+def save_checkpoint(
+    folder: Path, state: dict[str, Any], *, round: int, complete: bool = True
+) -> Path:
+    """Write the checkpoint of a round: to a temporary name, synced, then renamed.
+
+    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file, which the
+    run that goes on removes.
+
+    Args:
+        folder: The run's ``checkpoints`` folder; made if missing.
+        state: Tensors, numbers, strings, lists and dicts only, so that a weights-only load reads
+            it.
+        round: Number of the round that has ended, or is under way.
+        complete: Whether it has ended. A complete checkpoint takes the place of partial ones.
+
+    Returns:
+        The file's path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Checkpoint.named(folder, round=round, complete=complete).path
+    save_tensors(path, {"format_version": FORMAT_VERSION, "round": round, **state})
+    for each in checkpoints(folder) if complete else ():
+        if not each.complete:
+            each.path.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, weights only: nothing in the file is executed.
+
+    Raises:
+        CheckpointError: If the file is missing, unreadable or of another format version; if it is
+            damaged, it names the newest sound one beside it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path: no file {str(path)!r}")
+    try:
+        state: dict[str, Any] = load_tensors(path)
+    except DamagedFileError as error:
+        raise damaged_checkpoint(path, error) from error
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"ckpt_path: {str(path)!r} has format_version {version}, this version reads "
+            f"{FORMAT_VERSION}"
+        )
+    return state
+
+
+def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any]:
+    """Return a client's state that a checkpoint holds, or that of the file it names.
+
+    Raises:
+        CheckpointError: If the file is damaged or gone; it names the newest sound checkpoint.
+    """
+    if isinstance(saved, dict):
+        return saved
+    try:
+        state: dict[str, Any] = load_tensors(checkpoint.parent / "clients" / saved)
+    except (OSError, DamagedFileError) as error:
+        raise damaged_checkpoint(checkpoint, error) from error
+    return state
+
+
+def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
+    """Return what is wrong with a checkpoint, and which other one of its folder to go on from."""
+    others = [each.path for each in checkpoints(path.parent) if each.path.name != path.name]
+    sound = next((other for other in reversed(others) if _is_sound(other)), None)
+    remedy = (
+        "there is no sound one beside it: begin anew, without --ckpt_path"
+        if sound is None
+        else f"the newest sound one beside it is --ckpt_path {sound}"
+    )
+    return CheckpointError(f"ckpt_path: {error}\n  {remedy}")
+
+
+def _is_sound(path: Path) -> bool:
+    """Return whether a checkpoint and all files that it names can be read."""
+    try:
+        clients = load_tensors(path).get("clients", {})
+        for saved in clients.values():
+            if isinstance(saved, str):
+                check_tensors(path.parent / "clients" / saved)
+    except (AttributeError, OSError, DamagedFileError):
+        return False
+    return True
+
+
+def checkpoint_of(run: Path) -> Path:
+    """Return the newest complete checkpoint of a run folder, or the path itself if it is a file.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if run.is_file():
+        return run
+    complete = [each for each in checkpoints(run / "checkpoints") if each.complete]
+    if not complete:
+        raise CheckpointError(
+            f"{str(run)!r}: no checkpoint of a whole round in it; expected a run folder, such as "
+            "runs/NAME/version_0, or a file round=....ckpt"
+        )
+    return complete[-1].path
+
+
+def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
+    """Resolve ``last``, ``best`` or a file name.
+
+    ``last`` is the newest state of the newest version that has any, be it in the middle of a round;
+    ``best`` is the round of that version with the best monitored value, as the last checkpoint's
+    history tells.
+
+    Args:
+        ckpt_path: ``last``, ``best`` or a path.
+        run_root: The folder that holds the ``version_k`` folders.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if ckpt_path not in ("last", "best"):
+        return expanded(ckpt_path, key="ckpt_path")
+    for version in reversed(numbered_folders(run_root, "version")):
+        found = checkpoints(version / "checkpoints")
+        if ckpt_path == "last" and found:
+            return found[-1].path
+        if complete := [each for each in found if each.complete]:
+            return _best(complete)
+    raise CheckpointError(
+        f"ckpt_path: {ckpt_path!r}, but there is no checkpoint under {str(run_root)!r}"
+    )
+
+
+def _best(complete: list[Checkpoint]) -> Path:
+    newest = complete[-1].path
+    state = load_checkpoint(newest)
+    monitor = Monitor(state["monitor"], state.get("monitor_mode", "min"))
+    files = {each.round: each.path for each in complete}
+    for number in monitor.ranked(state["history"]):
+        if number in files:
+            return files[number]
+    raise CheckpointError(
+        f"ckpt_path: 'best', but no round of {newest.parent} has a {monitor.name!r}"
+    )
+
+
+def check_config(
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    same: Callable[[object, object], bool] = operator.eq,
+) -> None:
+    """Refuse to go on with another configuration than that of the checkpoint.
+
+    Options that change nothing of what is computed may differ: where, on how many devices, how
+    long, what is shown.
+
+    Args:
+        saved: The configuration in the checkpoint.
+        present: That of this run.
+        same: Whether two values mean the same.
+
+    Raises:
+        CheckpointError: If anything else differs; it names every key with both values.
+    """
+    if not saved or not present:
+        return  # a trainer that was used from Python without a configuration
+    faults = [
+        fault
+        for key, fault in differences(saved, present, same=same).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    ]
+    if faults:
+        raise CheckpointError(
+            "\n".join(
+                [
+                    "ckpt_path: the checkpoint is of another configuration "
+                    "(--trainer.allow_other_config true goes on all the same):",
+                    *faults,
+                ]
+            )
+        )

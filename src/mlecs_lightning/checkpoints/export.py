@@ -1,0 +1,91 @@
+"""From a run to a folder with one of its models."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlecs_lightning.checkpoints.checkpoint import checkpoint_of
+from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.deploy import Provenance, write_export
+from mlecs_lightning.storage.digests import read_checked
+from mlecs_lightning.storage.paths import expanded
+from mlecs_lightning.storage.text_files import utf8
+
+__all__ = ["export_run"]
+
+log = logging.getLogger(__name__)
+
+
+def export_run(
+    run: str | Path, out: str | Path, *, client: str, include_backbone: bool | None = None
+) -> Path:
+    """Export the model of a client, or that of the server.
+
+    Neither data nor configuration are needed: the checkpoint says how the model is built and how
+    its inputs are prepared.
+
+    Args:
+        run: A run folder, whose newest checkpoint is taken, or a checkpoint.
+        out: The folder to write.
+        client: The client's name; ``server`` is the LLM.
+        include_backbone: See `write_export`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigurationError: If there is no such client, or the folder is not empty.
+        CheckpointError: If there is no checkpoint, or it has no state of the client.
+    """
+    saved = SavedModels(checkpoint_of(expanded(run, key="export RUN")))
+    module = saved.server() if client == "server" else saved.edge(client)
+    return write_export(
+        module,
+        expanded(out, key="export OUT"),
+        preparations=saved.preparations,
+        precision=saved.about["precision"],
+        instruction=saved.about["instruction"],
+        provenance=_provenance(saved, client),
+        include_backbone=include_backbone,
+    )
+
+
+def _provenance(saved: SavedModels, client: str) -> Provenance:
+    state, about = saved.state, saved.about
+    rounds = int(state["round"]) + ("partial" not in state)
+    summary = _summary(saved.path, rounds=rounds)
+    if client == "server":
+        scores = {"all": summary["server"]} if summary else {}
+        constant = {"all": summary["constant"]["server"]} if summary else {}
+    else:
+        scores = {test: summary["clients"][client][test] for test in ("own", "all") if summary}
+        constant = {test: summary["constant"][test] for test in ("own", "all") if summary}
+    options = state["config"].get("algorithm", {}).get("init_args", {})
+    return Provenance(
+        client=client,
+        algorithm=about["algorithm"],
+        rounds=rounds,
+        seed=about["seed"],
+        data=about["data"],
+        clients=len(saved.clients),
+        scores=scores,
+        constant=constant,
+        options={k: v for k, v in options.items() if v is not None},
+    )
+
+
+def _summary(checkpoint: Path, *, rounds: int) -> Mapping[str, Any]:
+    """Return the scores of the run; nothing if they are of another round than the checkpoint."""
+    path = checkpoint.parents[1] / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(utf8(read_checked(path)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("the model card tells no scores: %s", error)
+        return {}
+    return summary if summary.get("rounds") == rounds else {}

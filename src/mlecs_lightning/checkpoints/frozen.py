@@ -1,0 +1,71 @@
+"""Frozen models are the same on all ranks, and those that a checkpoint was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from mlecs_lightning.checkpoints.checkpoint import CheckpointError
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.modules.contents import REMEDY, Contents, content_faults
+
+__all__ = ["check_ranks", "check_saved"]
+
+
+def check_ranks(contents: Sequence[Contents]) -> None:
+    """Refuse ranks that have loaded other frozen models than the first one.
+
+    Args:
+        contents: The frozen parts of each rank, the same on all: they all stop, or none.
+
+    Raises:
+        ConfigurationError: If a digest differs; it names rank, backbone and both digests.
+    """
+    faults = [
+        fault
+        for rank, own in enumerate(contents)
+        for fault in content_faults(contents[0], own, names=("on rank 0", f"on rank {rank}"))
+    ]
+    if faults:
+        raise ConfigurationError(
+            "\n  ".join(["the ranks have loaded other frozen models:", *faults, REMEDY])
+        )
+
+
+def check_saved(
+    saved: Mapping[str, Any] | None,
+    here: Contents,
+    *,
+    path: Path,
+    key: str = "ckpt_path",
+    any: bool = False,
+) -> None:
+    """Refuse a checkpoint that was trained with other frozen models.
+
+    Args:
+        saved: What holds, as ``frozen``, the parts of the training; earlier versions did not.
+        here: Those of the models that were built.
+        path: The checkpoint.
+        key: What the user calls the path.
+        any: Say it and go on.
+
+    Raises:
+        CheckpointError: If a digest differs; it names backbone and both digests.
+    """
+    if saved is None or "frozen" not in saved:
+        rank_zero_info(
+            f"{key}: {str(path)!r} is of an earlier version and has no digests: whether its "
+            "frozen models are those of today is not known"
+        )
+        return
+    faults = content_faults(saved["frozen"], here, names=("in the checkpoint", "here"))
+    message = "\n  ".join(
+        [f"{key}: {str(path)!r} was trained with other frozen models:", *faults, REMEDY]
+    )
+    if faults and not any:
+        raise CheckpointError(message)
+    if faults:
+        rank_zero_info(message)

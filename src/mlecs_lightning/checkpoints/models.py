@@ -1,0 +1,155 @@
+"""The models of a checkpoint, built from what it says of them: without data or configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlecs_lightning.checkpoints.checkpoint import CheckpointError, client_state, load_checkpoint
+from mlecs_lightning.checkpoints.frozen import check_saved
+from mlecs_lightning.data.decoding.preparation import Preparation
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.modules import EdgeModule, MultimodalLM, ServerModule
+from mlecs_lightning.modules.base import as_settings
+from mlecs_lightning.modules.pocket import pocket_of
+from mlecs_lightning.rounds.algorithm import Algorithm
+from mlecs_lightning.settings import ModelSettings, cache_dir
+
+__all__ = ["SavedModels"]
+
+
+class SavedModels:
+    """What a checkpoint holds of its parties.
+
+    Attributes:
+        path: The checkpoint.
+        state: All of it.
+        about: Algorithm, data set, seed, precision and instruction of the training.
+        clients: The names of all clients.
+        trained: Those that have a state: all that took part in a round and did not fail.
+        preparations: How the inputs of the training were prepared.
+    """
+
+    def __init__(
+        self, path: Path, algorithm: Algorithm | None = None, *, any_frozen: bool = False
+    ) -> None:
+        """Read a checkpoint.
+
+        Args:
+            path: The checkpoint.
+            algorithm: Adds the parts to the models that it added in the training; only without
+                such parts a model can be built without it.
+            any_frozen: Say it and go on where a frozen model is not that of the training.
+
+        Raises:
+            CheckpointError: If it is not there, cannot be read, or says nothing of its models.
+            ConfigurationError: If its models have parts of an algorithm, and there is none.
+        """
+        self._algorithm = algorithm
+        self.path, self.state = path, load_checkpoint(path)
+        if "about" not in self.state:
+            raise CheckpointError(
+                f"ckpt_path: {str(path)!r} is of an earlier version, and does not say how its "
+                "models are built; one more round of `fit` writes a checkpoint that does"
+            )
+        self.about: Mapping[str, Any] = self.state["about"]
+        if self.about["adds_parts"] and algorithm is None:
+            raise ConfigurationError(
+                f"{self.about['algorithm']} adds parts of its own to the models of {str(path)!r}: "
+                "they are no backbone with an adapter, and cannot be exported; predict asks them"
+            )
+        self._models: Mapping[str, Any] = self.about["models"]
+        self.clients = tuple(self._models["clients"])
+        self.trained = tuple(c for c in self.clients if c in self.state["clients"])
+        self.preparations = {
+            name: Preparation.from_dict(values, key=f"{path.name}: inputs.{name}")
+            for name, values in self.about["inputs"].items()
+        }
+        self._any_frozen = any_frozen
+        self._built: tuple[int, EdgeModule] | None = None
+
+    def edge(self, client: str) -> EdgeModule:
+        """Return the model of a client with its state in it.
+
+        The module is that of the client asked for before, if both have one architecture: take what
+        you need of it before you ask for the next.
+
+        Raises:
+            ConfigurationError: If there is no such client.
+            CheckpointError: If it has not trained, its state is missing or does not fit, or its
+                frozen model is not that of the training.
+        """
+        if client not in self.clients:
+            raise ConfigurationError(
+                f"client {client!r} is none of {list(self.clients)} (or server) of {self.path}"
+            )
+        if client not in self.trained:
+            raise CheckpointError(f"client {client!r} has not trained yet in {self.path}")
+        number = int(self._models["clients"][client])
+        if self._built is None or self._built[0] != number:
+            built = self._models["architectures"][number]
+            proxy = built.get("proxy")
+            module = EdgeModule(
+                _found(built["settings"]), built["modalities"], proxy=proxy and _found(proxy)
+            )
+            if self._algorithm is not None:
+                self._algorithm.build_edge(module, self.about["inputs"])
+            first = next(c for c in self.clients if self._models["clients"][c] == number)
+            self._check(f"clients.{first}", module)
+            self._built = number, module
+        module = self._built[1]
+        try:
+            saved = client_state(self.state["clients"][client], self.path)
+            module.load_trainable_state(saved["model"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"client {client!r} of {self.path}: {error}") from error
+        return module
+
+    def server(self) -> ServerModule:
+        """Return the server's model with its state in it.
+
+        Raises:
+            CheckpointError: If the state does not fit, or a frozen model is not that of the
+                training.
+        """
+        built = dict(self._models["server"])
+        module = ServerModule(
+            _found(built["settings"]),
+            _found(built["hosted"]),
+            built["modalities"],
+            further={host: _found(values) for host, values in built.get("further", {}).items()},
+        )
+        if self._algorithm is not None:
+            self._algorithm.build_server(module, self.clients)
+        self._check("server", module)
+        try:
+            module.load_trainable_state(self.state["server"]["model"])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"server of {self.path}: {error}") from error
+        return module
+
+    def _check(self, party: str, module: MultimodalLM) -> None:
+        here = {f"{party}.{part}": c for part, c in module.frozen_contents().items()}
+        check_saved(self.about, here, path=self.path, any=self._any_frozen)
+
+
+def _found(values: Mapping[str, Any]) -> ModelSettings:
+    """Return settings whose pocket model lies where this machine keeps them.
+
+    Raises:
+        CheckpointError: If the model is not there.
+    """
+    settings = as_settings(values)
+    directory = Path(settings.backbone.model)
+    name = pocket_of(str(directory))
+    if name is None or directory.is_dir():
+        return settings
+    here = cache_dir() / "pocket" / directory.name
+    if not here.is_dir():
+        raise CheckpointError(
+            f"backbone {name}: there is no {str(here)!r} on this machine; `test` with the "
+            "configuration and the data of the run makes it again"
+        )
+    return replace(settings, backbone=replace(settings.backbone, model=str(here)))

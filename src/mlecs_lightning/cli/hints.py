@@ -1,0 +1,80 @@
+"""What a user could have written in place of what was not understood."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from inspect import isabstract, isclass
+
+from jsonargparse import ArgumentParser, Namespace
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
+from mlecs_lightning.class_paths import import_class
+from mlecs_lightning.data import FederatedDataModule, Schedule
+from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.wire import Codec
+
+__all__ = ["innermost", "known_names"]
+
+_BASES: dict[str, type] = {
+    "data": FederatedDataModule,
+    "algorithm": Algorithm,
+    "schedule": Schedule,
+    "codec": Codec,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+}
+_CLASS_PATH = r"class_path[= ]'([\w.]+)'"
+
+
+def innermost(error: BaseException) -> str:
+    """Return what a class said of its arguments, without what jsonargparse wraps around it."""
+    while error.__cause__ and str(error).startswith("Does not validate"):
+        error = error.__cause__
+    return str(error)
+
+
+def known_names(message: str, *, defaults: Namespace) -> str:
+    """Return what a user could have written in place of a name that jsonargparse does not know.
+
+    Args:
+        message: What jsonargparse says.
+        defaults: All keys.
+
+    Returns:
+        The names, to be put behind the message; empty if it is of something else.
+    """
+    names: list[str] = []
+    hint = ""
+    if key := re.search(r"(?:accept option '|unrecognized arguments: --)([\w.]+)", message):
+        siblings = defaults.get(key[1].rpartition(".")[0], defaults)
+        names = list(vars(siblings)) if isinstance(siblings, Namespace) else []
+        every = list(defaults.keys(branches=True))
+        longer = [known for known in every if known.startswith(key[1])]
+        near = longer or get_close_matches(key[1], every, n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+    elif re.search(
+        r"Expected a <class 'str'>(?s:.*)(class '(bool|int|float)'>|value: [TFN\d])", message
+    ):
+        hint = "; a word that YAML takes for something else stands in quotes"
+    elif "is not accepted" in message and (paths := re.findall(_CLASS_PATH, message)):
+        refused = import_class({"class_path": paths[-1]}, home="builtins", key="class_path")
+        names = ArgumentParser().add_class_arguments(refused) if isclass(refused) else []
+    elif re.search("import path|No module|no attribute|is abstract|subclass of", message):
+        *_, kind = re.findall(r'Parser key "(?:\w+\.)*(\w+)"', message) or [""]
+        names = sorted(_subclass_names(_BASES[kind])) if kind in _BASES else []
+    return hint + (f"\n  known: {names}" if names else "")
+
+
+def _subclass_names(base: type) -> set[str]:
+    """Return bare names that jsonargparse takes for a class path; others offer theirs in full."""
+    names: set[str] = set()
+    kinds: list[type] = base.__subclasses__()
+    for kind in kinds:
+        names |= _subclass_names(kind)
+        ours = kind.__module__.startswith(("mlecs_lightning", "torch.optim"))
+        if ours and not isabstract(kind):
+            names.add(kind.__name__)
+    return names

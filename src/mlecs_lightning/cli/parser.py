@@ -1,0 +1,256 @@
+"""LightningCLI over the federated trainer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Optional
+
+import lightning
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerCallable,
+    OptimizerCallable,
+)
+
+import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
+from mlecs_lightning.cli.config import PARSER_MODE, ConfigFile, completed
+from mlecs_lightning.cli.hints import innermost, known_names
+from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.clients.checks import party_faults
+from mlecs_lightning.clients.settings import client_settings
+from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.federated import FederatedTrainer
+from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
+from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.settings import ModelSettings, override
+from mlecs_lightning.storage.paths import expanded
+
+__all__ = ["FederatedCLI"]
+
+
+class _Commands(FederatedTrainer):
+    """Where Lightning looks up the subcommands."""
+
+    warmup = ServerWarmup.warmup
+
+
+class FederatedCLI(LightningCLI):
+    """LightningCLI over a `FederatedTrainer`: the same commands, configs and overrides.
+
+    Keys: ``seed_everything``, ``trainer``, ``warmup``, ``data``, ``algorithm``, ``server``,
+        ``edge``, ``clients``.
+    """
+
+    def __init__(self, args: ArgsType = None) -> None:
+        """Parse the arguments and run the subcommand.
+
+        Args:
+            args: Arguments in place of ``sys.argv``.
+        """
+        self.result: Any = None
+        super().__init__(
+            trainer_class=_Commands,  # type: ignore[arg-type]
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "exit_on_error": False,  # `main` prints the error without the usage
+                "allow_abbrev": False,  # a key that is mistyped is no prefix of another
+                "parser_mode": PARSER_MODE,
+            },
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Build a parser whose ``--config`` reads a file as `ConfigFile` does."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="a configuration in YAML")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse a command line, or a namespace as `LightningCLI` does.
+
+        Raises:
+            ConfigurationError: If that fails; it says which names are known.
+        """
+        try:
+            if args is None or isinstance(args, list):
+                self.config = parser.parse_args(completed(sys.argv[1:] if args is None else args))
+            else:
+                super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            known = known_names(str(error), defaults=self._parser("fit").get_defaults())
+            raise ConfigurationError(f"{error}{known}") from error
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Declare the keys of a federation."""
+        parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
+        self._add_warmup_arguments(parser)
+        parser.add_argument("--data", type=FederatedDataModule, required=True, help="the data set")
+        parser.add_argument("--algorithm", type=Algorithm, required=True, help="the method")
+        for party in ("server", "edge"):
+            parser.add_class_arguments(
+                ModelSettings,
+                party,
+                instantiate=False,
+                sub_configs=True,
+                skip={"optimizer", "lr_scheduler"},
+            )
+            # Declared apart, as Lightning's own types: `--edge.optimizer.init_args.lr` and bare
+            # names work, and arguments are checked. No default: its arguments would be passed on
+            # to any other class.
+            parser.add_argument(
+                f"--{party}.optimizer",
+                type=OptimizerCallable,
+                default=None,
+                help="Class and arguments; AdamW with lr 2e-4 if not given.",
+            )
+            parser.add_argument(
+                f"--{party}.lr_scheduler",
+                type=Optional[LRSchedulerCallable],  # noqa: UP045 - a value
+                default=None,
+                help="Class and arguments; goes by rounds. The rate stays as it is if not given.",
+            )
+        parser.add_argument(
+            "--clients",
+            type=dict,
+            required=True,
+            help="by name: modalities, domains, and what differs from edge (backbone, lora, "
+            "connector, extractors, optimizer, lr_scheduler); or drawn: count, modality_rate, seed",
+        )
+
+    @staticmethod
+    def _add_warmup_arguments(parser: LightningArgumentParser) -> None:
+        """Declare the arguments of Lightning's `Trainer`; some are those of ``trainer``."""
+        apart = {*INHERITED, "max_steps"}
+        parser.add_class_arguments(
+            Trainer, "warmup", instantiate=False, sub_configs=True, skip={*apart, *OWN}
+        )
+        for name in sorted(apart):
+            default = "algorithm.init_args.steps.warmup" if name == "max_steps" else "trainer"
+            parser.add_argument(
+                f"--warmup.{name}",
+                type=Optional[Trainer.__init__.__annotations__[name]],  # noqa: UP045 - a value
+                default=None,
+                help=f"As in lightning.Trainer; that of {default} if not given.",
+            )
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        if subcommand != "warmup":
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = self.init_parser(**kwargs)
+        self._add_arguments(parser)
+        # No group for the method: it would have the name of the key.
+        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(
+            klass, subcommand, skip=set(self.subcommands()[subcommand]), as_group=False
+        )
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands and their arguments that do not come from the command line."""
+        given = {"algorithm", "datamodule", "federation"}
+        return dict.fromkeys(("fit", "validate", "test", "predict", "warmup"), given)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: the trainer reads checkpoints, and they hold no arguments of ours."""
+
+    def _set_seed(self) -> None:
+        """Seed everything, unless `instantiate_classes` will refuse the seed."""
+        if not self._seed_faults():
+            super()._set_seed()
+
+    def _seed_faults(self) -> list[str]:
+        seed = int(self._get(self.config, "seed_everything"))
+        allowed = range(2**32)  # numpy's
+        return [] if seed in allowed else [f"seed_everything must lie in [0, 2**32), got {seed}"]
+
+    def instantiate_classes(self) -> None:
+        """Build the settings of the parties, data, algorithm and trainer.
+
+        Raises:
+            ConfigurationError: If anything is wrong with them; all faults in one message.
+        """
+        faults = FaultList(self._seed_faults())
+        models = {
+            party: model
+            for party in ("server", "edge")
+            if (model := faults.attempt(self._model_settings, party))
+        }
+        data = faults.attempt(self._instantiate, "data")
+        algorithm = faults.attempt(self._instantiate, "algorithm")
+        trainer = faults.attempt(self._build_trainer)
+        written = self._get(self.config, "clients")
+        clients, wrong = client_settings(written, list(data.modalities) if data else [])
+        faults += wrong
+        if faults:
+            # What is sound can still be checked, and a user wants to hear of it now.
+            faults += party_faults(clients, models, algorithm=algorithm, data=data)
+            faults.raise_any(title="the configuration has faults:")
+        self.federation = FederationSettings(
+            models["server"],
+            models["edge"],
+            clients,
+            int(self._get(self.config, "seed_everything")),
+        )
+        assert trainer is not None
+        self.algorithm, self.datamodule = algorithm, data
+        self.trainer = trainer  # type: ignore[assignment]
+        self._dump_config()
+        trainer.config = self.config_dump
+
+    def _instantiate(self, key: str) -> Any:  # noqa: ANN401 - whatever the YAML names
+        """Build the objects under one key.
+
+        Raises:
+            ConfigurationError: If a class refuses its arguments.
+        """
+        parser = self._parser(self.subcommand)
+        try:
+            part = Namespace({key: self._get(self.config, key)})  # type: ignore[no-untyped-call]
+            return parser.instantiate(part)[key]
+        except ValueError as error:
+            raise ConfigurationError(innermost(error)) from error
+
+    def _build_trainer(self) -> FederatedTrainer | ServerWarmup:
+        values = self._instantiate("trainer").as_dict()
+        root = expanded(values["default_root_dir"], key="trainer.default_root_dir")
+        place = next(p for p in (root, *root.absolute().parents) if p.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise ConfigurationError(f"trainer.default_root_dir: cannot write into {str(place)!r}")
+        if self.subcommand == "warmup":
+            return ServerWarmup(self._instantiate("warmup").as_dict(), trainer=values)
+        try:
+            return FederatedTrainer(**values)
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            named = str(error) if str(error).startswith("trainer.") else f"trainer: {error}"
+            raise ConfigurationError(named) from error
+
+    def _model_settings(self, party: str) -> ModelSettings:
+        values = self._get(self.config, party).as_dict()
+        if values["optimizer"] is None:
+            del values["optimizer"]
+        return override(ModelSettings(), values, key=party)  # type: ignore[no-any-return]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {
+            "algorithm": self.algorithm,
+            "datamodule": self.datamodule,
+            "federation": self.federation,
+            "ckpt_path": self._get(self.config, "ckpt_path"),
+        }
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        run = getattr(self.trainer, subcommand)
+        self.result = run(**self._prepare_subcommand_kwargs(subcommand))

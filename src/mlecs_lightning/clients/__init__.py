@@ -1,0 +1,6 @@
+"""Who takes part: the settings of server and clients, checked, and the models built from them."""
+
+from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.settings import ClientSettings, DrawnClients, FederationSettings
+
+__all__ = ["ClientSettings", "DrawnClients", "Federation", "FederationSettings"]

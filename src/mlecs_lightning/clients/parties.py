@@ -1,0 +1,87 @@
+"""The settings of every party, checked and complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mlecs_lightning.clients.checks import party_faults
+from mlecs_lightning.clients.groups import group_clients
+from mlecs_lightning.clients.settings import FederationSettings, profiles
+from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.rounds.algorithm import Algorithm
+from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.types import ClientProfile
+
+__all__ = ["Parties"]
+
+
+@dataclass(frozen=True)
+class Parties:
+    """The settings of every party, checked and complete; the ground on which modules are built.
+
+    Attributes:
+        server: Settings of the server's LLM.
+        groups: For each SLM that the server hosts the clients whose adapters it carries.
+        hosts: For each of them its settings.
+        profiles: For each client what the data layer knows of it.
+        models: For each client its settings.
+        seed: Base seed of the run.
+        uses_proxy: Whether clients have a proxy, with the hosted backbone and adapter.
+    """
+
+    server: ModelSettings
+    groups: dict[str, tuple[str, ...]]
+    hosts: dict[str, ModelSettings]
+    profiles: dict[str, ClientProfile]
+    models: dict[str, ModelSettings]
+    seed: int
+    uses_proxy: bool = False
+
+    @property
+    def hosted(self) -> ModelSettings:
+        """Settings of the first hosted SLM: the only one, where all clients are of one group."""
+        return next(iter(self.hosts.values()))
+
+    def key_of(self, host: str) -> str:
+        """Return the key that the settings of a hosted SLM come from, for error messages."""
+        return "edge" if len(self.hosts) == 1 else f"clients.{self.groups[host][0]}"
+
+    @classmethod
+    def resolve(
+        cls, settings: FederationSettings, algorithm: Algorithm, data: FederatedDataModule
+    ) -> Parties:
+        """Check everything that can be known before a model is built, and deal out the data.
+
+        Args:
+            settings: What the user wrote.
+            algorithm: Says what it cannot work with.
+            data: Gets the clients attached.
+
+        Raises:
+            ConfigurationError: If anything does not fit; all faults in one message, each with its
+                key.
+        """
+        common = {"server": settings.server, "edge": settings.edge}
+        faults = party_faults(settings.clients, common, algorithm=algorithm, data=data)
+        faults.raise_any(title="the configuration has faults:")
+        clients = settings.named_clients(data.modalities)
+        models = {
+            name: client.model(settings.edge, key=f"clients.{name}")
+            for name, client in clients.items()
+        }
+        groups = group_clients(models, one=algorithm.uses_proxy)
+        hosts = {}
+        for host, members in groups.items():
+            lora = algorithm.hosted_lora({name: models[name].lora for name in members})
+            own = settings.edge if algorithm.uses_proxy else models[members[0]]
+            lora = replace(lora, private_r=0)
+            hosts[host] = replace(settings.server, backbone=own.backbone, lora=lora)
+        return cls(
+            settings.server,
+            groups,
+            hosts,
+            profiles(clients),
+            models,
+            settings.seed,
+            algorithm.uses_proxy,
+        )

@@ -1,0 +1,82 @@
+"""Whether the parties can go through all rounds of a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import torch
+
+from mlecs_lightning.class_paths import build_class
+from mlecs_lightning.clients.parties import Parties
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.rounds.participation import LoopSettings, sample_clients
+from mlecs_lightning.settings import ModelSettings
+
+__all__ = ["check_rounds"]
+
+
+def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
+    """Count the clients, and step the scheduler of every party as often as the run will.
+
+    Some know how many steps they take, `OneCycleLR` for one, and refuse another: in the middle of a
+    run, if nobody asks before.
+
+    Args:
+        parties: Their settings.
+        loop: Says how many clients there must be, and which are drawn for a round: their
+            schedulers step in these alone.
+        rounds: ``trainer.max_rounds``; 0 for an evaluation.
+
+    Raises:
+        ConfigurationError: If there are too few clients, or a scheduler ends before the run; it
+            names all that do.
+    """
+    if loop.min_clients > len(parties.profiles):
+        raise ConfigurationError(
+            f"trainer.min_clients is {loop.min_clients}, there are {len(parties.profiles)} clients"
+        )
+    asked = [("server", parties.server, rounds)]
+    if any(model.lr_scheduler for model in parties.models.values()):
+        names = tuple(parties.profiles)
+        drawn = Counter(
+            client
+            for number in range(rounds)
+            for client in sample_clients(
+                names, loop.client_fraction, seed=parties.seed, round=number
+            )
+        )
+        asked += [(f"clients.{name}", parties.models[name], drawn[name]) for name in names]
+    faults, known = FaultList(), set[str]()
+    for key, settings, steps in asked:
+        if (same := f"{settings.optimizer} {settings.lr_scheduler} {steps}") not in known:
+            known.add(same)
+            with faults.collecting():
+                if fault := _fault(settings, steps, key=key):
+                    faults.append(f"{fault}; trainer.max_rounds is {rounds}")
+    faults.raise_any()
+
+
+def _fault(settings: ModelSettings, steps: int, *, key: str) -> str | None:
+    """Say that a scheduler takes fewer steps, ``None`` if it does not."""
+    if settings.lr_scheduler is None:
+        return None
+    parameter = torch.nn.Parameter(torch.zeros(1, 1))
+    home, key = "torch.optim", f"{key}.lr_scheduler"
+    optimizer = build_class(settings.optimizer, [parameter], home=home, key=key)
+    scheduler = build_class(
+        settings.lr_scheduler, optimizer, home="torch.optim.lr_scheduler", key=key
+    )
+    for taken in range(steps):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the optimiser has not stepped
+                scheduler.step()
+        except ValueError as error:
+            given = settings.lr_scheduler.get("init_args") or {}
+            options = ", ".join(f"{k} {v}" for k, v in given.items() if v is not None)
+            return (
+                f"{key}: {settings.lr_scheduler['class_path']} ({options}) ends after {taken} "
+                f"rounds, and the party takes part in {steps}: {error}"
+            )
+    return None

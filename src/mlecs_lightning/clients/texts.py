@@ -1,0 +1,247 @@
+"""What the language models of a federation cannot read, or never say, of its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mlecs_lightning.clients.parties import Parties
+from mlecs_lightning.data import FederatedDataModule, SampleTable
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.modules.pocket import is_pocket, pocket_coder
+from mlecs_lightning.nn.texts import Room, TextCoder, coder_of_files
+from mlecs_lightning.rounds.algorithm import Algorithm
+from mlecs_lightning.settings import ModelSettings
+
+__all__ = ["check_texts", "text_suspicions"]
+
+_SHOWN = 3
+
+
+@dataclass
+class _Reading:
+    """One table that some parties read with models of one kind.
+
+    Attributes:
+        parties: Their keys, the first of which is named.
+        key: The key of their ``max_new_tokens``.
+        settings: Those of the first.
+        split: What users call the table.
+        table: The samples.
+    """
+
+    parties: list[str]
+    key: str
+    settings: ModelSettings
+    split: str
+    table: SampleTable
+
+    def who(self) -> str:
+        """Return who reads what, for messages."""
+        more = f" and {len(self.parties) - 1:,} more" if len(self.parties) > 1 else ""
+        return f"{self.parties[0]}{more}, split {self.split}"
+
+
+def check_texts(
+    parties: Parties,
+    data: FederatedDataModule,
+    coder_of: Callable[[ModelSettings, str], TextCoder],
+    *,
+    algorithm: Algorithm | None = None,
+    clients: bool = True,
+) -> None:
+    """Find texts that are too long, in all splits of all parties, before anything is trained.
+
+    A text that a model cannot read at all is an error: it would end the run, or give nonsense,
+    wherever it turns up first, be it in the last evaluation. A target that is longer than
+    ``max_new_tokens`` is only warned of: it can be learnt from word by word, and who trains on
+    long texts may well want short answers; but the answer is cut and scored as such.
+
+    Args:
+        parties: The checked settings.
+        data: Dealt to the clients.
+        coder_of: Returns the tokenizer of a party's model, given its key.
+        algorithm: Says whether the server reads private samples.
+        clients: Whether to look at the clients, too.
+
+    Raises:
+        ConfigurationError: If a text is longer than a model can read; all faults in one message.
+    """
+    faults, warnings = FaultList(), list[str]()
+    for reading in _readings(parties, data, algorithm, clients=clients):
+        room = _room(reading, coder_of(reading.settings, reading.parties[0]))
+        faults += _too_long(reading, room)
+        warnings += _cut(reading, room)
+    faults.raise_any(title="texts are longer than a language model can read:")
+    if warnings:
+        rest = len(warnings) - _SHOWN
+        more = [f"and {rest} more such lines: `data check` has all"] if rest > 0 else []
+        rank_zero_warn("\n".join([*warnings[:_SHOWN], *more]))
+
+
+def text_suspicions(
+    parties: Parties, data: FederatedDataModule, *, algorithm: Algorithm | None = None
+) -> list[str]:
+    """Say what is too long, and which targets a tokenizer cannot give back.
+
+    No weights are loaded, and no pocket model is trained. The ids of samples are named: this is
+    for who holds the data.
+
+    Args:
+        parties: The checked settings.
+        data: Dealt to the clients.
+        algorithm: Says whether the server reads private samples.
+
+    Returns:
+        One line for each party, split and kind.
+    """
+    coders: dict[str, TextCoder | str] = {}
+    found: list[str] = []
+    for reading in _readings(parties, data, algorithm):
+        backbone = reading.settings.backbone
+        name = str(backbone)
+        if name not in coders:
+            try:
+                coders[name] = _coder(reading.settings, data)
+            except ConfigurationError as error:
+                coders[name] = str(error)
+                found.append(f"{reading.parties[0]}.{error}: its texts are not checked")
+        coder = coders[name]
+        if isinstance(coder, str):
+            continue
+        try:
+            found += _suspicious(reading, _room(reading, coder))
+        except ConfigurationError as error:  # tokens that the model does not embed
+            found.append(f"{reading.who()}: {error}")
+    return found
+
+
+def _suspicious(reading: _Reading, room: Room) -> Iterator[str]:
+    yield from _too_long(reading, room, example=True)
+    yield from _cut(reading, room, example=True)
+    yield from _lost(reading, room.coder)
+
+
+def _coder(settings: ModelSettings, data: FederatedDataModule) -> TextCoder:
+    if is_pocket(settings.backbone.model):
+        asked = data.public().instructions
+        return pocket_coder(settings.backbone.model, data.pretraining_pairs(), asked)
+    return coder_of_files(settings.backbone)
+
+
+def _room(reading: _Reading, coder: TextCoder) -> Room:
+    settings = reading.settings
+    return Room(coder, settings.connector.prompt_length, settings.max_new_tokens)
+
+
+# Who reads what -----------------------------------------------------------------------------------
+
+
+def _readings(
+    parties: Parties,
+    data: FederatedDataModule,
+    algorithm: Algorithm | None,
+    *,
+    clients: bool = True,
+) -> list[_Reading]:
+    """List all tables that any party reads; what many read in the same way is there once."""
+    found: dict[tuple[str, ...], _Reading] = {}
+
+    def add(
+        party: str, key: str, settings: ModelSettings, tables: Mapping[str, SampleTable]
+    ) -> None:
+        kind = (settings.backbone, settings.connector.prompt_length, settings.max_new_tokens)
+        for split, table in tables.items():
+            # Private splits are a client's own; the public ones differ by modalities alone.
+            whose = party if split in ("train", "val") else str(table.modalities)
+            place = (key, str(kind), split, whose)
+            if place not in found:
+                found[place] = _Reading([], key, settings, split, table)
+            if party not in found[place].parties:
+                found[place].parties.append(party)
+
+    public = {
+        "public": data.public("train"),
+        "public, for validation": data.public("val"),
+        "test": data.public("test"),
+    }
+    if algorithm is not None and algorithm.pools_private:
+        public["train, of all clients"] = data.pooled()
+    add("server", "server", parties.server, public)
+    for host, settings in parties.hosts.items():
+        own = settings.backbone != parties.server.backbone
+        add(parties.key_of(host) if own else "server", "server", settings, public)
+    for name, profile in parties.profiles.items() if clients else ():
+        seen = tuple(m for m in data.modalities if m in profile.modalities)
+        tables = {
+            "public": data.public("train", modalities=seen),
+            "train": data.private(name, "train"),
+            "val": data.private(name, "val"),
+            "test": data.public("test", modalities=seen),
+        }
+        model = parties.models[name]
+        add(f"clients.{name}", "edge", model, tables)
+        if parties.uses_proxy:
+            proxy = replace(model, backbone=parties.hosted.backbone)
+            add(f"clients.{name}", "edge", proxy, tables)
+    return list(found.values())
+
+
+# What is wrong with them --------------------------------------------------------------------------
+
+
+def _over(table: SampleTable, sizes: list[int], limit: int) -> tuple[int, int]:
+    """Return how many rows are above a limit, and the row of the longest."""
+    return sum(size > limit for size in sizes), sizes.index(max(sizes))
+
+
+def _id(table: SampleTable, row: int, example: bool) -> str:
+    return f" (id {table.ids[row]!r})" if example else ""
+
+
+def _too_long(reading: _Reading, room: Room, *, example: bool = False) -> Iterator[str]:
+    table, coder = reading.table, room.coder
+    if coder.positions is None or not len(table):
+        return
+    sizes = [room.needed(*pair) for pair in zip(table.instructions, table.targets, strict=True)]
+    count, row = _over(table, sizes, coder.positions)
+    if count:
+        asked, said = (
+            len(coder.encode(text)) for text in (table.instructions[row], table.targets[row])
+        )
+        yield (
+            f"{reading.who()}: {count:,} of {len(table):,} texts are too long for backbone.model "
+            f"{reading.settings.backbone.model!r}: with connector.prompt_length {room.prompt}, an "
+            f"instruction of {asked:,} tokens, and a target of {said:,} or max_new_tokens "
+            f"{room.answer} the longest{_id(table, row, example)} needs {sizes[row]:,} positions, "
+            f"the model has {coder.positions:,}; shorten them, or take a model that reads more"
+        )
+
+
+def _cut(reading: _Reading, room: Room, *, example: bool = False) -> Iterator[str]:
+    table = reading.table
+    sizes = [len(room.coder.encode(target)) for target in table.targets] or [0]
+    count, row = _over(table, sizes, room.answer)
+    if count:
+        key = f"{reading.key}.max_new_tokens"
+        yield (
+            f"{reading.who()}: {count:,} of {len(table):,} targets have more tokens than {key} "
+            f"{room.answer} and are never said to their end; the longest{_id(table, row, example)} "
+            f"has {sizes[row]:,}: raise {key}, or shorten them"
+        )
+
+
+def _lost(reading: _Reading, coder: TextCoder) -> Iterator[str]:
+    """Say which targets no answer can equal: what is encoded is not what is decoded."""
+    targets = reading.table.targets
+    lost = {target for target in set(targets) if not coder.survives(target)}
+    rows = [row for row, target in enumerate(targets) if target in lost]
+    if rows:
+        yield (
+            f"{reading.who()}: {len(rows):,} of {len(targets):,} targets are others once the "
+            f"tokenizer of {reading.settings.backbone.model!r} has encoded and decoded them, so "
+            f"that no answer can equal them, such as id {reading.table.ids[rows[0]]!r}: reword "
+            "them, or take a backbone whose tokenizer knows their words and signs"
+        )

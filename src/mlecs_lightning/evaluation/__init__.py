@@ -1,0 +1,1 @@
+"""How the models of the parties do on data that they have not seen."""

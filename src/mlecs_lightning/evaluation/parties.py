@@ -1,0 +1,292 @@
+"""How the parties of a federation do on held-out data."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from lightning.fabric import Fabric
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.data import FederatedDataModule, SampleTable
+from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.metrics import BertScore, ReferencedText, TextMetrics, constant_row
+from mlecs_lightning.rounds.failures import EvaluationError, Fault, FaultLog, Note, raised
+from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
+from mlecs_lightning.types import Batch
+
+__all__ = ["Evaluator", "mean_rows"]
+
+T = TypeVar("T")
+
+_KEPT = "\nno training is lost: --ckpt_path last goes on from the checkpoint of this round"
+
+log = logging.getLogger(__name__)
+
+
+def mean_rows(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each value over the rows that have it and in which it is a number."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if not math.isnan(value):
+                columns.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+
+
+class Evaluator:
+    """Scores clients and server; every score has the best constant sentence beside it."""
+
+    def __init__(
+        self,
+        data: FederatedDataModule,
+        *,
+        fabric: Fabric,
+        bertscore: bool | str,
+        limit: int | None,
+    ) -> None:
+        """Prepare the metrics.
+
+        Args:
+            data: The federation's data.
+            fabric: Where the metrics' states live.
+            bertscore: Whether to add BERTScore: true for the small model of the extra
+                ``bertscore``, or a hub id or directory.
+            limit: Most batches of an evaluation.
+        """
+        self._data, self._limit = data, limit
+        template = BertScore.of(bertscore)
+        self._unknown = (
+            None if template is None else template.unknown_share(data.pools.test.targets)
+        )
+        if self._unknown:
+            rank_zero_warn(
+                f"trainer.bertscore: the tokenizer of its model does not know {self._unknown:.1%} "
+                "of the tokens of the test targets, and takes them all for the same: choose a "
+                "model that knows their language"
+            )
+        reader = data.read_label if data.classes else None
+        # A party is evaluated by one process: the others must not be waited for.
+        self._metrics = TextMetrics(
+            reader, len(data.classes) or None, bertscore=template, sync_on_compute=False
+        ).to(fabric.device)
+        self.faults = FaultLog()
+        """Where clients that cannot be judged are noted; a run puts its own record here."""
+        self.note: Note = lambda client, text: log.debug("client %r: %s", client, text)
+        """Where the whole text of their exceptions goes; a run puts the clients' own files here."""
+        self._constants: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
+
+    def _batches(self, table: SampleTable) -> Iterable[Batch]:
+        return islice(sequential_loader(table, self._data.eval_batch_size), self._limit)
+
+    def predictions(self, learner: Learner[Any], table: SampleTable) -> list[dict[str, str]]:
+        """Return id, prediction and target of every sample."""
+        return learner.predict(self._batches(table))
+
+    def scores(self, learner: EdgeLearner | ServerLearner, table: SampleTable) -> dict[str, float]:
+        """Return the text scores of a party on a table; empty for an empty table."""
+        rows = self.predictions(learner, table) if len(table) else []
+        if not rows:
+            return {}
+        self._metrics.reset()
+        self._metrics.update([r["prediction"] for r in rows], [r["target"] for r in rows])
+        return self._metrics.compute()
+
+    def constant(self, train: SampleTable, test: SampleTable) -> dict[str, float]:
+        """Return the scores of the best constant sentence of the training targets."""
+        size = None if self._limit is None else self._limit * self._data.eval_batch_size
+        key = (train.targets, test.targets[:size])
+        if not all(key):
+            return {}
+        if key not in self._constants:
+            self._constants[key] = constant_row(key[0], key[1], self._metrics)
+        return self._constants[key]
+
+    # All parties ----------------------------------------------------------------------------
+
+    def each_client(
+        self,
+        federation: Federation,
+        judge: Callable[[EdgeLearner], T | None],
+        *,
+        stage: str,
+        round: int,
+    ) -> dict[str, T]:
+        """Judge clients, each behind a guard of its own: what one raises is its fault alone.
+
+        Every rank judges its own clients; all get everything.
+
+        Args:
+            federation: Who is judged.
+            judge: What is asked of each; ``None`` if there is nothing to ask.
+            stage: Name of the evaluation, for messages.
+            round: The round behind which it comes, for messages.
+
+        Returns:
+            For each client, in their order, what was found.
+
+        Raises:
+            EvaluationError: If all have failed.
+        """
+        own: dict[str, T | Fault | None] = {}
+        for client in federation.own:
+            try:
+                own[client] = judge(federation.edge(client))
+            except Exception as error:
+                own[client] = raised(
+                    error, kind="error", stage=stage, round=round, client=client, note=self.note
+                )
+        merged = federation.ranks.merge(own)
+        found = {c: r for c in federation.clients if (r := merged[c]) is not None}
+        failed = [result for result in found.values() if isinstance(result, Fault)]
+        self.faults.faults += failed
+        reasons = "\n".join(fault.reason for fault in failed)
+        if failed and len(failed) == len(found):
+            raise EvaluationError(f"round {round}: no client could be judged:\n{reasons}{_KEPT}")
+        if failed:
+            rank_zero_warn(f"{len(failed)} of {len(found)} clients have no scores:\n{reasons}")
+        return {c: result for c, result in found.items() if not isinstance(result, Fault)}
+
+    @staticmethod
+    def _of_server(
+        federation: Federation, judge: Callable[[ServerLearner], T], *, stage: str, round: int
+    ) -> T:
+        """Return what the first rank finds of the server.
+
+        Raises:
+            EvaluationError: If it cannot be judged, on every rank: the others wait for its scores.
+        """
+        found, cause = None, None
+        if federation.ranks.rank == 0:
+            try:
+                found = judge(federation.server)
+            except Exception as error:
+                cause = error
+        said = None if cause is None else f"{type(cause).__name__}: {cause}"
+        found, said = federation.ranks.gather((found, said))[0]
+        if said is not None:
+            where = f"round {round}: server, stage {stage!r}"
+            raise EvaluationError(f"{where}: {said}{_KEPT}") from cause
+        return found  # type: ignore[return-value]
+
+    def validate(self, federation: Federation, *, round: int | None = None) -> dict[str, float]:
+        """Return the validation losses and scores of all clients, their mean, and the server's.
+
+        Every rank judges its own clients, the first the server; all get everything.
+
+        Args:
+            federation: Who is judged.
+            round: Under a schedule, the round whose data clients are judged on; all by default.
+
+        Raises:
+            EvaluationError: If the server, or all clients that have validation samples, cannot be
+                judged.
+        """
+        about: dict[str, Any] = {"stage": "validation", "round": round or 0}
+
+        def judge(edge: EdgeLearner) -> dict[str, float] | None:
+            table = self._data.private(edge.name, "val", round=round)
+            return self._validated(edge, table) if len(table) else None
+
+        rows = self.each_client(federation, judge, **about)
+        values = {f"clients/{c}/val/{k}": v for c, row in rows.items() for k, v in row.items()}
+        values |= {f"clients/val/{k}": v for k, v in mean_rows(rows.values()).items()}
+        public = self._data.public("val")
+        server = self._of_server(
+            federation,
+            lambda learner: self._validated(learner, public) if len(public) else {},
+            **about,
+        )
+        return values | {f"server/val/{k}": v for k, v in server.items()}
+
+    def validation_names(self, clients: Iterable[str]) -> list[str]:
+        """Return the names of what `validate` gives, without asking a model.
+
+        Args:
+            clients: All clients.
+        """
+        tables = {client: self._data.private(client, "val") for client in clients}
+        own = {client: self._names(table) for client, table in tables.items()}
+        names = [f"clients/{client}/val/{k}" for client, names in own.items() for k in names]
+        names += [f"clients/val/{k}" for k in dict.fromkeys(k for n in own.values() for k in n)]
+        return names + [f"server/val/{k}" for k in self._names(self._data.public("val"))]
+
+    def _names(self, table: SampleTable) -> list[str]:
+        """Return the names of a party's values on a table; none where there are no samples."""
+        if not len(table) or self._limit == 0:
+            return []
+        telling = next((t for t in table.targets if isinstance(t, ReferencedText)), None)
+        sample = [table.targets[0] if telling is None else telling]
+        scratch = self._metrics.local()
+        scratch.update(sample, sample)
+        return ["loss", *scratch.compute()]
+
+    def _validated(
+        self, learner: EdgeLearner | ServerLearner, table: SampleTable
+    ) -> dict[str, float]:
+        return {"loss": learner.loss(self._batches(table)), **self.scores(learner, table)}
+
+    def test(self, federation: Federation, *, round: int = 0) -> dict[str, Any]:
+        """Return test scores: each client on its own domain and on all domains, and the server.
+
+        Every rank judges its own clients, the first the server; all get everything.
+
+        Args:
+            federation: Who is judged.
+            round: The last round, for messages.
+
+        Returns:
+            ``clients``: for each its modalities, ``own`` and ``all``, which are empty if it could
+            not be judged; ``server``: its scores on all domains; ``mean``: means over the clients
+            that have scores; ``constant``: the same means for the best constant sentence; with
+            BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that its
+            tokenizer does not know. A score that no target counts for is left out.
+
+        Raises:
+            EvaluationError: If the server, or all clients, cannot be judged.
+        """
+        public, table = self._data.public("train"), self._data.public("test")
+        about: dict[str, Any] = {"stage": "test", "round": round}
+        tested = self.each_client(federation, partial(self._tested, federation), **about)
+        views = ("own", "all")
+        clients: dict[str, dict[str, Any]] = {
+            client: {
+                "modalities": list(federation.module(client).modalities),
+                **(tested[client][0] if client in tested else {view: {} for view in views}),
+            }
+            for client in federation.clients
+        }
+        scores, constant = self._of_server(
+            federation,
+            lambda server: (self.scores(server, table), self.constant(public, table)),
+            **about,
+        )
+        return {
+            "clients": clients,
+            "mean": {view: mean_rows(c[view] for c in clients.values()) for view in views},
+            "server": scores,
+            "constant": {
+                **{v: mean_rows(constants[v] for _, constants in tested.values()) for v in views},
+                "server": constant,
+            },
+            **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
+        }
+
+    def _tested(
+        self, federation: Federation, edge: EdgeLearner
+    ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+        """Return a client's scores, and those of the best constant sentence beside them."""
+        client = edge.name
+        train, test = self._data.private(client, "train"), self._data.private(client, "test")
+        everywhere = self._data.held_out(client, federation.parties.profiles[client])
+        scores = {"own": self.scores(edge, test), "all": self.scores(edge, everywhere)}
+        constants = {
+            "own": self.constant(train, test),
+            "all": self.constant(self._data.public("train"), everywhere),
+        }
+        return scores, constants

@@ -1,0 +1,260 @@
+"""One round after another: broadcast, client updates, aggregation, server update, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import zip_longest
+
+from mlecs_lightning.aggregation.adapters import Aggregate
+from mlecs_lightning.federated.exchange import Exchange
+from mlecs_lightning.federated.run import Outcome, Run
+from mlecs_lightning.rounds.context import RoundContext, seed_generators
+from mlecs_lightning.rounds.failures import EvaluationError, Fate, Fault
+from mlecs_lightning.rounds.participation import LoopSettings, sample_clients
+from mlecs_lightning.rounds.signals import Interrupted, StopSignals
+from mlecs_lightning.wire.encoding import decode
+from mlecs_lightning.wire.messages import Message
+
+__all__ = ["ClientsFailedError", "RoundLoop"]
+
+
+class ClientsFailedError(RuntimeError):
+    """The code of every client of a round raised: that is no misfortune of single devices."""
+
+
+class RoundLoop:
+    """Trains a run, round by round.
+
+    Clients are spread over the ranks. In turn every rank serves one of its clients, then all tell
+    each other what came of it, so that every rank aggregates every update. The server trains on all
+    ranks together.
+    """
+
+    def __init__(
+        self, run: Run, settings: LoopSettings, call: Callable[..., None], stop: StopSignals
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            run: What is trained.
+            settings: How.
+            call: Calls a hook of all callbacks.
+            stop: Says when to stop.
+        """
+        self._run, self._settings, self._call, self._stop = run, settings, call, stop
+        self._exchange = Exchange(run, settings, stop)
+        if run.federation.ranks.size == 1:
+            # Ranks that train together cannot stop in the middle of a pass, one without another.
+            run.federation.server.before_step = stop.check
+
+    def warm_up(self) -> None:
+        """Train the server alone."""
+        run = self._run
+        # Round -1: its seeds are apart from those of every round.
+        ctx = RoundContext(-1, run.federation.parties.seed, run.federation.clients)
+        self._seed(ctx, "server", "warmup")
+        losses = run.algorithm.warmup(run.federation.server, run.server_loaders, ctx)
+        run.warmup = {f"server/{k}": v for k, v in losses.items()}
+        run.folder.log(run.warmup, step=0)
+        self.stop_together()
+
+    def round(self, number: int) -> None:
+        """Train one round, and add its metrics to the history.
+
+        Raises:
+            Interrupted: After a signal. Clients that were served are in `Run.served`.
+            ClientsFailedError: If the code of every client raised.
+            EvaluationError: If the server or every client could not be judged. The round itself has
+                ended then: it is in the history, without scores.
+            NonFiniteError: If the server diverged.
+        """
+        run, settings = self._run, self._settings
+        seed = run.federation.parties.seed
+        participants = sample_clients(
+            run.federation.clients, settings.client_fraction, seed=seed, round=number
+        )
+        ctx = RoundContext(number, seed, participants)
+        self._call("on_round_start", round=number, participants=ctx.participants)
+        metrics: dict[str, float] = {"round": number}
+        aggregate = self._aggregate(ctx, metrics)
+        metrics |= self._channel_errors(ctx, metrics)
+        self._seed(ctx, "server", "update")
+        losses = run.algorithm.server_update(
+            run.federation.server, aggregate, run.server_loaders, ctx
+        )
+        run.federation.server.end_round()
+        metrics |= {f"server/{k}": v for k, v in losses.items()}
+        failure: EvaluationError | None = None
+        try:
+            metrics |= self._judge(number)
+        except EvaluationError as error:
+            failure = error
+        for way in ("uplink", "downlink"):
+            metrics[f"communication/{way}_bytes"] = run.ledger.total(way)
+        run.history.append(metrics)
+        run.clock.append(run.seconds)
+        run.moves.end_round()
+        run.served.clear()
+        run.federation.store.drop_messages()
+        run.log_round(metrics, run.clock[-1])
+        if failure is not None:
+            raise failure
+
+    def _judge(self, number: int) -> dict[str, float]:
+        """Return the scores of all parties after a round, where they are due."""
+        run, due = self._run, self._settings.validates(number)
+        scores = run.evaluator.validate(run.federation, round=number) if due else {}
+        if due or run.stream.due(run.federation.clients, number):
+            scores |= run.stream.row(run.evaluator, run.federation, number)
+        return scores
+
+    def _aggregate(self, ctx: RoundContext, metrics: dict[str, float]) -> Aggregate | None:
+        """Serve all clients; return what their updates came to, if there were enough."""
+        run = self._run
+        updates = self._updates(ctx, metrics)
+        if not run.algorithm.communicates:
+            for _ in updates:
+                pass
+            return None
+        aggregate = run.algorithm.aggregate(updates, ctx)
+        if aggregate is None or aggregate.clients < max(1, self._settings.min_clients):
+            return None
+        metrics["aggregate/error"] = aggregate.error
+        metrics["aggregate/clients"] = aggregate.clients
+        self._call(
+            "on_aggregate", round=ctx.round, error=aggregate.error, clients=aggregate.clients
+        )
+        return aggregate
+
+    @staticmethod
+    def _channel_errors(ctx: RoundContext, metrics: dict[str, float]) -> dict[str, float]:
+        """Return what a codec lost on the way, mean over the clients that it served."""
+        means = {}
+        for name in ("channel/uplink_error", "channel/downlink_error"):
+            keys = [f"clients/{client}/{name}" for client in ctx.participants]
+            values = [metrics[key] for key in keys if key in metrics]
+            if values:
+                means[name] = math.fsum(values) / len(values)
+        return means
+
+    # Clients --------------------------------------------------------------------------------
+
+    def _updates(
+        self, ctx: RoundContext, metrics: dict[str, float]
+    ) -> Iterator[tuple[str, Message]]:
+        """Serve one client of every rank after another; yield what the server receives."""
+        federation, ranks = self._run.federation, self._run.federation.ranks
+        shares = [
+            [c for c in ctx.participants if federation.owner[c] == r] for r in range(ranks.size)
+        ]
+        serving = self._serve(ctx, tuple(shares[ranks.rank]))
+        failed: list[Fault] = []
+        for _ in zip_longest(*shares):
+            outcome, stopped = None, None
+            try:
+                outcome = next(serving, None)
+            except Interrupted as error:
+                stopped = error.signum
+            # The decoded message stays here; the others decode it themselves.
+            told = outcome if ranks.size == 1 or outcome is None else outcome._replace(message=None)
+            gathered = ranks.gather((told, stopped))
+            gathered[ranks.rank] = (outcome, stopped)
+            for settled, _ in gathered:
+                if settled is None:
+                    continue
+                delivered = self._settle(settled, ctx, metrics)
+                if settled.fault is not None and settled.fault.kind == "error":
+                    failed.append(settled.fault)
+                if delivered is not None:
+                    yield settled.client, delivered
+            for _, signum in gathered:
+                if signum is not None:
+                    raise Interrupted(signum)
+        if failed and len(failed) == len(ctx.participants):
+            reasons = "\n".join(map(self._told, failed))
+            raise ClientsFailedError(f"round {ctx.round}: every client failed:\n{reasons}")
+
+    def _settle(
+        self, outcome: Outcome, ctx: RoundContext, metrics: dict[str, float]
+    ) -> Message | None:
+        """Count and report what became of a client, the same way on every rank."""
+        run, client = self._run, outcome.client
+        if outcome.down:
+            run.ledger.add("downlink", client, outcome.down)
+        if outcome.fault is not None:
+            run.faults.faults.append(outcome.fault)
+            self._call(
+                "on_client_fault",
+                round=ctx.round,
+                client=client,
+                kind=outcome.fault.kind,
+                reason=self._told(outcome.fault),
+            )
+            return None
+        metrics |= {f"clients/{client}/{k}": v for k, v in outcome.metrics.items()}
+        if outcome.up:
+            run.ledger.add("uplink", client, outcome.up)
+        self._call("on_client_end", round=ctx.round, client=client, metrics=outcome.metrics)
+        if outcome.data is None:
+            return None
+        message = decode(outcome.data)[0] if outcome.message is None else outcome.message
+        run.moves.add(outcome.moved)
+        run.claims.register(client, run.phase(client, ctx.round), run.claimed(message))
+        return message
+
+    def _told(self, fault: Fault) -> str:
+        """Return what is shown of a fault: what everybody may know, and where the rest is."""
+        path = self._run.folder.client_log(fault.client)
+        return f"{fault.reason}; full text in {path}" if fault.error else fault.reason
+
+    def _serve(self, ctx: RoundContext, clients: tuple[str, ...]) -> Iterator[Outcome]:
+        """Serve this rank's clients, one after another."""
+        run, trace = self._run, self._settings.faults
+        fates = {c: trace.fate(ctx.round, c) if trace else Fate() for c in clients}
+        served = tuple(c for c in clients if c not in run.served and not fates[c].drops)
+        broadcasts: Iterator[tuple[str, Message | None]] = iter(
+            run.algorithm.broadcast(
+                run.federation.server, run.server_loaders, replace(ctx, participants=served)
+            )
+            if run.algorithm.communicates and served
+            else [(client, None) for client in served]
+        )
+        for client in clients:
+            self._stop.check()
+            if client in run.served:
+                yield self._served_before(client)
+                continue
+            if fates[client].drops:
+                outcome = Outcome(client, fault=Fault(ctx.round, client, "dropout"))
+            else:
+                outcome = self._exchange.serve(ctx, *next(broadcasts), fates[client])
+                if outcome.data is not None and self._settings.keeps_messages:
+                    run.federation.store.put_message(client, outcome.data)
+            run.served[client] = outcome._replace(data=None, message=None)
+            yield outcome
+
+    def _served_before(self, client: str) -> Outcome:
+        outcome = self._run.served[client]
+        if not outcome.up:
+            return outcome
+        data = self._run.federation.store.message(client)
+        return outcome._replace(data=data, message=decode(data)[0])
+
+    # All ranks ------------------------------------------------------------------------------
+
+    def stop_together(self) -> None:
+        """Stop on all ranks, if any has been asked to."""
+        requested = self._run.federation.ranks.gather(self._stop.requested)
+        for signum in requested:
+            if signum is not None:
+                raise Interrupted(signum)
+
+    def _seed(self, ctx: RoundContext, party: str, stage: str) -> None:
+        """Seed every generator for one party's stage: a round depends on nothing before it.
+
+        Ranks that train the server together draw different dropout masks for their parts.
+        """
+        offset = self._run.federation.ranks.rank if party == "server" else 0
+        seed_generators(ctx.seed_for(party, stage) + offset)

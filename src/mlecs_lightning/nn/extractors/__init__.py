@@ -1,0 +1,6 @@
+"""Modality extractors: one encoder for each kind of modality."""
+
+from mlecs_lightning.nn.extractors.pretrained import PretrainedExtractor
+from mlecs_lightning.nn.extractors.small import ImageCNN, SeriesCNN, TextCNN, VectorMLP
+
+__all__ = ["ImageCNN", "PretrainedExtractor", "SeriesCNN", "TextCNN", "VectorMLP"]

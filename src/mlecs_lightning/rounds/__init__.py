@@ -1,0 +1,28 @@
+"""One round: its context, who takes part, what may fail, and the steps of an algorithm."""
+
+from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
+from mlecs_lightning.rounds.context import RoundContext
+from mlecs_lightning.rounds.failures import EvaluationError, FaultTrace
+from mlecs_lightning.rounds.learner import (
+    EdgeLearner,
+    Learner,
+    NonFiniteError,
+    ServerLearner,
+    TrainingPass,
+)
+from mlecs_lightning.rounds.signals import Interrupted
+
+__all__ = [
+    "Algorithm",
+    "ClientUpdate",
+    "EdgeLearner",
+    "EvaluationError",
+    "FaultTrace",
+    "Interrupted",
+    "Learner",
+    "Loaders",
+    "NonFiniteError",
+    "RoundContext",
+    "ServerLearner",
+    "TrainingPass",
+]

@@ -1,0 +1,233 @@
+"""A module, its optimiser and the loop that takes steps: what an algorithm trains with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective, ServerModule
+from mlecs_lightning.rounds.optimization import Optimization
+from mlecs_lightning.types import Batch
+
+__all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner", "TrainingPass"]
+
+M = TypeVar("M", bound=MultimodalLM)
+B = TypeVar("B")
+R = TypeVar("R")
+
+
+class TrainingPass(NamedTuple):
+    """One optimiser step for each batch.
+
+    Attributes:
+        stage: Name of the pass, for metrics and errors.
+        batches: The batches.
+        objective: What to minimise; L_LM by default.
+    """
+
+    stage: str
+    batches: Iterable[Batch]
+    objective: Objective | None = None
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a weight became infinite or not a number; says whose, in which stage and step."""
+
+
+class Learner(Generic[M]):
+    """Trains one module in the precision and on the device of Fabric.
+
+    Attributes:
+        name: The client's name, or ``server``.
+        module: The module itself.
+        stage: The pass under way, or the last one; for error messages.
+        before_step: Called before every optimiser step; may raise to stop the pass there.
+        changed: What the state loaded last was trained with otherwise.
+    """
+
+    def __init__(
+        self, name: str, module: M, *, fabric: Fabric, gradient_clip_val: float | None, sync: bool
+    ) -> None:
+        """Put the module on its device.
+
+        Args:
+            name: Who this is, for messages.
+            module: The module.
+            fabric: Device, precision and strategy.
+            gradient_clip_val: Largest gradient norm; ``None`` or 0 does not clip.
+            sync: Whether the module trains on all ranks together (the server). Edges never do: each
+                lives on one rank, so they are moved to the device but not wrapped.
+        """
+        self.name, self.module, self._fabric = name, module, fabric
+        self.stage, self.changed = "", list[str]()
+        self.before_step: Callable[[], None] = _go_on
+        self._clip = gradient_clip_val or 0.0
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        optimizer = module.configure_optimizers(scaled=scaled)
+        if isinstance(module, ServerModule):
+            module.sharded = sync and fabric.world_size > 1
+        if sync:
+            self._wrapped, self.optimizer = fabric.setup(module, optimizer)
+        else:
+            module.to(fabric.device)
+            self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
+        self._optimization = Optimization(
+            module.settings, self.optimizer, module.configure_lr_scheduler(optimizer)
+        )
+        module.train()
+
+    def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
+        batch = self._fabric.to_device(batch)
+        # Held-out data are scored by one rank alone, which DDP would leave waiting for the others.
+        if self._wrapped is not None and self.module.training:
+            return self._wrapped(batch, objective)  # type: ignore[no-any-return]
+        with self._fabric.autocast():
+            return self.module(batch, objective)  # type: ignore[no-any-return]
+
+    def fit(
+        self, batches: Iterable[Any], objective: Objective | None = None, *, stage: str
+    ) -> dict[str, float]:
+        """Take one optimiser step for each batch.
+
+        Args:
+            batches: The batches of this pass: `Batch`, or whatever the objective takes.
+            objective: What to minimise; L_LM by default.
+            stage: Name of the pass, for metrics and errors.
+
+        Returns:
+            The mean of each loss over the pass, under ``stage/name``. Empty without batches.
+
+        Raises:
+            NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a
+                check in every step would make a GPU wait for the host.
+        """
+        return self.fit_in_turns([TrainingPass(stage, batches, objective)])
+
+    def fit_in_turns(self, passes: Sequence[TrainingPass]) -> dict[str, float]:
+        """Take one step of each pass in turn until all have ended.
+
+        Returns:
+            As `fit`, of all passes.
+
+        Raises:
+            NonFiniteError: As `fit`.
+        """
+        histories: dict[str, list[dict[str, Tensor]]] = {}
+        for stage, batch, objective in _in_turns(passes):
+            # All of it trains or none: it walks over every layer, frozen ones too.
+            if not self.module.training:
+                self.module.train()
+            self.stage = stage
+            self.before_step()
+            losses = self._evaluate(batch, objective)
+            self._fabric.backward(losses["loss"])
+            if self._clip:
+                self._fabric.clip_gradients(
+                    self.module, self.optimizer, max_norm=self._clip, error_if_nonfinite=False
+                )
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            histories.setdefault(stage, []).append({k: v.detach() for k, v in losses.items()})
+        means: dict[str, float] = {}
+        for stage, history in histories.items():
+            means |= self._summary(history, stage)
+        return means
+
+    def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
+        curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}
+        if self._wrapped is not None:
+            # Each rank has the loss of its part of every batch.
+            reduce = partial(self._fabric.all_reduce, reduce_op="mean")
+            curves = {k: cast(Tensor, reduce(v)) for k, v in curves.items()}
+        curves = {k: v.cpu() for k, v in curves.items()}
+        bad = (~torch.isfinite(curves["loss"])).nonzero()
+        if len(bad):
+            raise NonFiniteError(
+                f"{self.name}: loss is {curves['loss'][bad[0]].item()} in step {int(bad[0])} of "
+                f"stage {stage!r}; a smaller learning rate or precision 32-true may help"
+            )
+        weights = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        if not math.isfinite(float(torch.nn.utils.get_total_norm(weights))):
+            raise NonFiniteError(f"{self.name}: weights are not finite after stage {stage!r}")
+        return {f"{stage}/{k}": float(v.mean()) for k, v in curves.items()}
+
+    def end_round(self) -> None:
+        """Let the learning rate go on to its value of the next round."""
+        self._optimization.end_round()
+
+    @torch.no_grad()
+    def loss(self, batches: Iterable[Batch]) -> float:
+        """Return the mean L_LM over held-out batches, weighted by their size."""
+        self.module.eval()
+        total, count = 0.0, 0
+        for batch in batches:
+            value = self._evaluate(batch, None)["loss"]
+            total += float(value) * len(batch.ids)
+            count += len(batch.ids)
+        return total / count if count else math.nan
+
+    @torch.no_grad()
+    def map(self, batches: Iterable[B], function: Callable[[M, B], R]) -> list[R]:
+        """Apply a function of the module to each batch, in evaluation mode and this precision."""
+        self.module.eval()
+        with self._fabric.autocast():
+            return [function(self.module, self._fabric.to_device(batch)) for batch in batches]
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[Batch]) -> list[dict[str, str]]:
+        """Generate a sentence for each sample.
+
+        Returns:
+            For each sample ``id``, ``prediction`` and ``target``.
+        """
+        self.module.eval()
+        rows: list[dict[str, str]] = []
+        with self.module.for_inference():
+            for batch in batches:
+                with self._fabric.autocast():
+                    answers = self.module.predict_step(self._fabric.to_device(batch))
+                rows += [
+                    {**answer, "target": target}
+                    for answer, target in zip(answers, batch.targets, strict=True)
+                ]
+        return rows
+
+    # State ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return trainable tensors and optimiser state, copied to the CPU."""
+        model = {k: v.cpu() for k, v in self.module.trainable_state().items()}
+        return {"model": model, **self._optimization.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.module.load_trainable_state(state["model"])
+        self.changed = self._optimization.load_state_dict(state)
+
+
+EdgeLearner = Learner[EdgeModule]
+ServerLearner = Learner[ServerModule]
+
+
+def _in_turns(
+    passes: Sequence[TrainingPass],
+) -> Iterator[tuple[str, Batch, Objective | None]]:
+    going = [(each, iter(each.batches)) for each in passes]
+    while going:
+        unfinished = []
+        for each, batches in going:
+            batch = next(batches, None)
+            if batch is not None:
+                yield each.stage, batch, each.objective
+                unfinished.append((each, batches))
+        going = unfinished
+
+
+def _go_on() -> None:
+    """Stop nowhere."""

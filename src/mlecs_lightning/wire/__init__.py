@@ -1,0 +1,17 @@
+"""What crosses the border between a client and the server."""
+
+from mlecs_lightning.wire.channel import Channel
+from mlecs_lightning.wire.codec import DWC, Codec
+from mlecs_lightning.wire.encoding import ChannelError
+from mlecs_lightning.wire.messages import Message, ScalarField, Schema, TensorField
+
+__all__ = [
+    "DWC",
+    "Channel",
+    "ChannelError",
+    "Codec",
+    "Message",
+    "ScalarField",
+    "Schema",
+    "TensorField",
+]

@@ -1,0 +1,208 @@
+"""The only border between devices and cloud: serialises, checks, counts, refuses."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.wire.codec import Codec, CodecError, Direction
+from mlecs_lightning.wire.encoding import ChannelError, decode, encode
+from mlecs_lightning.wire.messages import REPORT, Message, Scalar, Schema, component_of
+
+__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "Parcel"]
+
+_NOTHING: Mapping[str, Tensor] = {}
+
+
+def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[str]:
+    """Say everything that is wrong with a message."""
+    forms = {**schema.tensors, **schema.optional}
+    faults = [f"undeclared tensor {k!r}" for k in sorted(message.tensors.keys() - forms)]
+    faults += [f"missing tensor {k!r}" for k in sorted(schema.tensors.keys() - message.tensors)]
+    faults += [f"undeclared scalar {k!r}" for k in sorted(message.scalars.keys() - schema.scalars)]
+    faults += [f"missing scalar {k!r}" for k in sorted(schema.scalars.keys() - message.scalars)]
+    for name, declared in schema.scalars.items():
+        broken = declared.fault(message.scalars[name]) if name in message.scalars else None
+        if broken:
+            faults.append(f"scalar {name!r}: {broken}")
+    norm = 0.0
+    for name, form in forms.items():
+        if name not in message.tensors:
+            continue
+        tensor = message.tensors[name]
+        fault = form.fault(tensor)
+        if fault:
+            faults.append(f"tensor {name!r}: {fault}")
+        elif tensor.is_floating_point():
+            if not bool(torch.isfinite(tensor).all()):
+                faults.append(f"tensor {name!r}: not finite")
+            if component_of(name) != REPORT:
+                own = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+                norm = math.hypot(norm, float(own))  # its square could be too large
+    if max_norm is not None and norm > max_norm:
+        faults.append(f"norm {norm:.4g} exceeds {max_norm:.4g}")
+    return faults
+
+
+def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int) -> list[str]:
+    """Say what in an envelope is not as expected; it holds these two entries and no other."""
+    expected: dict[str, Scalar] = {"client": client, "round": round}
+    faults = [f"undeclared {k!r} in the envelope" for k in sorted(envelope.keys() - expected)]
+    return faults + [
+        f"{key} is {reprlib.repr(envelope.get(key))}, expected {value!r}"
+        for key, value in expected.items()
+        if type(envelope.get(key)) is not type(value) or envelope[key] != value
+    ]
+
+
+class Delivery(NamedTuple):
+    """A message that has passed the border.
+
+    Attributes:
+        message: As the receiver reads it, on the CPU.
+        sizes: Its bytes by component, for the ledger.
+    """
+
+    message: Message
+    sizes: dict[str, int]
+
+
+class Parcel(NamedTuple):
+    """A message ready to cross the border.
+
+    Attributes:
+        data: The bytes.
+        memory: What the sender has to remember for its next message; empty without a codec.
+        error: Relative error of the update that the receiver will read; ``None`` without a codec.
+    """
+
+    data: bytes
+    memory: dict[str, Tensor]
+    error: float | None
+
+
+class Channel:
+    """Carries messages over the border, in one process as real bytes.
+
+    What arrives is what was decoded from the bytes, never the sender's object: a simulated
+    federation can share nothing by accident. Every message says who it belongs to and in which
+    round it was written, so that none can be taken for another's or for that of a later round.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_norm: float | None = None,
+        max_bytes: int | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        """Open the channel.
+
+        Args:
+            max_norm: Largest Euclidean norm of all tensors of a message; ``None`` sets no limit.
+            max_bytes: Largest message; a larger one is not even decoded. ``None`` sets no limit.
+            codec: Makes messages shorter on their way.
+        """
+        for key, limit in (("norm", max_norm), ("bytes", max_bytes)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"trainer.max_message_{key} must be above 0, got {limit}")
+        self._max_norm, self._max_bytes, self.codec = max_norm, max_bytes, codec
+
+    def pack(
+        self,
+        message: Message,
+        schema: Schema,
+        *,
+        direction: Direction,
+        client: str,
+        round: int,
+        known: Mapping[str, Tensor] = _NOTHING,
+        memory: Mapping[str, Tensor] = _NOTHING,
+    ) -> Parcel:
+        """Return the bytes of a message as they cross the border, by the codec if there is one.
+
+        Args:
+            message: The message.
+            schema: Its declaration.
+            direction: ``uplink`` or ``downlink``.
+            client: The client at the one end.
+            round: The round under way.
+            known: Tensors that both ends hold, by name.
+            memory: What the sender remembers of its last message of this direction.
+
+        Raises:
+            ChannelError: If the message cannot be written.
+        """
+        if self.codec is None:
+            return Parcel(self.send(message, client=client, round=round), {}, None)
+        packed = self.codec.pack(message, schema, direction, known=known, memory=memory)
+        data = self.send(packed.message, client=client, round=round)
+        return Parcel(data, packed.memory, packed.error)
+
+    def send(self, message: Message, *, client: str, round: int) -> bytes:
+        """Return the bytes of a message with its envelope.
+
+        Raises:
+            ChannelError: If the message cannot be written.
+        """
+        return encode(message, {"client": client, "round": round})
+
+    def receive(
+        self,
+        data: bytes,
+        schema: Schema,
+        *,
+        direction: Direction,
+        client: str,
+        round: int,
+        known: Mapping[str, Tensor] = _NOTHING,
+    ) -> Delivery:
+        """Read and check what came over the wire.
+
+        Args:
+            data: The bytes.
+            schema: What the algorithm declared for this direction and client.
+            direction: ``uplink`` or ``downlink``.
+            client: The client at the one end: the envelope must name it.
+            round: The round under way: the envelope must name it.
+            known: As in `pack`.
+
+        Raises:
+            ChannelError: If the message is too long, unreadable, of another client or round, or
+                anything in it is undeclared, missing, of another shape, dtype or type, not finite,
+                or too large; or if the codec cannot make sense of it.
+        """
+        try:
+            if self._max_bytes is not None and len(data) > self._max_bytes:
+                raise ChannelError(f"{len(data)} bytes exceed {self._max_bytes}")
+            message, envelope = decode(data)
+            faults = _envelope_faults(envelope, client=client, round=round)
+            codec = self.codec
+            form = schema if codec is None else codec.declare(schema, direction)
+            faults += _faults(message, form, self._max_norm)
+            sizes = _sizes(message, len(data))
+            if codec is not None and not faults:
+                message = codec.unpack(message, schema, direction, known=known)
+                faults = _faults(message, schema, self._max_norm)
+            if faults:
+                raise ChannelError("; ".join(faults))
+        except (ChannelError, CodecError) as error:
+            # Names and values come from the sender: the reason must not be as long as the message.
+            reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
+            raise ChannelError(f"{direction} of client {client!r} refused: {reason}") from error
+        return Delivery(message, sizes)
+
+
+def _sizes(message: Message, total: int) -> dict[str, int]:
+    """Split a message's bytes: tensors by component, the rest (names, scalars) is ``header``."""
+    sizes: Counter[str] = Counter()
+    for name, tensor in message.tensors.items():
+        sizes[component_of(name)] += tensor.numel() * tensor.element_size()
+    return {**sizes, "header": total - sum(sizes.values())}

@@ -1,0 +1,116 @@
+"""The bytes of a message: one form for each, so that nothing can hide in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from mlecs_lightning.wire.messages import Message, Scalar
+
+__all__ = ["ChannelError", "decode", "encode"]
+
+
+class ChannelError(Exception):
+    """A message that may not cross the border; says whose, in which direction and why."""
+
+
+def encode(message: Message, envelope: Mapping[str, int | str] | None = None) -> bytes:
+    """Serialise a message: a safetensors file whose metadata hold scalars and envelope as JSON.
+
+    Equal messages have equal bytes: names are sorted, wherever they stand.
+
+    Args:
+        message: Tensors and scalars.
+        envelope: Whose message it is and of which round.
+
+    Raises:
+        ChannelError: If a scalar has no JSON form, or tensors share their memory.
+    """
+    try:
+        tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
+        # One entry: safetensors writes several in an order that differs from process to process.
+        about = {"scalars": dict(message.scalars), "envelope": dict(envelope or {})}
+        text = json.dumps(about, sort_keys=True, allow_nan=False)
+        return save(tensors, metadata={"message": text})
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise ChannelError(f"unwritable message: {error}") from error
+
+
+def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
+    """Read what `encode` wrote: the message and its envelope.
+
+    Nothing else is read: bytes that the message read from them would not be written as are refused.
+    So every bit of what is accepted is part of a tensor, of a scalar or of the envelope, and
+    spaces, the order of names, further metadata or unused parts of the file can carry nothing.
+
+    Raises:
+        ChannelError: If the bytes are not such a message.
+    """
+    try:
+        message, envelope = _read(data)
+        if encode(message, envelope) != data:
+            raise ValueError("it is not written as `encode` writes it")
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ChannelError,  # of a value that was read and cannot be written: 1e999
+        RuntimeError,  # of empty tensors with giant shapes, and of JSON nested too deeply
+    ) as error:
+        raise ChannelError(f"unreadable message of {len(data)} bytes: {error}") from error
+    return message, envelope
+
+
+def _read(data: bytes) -> tuple[Message, dict[str, Any]]:
+    # safetensors hands them out in an order that differs from process to process, and sums over
+    # them would differ in the last bit.
+    tensors = dict(sorted(load(data).items()))
+    for name, tensor in tensors.items():
+        # A bool takes a byte, of which torch looks at no single bit.
+        if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+            raise ValueError(f"tensor {name!r}: a bool that is neither 0 nor 1")
+    length = int.from_bytes(data[:8], "little")
+    metadata = _closed(_parsed(data[8 : 8 + length])["__metadata__"], "message")
+    about = _closed(_parsed(metadata["message"]), "envelope", "scalars")
+    scalars, envelope = (
+        {k: _scalar(k, v) for k, v in about[part].items()} for part in ("scalars", "envelope")
+    )
+    return Message(tensors, scalars), envelope
+
+
+def _parsed(text: str | bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands twice")
+    return table
+
+
+def _refused(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _closed(table: Any, *names: str) -> dict[str, Any]:  # noqa: ANN401 - from JSON
+    if not isinstance(table, dict) or table.keys() != set(names):
+        raise ValueError(f"expected the keys {list(names)} and no others")
+    return table
+
+
+def _scalar(name: str, value: object) -> Scalar:
+    if isinstance(value, str):
+        value.encode()  # half a character can neither be shown nor kept in a file
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(str(_scalar(name, item)) for item in value)
+    raise ValueError(f"scalar {name!r} is {type(value).__name__}")

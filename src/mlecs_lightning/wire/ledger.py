@@ -1,0 +1,65 @@
+"""Bytes that crossed the border."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from mlecs_lightning.wire.codec import Direction
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Bytes that crossed the border, by direction, client and component."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._bytes: Counter[tuple[str, str, str]] = Counter()
+        self._messages: Counter[tuple[str, str]] = Counter()
+
+    def add(self, direction: Direction, client: str, parts: dict[str, int]) -> None:
+        """Count one message: bytes by component."""
+        for component, size in parts.items():
+            self._bytes[direction, client, component] += size
+        self._messages[direction, client] += 1
+
+    def total(self, direction: Direction, *, client: str | None = None) -> int:
+        """Return the bytes of a direction, of one client or of all."""
+        return sum(
+            size
+            for (way, name, _), size in self._bytes.items()
+            if way == direction and client in (None, name)
+        )
+
+    def messages(self, direction: Direction, *, client: str | None = None) -> int:
+        """Return the number of messages of a direction, of one client or of all."""
+        return sum(
+            n
+            for (way, name), n in self._messages.items()
+            if way == direction and client in (None, name)
+        )
+
+    def per_message(self, direction: Direction) -> float:
+        """Return the mean bytes of one client's message: one client's round, one way."""
+        messages = self.messages(direction)
+        return self.total(direction) / messages if messages else 0.0
+
+    def by_component(self) -> dict[str, dict[str, int]]:
+        """Return bytes by direction and component."""
+        table: dict[str, dict[str, int]] = {"uplink": {}, "downlink": {}}
+        for (way, _, component), size in sorted(self._bytes.items()):
+            table[way][component] = table[way].get(component, 0) + size
+        return table
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain lists, strings and numbers."""
+        return {
+            "bytes": [[*key, n] for key, n in sorted(self._bytes.items())],
+            "messages": [[*key, n] for key, n in sorted(self._messages.items())],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._bytes = Counter({(a, b, c): n for a, b, c, n in state["bytes"]})
+        self._messages = Counter({(a, b): n for a, b, n in state["messages"]})

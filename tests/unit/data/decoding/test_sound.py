@@ -1,0 +1,114 @@
+"""Sound files that hold less than they say."""
+
+import io
+import struct
+import wave
+
+import numpy as np
+import pytest
+
+from mlecs_lightning.data.decoding.files import decode
+from mlecs_lightning.data.decoding.shapes import Declared, DecodeError
+
+
+def sound(points: int = 100, *, width: int = 2, channels: int = 1) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(channels)
+        writer.setsampwidth(width)
+        writer.setframerate(8000)
+        writer.writeframes(bytes(range(1, 1 + points * width * channels)))
+    return file.getvalue()
+
+
+def chunked(*chunks: tuple[bytes, bytes], size: int | None = None) -> bytes:
+    """Put chunks of the given names and contents into a RIFF of the given size."""
+    body = b"WAVE" + b"".join(
+        name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+        for name, content in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body) if size is None else size) + body
+
+
+def form(*, channels: int = 1, rate: int = 8000, width: int = 2) -> tuple[bytes, bytes]:
+    block = channels * width
+    return b"fmt ", struct.pack("<HHIIHH", 1, channels, rate, rate * block, block, 8 * width)
+
+
+SOUND = sound()
+DATA = (b"data", bytes(8))
+NOTE = (b"LIST", b"odd")  # filled up by a byte, as all chunks of odd length
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            SOUND[:-1],
+            "is cut off: its header promises 244 bytes, 243 are there; write the recording",
+        ),
+        (SOUND[:-100], "is cut off: its header promises 244 bytes, 144 are there"),
+        (SOUND[:44], "is cut off: its header promises 244 bytes, 44 are there"),
+        (SOUND[:30], "is cut off"),
+        (SOUND[:40] + b"\xff\xff\xff\x7f" + SOUND[44:], "chunk 'data' that promises 2,147,483,647"),
+        (SOUND[:4] + b"\xff\xff\xff\xff" + SOUND[8:], "its header promises 4,294,967,303 bytes"),
+        # The reader of the standard library stops where the outer size says.
+        (chunked(form(), DATA, size=40), "'data' that promises 8 bytes, 4 are there by its header"),
+        (chunked(form(), DATA, size=0), "chunk 'fmt ' that promises 16 bytes, 0 are there"),
+        (chunked(form(), (b"data", b"")), "is empty: its chunk 'data' has 0 bytes"),
+        (
+            chunked(form(), (b"data", bytes(7))),
+            "ends within a point: .* has 7 bytes, .* channels 2",
+        ),
+        (chunked(form(channels=2), (b"data", bytes(6))), "ends within a point: .* 6 bytes, .* 4"),
+        (chunked(form()), "has no chunk 'data'"),
+        (chunked(form(rate=0), DATA), "declares 0 points a second"),
+    ],
+)
+def test_a_sound_that_is_not_whole_is_refused(data: bytes, message: str) -> None:
+    channels = data[22] if len(data) > 22 else 1
+    with pytest.raises(DecodeError, match=message):
+        decode(data, ".wav", Declared("series", [channels, 4]))
+
+
+def test_no_length_of_a_sound_but_its_own_is_read() -> None:
+    declared = Declared("series", [1, 4])
+    whole = decode(SOUND, ".wav", declared)
+    for length in range(len(SOUND)):
+        with pytest.raises(DecodeError):
+            decode(SOUND[:length], ".wav", declared)
+    again = decode(SOUND + b"ID3 of a music store", ".wav", declared)
+    np.testing.assert_array_equal(again.values, whole.values)
+
+
+@pytest.mark.parametrize(
+    ("data", "points"),
+    [
+        (chunked(NOTE, form(), NOTE, DATA, NOTE), 4),
+        (chunked(form(width=1), (b"data", bytes(3))), 3),
+        (chunked(form(width=1), (b"data", bytes(3)))[:-1], None),  # the byte that fills it up
+        (sound(3, width=3, channels=2), 3),
+    ],
+    ids=["other chunks", "odd", "odd and not filled up", "three bytes"],
+)
+def test_an_unusual_sound_is_whole(data: bytes, points: int | None) -> None:
+    if points is None:
+        data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    decoded = decode(
+        data, ".wav", Declared("series", [data[22] if data[12:16] == b"fmt " else 1, 2])
+    )
+    assert decoded.source[1] == (points or 3)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "WAV"])
+def test_compressed_and_float_sound_that_is_cut_off_is_refused(kind: str) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, (5000, 1))
+    subtype = "PCM_16" if kind == "FLAC" else "FLOAT"
+    soundfile.write(file, noise, 16000, format=kind, subtype=subtype)
+    data = file.getvalue()
+    assert decode(data, f".{kind.lower()}", Declared("series", [1, 4])).source == (1, 5000)
+    for length in (len(data) - 1, len(data) - 2000, len(data) // 3):
+        with pytest.raises(DecodeError):
+            decode(data[:length], f".{kind.lower()}", Declared("series", [1, 4]))

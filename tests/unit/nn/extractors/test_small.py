@@ -1,0 +1,151 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.nn.extractors.small import ImageCNN, SeriesCNN, VectorMLP, build_extractor
+from mlecs_lightning.types import ModalitySpec
+
+SPECS = [
+    *(ModalitySpec("vector", (n,)) for n in (1, 40)),
+    *(ModalitySpec("image", shape) for shape in [(1, 1, 1), (1, 8, 8), (3, 5, 7), (9, 24, 32)]),
+    *(ModalitySpec("image", shape) for shape in [(2, 1, 50), (3, 33, 4)]),
+    *(ModalitySpec("series", shape) for shape in [(3, 60), (1, 1), (6, 2)]),
+]
+
+
+class Flatten(nn.Module):
+    """An extractor that a YAML file may name by its import path."""
+
+    def __init__(self, spec: ModalitySpec, *, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain, self.out_features = gain, int(torch.Size(spec.shape).numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x.flatten(1)
+
+
+class Widthless(nn.Identity):
+    """An extractor that does not say how wide it is."""
+
+
+def default(spec: ModalitySpec) -> nn.Module:
+    return build_extractor("m", spec, extractors={}, key="edge.extractors")
+
+
+def named(cls: str, **init_args: Any) -> dict[str, Any]:
+    return {"rgb": {"class_path": cls, "init_args": init_args}}
+
+
+# The defaults -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{spec.shape}")
+def test_default_of_a_kind_takes_any_size_and_every_weight_learns(spec: ModalitySpec) -> None:
+    torch.manual_seed(0)
+    module = default(spec)
+    assert type(module) is {"vector": VectorMLP, "image": ImageCNN, "series": SeriesCNN}[spec.kind]
+    y = module(torch.randn(5, *spec.shape))
+    assert y.shape == (5, module.out_features) == (5, 64)
+    y.square().sum().backward()
+    idle = [
+        n for n, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert idle == []
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{spec.shape}")
+def test_sample_is_encoded_the_same_alone_and_among_others(spec: ModalitySpec) -> None:
+    torch.manual_seed(0)
+    module = default(spec).eval()
+    x = torch.randn(4, *spec.shape)
+    others = x.clone()
+    others[1:] *= 100
+    torch.testing.assert_close(module(x[:1]), module(others)[:1], atol=1e-5, rtol=1e-4)
+    assert list(module.buffers()) == [], "no batch statistics"
+
+
+@pytest.mark.parametrize(
+    ("shape", "stages", "side"),
+    [
+        ((1, 8, 8), 2, 4),
+        ((9, 24, 32), 4, 3),
+        ((1, 4, 4), 1, 4),
+        ((1, 3, 9), 1, 3),
+        ((1, 5, 7), 2, 2),
+    ],
+)
+def test_image_is_halved_while_above_four_pixels(
+    shape: tuple[int, ...], stages: int, side: int
+) -> None:
+    layers = ImageCNN(ModalitySpec("image", shape), channels=8).layers
+    convolutions = [m for m in layers if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [8 * 2**i for i in range(stages)]
+    assert layers[-1].in_features == 8 * 2 ** (stages - 1) * side**2  # type: ignore[union-attr]
+
+
+def test_image_encoder_tells_above_from_below() -> None:
+    torch.manual_seed(0)
+    module = ImageCNN(ModalitySpec("image", (1, 8, 8))).eval()
+    x = torch.zeros(2, 1, 8, 8)
+    x[0, :, :3], x[1, :, 5:] = 1.0, 1.0
+    above, below = module(x).detach()
+    assert float((above - below).norm() / above.norm()) > 0.1
+
+
+def test_series_of_any_length_and_their_level_count() -> None:
+    torch.manual_seed(0)
+    module = SeriesCNN(ModalitySpec("series", (3, 60))).eval()
+    assert module(torch.randn(2, 3, 17)).shape == (2, 64)
+    x = torch.randn(1, 3, 60)
+    # A constant offset is what tells lying from standing.
+    assert float((module(x) - module(x + 1.0)).norm()) > 0.1
+    # A single impact in the middle of the window shows.
+    struck = x.clone()
+    struck[..., 30] += 5.0
+    assert float((module(x) - module(struck)).norm()) > 0.1
+
+
+def test_width_is_a_setting() -> None:
+    for cls, spec in ((VectorMLP, SPECS[0]), (ImageCNN, SPECS[3]), (SeriesCNN, SPECS[8])):
+        module = cls(spec, width=10)
+        assert module.out_features == module(torch.randn(2, *spec.shape)).shape[1] == 10
+
+
+# Classes that a user names ------------------------------------------------------------------------
+
+
+def test_named_class_replaces_the_default_of_that_modality_alone() -> None:
+    spec = ModalitySpec("image", (2, 3, 4))
+    extractors = named(f"{__name__}.Flatten", gain=3.0)
+    own = build_extractor("rgb", spec, extractors=extractors, key="k")
+    assert type(own) is Flatten
+    assert (own.gain, own.out_features) == (3.0, 24)
+    assert type(build_extractor("depth", spec, extractors=extractors, key="k")) is ImageCNN
+
+
+def test_bare_name_is_one_of_ours() -> None:
+    spec = ModalitySpec("image", (2, 3, 4))
+    own = build_extractor("rgb", spec, extractors=named("ImageCNN", width=7), key="k")
+    assert type(own) is ImageCNN
+    assert own.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("extractors", "message"),
+    [
+        (named("no.such.Net"), r"edge\.extractors\.rgb\.class_path: cannot import 'no\.such\.Net'"),
+        (named("ResNet"), r"edge\.extractors\.rgb\.class_path: cannot import 'ResNet'"),
+        (named("ImageCNN", depth=3), r"edge\.extractors\.rgb\.init_args: ImageCNN: .*'depth'"),
+        (named("ImageCNN", channels=6), r"edge\.extractors\.rgb\.init_args: ImageCNN: .*divisible"),
+        (named(f"{__name__}.Widthless"), r"edge\.extractors\.rgb: .*Widthless needs an integer"),
+    ],
+)
+def test_class_that_does_not_fit_is_named_with_its_key(
+    extractors: dict[str, Any], message: str
+) -> None:
+    spec = ModalitySpec("image", (2, 3, 4))
+    with pytest.raises(ConfigurationError, match=message):
+        build_extractor("rgb", spec, extractors=extractors, key="edge.extractors")
