@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Aggregate(NamedTuple):
     clients: int
     further: Mapping[str, Aggregate] = {}
     tokens: Tokens | None = None
+    answers: Any = None
 
     @classmethod
     def of_groups(cls, groups: Mapping[str, Aggregate]) -> Aggregate:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from mlecs_lightning.aggregation import AdapterAggregator, Aggregate, Aggregation
 from mlecs_lightning.aggregation.adapters import fit_rank
+from mlecs_lightning.algorithms.answers import Answers, Labels
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message, Schema
-from mlecs_lightning.wire.messages import ScalarField, adapter_fields
+from mlecs_lightning.wire.messages import Scalar, ScalarField, adapter_fields
 
 __all__ = ["MAX_SAMPLES", "FedAvg"]
 
@@ -45,6 +46,7 @@ class FedAvg(LocalTraining):
         aggregation: Aggregation = "separate",
         adapter_mix: float = 1.0,
         trim: float = 0.1,
+        answers: Answers | None = None,
     ) -> None:
         """Set passes and aggregation.
 
@@ -63,6 +65,8 @@ class FedAvg(LocalTraining):
             trim: Share of a round's clients that ``trimmed_mean`` cuts off at each end, rounded
                 down to whole clients. In a round with fewer clients than 1 / ``trim`` it cuts off
                 nobody.
+            answers: Whether and how answers to public samples without a target are exchanged; see
+                `Answers`. By default they are not.
 
         Raises:
             ValueError: If ``adapter_mix`` is outside (0, 1] or ``trim`` outside (0, 0.5).
@@ -77,6 +81,8 @@ class FedAvg(LocalTraining):
         self.aggregation: Aggregation = aggregation
         self.adapter_mix = adapter_mix
         self.trim = trim
+        self.answers = answers
+        self._asked = 0
 
     # Which adapters fit together ------------------------------------------------------------
 
@@ -127,25 +133,52 @@ class FedAvg(LocalTraining):
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
         """Declare the adapter."""
-        return Schema(adapter_fields(edge.backbone.adapter_parameters()))
+        return self._with_answers(Schema(adapter_fields(edge.backbone.adapter_parameters())))
+
+    def _with_answers(self, schema: Schema) -> Schema:
+        if self.answers is None:
+            return schema
+        more = Labels.schema()
+        return Schema({**schema.tensors, **more.tensors}, {**schema.scalars, **more.scalars})
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter, the modality names and the number of private samples."""
-        return Schema(
-            adapter_fields(edge.backbone.adapter_parameters()),
-            {
-                # The server knows the sensors of its clients: none can gain weight by naming more.
-                "modalities": ScalarField(tuple, equal=edge.modalities),
-                "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
-            },
+        return self._with_answers(
+            Schema(
+                adapter_fields(edge.backbone.adapter_parameters()),
+                {
+                    # The server knows its clients' sensors: none gains weight by naming more.
+                    "modalities": ScalarField(tuple, equal=edge.modalities),
+                    "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
+                },
+            )
         )
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
         """Send each client the adapter hosted for its group, in the client's own rank."""
+        tensors, scalars = self._server_answers(server, loaders, ctx)
         for client in ctx.participants:
-            yield client, Message(self.shipped(server, client))
+            yield client, Message({**self.shipped(server, client), **tensors}, scalars)
+
+    def _server_answers(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+        """Return what a broadcast holds of the server's answers, once a round."""
+        if self.answers is None:
+            return {}, {}
+        asked = self.answers.asked(loaders.public.table)
+        self._asked = len(asked)
+        if ctx.round == 0:
+            return Labels.none().parts()
+        return self.answers.answer(server, asked).parts()
+
+    def refusals(self, server: ServerLearner, message: Message) -> list[str]:
+        """Say what makes no sense in a client's answers."""
+        if self.answers is None:
+            return super().refusals(server, message)
+        return super().refusals(server, message) + Labels.faults(message, samples=self._asked)
 
     def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
         """Return the adapter hosted for a client's group as it is now, in the client's own rank."""
@@ -167,12 +200,23 @@ class FedAvg(LocalTraining):
         assert broadcast is not None
         assert loaders.private is not None
         edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(ctx))
-        losses = self.local_passes(edge, loaders, ctx, broadcast)
-        message = Message(
-            {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()},
-            {"modalities": edge.module.modalities, "samples": len(loaders.private)},
-        )
-        return ClientUpdate(message, losses)
+        samples = len(loaders.private)
+        tensors, scalars = dict[str, Tensor](), dict[str, Scalar]()
+        if self.answers is None:
+            losses = self.local_passes(edge, loaders, ctx, broadcast)
+        else:
+            asked = self.answers.asked(loaders.public.table)
+            loaders = self.answers.taught(
+                loaders, Labels.of(broadcast), threshold=self.answers.client_threshold
+            )
+            losses = self.local_passes(edge, loaders, ctx, broadcast)
+            tensors, scalars = self.answers.answer(edge, asked).parts()
+        adapter = {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()}
+        facts: dict[str, Scalar] = {
+            "modalities": edge.module.modalities,
+            "samples": samples,
+        }
+        return ClientUpdate(Message({**adapter, **tensors}, {**facts, **scalars}), losses)
 
     def _mix(self, ctx: RoundContext) -> float:
         # In round 0 there is nothing of the client's own to keep, and all must start alike.
@@ -190,14 +234,21 @@ class FedAvg(LocalTraining):
         for client, host in self._hosts.items():
             groups.setdefault(host, {})[client] = self._loras[client]
         totals = {host: self._aggregator(loras) for host, loras in groups.items()}
+        votes = list[tuple[Labels, float]]()
         for client, message in updates:
+            if self.answers is not None:
+                samples = float(message.scalars["samples"])  # type: ignore[arg-type]
+                votes.append((Labels.of(message), samples))
             own = self._loras[client]
             totals[self._hosts[client]].add(
                 message.component("adapter"),
                 weight=self.weight(message),
                 scaling=own.alpha / own.r,
             )
-        return Aggregate.of_groups({host: total.result() for host, total in totals.items()})
+        aggregate = Aggregate.of_groups({host: total.result() for host, total in totals.items()})
+        if self.answers is None:
+            return aggregate
+        return aggregate._replace(answers=self.answers.agreed(votes))
 
     def _aggregator(self, clients: Mapping[str, LoraSettings]) -> AdapterAggregator:
         lora = self.hosted_lora(clients)
@@ -217,4 +268,8 @@ class FedAvg(LocalTraining):
             server.module.load_adapter_state(aggregate.adapter)
             for host, group in aggregate.further.items():
                 server.module.load_adapter_state(group.adapter, host=host)
+            if self.answers is not None:
+                loaders = self.answers.taught(
+                    loaders, aggregate.answers, threshold=self.answers.server_threshold
+                )
         return super().server_update(server, aggregate, loaders, ctx)

@@ -64,6 +64,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         alpha: float = 1.0,
         val_fraction: float = 0.15,
         public_train_fraction: float = 1.0,
+        public_labelled: float = 1.0,
         sample_rate: float = 1.0,
         num_workers: int = 0,
         seed: int = 0,
@@ -80,6 +81,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             val_fraction: Share of the recordings of each training split held out for validation.
             public_train_fraction: Share of the public training recordings to train on, to see what
                 a method does where public data are scarce. A smaller share is part of a larger one.
+            public_labelled: Share of the public training recordings whose targets are known; the
+                inputs of the others stay. Validation keeps its targets. A smaller share is part of
+                a larger one.
             sample_rate: Probability that a client's sample has a modality that the client has.
                 The public split is complete.
             num_workers: Worker processes of each training `DataLoader`.
@@ -102,6 +106,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 "in (0, 1]",
                 public_train_fraction,
             ),
+            "public_labelled": (0 < public_labelled <= 1, "in (0, 1]", public_labelled),
             "sample_rate": (0 < sample_rate <= 1, "in (0, 1]", sample_rate),
             "num_workers": (num_workers >= 0, "at least 0", num_workers),
         }
@@ -118,6 +123,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.alpha = alpha
         self.val_fraction = val_fraction
         self.public_train_fraction = public_train_fraction
+        self.public_labelled = public_labelled
         self.sample_rate = sample_rate
         self.num_workers = num_workers
         self.seed = seed
@@ -196,7 +202,16 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             train, val = split_groups(public.groups, self.val_fraction, seed=self.seed)
             groups, left_out = [public.groups[i] for i in train], 1 - self.public_train_fraction
             kept, _ = split_groups(groups, left_out, seed=self.seed)
-            self._public = {"train": public.select(train[kept]), "val": public.select(val)}
+            self._public = {
+                "train": self._partly_labelled(public.select(train[kept])),
+                "val": public.select(val),
+            }
+
+    def _partly_labelled(self, table: SampleTable) -> SampleTable:
+        """Drop the targets of all recordings but a share of ``public_labelled``."""
+        known, _ = split_groups(table.groups, 1 - self.public_labelled, seed=self.seed)
+        unknown = set(range(len(table))) - set(known.tolist())
+        return table.with_targets({table.ids[i]: "" for i in unknown})
 
     def attach(self, clients: Mapping[str, ClientProfile]) -> None:
         """Deal the private pool and the test pool to the clients.

@@ -105,6 +105,16 @@ class SeededLoader:
         """Return the number of samples."""
         return len(self.table)
 
+    def over(self, table: SampleTable) -> SeededLoader:
+        """Return a loader of another table in the same batches."""
+        return SeededLoader(
+            table,
+            batch_size=self.batch_size,
+            num_workers=self._num_workers,
+            limit=self._limit,
+            shard=self.shard,
+        )
+
     def take(self, steps: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
         """Yield ``steps`` batches, the same ones for the same seed: this process's rows of them.
 

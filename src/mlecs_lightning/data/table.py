@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ class SampleTable(Dataset[Batch]):
         inputs: For each modality a tensor (N, ...).
         present: (N, K) bool.
         instructions: Length N.
-        targets: Length N.
+        targets: Length N; an empty one is unknown.
         labels: (N,) int64 class of each sample, for partition and stratification only: training
             and metrics see the target text alone.
         domains: Domain of each sample (scene, writer, site), length N.
@@ -101,6 +101,19 @@ class SampleTable(Dataset[Batch]):
             domains=tuple(self.domains[i] for i in picked),
             groups=tuple(self.groups[i] for i in picked),
         )
+
+    def labelled(self) -> Tensor:
+        """Return (N,) bool, the samples whose target is known."""
+        return torch.tensor([bool(target) for target in self.targets], dtype=torch.bool)
+
+    def with_targets(self, targets: Mapping[str, str]) -> SampleTable:
+        """Return the same samples with other targets.
+
+        Args:
+            targets: By sample id; all others keep theirs.
+        """
+        changed = (targets.get(i, t) for i, t in zip(self.ids, self.targets, strict=True))
+        return replace(self, targets=tuple(changed))
 
     def restrict(self, modalities: Sequence[str]) -> SampleTable:
         """Return the same samples with only the given modalities, in this table's order.

@@ -100,7 +100,7 @@ class Evaluator:
     def constant(self, train: SampleTable, test: SampleTable) -> dict[str, float]:
         """Return the scores of the best constant sentence of the training targets."""
         size = None if self._limit is None else self._limit * self._data.eval_batch_size
-        key = (train.targets, test.targets[:size])
+        key = (tuple(filter(None, train.targets)), test.targets[:size])
         if not all(key):
             return {}
         if key not in self._constants:

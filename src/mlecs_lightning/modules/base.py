@@ -254,6 +254,19 @@ class MultimodalLM(L.LightningModule):
             features, present, batch.instructions, batch.targets
         )
 
+    @torch.no_grad()
+    def answer(self, batch: Batch) -> tuple[list[str], Tensor]:
+        """Generate an answer for each sample, and say how sure the model is of it.
+
+        Returns:
+            B texts, and (B,) float32 in 0..1: the probability of the whole text with its end under
+            the model that wrote it.
+        """
+        embeddings, tower = self.embed(batch), self.tower()
+        texts = tower.generate(embeddings, batch.instructions)
+        output = tower.backbone(embeddings.prompt, batch.instructions, texts)
+        return texts, output.log_probability().exp()
+
     def forward(self, batch: Batch, objective: Objective | None = None) -> Losses:
         """Evaluate an objective; language modelling (L_LM of the answering tower) by default."""
         if objective is not None:

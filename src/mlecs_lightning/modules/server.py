@@ -71,7 +71,8 @@ class ServerModule(MultimodalLM):
         if not (self.sharded and self.training):
             return mean
         tokens = output.tokens()
-        return mean * (world_size() * tokens / sum_over_ranks(tokens))
+        # At least one: a global batch may have no target at all.
+        return mean * (world_size() * tokens / sum_over_ranks(tokens).clamp(min=1))
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of the global batch, for a loss that compares its samples.

@@ -41,6 +41,13 @@ class BackboneOutput(NamedTuple):
     logits: Tensor
     labels: Tensor
 
+    def log_probability(self) -> Tensor:
+        """Return (B,) the log probability of each target with its end of sequence; 0 without."""
+        spoken = self.labels != _IGNORE
+        chosen = self.logits.float().log_softmax(dim=-1)
+        chosen = chosen.gather(-1, self.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return chosen.masked_fill(~spoken, 0.0).sum(dim=1)
+
 
 class Backbone(nn.Module):
     """A frozen causal language model behind a soft prompt, with a trainable LoRA adapter.
@@ -186,7 +193,7 @@ class Backbone(nn.Module):
         """Return tokens, attention mask and labels (B, L), padded on the right."""
         heads = [self.coder.encode(text) for text in instructions]
         tails: list[tuple[int, ...]] = (
-            [(*self.coder.encode(text), self.coder.end) for text in targets]
+            [(*self.coder.encode(text), self.coder.end) if text else () for text in targets]
             if targets
             else [()] * len(heads)
         )
@@ -234,11 +241,11 @@ class Backbone(nn.Module):
         Args:
             prompt: (B, P, H) soft prompt.
             instructions: Length B.
-            targets: Length B.
+            targets: Length B; an empty one is unknown, and its sample adds nothing to the loss.
 
         Returns:
             The loss, the prompt's hidden states and the logits. L_LM is taken over the target
-            tokens and the end of sequence only.
+            tokens and the end of sequence only; it is zero if no target is known.
         """
         tokens, mask, labels = (t.to(prompt.device) for t in self._pack(instructions, targets))
         before = len(self.coder.start) + prompt.shape[1]
@@ -256,9 +263,12 @@ class Backbone(nn.Module):
         )
         # A family that does not know `logits_to_keep` returns them all.
         logits, answer = output.logits[:, -keep:-1], labels[:, first:]
-        loss = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
-        )
+        if any(targets):
+            loss = nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
+            )
+        else:  # a mean over nothing; every parameter has a gradient all the same, as DDP asks
+            loss = 0.0 * output.logits.float().sum()
         hidden = self._prompt_mean(output.hidden_states[-1], prompt.shape[1])
         return BackboneOutput(loss, hidden, logits, answer)
 

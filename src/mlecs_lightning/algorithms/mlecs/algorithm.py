@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.aggregation import Aggregation
+from mlecs_lightning.algorithms.answers import Answers
 from mlecs_lightning.algorithms.base import PassOrder, Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.data.sampling import sequential_loader
@@ -72,6 +73,7 @@ class MLECS(FedAvg):
         aggregation: Aggregation = "separate",
         adapter_mix: float = 1.0,
         trim: float = 0.1,
+        answers: Answers | None = None,
     ) -> None:
         """Set the method.
 
@@ -100,6 +102,7 @@ class MLECS(FedAvg):
             aggregation: See `FedAvg`.
             adapter_mix: See `FedAvg`.
             trim: See `FedAvg`.
+            answers: See `FedAvg`.
 
         Raises:
             ValueError: If a value is out of range.
@@ -112,6 +115,7 @@ class MLECS(FedAvg):
                 aggregation=aggregation,
                 adapter_mix=adapter_mix,
                 trim=trim,
+                answers=answers,
             )
         self.components = frozenset(_COMPONENTS if components is None else components)
         unknown = self.components - set(_COMPONENTS)
@@ -155,7 +159,7 @@ class MLECS(FedAvg):
         width = server.module.settings.connector.width
         return Schema(
             {**schema.tensors, "fused/anchors": TensorField((None, width))},
-            {"ids": ScalarField(tuple)},
+            {**schema.scalars, "ids": ScalarField(tuple)},
         )
 
     def broadcast(
@@ -171,7 +175,12 @@ class MLECS(FedAvg):
             seed = ctx.seed_for(client, "public")
             ids = loaders.public.ids(self.steps.public, seed=seed)
             picked = anchors[[row[i] for i in ids]]
-            yield client, Message({**message.tensors, "fused/anchors": picked}, {"ids": ids})
+            yield (
+                client,
+                Message(
+                    {**message.tensors, "fused/anchors": picked}, {**message.scalars, "ids": ids}
+                ),
+            )
 
     @torch.no_grad()
     def _represent(self, server: ServerLearner, loaders: Loaders) -> Tensor:
@@ -354,8 +363,9 @@ class MLECS(FedAvg):
         Samples of the same target text, or at least of the same id. The numbers mean the same on
         every rank.
         """
-        names = batch.targets if self.class_aware else batch.ids
-        return torch.tensor([_number(name) for name in names], device=device)
+        names = batch.targets if self.class_aware else ("",) * len(batch.ids)
+        numbers = [_number(name or i) for name, i in zip(names, batch.ids, strict=True)]
+        return torch.tensor(numbers, device=device)
 
 
 @lru_cache(maxsize=65536)
@@ -369,5 +379,7 @@ def _means(rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     units = torch.nn.functional.normalize(rows, dim=-1)
     members: dict[str, list[int]] = {}
     for n, name in enumerate(names):
+        if not name:
+            continue  # nobody knows what class it is of
         members.setdefault(name, []).append(n)
     return {name: units[each].mean(dim=0) for name, each in members.items()}

@@ -1,0 +1,109 @@
+"""Asking models about the public samples without a target, and learning from their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.algorithms.answers.consensus import Consensus, consensus
+from mlecs_lightning.algorithms.answers.labels import Labels
+from mlecs_lightning.data import SampleTable
+from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.errors import FaultList
+from mlecs_lightning.modules import MultimodalLM
+from mlecs_lightning.rounds import EdgeLearner, Loaders, ServerLearner
+from mlecs_lightning.types import Batch
+
+__all__ = ["Answers"]
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Clients and server exchange their answers to the public samples that have no target.
+
+    After its training a client answers all of them and sends text and probability. The server makes
+    a consensus of the clients' answers, trains on it, and sends its own answers down in the next
+    round; a client's public pass uses them in place of targets. The server's answers are a function
+    of its weights, so nothing is kept between rounds and a resumed run stays exact. In round 0
+    nothing goes down: the server has not heard from anybody yet.
+
+    A text is the one space that all models share, whatever their encoders, ranks and vocabularies:
+    answers cross between groups of backbones as well.
+
+    Source: ours, after federated distillation (FedMD, arXiv 1910.03581); the ML-ECS paper has
+    nothing of the kind, so it is off unless it is asked for.
+
+    Attributes:
+        consensus: How the clients' answers become one; see `similarity_consensus` and
+            `reliability_consensus`.
+        server_threshold: Minimum confidence of a consensus that the server learns from, in 0..1.
+        client_threshold: Minimum probability that the server gives to an answer of its own which
+            clients learn from, in 0..1.
+    """
+
+    consensus: Consensus = "similarity"
+    server_threshold: float = 0.5
+    client_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        FaultList(
+            f"algorithm.init_args.answers.{name} must lie in [0, 1], got {value}"
+            for name in ("server_threshold", "client_threshold")
+            if not 0 <= (value := getattr(self, name)) <= 1
+        ).raise_any()
+
+    @staticmethod
+    def asked(table: SampleTable) -> SampleTable:
+        """Return the samples that nobody has labelled."""
+        return table.select((~table.labelled()).nonzero().flatten().tolist())
+
+    def answer(self, learner: EdgeLearner | ServerLearner, table: SampleTable) -> Labels:
+        """Ask a model about samples.
+
+        Args:
+            learner: Who answers.
+            table: N samples.
+        """
+        if not len(table):
+            return Labels.none()
+        batches = sequential_loader(table, _BATCH)
+        texts, confidence = list[str](), list[Tensor]()
+        for spoken, probability in learner.map(batches, _answered):
+            texts += spoken
+            confidence.append(probability.cpu())
+        return Labels(tuple(texts), torch.cat(confidence)).above(0.0)
+
+    def agreed(self, votes: Iterable[tuple[Labels, float]]) -> Labels | None:
+        """Return the consensus of some votes with their weights; ``None`` if there are none."""
+        answers, weights = [], []
+        for vote, weight in votes:
+            answers.append(vote)
+            weights.append(weight)
+        if not answers or not answers[0].texts:
+            return None
+        return consensus(answers, weights, method=self.consensus)
+
+    def taught(self, loaders: Loaders, labels: Labels | None, *, threshold: float) -> Loaders:
+        """Return loaders whose public samples have answers where they had no target.
+
+        Args:
+            loaders: The loaders.
+            labels: Answers to the samples of `asked`, or nothing.
+            threshold: Minimum confidence of an answer that is used.
+        """
+        if labels is None or not labels.texts:
+            return loaders
+        table = loaders.public.table
+        ids = self.asked(table).ids
+        known = table.with_targets(labels.above(threshold).by_id(ids))
+        return loaders._replace(public=loaders.public.over(known))
+
+
+def _answered(module: MultimodalLM, batch: Batch) -> tuple[list[str], Tensor]:
+    return module.answer(batch)
