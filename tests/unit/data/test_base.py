@@ -79,6 +79,7 @@ def test_all_values_out_of_range_are_named_at_once() -> None:
             alpha=0.0,
             val_fraction=1.0,
             public_train_fraction=0.0,
+            public_labelled=0.0,
             sample_rate=0.0,
         )
     assert str(caught.value).split("; ") == [
@@ -87,6 +88,7 @@ def test_all_values_out_of_range_are_named_at_once() -> None:
         "data.init_args.alpha must be positive, got 0.0",
         "data.init_args.val_fraction must be in [0, 1), got 1.0",
         "data.init_args.public_train_fraction must be in (0, 1], got 0.0",
+        "data.init_args.public_labelled must be in (0, 1], got 0.0",
         "data.init_args.sample_rate must be in (0, 1], got 0.0",
     ]
 
@@ -170,6 +172,22 @@ def test_fewer_public_recordings_are_part_of_more_and_leave_the_rest_as_it_is() 
     for data in (most, few):
         assert data.public("val").ids == whole.public("val").ids
         assert data.public("test").ids == whole.public("test").ids
+
+
+def test_fewer_labelled_recordings_are_part_of_more_and_lose_nothing_but_targets() -> None:
+    whole, most, few = (Toy(val_fraction=0.3, public_labelled=f) for f in (1.0, 0.6, 0.3))
+    tables = [data.public("train") for data in (whole, most, few)]
+    known = [{i for i, t in zip(t.ids, t.targets, strict=True) if t} for t in tables]
+    assert known[2] < known[1] < known[0] == set(tables[0].ids)
+    recordings = [dict(zip(t.ids, t.groups, strict=True)) for t in tables]
+    for table, labelled in zip(tables[1:], known[1:], strict=True):
+        assert table.ids == tables[0].ids
+        assert torch.equal(table.inputs["wave"], tables[0].inputs["wave"])
+        assert table.labelled().sum() == len(labelled)
+        there = {recordings[0][i] for i in labelled}
+        assert {i for i, g in recordings[0].items() if g in there} == labelled, "whole recordings"
+    for split in ("val", "test"):
+        assert few.public(split).targets == whole.public(split).targets
 
 
 def test_public_samples_are_restricted_to_what_a_client_has() -> None:

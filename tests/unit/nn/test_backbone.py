@@ -262,6 +262,40 @@ def test_instruction_may_be_empty(backbone: Backbone, prompt: Tensor, ask: list[
     assert backbone.generate(prompt, ask, max_new_tokens=8)[:1] == single
 
 
+@pytest.mark.parametrize("unknown", [(1,), (0, 2), (0,)])
+def test_loss_is_that_of_the_samples_with_a_known_target(
+    backbone: Backbone, prompt: Tensor, unknown: tuple[int, ...]
+) -> None:
+    say = ["" if n in unknown else text for n, text in enumerate(SAY)]
+    rest = [n for n in range(len(SAY)) if n not in unknown]
+    alone = backbone(prompt[rest], [ASK[n] for n in rest], [SAY[n] for n in rest])
+    output = backbone(prompt, ASK, say)
+    torch.testing.assert_close(output.loss, alone.loss)
+    spoken = (output.labels >= 0).any(dim=1)
+    assert [n for n in range(len(SAY)) if not spoken[n]] == list(unknown)
+
+
+def test_batch_without_any_known_target_has_no_loss_and_no_gradient(
+    own: Backbone, prompt: Tensor
+) -> None:
+    output = own(prompt.clone().requires_grad_(), ASK, [""] * len(ASK))
+    assert output.loss.item() == 0.0
+    output.loss.backward()
+    gradients = [p.grad for p in own.adapter_parameters().values()]
+    assert all(g is not None and not g.any() for g in gradients), "zero, not missing: DDP waits"
+
+
+def test_probability_of_a_target_is_the_product_over_its_tokens(
+    backbone: Backbone, prompt: Tensor
+) -> None:
+    told = backbone(prompt, ASK, [*SAY[:2], ""]).log_probability()
+    for n in range(2):
+        output = backbone(prompt[[n]], [ASK[n]], [SAY[n]])
+        tokens = int((output.labels >= 0).sum())
+        torch.testing.assert_close(told[n], -output.loss * tokens, atol=1e-4, rtol=1e-4)
+    assert told[2] == 0.0
+
+
 def test_gradient_reaches_prompt_and_adapter_alone(own: Backbone, prompt: Tensor) -> None:
     soft = prompt.clone().requires_grad_()
     own(soft, ASK, SAY).loss.backward()
@@ -288,7 +322,7 @@ def greedy(backbone: Backbone, prompt: Tensor, ask: str, *, steps: int) -> str:
     """Say word by word what `forward` holds most likely."""
     said: list[str] = []
     for step in range(steps):
-        logits = backbone(prompt[None], [ask], [" ".join(said)]).logits[0]
+        logits = backbone(prompt[None], [ask], [" ".join(said) or "_"]).logits[0]
         token = int(logits[step].argmax())
         if token == backbone.tokenizer.eos_token_id:
             break

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from mlecs_lightning.algorithms.answers import Labels
+from mlecs_lightning.algorithms.answers.consensus import (
+    consensus,
+    one_coin,
+    reliability_consensus,
+    similarity_consensus,
+    word_f1,
+)
+
+
+def vote(*texts: str, sure: float = 1.0) -> Labels:
+    return Labels(texts, torch.tensor([sure if text else 0.0 for text in texts]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "value"),
+    [
+        ("a bold two", "a bold two", 1.0),
+        ("a bold two", "a light two", 2 * 2 / 6),
+        ("a a two", "a two two", 2 * 2 / 6),
+        ("Two!", "two", 1.0),
+        ("one", "two", 0.0),
+    ],
+)
+def test_word_f1_by_hand(one: str, other: str, value: float) -> None:
+    assert word_f1(one, other) == word_f1(other, one) == pytest.approx(value)
+
+
+def test_consensus_of_three_clients_by_hand() -> None:
+    """Scores of the first sample: "a two" 2*0.5 + 1*0.8*F1, "a bold two" 0.8 + 1.0*F1, F1 = 4/5."""
+    votes = [
+        vote("a two", "", "", sure=0.5),
+        vote("a bold two", "six", "", sure=0.8),
+        vote("nine", "six", "", sure=0.1),
+    ]
+    f1 = 4 / 5
+    found = similarity_consensus(votes, [2.0, 1.0, 1.0])
+    assert found.texts == ("a two", "six", "")
+    total = 2 * 0.5 + 0.8 + 0.1
+    expected = [(1.0 + 0.8 * f1) / total, 1.0, 0.0]
+    torch.testing.assert_close(found.confidence, torch.tensor(expected))
+
+
+def test_weights_decide_and_their_scale_does_not() -> None:
+    votes = [vote("one"), vote("two")]
+    assert similarity_consensus(votes, [1.0, 3.0]).texts == ("two",)
+    assert similarity_consensus(votes, [300.0, 100.0]).texts == ("one",)
+    assert similarity_consensus(votes[::-1], [1.0, 1.0]).texts == ("one",), "ties: the alphabet"
+
+
+def test_many_similar_answers_beat_two_equal_ones() -> None:
+    """A vote over whole sentences would choose the pair."""
+    votes = [vote(t) for t in ("six", "six", "bold two", "light two", "grey two", "odd two")]
+    (chosen,) = similarity_consensus(votes, [1.0] * 6).texts
+    assert chosen.endswith("two")
+
+
+def test_reliability_is_found_where_it_is_known() -> None:
+    """Three clients of reliability 0.95, 0.6 and 0.6, ten classes, 3,000 samples.
+
+    The spread of an estimate from n samples is sqrt(r (1 - r) / n), below 0.01 here.
+    """
+    generator = torch.Generator().manual_seed(3)
+    truth = torch.randint(10, (3000,), generator=generator)
+    known = torch.tensor([0.95, 0.6, 0.6])
+    other = (truth + torch.randint(1, 10, (3, 3000), generator=generator)) % 10
+    right = torch.rand(3, 3000, generator=generator) < known.unsqueeze(1)
+    told = torch.where(right, truth, other)
+    posterior, reliability = one_coin(told, classes=10)
+    torch.testing.assert_close(reliability.float(), known, atol=0.1, rtol=0)
+    assert reliability[0] > reliability[1:].max()
+    chosen = posterior.argmax(dim=1)
+    majority = told.mode(dim=0).values
+    assert (chosen == truth).sum() > (majority == truth).sum()
+    torch.testing.assert_close(posterior.sum(dim=1), torch.ones(3000, dtype=torch.float64))
+
+
+def test_reliable_client_overrules_two_that_agree_by_chance() -> None:
+    texts = [f"digit {n % 5}" for n in range(40)]
+    liar = [f"digit {(n * 3 + 1) % 5}" for n in range(40)]
+    votes = [vote(*texts), vote(*texts), vote(*liar)]
+    assert reliability_consensus(votes).texts == tuple(texts)
+
+
+def test_sample_that_nobody_answers_has_no_consensus() -> None:
+    for method in ("similarity", "reliability"):
+        found = consensus([vote("a", ""), vote("a", "")], [1.0, 1.0], method=method)
+        assert found.texts == ("a", "")
+        assert found.confidence[1] == 0.0
+        assert 0.5 < found.confidence[0] <= 1.0
+
+
+def test_clients_in_another_order_have_the_same_consensus() -> None:
+    votes = [vote("a two", "b"), vote("a six", "b"), vote("a two", "c")]
+    for method in ("similarity", "reliability"):
+        one = consensus(votes, [1.0, 2.0, 3.0], method=method)
+        other = consensus(votes[::-1], [3.0, 2.0, 1.0], method=method)
+        assert one.texts == other.texts
+        torch.testing.assert_close(one.confidence, other.confidence)

@@ -1,0 +1,194 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mlecs_lightning.algorithms import MLECS, FedAvg
+from mlecs_lightning.algorithms.answers import Answers, Labels
+from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.rounds import RoundContext
+from mlecs_lightning.wire.encoding import decode
+
+Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
+ALL = Answers(server_threshold=0.0, client_threshold=0.0)
+
+
+def data(tiny: SimpleNamespace) -> Any:  # noqa: ANN401
+    return tiny.data(public_labelled=0.1)
+
+
+def checkpoint(root: Path, number: int) -> dict[str, Any]:
+    path = root / "tiny" / "version_0" / "checkpoints" / f"round={number:04d}.ckpt"
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: SimpleNamespace, tapped: Tap, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401
+    """Two rounds of FedAvg with answers and all that crossed the wire: read it, change nothing."""
+    root, digits = tmp_path_factory.mktemp("answers"), data(tiny)
+    algorithm = FedAvg(steps=tiny.steps(warmup=1), answers=ALL)
+    with tapped() as log:
+        tiny.fit(algorithm, root, None, digits, max_rounds=2, enable_checkpointing=True)
+    asked = Answers.asked(digits.public("train"))
+    return SimpleNamespace(root=root, log=log, asked=asked, data=digits)
+
+
+def told(run: SimpleNamespace, direction: str) -> list[tuple[str, Labels]]:
+    return [
+        (client, Labels.of(decode(content)[0]))
+        for way, client, content in run.log.messages
+        if way == direction
+    ]
+
+
+def test_clients_answer_what_nobody_has_labelled(run: SimpleNamespace) -> None:
+    assert 0 < len(run.asked) < len(run.data.public("train"))
+    for _, labels in told(run, "uplink"):
+        assert len(labels.texts) == len(run.asked)
+        assert any(labels.texts)
+        assert ((labels.confidence > 0) == torch.tensor([bool(t) for t in labels.texts])).all()
+
+
+def test_server_says_nothing_before_it_has_heard_from_anybody(
+    run: SimpleNamespace, tiny: SimpleNamespace
+) -> None:
+    down = [labels for _, labels in told(run, "downlink")]
+    first, second = down[: len(tiny.clients)], down[len(tiny.clients) :]
+    assert all(labels.texts == () for labels in first)
+    assert all(len(labels.texts) == len(run.asked) for labels in second)
+    assert len({labels.texts for labels in second}) == 1, "the same answers for everybody"
+
+
+def test_answers_of_the_server_are_those_of_its_weights(
+    run: SimpleNamespace, tiny: SimpleNamespace
+) -> None:
+    """So a run that is resumed sends the same ones, with nothing kept between rounds."""
+    federation = tiny.build(FedAvg(answers=ALL), None, run.data)
+    federation.server.load_state_dict(checkpoint(run.root, 0)["server"])
+    again = ALL.answer(federation.server, run.asked)
+    _, sent = told(run, "downlink")[-1]
+    assert again.texts == sent.texts
+    assert torch.equal(again.confidence.half().float(), sent.confidence)
+
+
+def test_public_pass_learns_from_answers_in_place_of_targets(
+    run: SimpleNamespace, tiny: SimpleNamespace
+) -> None:
+    answers = dict(zip(run.asked.ids, told(run, "downlink")[-1][1].texts, strict=True))
+    known = {i: t for i, t in zip(*_columns(run.data), strict=True) if t}
+    passes = [(stage, batches) for name, stage, batches in run.log.passes if name in tiny.clients]
+    public = [batch for stage, batches in passes if stage == "public" for batch in batches]
+    first, second = public[: len(tiny.clients)], public[len(tiny.clients) :]
+    for batch in first:
+        assert batch.targets == tuple(known.get(i, "") for i in batch.ids)
+    for batch in second:
+        assert batch.targets == tuple(known.get(i) or answers[i] for i in batch.ids)
+    assert any(i in answers for batch in second for i in batch.ids)
+
+
+def _columns(digits: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:  # noqa: ANN401
+    table = digits.public("train")
+    return table.ids, table.targets
+
+
+def test_server_learns_from_the_consensus_of_the_clients(
+    run: SimpleNamespace, tiny: SimpleNamespace
+) -> None:
+    clients = len(tiny.clients)
+    votes = [labels for _, labels in told(run, "uplink")][:clients]
+    names = [client for client, _ in told(run, "uplink")][:clients]
+    weights = [float(len(run.data.private(name))) for name in names]
+    agreed = ALL.agreed(zip(votes, weights, strict=True))
+    assert agreed is not None
+    answers = agreed.by_id(run.asked.ids)
+    (batch,) = next(
+        batches for name, stage, batches in run.log.passes if (name, stage) == ("server", "public")
+    )
+    taught = {i: t for i, t in zip(batch.ids, batch.targets, strict=True) if i in answers}
+    assert taught
+    assert all(answers[i] == target for i, target in taught.items())
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, MLECS])
+def test_nothing_is_asked_unless_the_settings_say_so(
+    algorithm: type[FedAvg], tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    with tapped() as log:
+        tiny.fit(algorithm(steps=tiny.steps()), tmp_path, None, data(tiny))
+    for _, _, content in log.messages:
+        message, _ = decode(content)
+        assert not any(name.startswith("answers") for name in (*message.tensors, *message.scalars))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, MLECS])
+def test_run_that_is_gone_on_with_ends_in_the_same_bits(
+    algorithm: type[FedAvg], tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    ends = []
+    for name, rounds in (("whole", (3,)), ("parts", (1, 3))):
+        for count in rounds:
+            tiny.trainer(tmp_path / name, max_rounds=count, enable_checkpointing=True).fit(
+                algorithm(steps=tiny.steps(warmup=1), answers=ALL),
+                data(tiny),
+                tiny.parties(),
+                ckpt_path="last" if count != rounds[0] else None,
+            )
+        ends.append(checkpoint(tmp_path / name, 2))
+    one, other = (end["server"]["model"] for end in ends)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    for client in tiny.clients:
+        mine, theirs = (end["clients"][client]["model"] for end in ends)
+        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_answers_of_the_wrong_number_are_refused_and_the_run_goes_on(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer = Answers.answer
+
+    def short(self: Answers, learner: Any, table: Any) -> Labels:  # noqa: ANN401
+        labels = answer(self, learner, table)
+        if learner.name != "hall":
+            return labels
+        return Labels(labels.texts[1:], labels.confidence[1:])
+
+    monkeypatch.setattr(Answers, "answer", short)
+    summary = tiny.fit(FedAvg(steps=tiny.steps(), answers=ALL), tmp_path, None, data(tiny))
+    (fault,) = summary["faults"]["events"]
+    assert (fault["client"], fault["kind"]) == ("hall", "refused")
+
+
+def test_probability_is_that_of_the_model_that_answers(tiny: SimpleNamespace) -> None:
+    digits = data(tiny)
+    server = tiny.build(FedAvg(answers=ALL), None, digits).server
+    table = Answers.asked(digits.public("train")).select(range(4))
+    labels = ALL.answer(server, table)
+    spoken = replace(table, targets=labels.texts)
+    for n in range(len(table)):
+        (loss, tokens) = server.map(
+            sequential_loader(spoken.select([n]), 1),
+            lambda module, batch: (lambda o: (o.loss, int(o.tokens())))(module.read(batch)),
+        )[0]
+        expected = torch.exp(-loss * tokens)
+        torch.testing.assert_close(labels.confidence[n], expected, atol=1e-5, rtol=1e-3)
+
+
+def test_thresholds_have_a_range() -> None:
+    with pytest.raises(ValueError, match=r"answers\.server_threshold must lie in \[0, 1\], got 2"):
+        Answers(server_threshold=2)
+
+
+def test_context_of_a_round_is_all_that_answers_need(tiny: SimpleNamespace) -> None:
+    """Whoever sends a broadcast knows how many answers to expect, in a resumed round as well."""
+    digits = data(tiny)
+    algorithm = FedAvg(answers=ALL)
+    federation = tiny.build(algorithm, None, digits)
+    ctx = RoundContext(1, 0, ("hall",))
+    ((_, message),) = algorithm.broadcast(federation.server, tiny.loaders(digits), ctx)
+    asked = len(Answers.asked(digits.public("train")))
+    assert Labels.faults(message, samples=asked) == []
