@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -198,14 +199,26 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Read the data set and split the public samples (all stages need the same)."""
         if not self._public:
-            public = self.pools.public
-            train, val = split_groups(public.groups, self.val_fraction, seed=self.seed)
-            groups, left_out = [public.groups[i] for i in train], 1 - self.public_train_fraction
-            kept, _ = split_groups(groups, left_out, seed=self.seed)
-            self._public = {
-                "train": self._partly_labelled(public.select(train[kept])),
-                "val": public.select(val),
-            }
+            train, val = self._public_split()
+            kept, _ = split_groups(train.groups, 1 - self.public_train_fraction, seed=self.seed)
+            self._public = {"train": self._partly_labelled(train.select(kept)), "val": val}
+
+    def _public_split(self) -> tuple[SampleTable, SampleTable]:
+        """Return the public samples to train on, and those to validate with.
+
+        The latter are drawn from the recordings that have targets.
+        """
+        public = self.pools.public
+        has_target = {g for g, t in zip(public.groups, public.targets, strict=True) if t}
+        names = [group for group in public.groups if group in has_target]
+        _, held = split_groups(names, self.val_fraction, seed=self.seed)
+        held_groups = {names[i] for i in held}
+        is_held = np.isin(np.asarray(public.groups), sorted(held_groups))
+        val = public.select(np.flatnonzero(is_held))
+        return (
+            public.select(np.flatnonzero(~is_held)),
+            val.select(val.labelled().nonzero().flatten().tolist()),
+        )
 
     def _partly_labelled(self, table: SampleTable) -> SampleTable:
         """Drop the targets of all recordings but a share of ``public_labelled``."""

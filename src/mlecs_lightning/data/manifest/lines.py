@@ -39,7 +39,7 @@ class Line:
         group: The recording that it is a part of.
         modalities: For each modality a path or inline numbers.
         instruction: What the model is asked; ``None`` for that of the data set.
-        targets: The reference sentences; none where the line is only there to be answered.
+        targets: The reference sentences; none where nobody knows them.
     """
 
     where: str
@@ -176,9 +176,9 @@ def _faults(row: Mapping[str, Any], modalities: Collection[str]) -> list[str]:
 
 
 def _is_unlabelled(row: Mapping[str, Any]) -> bool:
-    """Return whether a line is only there to be answered: it has no target, and is of no split."""
+    """Return whether a line has no target and needs none: it is public, or only to be answered."""
     nothing = all(row.get(key) is None for key in ("target", "targets"))
-    return nothing and row.get("split") in (None, "test")
+    return nothing and row.get("split") in (None, "test", "public")
 
 
 def _is_name(value: object) -> bool:
@@ -196,7 +196,7 @@ def _text_faults(row: Mapping[str, Any]) -> list[str]:
     if (one is None) == (several is None):
         faults.append(
             "expected either target, a text, or targets, a list of texts; only a line of split "
-            "test may lack both, to be answered by predict"
+            "public, or of test, to be answered by predict, may lack both"
         )
         return faults
     texts = [one] if several is None else several

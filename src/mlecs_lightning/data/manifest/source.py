@@ -49,7 +49,8 @@ class Manifest(FederatedDataModule):
     ``modalities``         for each a path below ``root`` or inline numbers; absent or null is
                            absent
     ``target``             the sentence to say; or ``targets``, several that are as right. A line
-                           without any, of split ``test`` or none, is only answered by ``predict``
+                           without any, of split ``test`` or none, is only answered by ``predict``;
+                           of split ``public``, its inputs are used where no target is needed
     ``instruction``        what the model is asked, if not the one of all
     ``group``              the recording that it is cut from; validation never cuts one in two
     ``meta``               anything; not read
@@ -237,6 +238,8 @@ class Manifest(FederatedDataModule):
         ]
         if faults:
             return faults
+        if not any(line.targets for line, row in zip(lines, is_public, strict=True) if row):
+            return ["no public sample has a target: the server has nothing to learn from"]
         return [
             f"no public sample has {modality!r}: the server cannot learn it, nor is there a scale"
             for modality, column in zip(self.modalities, present.T, strict=True)
@@ -269,7 +272,10 @@ class Manifest(FederatedDataModule):
         So a pocket model cannot say a word that no public target has.
         """
         return keyword_pairs(
-            sentence for target in self.pools.public.targets for sentence in references_of(target)
+            sentence
+            for target in self.pools.public.targets
+            if target
+            for sentence in references_of(target)
         )
 
     # New files ------------------------------------------------------------------------------
@@ -305,13 +311,9 @@ class Manifest(FederatedDataModule):
 
     # Dealing --------------------------------------------------------------------------------
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the data and split the public samples."""
+    def _public_split(self) -> tuple[SampleTable, SampleTable]:
         public, val = self.pools.public, self._val_of([UNNAMED])
-        if len(val):
-            self._public = {"train": public, "val": val}
-        else:
-            super().setup(stage)
+        return (public, val) if len(val) else super()._public_split()
 
     def attach(self, clients: Mapping[str, ClientProfile]) -> None:
         """Give every client its samples.

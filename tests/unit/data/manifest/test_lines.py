@@ -140,26 +140,28 @@ def test_all_faults_of_a_line_are_told(tmp_path: Path) -> None:
     assert [fault.removeprefix("m.jsonl:1 (id 'a'): ").split(":")[0] for fault in faults] == [
         "unknown keys ['colour'], known",
         "split",
-        "expected either target, a text, or targets, a list of texts; only a line of split test "
-        "may lack both, to be answered by predict",
+        "expected either target, a text, or targets, a list of texts; only a line of split "
+        "public, or of test, to be answered by predict, may lack both",
         "modalities",
     ]
 
 
-def test_a_line_without_a_target_is_there_to_be_answered(tmp_path: Path) -> None:
+def test_a_line_may_lack_its_target_where_nobody_needs_it(tmp_path: Path) -> None:
     rows = [
         {"id": "new", "modalities": {"tilt": [1, 2]}},
         {"id": "null", "split": "test", "target": None, "modalities": {"tilt": [1, 2]}},
-        changed(id="public", target=None),
+        {"id": "public", "split": "public", "modalities": {"tilt": [1, 2]}},
         {"id": "val", "split": "val", "modalities": {"tilt": [1, 2]}},
     ]
     lines, faults = read(tmp_path, *rows)
     assert [(line.id, line.split, line.targets) for line in lines] == [
         ("new", "test", ()),
         ("null", "test", ()),
+        ("public", "public", ()),
     ]
-    assert [fault.split(":")[1] for fault in faults] == ["3 (id 'public')", "4 (id 'val')"]
-    assert all("only a line of split test may lack both" in fault for fault in faults)
+    (fault,) = faults
+    assert fault.split(":")[1] == "4 (id 'val')"
+    assert "only a line of split public, or of test" in fault
 
 
 def test_an_id_stands_once(tmp_path: Path) -> None:

@@ -178,8 +178,12 @@ ONLY_CAMERA = {"camera": np.zeros((1, 4, 4)).tolist()}
             [{**BASIC[0], "modalities": ONLY_CAMERA}, *BASIC[8:]],
             "no public sample has 'tilt': the server cannot learn it, nor is there a scale",
         ),
+        (
+            [*rows("public", 2, target=None), *BASIC[8:]],
+            "no public sample has a target: the server has nothing to learn from",
+        ),
     ],
-    ids=["empty", "no private", "no public tilt"],
+    ids=["empty", "no private", "no public tilt", "no public target"],
 )
 def test_what_a_federation_cannot_do_without(build: Build, lines: list[Row], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
@@ -406,6 +410,30 @@ def test_lines_without_a_target_are_asked_and_not_scored(build: Build) -> None:
     assert data.asked().ids == (*data.pools.test.ids, "new")
     assert data.asked().targets[-1] == ""
     assert torch.equal(data.asked().inputs["tilt"][-1], data.preparations["tilt"].read([1, 2]))
+
+
+def test_public_lines_without_a_target_are_trained_on_and_never_validate(build: Build) -> None:
+    unlabelled = [row(f"public-u-{i}", "public", target=None) for i in range(12)]
+    lines = [*unlabelled[:6], *BASIC, *unlabelled[6:]]
+    complete = build(val_fraction=0.4)
+    held = complete.public("val").ids
+    data = build(lines, val_fraction=0.4, labels=LABELS)
+    train, val = data.public("train"), data.public("val")
+    assert (len(train), len(val)) == (len(complete.public("train")) + 12, 3)
+    assert sorted(train.ids + val.ids) == sorted(i["id"] for i in lines if i["split"] == "public")
+    assert val.ids == held
+    assert val.labelled().all()
+    known = dict(zip(train.ids, train.targets, strict=True))
+    assert all((known[i] == "") == i.startswith("public-u") for i in known)
+    sentences = {sentence for _, sentence in data.pretraining_pairs()}
+    assert sentences == {"it is up .", "it is down ."}
+
+
+def test_scarce_public_data_are_scarce_beside_val_lines_of_the_server_too(build: Build) -> None:
+    lines = [*BASIC, *rows("val", 2)]
+    few = build(lines, public_train_fraction=0.5)
+    assert len(few.public("train")) == 4
+    assert few.public("val").ids == ("val--0", "val--1")
 
 
 def test_new_lines_alone_are_scaled_as_those_of_the_training(build: Build) -> None:
