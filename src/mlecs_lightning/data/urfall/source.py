@@ -15,7 +15,7 @@ import torch
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.data.urfall.files import CLASSES, Recording, read_recordings
-from mlecs_lightning.data.urfall.split import SCENES, SceneSplit, split_sequences
+from mlecs_lightning.data.urfall.split import SCENES, Split, split_sequences
 from mlecs_lightning.data.urfall.windows import MODALITIES, Windows, cut_windows, median_background
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.storage.paths import expanded
@@ -56,7 +56,7 @@ class URFall(FederatedDataModule):
         root: str | Path,
         *,
         modalities: list[str] | None = None,
-        split: SceneSplit = "suggested",
+        split: Split = "suggested",
         test_scene: str | None = None,
         window_seconds: float = 1.0,
         stride: int = 5,

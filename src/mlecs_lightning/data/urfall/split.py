@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["EXCLUDED", "SCENES", "SceneSplit", "SequenceSplit", "split_sequences"]
+import numpy as np
+
+from mlecs_lightning.errors import FaultList
+
+__all__ = ["EXCLUDED", "SCENES", "SceneSplit", "SequenceSplit", "Split", "split_sequences"]
 
 SceneSplit = Literal["suggested", "leave_one_scene_out"]
 
@@ -42,6 +46,10 @@ _PUBLIC = (
 )
 
 
+_SHARE = 0.2
+"""Share of a scene's sequences that a drawn split tests on, and that it makes public."""
+
+
 class SequenceSplit(NamedTuple):
     """The sequences of each pool, in the order of `SCENES`."""
 
@@ -50,26 +58,34 @@ class SequenceSplit(NamedTuple):
     test: tuple[str, ...]
 
 
-def split_sequences(split: SceneSplit, test_scene: str | None = None) -> SequenceSplit:
+Split = SceneSplit | dict[str, int | list[str]]
+"""How the sequences are dealt: a name, ``{seed: n}``, or ``{test: [...], public: [...]}``."""
+
+
+def split_sequences(split: Split, test_scene: str | None = None) -> SequenceSplit:
     """Say which sequences are public, private and for test.
 
     Args:
         split: ``suggested`` tests on 14 sequences of all scenes, 14 are public and 41 private.
             ``leave_one_scene_out`` tests on all sequences of one scene; of the others the 14 public
-            ones stay public and the rest is private.
+            ones stay public and the rest is private. ``{seed: n}`` draws a split like the suggested
+            one: a fifth of each scene's sequences for test, a fifth public, at least one each.
+            ``{test: [...], public: [...]}`` names sequences; the rest is private.
         test_scene: The scene left out, with ``leave_one_scene_out`` only.
 
     Raises:
         ValueError: If the split is unknown or the scene does not go with it.
     """
     names = [name for name in SCENES if name not in EXCLUDED]
-    if split == "suggested":
-        if test_scene is not None:
-            raise ValueError(
-                "data.init_args.test_scene goes with split: leave_one_scene_out only, "
-                f"got {test_scene!r} with split: suggested"
-            )
-        test = [name for name in names if name in _TEST]
+    if test_scene is not None and split != "leave_one_scene_out":
+        raise ValueError(
+            "data.init_args.test_scene goes with split: leave_one_scene_out only, "
+            f"got {test_scene!r} with split: {split}"
+        )
+    if isinstance(split, dict):
+        test, public = _drawn(split, names) if split.keys() == {"seed"} else _named(split, names)
+    elif split == "suggested":
+        test, public = set(_TEST), set(_PUBLIC)
     elif split == "leave_one_scene_out":
         scenes = list(dict.fromkeys(SCENES.values()))
         if test_scene not in scenes:
@@ -77,14 +93,59 @@ def split_sequences(split: SceneSplit, test_scene: str | None = None) -> Sequenc
                 f"data.init_args.test_scene must be one of {scenes} "
                 f"with split: leave_one_scene_out, got {test_scene!r}"
             )
-        test = [name for name in names if SCENES[name] == test_scene]
+        test = {name for name in names if SCENES[name] == test_scene}
+        public = set(_PUBLIC)
     else:
         raise ValueError(
-            f"data.init_args.split must be suggested or leave_one_scene_out, got {split!r}"
+            "data.init_args.split must be suggested, leave_one_scene_out, {seed: NUMBER} or "
+            f"{{test: [...], public: [...]}}, got {split!r}"
         )
     rest = [name for name in names if name not in test]
     return SequenceSplit(
-        public=tuple(name for name in rest if name in _PUBLIC),
-        private=tuple(name for name in rest if name not in _PUBLIC),
-        test=tuple(test),
+        public=tuple(name for name in rest if name in public),
+        private=tuple(name for name in rest if name not in public),
+        test=tuple(name for name in names if name in test),
     )
+
+
+def _drawn(split: dict[str, int | list[str]], names: list[str]) -> tuple[set[str], set[str]]:
+    """Draw sequences for test and public ones, scene by scene."""
+    seed = split["seed"]
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"data.init_args.split.seed must be a number of at least 0, got {seed!r}")
+    rng = np.random.default_rng(seed)
+    test, public = set[str](), set[str]()
+    for scene in dict.fromkeys(SCENES.values()):
+        order = rng.permutation([name for name in names if SCENES[name] == scene]).tolist()
+        share = max(1, round(_SHARE * len(order)))
+        test |= set(order[:share])
+        public |= set(order[share : 2 * share])
+    return test, public
+
+
+def _named(split: dict[str, int | list[str]], names: list[str]) -> tuple[set[str], set[str]]:
+    """Take the sequences that are named.
+
+    Raises:
+        ValueError: If they make no split; all that is wrong in one message.
+    """
+    key = "data.init_args.split"
+    faults = FaultList()
+    chosen = dict[str, set[str]]()
+    for pool in ("test", "public"):
+        wanted = split.get(pool)
+        if not isinstance(wanted, list) or not wanted:
+            faults.append(f"{key}.{pool}: expected a list of sequences, got {wanted!r}")
+            continue
+        chosen[pool] = set(wanted)
+        if unknown := sorted(chosen[pool] - set(names)):
+            faults.append(f"{key}.{pool}: {unknown} are none of the sequences {names}")
+    if unknown := sorted(split.keys() - {"test", "public"}):
+        faults.append(f"{key}: unknown keys {unknown}, known: seed; or test and public")
+    if len(chosen) == 2:
+        if both := sorted(chosen["test"] & chosen["public"]):
+            faults.append(f"{key}: {both} are in test and in public")
+        if not set(names) - chosen["test"] - chosen["public"]:
+            faults.append(f"{key}: no sequence is left for the clients")
+    faults.raise_any()
+    return chosen["test"], chosen["public"]

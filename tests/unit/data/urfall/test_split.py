@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,46 @@ def test_leave_one_scene_out_tests_on_that_scene_alone(scene: str, sizes: list[i
     assert scene not in {SCENES[name] for name in split.public + split.private}
     # Public stays public, whatever scene is left out: runs of several scenes share the server.
     assert set(split.public) < set(split_sequences("suggested").public)
+
+
+def test_drawn_split_has_every_scene_in_every_pool() -> None:
+    splits = [split_sequences({"seed": seed}) for seed in range(4)]
+    assert len(set(splits)) == 4
+    assert splits[2] == split_sequences({"seed": 2})
+    for split in splits:
+        names = [name for pool in split for name in pool]
+        assert sorted(names) == sorted(set(SCENES) - set(EXCLUDED)), "each sequence once"
+        assert all({SCENES[n] for n in pool} == set(SCENES.values()) for pool in split)
+        assert [len(pool) for pool in split] == [13, 43, 13]
+
+
+def test_named_sequences_make_a_split() -> None:
+    split = split_sequences({"test": ["fall-01", "adl-02"], "public": ["adl-01"]})
+    assert split.test == ("adl-02", "fall-01")
+    assert split.public == ("adl-01",)
+    assert len(split.private) == 66
+
+
+@pytest.mark.parametrize(
+    ("split", "faults"),
+    [
+        ({"seed": -1}, ["seed must be a number of at least 0, got -1"]),
+        ({"seed": "two"}, ["seed must be a number of at least 0, got 'two'"]),
+        ({"test": ["fall-01"]}, [r"split.public: expected a list of sequences, got None"]),
+        (
+            {"test": ["fall-10", "adl-01"], "public": ["adl-01"], "seed": 1},
+            [r"\['fall-10'\] are none of", r"\['seed'\], known", r"\['adl-01'\] are in test and"],
+        ),
+        (
+            {"test": sorted(set(SCENES) - {"fall-10", "adl-01"}), "public": ["adl-01"]},
+            ["no sequence is left for the clients"],
+        ),
+    ],
+)
+def test_split_that_is_none_says_all_that_is_wrong(split: Any, faults: list[str]) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=faults[0]) as error:
+        split_sequences(split)
+    assert [fault for fault in faults if not re.search(fault, str(error.value))] == []
 
 
 def test_scene_must_go_with_the_split() -> None:
