@@ -1,4 +1,4 @@
-"""The README's way from a folder of files to an exported model, by its own commands."""
+"""The guide's way from a folder of files to an exported model, by its own commands."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = (
-    (ROOT / "README.md")
+    (ROOT / "docs/guide.md")
     .read_text()
     .split("## From a folder of files to an exported model")[1]
     .split("\n## ")[0]

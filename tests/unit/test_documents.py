@@ -54,7 +54,8 @@ def found(path: str) -> Path | None:
 
 
 def faults_of_files(text: str) -> Iterator[str]:
-    for path, name in FILE.findall(text):
+    for written, name in FILE.findall(text):
+        path = re.sub(r"^(\.\./)+", "", written)
         file = None if path in WRITTEN else found(path)
         if file is None and path not in WRITTEN:
             yield f"there is no file {path}"
