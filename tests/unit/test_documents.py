@@ -1,15 +1,17 @@
-"""What the documents name exists: files, functions, modules, commands, links, and the layers."""
+"""What the documents name exists: files, functions, modules, commands, options, links, layers."""
 
 import ast
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
 import mlecs_lightning
+from mlecs_lightning.federated import FederatedTrainer
 from tests.unit.test_architecture import RANK
 
 PACKAGE = Path(mlecs_lightning.__file__).parent
@@ -20,6 +22,7 @@ FILE = re.compile(r"(?<![\w/<>*.-])([\w./-]+\.(?:py|yaml))(?::([A-Za-z_][\w.]*))
 MODULE = re.compile(r"(?<![\w/.-])mlecs_lightning(?:\.\w+)+")
 COMMAND = re.compile(r"python -m (benchmarks\.\w+)")
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
+OPTION = re.compile(r"(?<![\w/])trainer\.([a-z]\w+)(?<!py)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 # What a run or a user writes; the repository has none of them.
@@ -82,6 +85,13 @@ def faults_of_commands(text: str) -> Iterator[str]:
             yield f"there is no target {name} in the Makefile"
 
 
+def faults_of_keys(text: str) -> Iterator[str]:
+    known = signature(FederatedTrainer).parameters
+    for key in OPTION.findall(text):
+        if key not in known:
+            yield f"there is no option trainer.{key}"
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a document."""
     kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in HEADING.findall(text))
@@ -104,6 +114,7 @@ def faults(text: str, folder: Path) -> list[str]:
         *faults_of_files(text),
         *faults_of_modules(text),
         *faults_of_commands(text),
+        *faults_of_keys(text),
         *faults_of_links(text, folder),
     ]
 
@@ -123,6 +134,7 @@ def test_what_a_document_names_exists(document: Path) -> None:
         "`mlecs_lightning.federated.loop`",
         "python -m benchmarks.speed",
         "`make bench-everything`",
+        "`--trainer.max_epochs 3`",
         "[walk](docs/walk.md)",
         "[walk](docs/design.md#a-walk-in-the-park)",
     ],
