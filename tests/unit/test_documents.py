@@ -3,8 +3,8 @@
 import ast
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
 
