@@ -23,10 +23,12 @@ MODULE = re.compile(r"(?<![\w/.-])mlecs_lightning(?:\.\w+)+")
 COMMAND = re.compile(r"python -m (benchmarks\.\w+)")
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w/])trainer\.([a-z]\w+)(?<!py)")
+MEMBER = re.compile(r"`([A-Z]\w*)\.(\w+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 # What a run or a user writes; the repository has none of them.
 WRITTEN = {"config.yaml", "__init__.py"}
+SOURCES = [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
 def defined(tree: ast.Module, name: str) -> bool:
@@ -74,6 +76,14 @@ def faults_of_modules(text: str) -> Iterator[str]:
             yield f"there is no {name}"
 
 
+def faults_of_members(text: str) -> Iterator[str]:
+    """Yield each `Class.member` whose class is ours and does not define the member."""
+    for kind, name in MEMBER.findall(text):
+        trees = [tree for tree in SOURCES if defined(tree, kind)]
+        if trees and not any(defined(tree, f"{kind}.{name}") for tree in trees):
+            yield f"{kind} does not define {name}"
+
+
 def faults_of_commands(text: str) -> Iterator[str]:
     for name in COMMAND.findall(text):
         path = ROOT / name.replace(".", "/")
@@ -113,6 +123,7 @@ def faults(text: str, folder: Path) -> list[str]:
     return [
         *faults_of_files(text),
         *faults_of_modules(text),
+        *faults_of_members(text),
         *faults_of_commands(text),
         *faults_of_keys(text),
         *faults_of_links(text, folder),
@@ -130,6 +141,7 @@ def test_what_a_document_names_exists(document: Path) -> None:
         "`federated/loop.py`",
         "`federated/trainer.py:FederatedTrainer.fly`",
         "`wire/channel.py:Canal`",
+        "`Tower.climb`",
         "`configs/slowstart.yaml`",
         "`mlecs_lightning.federated.loop`",
         "python -m benchmarks.speed",
@@ -147,7 +159,7 @@ def test_fault_is_found(text: str) -> None:
     "text",
     [
         "`src/mlecs_lightning/algorithms/<name>.py`",
-        "`nn/tower.py:Tower.forward`, `rounds/learner.py:EdgeLearner`",
+        "`nn/tower.py:Tower.forward`, `Tower.view`, `rounds/learner.py:EdgeLearner`",
         "`mlecs_lightning.FederatedTrainer`, `mlecs_lightning.report.results.matrix`",
         "python benchmarks/all.py; python -m benchmarks.quality; `make check`",
         "[walk](docs/design.md#where-to-add-things), [paper](https://arxiv.org/abs/2602.14107)",
