@@ -301,9 +301,6 @@ FILES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("fit_alone")
-
-
 def missing(words: list[str], message: str, tmp_path: Path) -> list[str]:
     return [w for w in words if w.replace("TMP", str(tmp_path)) not in message]
 
