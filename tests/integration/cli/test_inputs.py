@@ -20,6 +20,7 @@ from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.report import command
 from mlecs_lightning.settings import BackboneSettings, cache_dir
+from tests.integration.cli.messages import missing
 
 Merged = Callable[..., dict[str, Any]]
 Mlecs = Callable[..., SimpleNamespace]
@@ -92,7 +93,7 @@ def test_a_wrong_command_is_refused(
     refused: Callable[..., str], args: str, words: list[str]
 ) -> None:
     message = refused(*shlex.split(args))
-    assert [word for word in words if word not in message] == [], message
+    assert missing(words, message) == [], message
 
 
 @pytest.mark.usefixtures("before_any_model")
@@ -103,7 +104,7 @@ def test_a_wrong_file_is_refused(
     second = tmp_path / "second.yaml"
     second.write_bytes(content)
     message = refused("--config", second)
-    assert [word for word in words if word not in message] == [], message
+    assert missing(words, message) == [], message
 
 
 @pytest.mark.parametrize("text", [BOMB, "[" * 5000, "a: 1\na: 2"], ids=["bomb", "deep", "twice"])
