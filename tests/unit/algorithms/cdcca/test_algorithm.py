@@ -255,6 +255,8 @@ def test_what_goes_up_is_declared_and_nothing_else(
         assert message.scalars == {"instructions": ("describe the digit .",)}
         sent = sum(len(message.tensors[f"tokens/{m}"]) for m in ALL)
         assert sent == 12  # a quarter of 2 batches of 8 samples of 3 tokens
+        told = message.component("report")
+        assert told["uts/uncertainty_sent"] > told["uts/uncertainty"]  # what it is least sure of
     # The device takes no step: only the server's warm-up and AKD do.
     assert {party for party, _, _ in log.passes} == {"server"}
     assert set(summary["communication"]["by_component"]["uplink"]) == {

@@ -13,14 +13,14 @@ import torch
 import transformers
 import yaml
 
-from mlecs_lightning.cli import FederatedCLI
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.nn import loading
 from mlecs_lightning.nn.extractors import pretrained
 from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Schema
+from tests.integration.parsed import Parsed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAPER = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 # The sizes that the hub has under these names.
 CONFIGS = {
@@ -31,13 +31,6 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 ENCODERS = {
     MINILM: transformers.BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
 }
-
-
-class Parsed(FederatedCLI):
-    """The command line up to the point where a run would begin."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
 
 
 @pytest.fixture(scope="module")

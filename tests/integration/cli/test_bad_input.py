@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.cli.messages import missing
+
 MODALITIES = "['pixels', 'profile', 'fourier']"
 CLIENT_KEYS = (
     "'modalities', 'domains', 'backbone', 'lora', 'connector', 'extractors', 'optimizer', "
@@ -299,13 +301,6 @@ FILES: dict[str, tuple[str, list[str]]] = {
         ['"data"', "mlecs_lightning.MNIST", "['Digits', 'Manifest', 'URFall']"],
     ),
 }
-
-
-pytestmark = pytest.mark.usefixtures("fit_alone")
-
-
-def missing(words: list[str], message: str, tmp_path: Path) -> list[str]:
-    return [w for w in words if w.replace("TMP", str(tmp_path)) not in message]
 
 
 @pytest.mark.usefixtures("before_any_model")

@@ -1,6 +1,5 @@
 """benchmarks/: peers do the same work, and tables say what was measured."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -226,9 +225,11 @@ def test_results_have_a_place_for_every_benchmark() -> None:
 
 def test_a_line_of_results_is_json(tmp_path: Path) -> None:
     path = tmp_path / "loop.jsonl"
-    assert loop.read(path) == []
-    path.write_text(json.dumps({"peer": "x"}) + "\n\n")
-    assert loop.read(path) == [{"peer": "x"}]
+    assert harness.read_lines(path) == []
+    harness.append_line(path, {"peer": "x"})
+    path.write_text(path.read_text() + "\n")
+    harness.append_line(path, {"peer": "ü"})
+    assert harness.read_lines(path) == [{"peer": "x"}, {"peer": "ü"}]
 
 
 def test_stages_are_timed_without_those_within() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.integration import processes
-from tests.integration.processes import ended
+from tests.integration.processes import launch
+from tests.integration.processes.launch import ended
 
 # Three clients on two ranks, and nothing random that would depend on which rank draws it. SGD: Adam
 # takes steps of one size however small a gradient is, so that a sum in another order, different in
@@ -49,9 +49,9 @@ def fit(tiny_yaml: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFacto
         output = root / "output.txt"
         output.unlink(missing_ok=True)
         started = (
-            [processes.start(*args, output=str(output))]
+            [launch.start(*args, output=str(output))]
             if ranks == 1
-            else processes.start_ranks(ranks, *args, output=str(output))
+            else launch.start_ranks(ranks, *args, output=str(output))
         )
         assert [ended(process) for process in started] == [0] * ranks, output.read_text()
         assert output.read_text().count("direction") == 1  # one process speaks for all
@@ -169,7 +169,7 @@ def test_predictions_of_two_ranks_are_those_of_one(alone: Path, tiny_yaml: Path)
     said = []
     for ranks in (1, 2):
         command = ["predict", *args, "--ckpt_path", "last", "--trainer.devices", ranks]
-        assert [ended(p) for p in processes.start_ranks(ranks, *command)] == [0] * ranks
+        assert [ended(p) for p in launch.start_ranks(ranks, *command)] == [0] * ranks
         said.append((alone.parent / "predictions.jsonl").read_text())
     assert said[0] == said[1]
     assert len(said[0].splitlines()) > 10
@@ -199,7 +199,7 @@ def test_two_processes_are_launched_by(
 def test_a_batch_smaller_than_the_ranks_is_refused(tiny_yaml: Path, tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
     args = ("fit", "--config", tiny_yaml, "--data.batch_size", "2", "--trainer.devices", "3")
-    started = processes.start_ranks(3, *args, output=str(output))
+    started = launch.start_ranks(3, *args, output=str(output))
     assert [ended(process) for process in started] == [1, 1, 1]
     assert "data.init_args.batch_size is 2: the 3 processes of" in output.read_text()
 

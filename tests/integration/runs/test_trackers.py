@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.loggers.logger import Logger
 
-from mlecs_lightning.cli import FederatedCLI
+from tests.integration.parsed import Parsed
 
 TRACKERS = {
     "mlflow": {
@@ -22,13 +22,6 @@ TRACKERS = {
         "init_args": {"project": "x", "offline": True},
     },
 }
-
-
-class Parsed(FederatedCLI):
-    """The command line up to the point where a run would begin."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
 
 
 def test_loggers_of_lightning_take_the_rounds_as_steps(

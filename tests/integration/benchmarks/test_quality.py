@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality
-from mlecs_lightning.cli import FederatedCLI
-
-
-class Parsed(FederatedCLI):
-    """The command line up to the point where a run would begin."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
+from tests.integration.parsed import Parsed
 
 
 def distinct() -> list[quality.Case]:

@@ -1,6 +1,5 @@
 """``mlecs warmup``: Lightning's Trainer trains the server, and a fit starts from its checkpoint."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
+from tests.integration.processes import launch
 
 STEPS = 5
 EVERY_STEP = """
@@ -202,8 +203,13 @@ def test_every_command_knows_the_key(
     assert "'log_every_n_steps'" in wrong.err
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("", marks=pytest.mark.slow)])
 def test_two_processes_end_where_one_does(
-    warmup: Callable[..., SimpleNamespace], repo_root: Path, tiny_yaml: Path, tmp_path: Path
+    warmup: Callable[..., SimpleNamespace],
+    repo_root: Path,
+    tiny_yaml: Path,
+    tmp_path: Path,
+    launcher: str,
 ) -> None:
     """Batches of seven on two processes, without dropout and without Adam."""
     settings = yaml.safe_load(tiny_yaml.read_text())
@@ -218,21 +224,21 @@ def test_two_processes_end_where_one_does(
     assert one.code == 0, one.err
 
     (tmp_path / "two").mkdir()
-    options = tmp_path / "two" / "warmup.yaml"
+    options, output = tmp_path / "two" / "warmup.yaml", tmp_path / "two" / "output.txt"
     options.write_text(EVERY_STEP.replace("SAVE", str(tmp_path / "two")))
-    ran = subprocess.run(
-        [
-            *(sys.executable, repo_root / "cli.py", "warmup", "--config", config),
-            *("--warmup", options, "--warmup.max_steps", str(STEPS), "--warmup.devices", "2"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ran.returncode == 0, ran.stderr
+    args = ["warmup", "--config", config, "--warmup", options]
+    args += ["--warmup.max_steps", STEPS, "--warmup.devices", 2]
+    if launcher:
+        started = launch.start_ranks(2, *args, output=str(output))
+        assert [launch.ended(process) for process in started] == [0, 0], output.read_text()
+    else:
+        script = [sys.executable, repo_root / "cli.py", *map(str, args)]
+        with output.open("w") as file:
+            code = subprocess.run(script, stdout=file, stderr=file, timeout=240).returncode
+        assert code == 0, output.read_text()
     folder = tmp_path / "two" / "log"
-    assert ran.stdout.splitlines()[-1] == str(folder / "checkpoints" / f"epoch=0-step={STEPS}.ckpt")
+    written = folder / "checkpoints" / f"epoch=0-step={STEPS}.ckpt"
+    assert output.read_text().splitlines().count(str(written)) == 1
     first, second = (
         torch.load(at / "checkpoints" / f"epoch=0-step={STEPS}.ckpt", weights_only=True)
         for at in (one.folder, folder)

@@ -20,6 +20,7 @@ from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.report import command
 from mlecs_lightning.settings import BackboneSettings, cache_dir
+from tests.integration.cli.messages import missing
 
 Merged = Callable[..., dict[str, Any]]
 Mlecs = Callable[..., SimpleNamespace]
@@ -86,16 +87,16 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
 }
 
 
-@pytest.mark.usefixtures("fit_alone", "before_any_model")
+@pytest.mark.usefixtures("before_any_model")
 @pytest.mark.parametrize(("args", "words"), COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_wrong_command_is_refused(
     refused: Callable[..., str], args: str, words: list[str]
 ) -> None:
     message = refused(*shlex.split(args))
-    assert [word for word in words if word not in message] == [], message
+    assert missing(words, message) == [], message
 
 
-@pytest.mark.usefixtures("fit_alone", "before_any_model")
+@pytest.mark.usefixtures("before_any_model")
 @pytest.mark.parametrize(("content", "words"), FILES.values(), ids=FILES.keys())
 def test_a_wrong_file_is_refused(
     refused: Callable[..., str], tmp_path: Path, content: bytes, words: list[str]
@@ -103,7 +104,7 @@ def test_a_wrong_file_is_refused(
     second = tmp_path / "second.yaml"
     second.write_bytes(content)
     message = refused("--config", second)
-    assert [word for word in words if word not in message] == [], message
+    assert missing(words, message) == [], message
 
 
 @pytest.mark.parametrize("text", [BOMB, "[" * 5000, "a: 1\na: 2"], ids=["bomb", "deep", "twice"])
@@ -119,7 +120,6 @@ def test_a_report_refuses_what_a_run_would_not_have_written(
 # Optimisers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("fit_alone")
 @pytest.mark.parametrize("party", ["edge", "server"])
 @pytest.mark.parametrize(
     ("option", "value"),
@@ -165,7 +165,6 @@ def test_names_survive_a_run_and_its_config(
     assert list(merged("--config", ran.folder / "config.yaml")["clients"])[2:] == NAMES
 
 
-@pytest.mark.usefixtures("fit_alone")
 def test_names_on_the_command_line_are_words(merged: Merged, tiny_yaml: Path) -> None:
     config = merged(
         *("--config", tiny_yaml, "--data", "Manifest", "--data.file", "x.jsonl"),

@@ -13,9 +13,6 @@ HALL = {"modalities": ["fourier"]}
 IMAGE = {"class_path": "ImageCNN", "init_args": {"channels": 8, "width": 16}}
 
 
-pytestmark = pytest.mark.usefixtures("fit_alone")
-
-
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Write a configuration file that holds the given sections."""

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mlecs_lightning.storage.files import sha256_of
-from tests.integration import processes
-from tests.integration.processes import ended
+from tests.integration.processes import launch
+from tests.integration.processes.launch import ended
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_two_ranks_with_other_weights_in_their_caches_are_refused(
     args = [command, "--config", tiny_yaml, "--trainer.default_root_dir", tmp_path / "runs"]
     args += ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     output = tmp_path / "output.txt"
-    started = processes.start_ranks(2, *args, output=str(output), environments=caches)
+    started = launch.start_ranks(2, *args, output=str(output), environments=caches)
     assert [ended(process) for process in started] == [1, 1], output.read_text()
     said = output.read_text()
     found = re.search(
@@ -63,11 +63,11 @@ def test_a_model_that_changed_between_fit_and_the_next_process_is_refused(
     args = ["--config", tiny_yaml, "--trainer.default_root_dir", root]
     for party in ("server", "edge"):
         args += [f"--{party}.backbone.model", model]
-    assert ended(processes.start("fit", *args, "--trainer.max_rounds", 1)) == 0
+    assert ended(launch.start("fit", *args, "--trainer.max_rounds", 1)) == 0
     change(model)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     for command in ("fit", "predict"):
         more = [command, *args, "--ckpt_path", "last"]
-        assert ended(processes.start(*more, output=str(output))) == 1, output.read_text()
+        assert ended(launch.start(*more, output=str(output))) == 1, output.read_text()
     assert output.read_text().count("was trained with other frozen models:") == 2
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

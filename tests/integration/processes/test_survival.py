@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration import processes
-from tests.integration.processes import ended
+from tests.integration.processes import launch
+from tests.integration.processes.launch import ended
 
 ROUNDS = 4
 Start = Callable[..., ForkServerProcess]
@@ -29,7 +29,7 @@ def start(tiny_yaml: Path, cache_dir: Path) -> Start:
         args += ["--trainer.default_root_dir", str(root), *more]
         if saved(root):
             args += ["--ckpt_path", "last"]
-        return processes.start(*args)
+        return launch.start(*args)
 
     return begin
 
@@ -164,7 +164,9 @@ def test_a_signal_saves_the_clients_served_so_far(
 ) -> None:
     expected, _ = unbroken
     store = ("--trainer.store", "disk")
-    process = start(tmp_path, *store, "--trainer.callbacks", "[tests.integration.pause.Pause]")
+    process = start(
+        tmp_path, *store, "--trainer.callbacks", "[tests.integration.processes.pause.Pause]"
+    )
     assert process.pid is not None
     while not paused(process.pid):  # the first of two clients has been served in round 1
         assert process.is_alive()

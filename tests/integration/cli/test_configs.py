@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from mlecs_lightning.cli import FederatedCLI
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.data import Manifest, URFall
+from tests.integration.parsed import Parsed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=str)
-
-
-class Parsed(FederatedCLI):
-    """The command line up to the point where a run would begin."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
 
 
 def write_manifest(config: dict[str, Any], path: Path) -> Path:

@@ -7,11 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.integration.cli.messages import missing
+
 CLI = Callable[..., SimpleNamespace]
-
-
-def missing(words: list[str], message: str, tmp_path: Path) -> list[str]:
-    return [w for w in words if w.replace("TMP", str(tmp_path)) not in message]
 
 
 # The command --------------------------------------------------------------------------------------
