@@ -231,7 +231,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "empty private split": (
         "--data.partition domain --clients.hall.domains []",
-        ["clients.hall has an empty private split", "`domains`", "data.init_args.alpha"],
+        ["clients.hall has no private samples", "`domains`", "data.init_args.alpha"],
     ),
     "name of the server": ("--clients.server '{modalities: [pixels]}'", ["'server' is taken"]),
     "name that is a path": (
@@ -390,5 +390,5 @@ def test_a_fault_of_one_part_hides_no_fault_of_another_and_makes_none_up(
         "clients.hall: connector.width is 8, the server's is 16; all parties share one latent "
         "space",
         f"clients.attic.extractors: 'smell' is none of {MODALITIES}",
-        f"clients.attic.modalities: 'smell' is none of {MODALITIES}",
+        f"clients.attic.modalities: 'smell' is not one of {MODALITIES}",
     ]

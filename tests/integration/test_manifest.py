@@ -242,7 +242,7 @@ def test_the_check_takes_any_data_set_and_any_option_of_fit(mlecs: Mlecs, tiny_y
     assert "profile" not in kitchen
     ran = mlecs("data", "check", "--config", tiny_yaml, "--clients.kitchen.modalities", "[taste]")
     assert ran.code == 1
-    assert "clients.kitchen.modalities: 'taste' is none of" in ran.err
+    assert "clients.kitchen.modalities: 'taste' is not one of" in ran.err
 
 
 def test_the_shipped_configuration_reads_a_folder_of_its_kind(

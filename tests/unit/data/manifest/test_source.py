@@ -282,7 +282,7 @@ def test_a_client_that_the_manifest_does_not_know_is_a_fault(build: Build) -> No
     assert str(raised.value).splitlines() == [
         "clients.attic: no line of split train names this client, they name ['kitchen', 'hall']; "
         "to hold samples of these, say so under clients.attic.domains",
-        "clients.attic.modalities: 'taste' is none of ['tilt']",
+        "clients.attic.modalities: 'taste' is not one of ['tilt']",
     ]
 
 
