@@ -268,7 +268,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     # Files ----------------------------------------------------------------------------------------
     "data without root": ("--data URFall", ['"data"', "URFall", "required: root"]),
-    "missing data root": (f"{URFALL} TMP/none", ["data.init_args.root: 'TMP/none' is no folder"]),
+    "missing data root": (
+        f"{URFALL} TMP/none",
+        ["data.init_args.root: 'TMP/none' is not a folder"],
+    ),
     "data root without files": (
         f"{URFALL} TMP --data.stride 2",
         ["data.init_args.root: 'TMP' lacks files", "accelerometer/: found 0 of 69", "adl-03-acc"],

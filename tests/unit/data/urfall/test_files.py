@@ -105,10 +105,10 @@ GOOD = "fall-01,1,-1,1,2,3,4,5,6,7,8\n"
         (
             GOOD + "fall-01,2,5,1,2,3,4,5,6,7,8",
             "0,1,0,1,0\n",
-            r"falls\.csv:2: label '5' is none of",
+            r"falls\.csv:2: label '5' is not one of",
         ),
-        (GOOD + "fall-01,x,0,1,2,3,4,5,6,7,8", "0,1,0,1,0\n", r"falls\.csv:2: 'x' is no frame"),
-        ("fall-01,0,0,1,2,3,4,5,6,7,8\n", "0,1,0,1,0\n", r"falls\.csv:1: '0' is no frame"),
+        (GOOD + "fall-01,x,0,1,2,3,4,5,6,7,8", "0,1,0,1,0\n", r"falls\.csv:2: 'x' is not a frame"),
+        ("fall-01,0,0,1,2,3,4,5,6,7,8\n", "0,1,0,1,0\n", r"falls\.csv:1: '0' is not a frame"),
         (GOOD + "fall-01,2,0,1,2,nan,4,5,6,7,8", "0,1,0,1,0", r"falls\.csv:2: not a finite number"),
         (GOOD, "0,1,0,1,0\n\n1,1,zero,1,0\n", r"fall-01-acc\.csv:3: could not convert .*'zero'"),
         (GOOD, "0,1,0,1\n", r"fall-01-acc\.csv:1: expected 5 fields, got 4"),
