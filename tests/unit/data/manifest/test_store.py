@@ -178,7 +178,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
 
 def test_what_cannot_be_decoded_is_not_kept(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(DecodeError, match="line 2, column 2: 'y' is no number; correct it"):
+        with pytest.raises(DecodeError, match="line 2, column 2: 'y' is not a number; correct it"):
             DecodeCache(tmp_path).decode(b"7,1\n1,y", ".csv", VECTOR)
     assert list(tmp_path.rglob("*.npz")) == []
 
