@@ -63,26 +63,6 @@ class Recording:
         """Time of each labelled frame in ms, (N,) float64."""
         return (self.frame.astype(np.float64) - 1) * FRAME_MS
 
-    def acc_at_frames(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Return the accelerometer sample nearest to each labelled frame; of two, the earlier.
-
-        Returns:
-            (N, 4) float32 in g, and (N,) float64 distance in time in ms.
-        """
-        gaps = np.abs(self.frame_ms[:, None] - self.acc_ms)
-        nearest = gaps.argmin(axis=1)
-        return self.acc[nearest], gaps[np.arange(len(gaps)), nearest]
-
-    def rgb_at_frames(self) -> npt.NDArray[np.uint8]:
-        """Return the video at the labelled frames, (N, 24, 32, 3) uint8.
-
-        Raises:
-            ValueError: If the video was not read.
-        """
-        if self.video is None:
-            raise ValueError(f"{self.name}: the video was not read")
-        return self.video[self.frame - 1]
-
 
 def read_recordings(
     root: Path, names: Sequence[str], *, video: bool = True, cache_dir: Path | None = None
