@@ -233,7 +233,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "empty private split": (
         "--data.partition domain --clients.hall.domains []",
-        ["clients.hall has an empty private split", "`domains`", "data.init_args.alpha"],
+        ["clients.hall has no private samples", "`domains`", "data.init_args.alpha"],
     ),
     "name of the server": ("--clients.server '{modalities: [pixels]}'", ["'server' is taken"]),
     "name that is a path": (
@@ -270,7 +270,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     # Files ----------------------------------------------------------------------------------------
     "data without root": ("--data URFall", ['"data"', "URFall", "required: root"]),
-    "missing data root": (f"{URFALL} TMP/none", ["data.init_args.root: 'TMP/none' is no folder"]),
+    "missing data root": (
+        f"{URFALL} TMP/none",
+        ["data.init_args.root: 'TMP/none' is not a folder"],
+    ),
     "data root without files": (
         f"{URFALL} TMP --data.stride 2",
         ["data.init_args.root: 'TMP' lacks files", "accelerometer/: found 0 of 69", "adl-03-acc"],
@@ -385,5 +388,5 @@ def test_a_fault_of_one_part_hides_no_fault_of_another_and_makes_none_up(
         "clients.hall: connector.width is 8, the server's is 16; all parties share one latent "
         "space",
         f"clients.attic.extractors: 'smell' is none of {MODALITIES}",
-        f"clients.attic.modalities: 'smell' is none of {MODALITIES}",
+        f"clients.attic.modalities: 'smell' is not one of {MODALITIES}",
     ]

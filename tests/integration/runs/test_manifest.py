@@ -216,7 +216,7 @@ def test_faults_stop_every_command_with_their_lines(
         assert ran.code == 1
         assert ran.err.splitlines()[-4:] == [
             "the manifest has 3 faults:",
-            "broken.jsonl:90: is no JSON: Expecting property name enclosed in double quotes: "
+            "broken.jsonl:90: is not valid JSON: Expecting property name enclosed in double quotes: "
             "line 1 column 2 (char 1)",
             "broken.jsonl:89 (id 'broken'), pixels: '../samples.jsonl' has a '..': files lie below "
             "data.init_args.root",
@@ -242,7 +242,7 @@ def test_the_check_takes_any_data_set_and_any_option_of_fit(mlecs: Mlecs, tiny_y
     assert "profile" not in kitchen
     ran = mlecs("data", "check", "--config", tiny_yaml, "--clients.kitchen.modalities", "[taste]")
     assert ran.code == 1
-    assert "clients.kitchen.modalities: 'taste' is none of" in ran.err
+    assert "clients.kitchen.modalities: 'taste' is not one of" in ran.err
 
 
 def test_the_shipped_configuration_reads_a_folder_of_its_kind(

@@ -261,11 +261,19 @@ LIES: dict[str, tuple[dict[str, Any], Change, str]] = {
     "few places": ({}, at(0, *[0] * 12), "'adapter/a': 0 places, 24 are to be sent"),
     "many places": ({}, at(0, *[255] * 12), "'adapter/a': 96 places, 24 are to be sent"),
     # Of 36 values 9: 5 bytes of places, of which the last has 4 bits too many.
-    "places behind": ({}, at(28 + 4, 0xF0), "'adapter/b': bits behind the last code"),
+    "places behind": (
+        {},
+        at(28 + 4, 0xF0),
+        "'adapter/b': the bits after the last code must be zero",
+    ),
     # One place in two bytes, at most 35.
     "place beyond": ({"fraction": 0.01}, at(2 + 1 + 4, 36, 0), "rise from 0 to 35"),
     "place twice": ({"fraction": 0.02}, at(0, 7, 0, 7, 0), "rise from 0 to 95"),
-    "codes behind": ({"fraction": 0.01}, at(2, 0xF0), "'adapter/a': bits behind the last code"),
+    "codes behind": (
+        {"fraction": 0.01},
+        at(2, 0xF0),
+        "'adapter/a': the bits after the last code must be zero",
+    ),
     "value nan": ({"fraction": 0.01, "bits": 32}, at(2, *NAN), "'adapter/a': not finite"),
     "overflow": ({"bits": 8}, at(36, 255, 255, 127, 127), "'adapter/a': not finite"),
     "bits": ({}, lambda t, s: s.update({"dwc/bits": 3}), "scalar 'dwc/bits': 3, declared 4"),

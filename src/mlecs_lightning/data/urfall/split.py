@@ -1,7 +1,8 @@
-"""Which UR Fall sequence was filmed where, and who may train on it.
+"""Scenes of the UR Fall sequences, and their split into public, private and test.
 
-The data set comes with neither. The scenes were told apart by the background of the videos; the
-split is drawn by sequence, stratified by scene and by whether somebody lies on the floor.
+The data set defines neither (our choice). The scenes were identified by the background of the
+videos; the split is drawn by sequence, stratified by scene and by whether somebody lies on the
+floor.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ SCENES = {
     for kind, first, last, scene in _FILMED
     for run in range(first, last + 1)
 }
-"""Scene of each of the 70 sequences."""
+"""The scene of each of the 70 sequences."""
 
 EXCLUDED = ("fall-10",)
-"""Sequences left out: the accelerometer of fall-10 is 1.3 s out of step with its video."""
+"""Sequences left out: the accelerometer of fall-10 is 1.3 s off its video."""
 
 _TEST = (
     *("adl-04", "adl-05", "adl-13", "adl-15", "adl-23", "adl-28", "adl-35", "adl-38"),
@@ -51,40 +52,49 @@ class SequenceSplit(NamedTuple):
 
 
 def split_sequences(split: SceneSplit, test_scene: str | None = None) -> SequenceSplit:
-    """Say which sequences are public, private and for test.
+    """Split the sequences into public, private and test.
 
     Args:
-        split: ``suggested`` tests on 14 sequences of all scenes, 14 are public and 41 private.
-            ``leave_one_scene_out`` tests on all sequences of one scene; of the others the 14 public
-            ones stay public and the rest is private.
-        test_scene: The scene left out, with ``leave_one_scene_out`` only.
+        split: ``suggested`` uses sequences of all scenes: 14 for testing, 14 public, 41 private.
+            ``leave_one_scene_out`` tests on all sequences of one scene; the rest keep their place,
+            except that the test sequences of other scenes become private.
+        test_scene: The scene to leave out, with ``leave_one_scene_out`` only.
 
     Raises:
-        ValueError: If the split is unknown or the scene does not go with it.
+        ValueError: If the split is unknown or ``test_scene`` does not fit it.
     """
-    names = [name for name in SCENES if name not in EXCLUDED]
-    if split == "suggested":
-        if test_scene is not None:
+    test = _test_sequences(split, test_scene)
+    pools: dict[str, list[str]] = {"public": [], "private": [], "test": []}
+    for name in SCENES:
+        if name in EXCLUDED:
+            continue
+        if name in test:
+            pools["test"].append(name)
+        elif name in _PUBLIC:
+            pools["public"].append(name)
+        else:
+            pools["private"].append(name)
+    return SequenceSplit(*map(tuple, pools.values()))
+
+
+def _test_sequences(split: SceneSplit, test_scene: str | None) -> tuple[str, ...]:
+    match split:
+        case "suggested":
+            if test_scene is not None:
+                raise ValueError(
+                    "data.init_args.test_scene needs split: leave_one_scene_out, "
+                    f"got {test_scene!r} with split: suggested"
+                )
+            return _TEST
+        case "leave_one_scene_out":
+            scenes = list(dict.fromkeys(SCENES.values()))
+            if test_scene not in scenes:
+                raise ValueError(
+                    f"data.init_args.test_scene must be one of {scenes} "
+                    f"with split: leave_one_scene_out, got {test_scene!r}"
+                )
+            return tuple(name for name, scene in SCENES.items() if scene == test_scene)
+        case _:
             raise ValueError(
-                "data.init_args.test_scene goes with split: leave_one_scene_out only, "
-                f"got {test_scene!r} with split: suggested"
+                f"data.init_args.split must be suggested or leave_one_scene_out, got {split!r}"
             )
-        test = [name for name in names if name in _TEST]
-    elif split == "leave_one_scene_out":
-        scenes = list(dict.fromkeys(SCENES.values()))
-        if test_scene not in scenes:
-            raise ValueError(
-                f"data.init_args.test_scene must be one of {scenes} "
-                f"with split: leave_one_scene_out, got {test_scene!r}"
-            )
-        test = [name for name in names if SCENES[name] == test_scene]
-    else:
-        raise ValueError(
-            f"data.init_args.split must be suggested or leave_one_scene_out, got {split!r}"
-        )
-    rest = [name for name in names if name not in test]
-    return SequenceSplit(
-        public=tuple(name for name in rest if name in _PUBLIC),
-        private=tuple(name for name in rest if name not in _PUBLIC),
-        test=tuple(test),
-    )

@@ -37,7 +37,7 @@ def test_leave_one_scene_out_tests_on_that_scene_alone(scene: str, sizes: list[i
 def test_scene_must_go_with_the_split() -> None:
     with pytest.raises(ValueError, match=r"test_scene must be one of .*'living_dark'.* got None"):
         split_sequences("leave_one_scene_out")
-    with pytest.raises(ValueError, match="goes with split: leave_one_scene_out only"):
+    with pytest.raises(ValueError, match="needs split: leave_one_scene_out, got"):
         split_sequences("suggested", "bedroom")
     with pytest.raises(ValueError, match="got 'random'"):
         split_sequences("random")  # type: ignore[arg-type]
