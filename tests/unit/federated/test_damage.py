@@ -293,6 +293,6 @@ def test_an_edited_configuration_begins_a_run_but_is_in_no_report(
     config.write_text(config.read_text().replace("seed_everything: 0", "seed_everything: 1"))
     merged = completed(["--config", str(config)])
     assert json.loads(merged[-1].partition("=")[2]) == {"hall": {"modalities": ["fourier"]}}
-    assert "is not what its run wrote" in caplog.text
+    assert "has been edited since its run wrote it" in caplog.text
     with pytest.raises(ReportError, match=r"config\.yaml cannot be read: .*delete its line in"):
         read_runs([run])
