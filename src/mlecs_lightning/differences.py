@@ -64,13 +64,18 @@ def as_data(value: object) -> Any:  # noqa: ANN401 - any plain value
 
 def arguments_of(part: object) -> dict[str, Any]:
     """Return the arguments that an object keeps as attributes of the same name, as plain data."""
-    kept = [name for name in _argument_names(type(part)) if hasattr(part, name)]
-    return {name: as_data(getattr(part, name)) for name in kept}
+    names = _argument_names(type(part))
+    return {name: as_data(getattr(part, name)) for name in names if _keeps(part, name)}
 
 
 def untold_arguments(part: object) -> list[str]:
     """Return the names of the arguments that `arguments_of` an object lacks."""
-    return [name for name in _argument_names(type(part)) if not hasattr(part, name)]
+    return [name for name in _argument_names(type(part)) if not _keeps(part, name)]
+
+
+def _keeps(part: object, name: str) -> bool:
+    """Return whether an attribute can be an argument: a method of that name is none."""
+    return hasattr(part, name) and not inspect.ismethod(getattr(part, name))
 
 
 def _argument_names(kind: type) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlecs_lightning.algorithms import CDCCA, MLECS, Steps
+from mlecs_lightning.algorithms import CDCCA, MLECS, CoPLMs, Steps
 from mlecs_lightning.differences import alike, arguments_of, as_data, untold_arguments
 
 
@@ -62,6 +62,7 @@ def test_every_argument_of_the_main_method_is_told() -> None:
     assert told["steps"] == {"warmup": 1, "public": 2, "private": 3, "server": 4}
     assert (told["temperature"], told["components"]) == (0.2, ["amt", "ccl", "mma", "se_ccl"])
     assert untold_arguments(MLECS()) == []
+    assert untold_arguments(CoPLMs()) == ["weight"]  # which is a method of it
     assert untold_arguments(CDCCA()) == ["temperature", "hidden_weight", "replay_weight"]
 
 

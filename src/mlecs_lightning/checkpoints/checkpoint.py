@@ -37,6 +37,7 @@ FORMAT_VERSION = 1
 # Options that say where and how a run goes on, not what it computes.
 _FREE = {
     *("config", "ckpt_path", "warmup", "data.init_args.root", "data.init_args.num_workers"),
+    *("data.init_args.cache_dir", "data.init_args.allowed_roots"),
     *("trainer.max_rounds", "trainer.fast_dev_run", "trainer.warmup_ckpt_path"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),

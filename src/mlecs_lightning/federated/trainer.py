@@ -187,10 +187,10 @@ class FederatedTrainer:
     ) -> dict[str, Any]:
         """Train the federation, test it, and write the run folder.
 
-        A run that is resumed must be set as the checkpoint was: in all keys of the configuration
-        if both have one, as on the command line; else in what the objects tell: the settings of all
-        parties, the seed, and the arguments of trainer, algorithm and data that they keep as
-        attributes of the same name. Arguments that cannot be compared are logged.
+        A resumed run must have the settings of its checkpoint. If both have a configuration, as on
+        the command line, it is compared key by key. Otherwise the objects are compared: the
+        settings of all parties, the seed, and those arguments of trainer, algorithm and data that
+        are kept as attributes of the same name. Arguments that cannot be compared are logged.
 
         Args:
             algorithm: The method.

@@ -72,7 +72,7 @@ def test_or_is_clipped_to_the_limit(size: float) -> None:
     ],
 )
 def test_the_smaller_limit_holds_and_is_named(limits: UpdateLimits, usual: float, key: str) -> None:
-    with pytest.raises(LargeUpdateError, match=rf"trainer\.{key}"):
+    with pytest.raises(LargeUpdateError, match=rf"trainer\.update_limits\.{key}"):
         bounded(update(1.0), FORMER, limits, usual=usual)  # its norm is 4
     _, moved = bounded(update(1.0), FORMER, UpdateLimits(None, None, "refuse"), usual=usual)
     assert moved == pytest.approx(1.0)
