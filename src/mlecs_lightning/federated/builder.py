@@ -15,7 +15,7 @@ from mlecs_lightning.checkpoints.frozen import check_saved
 from mlecs_lightning.checkpoints.warmup import load_warmup
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.clients.parties import Parties
-from mlecs_lightning.clients.ranks import Ranks, processes
+from mlecs_lightning.clients.ranks import processes
 from mlecs_lightning.clients.schedules import check_rounds
 from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
@@ -55,6 +55,8 @@ class RunBuilder:
         settings: The trainer's.
         fabric: The trainer's; launched on the way.
         config: What `config.yaml` and checkpoints say of the run; empty if it has none.
+        algorithm: The method.
+        data: The data.
         training: Whether the run will train. Only training writes log and configuration: an
             evaluation leaves those of its run alone.
     """
@@ -62,39 +64,32 @@ class RunBuilder:
     settings: TrainerSettings
     fabric: Fabric
     config: Mapping[str, Any]
+    algorithm: Algorithm
+    data: FederatedDataModule
     training: bool = True
 
-    def build(
-        self,
-        algorithm: Algorithm,
-        data: FederatedDataModule,
-        federation_settings: FederationSettings,
-        ckpt_path: str | None,
-    ) -> Run:
+    def build(self, parties: FederationSettings, ckpt_path: str | None) -> Run:
         """Check, launch, build and, with a checkpoint, restore.
 
         Args:
-            algorithm: The method.
-            data: The data.
-            federation_settings: Server, edges and clients.
+            parties: Server, edges and clients.
             ckpt_path: ``last``, ``best`` or a file; an evaluation needs one.
 
         Raises:
             ConfigurationError: If the settings do not fit together.
             CheckpointError: If the checkpoint cannot be used.
         """
-        versions = self.versions(algorithm, data)
-        origin = self._origin(versions, ckpt_path)
-        parties = Parties.resolve(federation_settings, algorithm, data)
+        origin = self._origin(ckpt_path)
+        resolved = Parties.resolve(parties, self.algorithm, self.data)
         rounds = self.settings.max_rounds if self.training else 0
-        check_rounds(parties, self.settings.loop, rounds=rounds)
-        self._check_batch_size(data)
+        check_rounds(resolved, self.settings.loop, rounds=rounds)
+        self._check_batch_size()
         self.fabric.launch()
         # Early, so that a missing BERTScore model does not show only at the end.
-        tester = self.evaluator(data, self.settings.limit_test_batches, bertscore=True)
-        federation = self._federation(parties, data, algorithm, origin)
-        folder = self._open_folder(versions, federation, origin)
-        run = self._assemble(algorithm, data, federation, folder, tester, origin)
+        tester = self.evaluator(self.settings.limit_test_batches, bertscore=True)
+        federation = self._federation(resolved, origin)
+        folder = self._open_folder(federation, origin)
+        run = self._assemble(federation, folder, tester, origin)
         try:
             self._restore(run, origin)
         except (CheckpointError, ConfigurationError):
@@ -104,18 +99,16 @@ class RunBuilder:
             run.begin(None if origin is None else origin.state)
         return run
 
-    def versions(self, algorithm: Algorithm, data: FederatedDataModule) -> RunVersions:
-        """Return the folder of all versions of the run."""
-        usual = f"{type(algorithm).__name__}-{type(data).__name__}"
+    @property
+    def versions(self) -> RunVersions:
+        """The folder with all versions of the run."""
+        usual = f"{type(self.algorithm).__name__}-{type(self.data).__name__}"
         return RunVersions(self.settings.root, self.settings.name or usual)
 
-    def evaluator(
-        self, data: FederatedDataModule, limit: int | None, *, bertscore: bool
-    ) -> Evaluator:
+    def evaluator(self, limit: int | None, *, bertscore: bool) -> Evaluator:
         """Return an evaluator of the run.
 
         Args:
-            data: The data.
             limit: Maximum number of batches per evaluation.
             bertscore: Whether it has BERTScore, where the trainer asks for that.
 
@@ -124,48 +117,42 @@ class RunBuilder:
         """
         wanted = self.settings.bertscore if bertscore else False
         try:
-            return Evaluator(data, fabric=self.fabric, bertscore=wanted, limit=limit)
+            return Evaluator(self.data, fabric=self.fabric, bertscore=wanted, limit=limit)
         except (OSError, ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
 
     # The steps of `build` ---------------------------------------------------------------------
 
-    def _origin(self, versions: RunVersions, ckpt_path: str | None) -> _Origin | None:
+    def _origin(self, ckpt_path: str | None) -> _Origin | None:
         """Find and read the checkpoint, and compare its configuration where both have one."""
         if ckpt_path is None and self.training:
             return None
-        path, version = versions.find(ckpt_path)
+        path, version = self.versions.find(ckpt_path)
         state = load_checkpoint(path)
         if self.training and not self.settings.allow_other_config:
             check_config(state["config"], self.config)
         return _Origin(path, state, version)
 
-    def _check_batch_size(self, data: FederatedDataModule) -> None:
+    def _check_batch_size(self) -> None:
         """Refuse more processes than a batch has samples.
 
         Before the launch: ranks that leave a rendezvous at once leave others waiting in it.
         """
         number = processes(self.fabric)
-        if data.batch_size < number:
+        if self.data.batch_size < number:
             raise ConfigurationError(
-                f"data.init_args.batch_size is {data.batch_size}: the {number} processes of "
+                f"data.init_args.batch_size is {self.data.batch_size}: the {number} processes of "
                 "trainer.devices and num_nodes share every batch of the server"
             )
 
-    def _federation(
-        self,
-        parties: Parties,
-        data: FederatedDataModule,
-        algorithm: Algorithm,
-        origin: _Origin | None,
-    ) -> Federation:
+    def _federation(self, parties: Parties, origin: _Origin | None) -> Federation:
         settings = self.settings
         federation = Federation(
             parties,
-            data,
+            self.data,
             fabric=self.fabric,
             gradient_clip_val=settings.gradient_clip_val,
-            algorithm=algorithm,
+            algorithm=self.algorithm,
         )
         if origin is not None:
             check_saved(
@@ -174,17 +161,15 @@ class RunBuilder:
                 path=origin.path,
                 any=settings.allow_other_config,
             )
-        federation.prepare(algorithm, coded=settings.codec is not None)
+        federation.prepare(self.algorithm, coded=settings.codec is not None)
         if self.training and origin is None and settings.warmup_ckpt_path is not None:
             server = federation.server
             load_warmup(settings.warmup_ckpt_path, server.module, server.optimizer)
         return federation
 
-    def _open_folder(
-        self, versions: RunVersions, federation: Federation, origin: _Origin | None
-    ) -> RunFolder:
+    def _open_folder(self, federation: Federation, origin: _Origin | None) -> RunFolder:
         """Open the run folder on all ranks, and keep the clients' states where they belong."""
-        ranks = Ranks(self.fabric)
+        ranks, versions = federation.ranks, self.versions
         version = None if origin is None else origin.version
         if self.training and version and not ranks.rank:  # the others wait in `RunVersions.open`
             remove_leftovers(versions.path / version)
@@ -198,26 +183,22 @@ class RunBuilder:
 
     def _assemble(
         self,
-        algorithm: Algorithm,
-        data: FederatedDataModule,
         federation: Federation,
         folder: RunFolder,
         tester: Evaluator,
         origin: _Origin | None,
     ) -> Run:
-        settings, ranks = self.settings, federation.ranks
+        settings, data, ranks = self.settings, self.data, federation.ranks
         shard, limit = (ranks.rank, ranks.size), settings.loop.limit_train
         public = data.loader(data.public("train"), limit=limit, shard=shard)
-        pooled = (
-            data.loader(data.pooled(), limit=limit, shard=shard)
-            if algorithm.pools_private
-            else None
-        )
+        pooled = None
+        if self.algorithm.pools_private:
+            pooled = data.loader(data.pooled(), limit=limit, shard=shard)
         return Run(
-            algorithm,
+            self.algorithm,
             data,
             federation,
-            self.evaluator(data, settings.limit_val_batches, bertscore=False),
+            self.evaluator(settings.limit_val_batches, bertscore=False),
             tester,
             Channel(settings.message_limits, codec=settings.codec),
             folder,

@@ -250,8 +250,8 @@ class FederatedTrainer:
             ckpt_path: ``last``, ``best`` or a checkpoint file.
         """
         run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
-        limit = self.settings.limit_val_batches
-        evaluator = self._builder().evaluator(datamodule, limit, bertscore=True)
+        builder = self._builder(algorithm, datamodule)
+        evaluator = builder.evaluator(self.settings.limit_val_batches, bertscore=True)
         return evaluator.validate(run.federation, round=run.last_round)
 
     def test(
@@ -294,28 +294,24 @@ class FederatedTrainer:
             The path of ``predictions.jsonl``: party, id, prediction and, where it is known, target
             on each line.
         """
-        builder = self._builder()
-        versions = builder.versions(algorithm, datamodule)
-        path, version = versions.find(ckpt_path)
+        builder = self._builder(algorithm, datamodule)
+        path, version = builder.versions.find(ckpt_path)
         saved = SavedModels(path, algorithm, any_frozen=self.settings.allow_other_config)
         names = tuple(federation.named_clients(datamodule.modalities))
         self._fabric.launch()
+        evaluator = builder.evaluator(self.settings.limit_test_batches, bertscore=False)
         rows = predictions_of(
-            saved,
-            datamodule,
-            fabric=self._fabric,
-            evaluator=builder.evaluator(
-                datamodule, self.settings.limit_test_batches, bertscore=False
-            ),
-            client_names=names,
+            saved, datamodule, fabric=self._fabric, evaluator=evaluator, client_names=names
         )
-        folder = versions.open(Ranks(self._fabric), version=version, logger=False)
+        folder = builder.versions.open(Ranks(self._fabric), version=version, logger=False)
         return folder.write_predictions(rows)
 
     # One run --------------------------------------------------------------------------------
 
-    def _builder(self, *, training: bool = False) -> RunBuilder:
-        return RunBuilder(self.settings, self._fabric, self.config, training)
+    def _builder(
+        self, algorithm: Algorithm, datamodule: FederatedDataModule, *, training: bool = False
+    ) -> RunBuilder:
+        return RunBuilder(self.settings, self._fabric, self.config, algorithm, datamodule, training)
 
     def _open(
         self,
@@ -326,7 +322,8 @@ class FederatedTrainer:
         *,
         training: bool = True,
     ) -> Run:
-        return self._builder(training=training).build(algorithm, datamodule, federation, ckpt_path)
+        builder = self._builder(algorithm, datamodule, training=training)
+        return builder.build(federation, ckpt_path)
 
     def _train(self, run: Run, loop: RoundLoop) -> None:
         """Warm up and run the rounds, with a checkpoint after each and wherever a signal stops."""
