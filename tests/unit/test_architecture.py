@@ -22,6 +22,7 @@ RANK = {
     "errors": 0,
     "functional": 1,
     "names": 0,
+    "renamed_keys": 0,
     "types": 0,
     "class_paths": 1,
     "storage": 1,

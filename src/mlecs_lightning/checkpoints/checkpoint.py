@@ -9,7 +9,8 @@ from typing import Any
 
 from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.timeline import Checkpoint, checkpoints
-from mlecs_lightning.differences import differences
+from mlecs_lightning.differences import alike, differences
+from mlecs_lightning.renamed_keys import with_present_keys
 from mlecs_lightning.storage.files import (
     DamagedFileError,
     check_tensors,
@@ -22,6 +23,7 @@ from mlecs_lightning.storage.paths import expanded
 __all__ = [
     "FORMAT_VERSION",
     "CheckpointError",
+    "check_about",
     "check_config",
     "checkpoint_of",
     "client_state",
@@ -35,6 +37,7 @@ FORMAT_VERSION = 1
 # Options that say where and how a run goes on, not what it computes.
 _FREE = {
     *("config", "ckpt_path", "warmup", "data.init_args.root", "data.init_args.num_workers"),
+    *("data.init_args.cache_dir", "data.init_args.allowed_roots"),
     *("trainer.max_rounds", "trainer.fast_dev_run", "trainer.warmup_ckpt_path"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
@@ -42,7 +45,7 @@ _FREE = {
     *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
     *("trainer.allow_other_config", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
-    *("trainer.limit_test_batches", "trainer.max_message_bytes"),
+    *("trainer.limit_test_batches", "trainer.message_limits.max_bytes"),
 }
 
 
@@ -216,6 +219,7 @@ def check_config(
     """
     if not saved or not present:
         return  # a trainer that was used from Python without a configuration
+    saved = with_present_keys(saved)
     faults = [
         fault
         for key, fault in differences(saved, present, same=same).items()
@@ -231,3 +235,36 @@ def check_config(
                 ]
             )
         )
+
+
+def check_about(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse to resume a run whose objects were set otherwise, where there is no configuration.
+
+    Args:
+        saved: What the run of the checkpoint said of itself, `Run.state_dict`.
+        present: What this run says.
+
+    Raises:
+        CheckpointError: If anything differs that changes what is computed.
+    """
+    check_config(_as_config(saved), _as_config(present), same=alike)
+
+
+def _as_config(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run says of itself, under the keys of a configuration."""
+    models, arguments = about["models"], about.get("arguments", {})
+    clients = {
+        name: models["architectures"][int(number)] for name, number in models["clients"].items()
+    }
+    parts = {
+        key: {"class_path": about[key], "init_args": arguments.get(key, {})}
+        for key in ("algorithm", "data")
+    }
+    trainer = {**arguments.get("trainer", {}), "precision": about["precision"]}
+    return {
+        **parts,
+        "trainer": trainer,
+        "seed": about["seed"],
+        "server": models["server"]["settings"],
+        "clients": clients,
+    }

@@ -32,9 +32,10 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
         ConfigurationError: If there are too few clients, or a scheduler ends before the run; it
             names all that do.
     """
-    if loop.min_clients > len(parties.profiles):
+    if loop.participation.min_clients > len(parties.profiles):
         raise ConfigurationError(
-            f"trainer.min_clients is {loop.min_clients}, there are {len(parties.profiles)} clients"
+            f"trainer.participation.min_clients is {loop.participation.min_clients}, but there are "
+            f"only {len(parties.profiles)} clients"
         )
     asked = [("server", parties.server, rounds)]
     if any(model.lr_scheduler for model in parties.models.values()):
@@ -43,7 +44,7 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
             client
             for number in range(rounds)
             for client in sample_clients(
-                names, loop.client_fraction, seed=parties.seed, round=number
+                names, loop.participation.fraction, seed=parties.seed, round=number
             )
         )
         asked += [(f"clients.{name}", parties.models[name], drawn[name]) for name in names]

@@ -1,6 +1,7 @@
 """One round: its context, who takes part, what may fail, and the steps of an algorithm."""
 
 from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
+from mlecs_lightning.rounds.bounds import UpdateLimits
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import EvaluationError, FaultTrace
 from mlecs_lightning.rounds.learner import (
@@ -10,6 +11,7 @@ from mlecs_lightning.rounds.learner import (
     ServerLearner,
     TrainingPass,
 )
+from mlecs_lightning.rounds.participation import Participation
 from mlecs_lightning.rounds.signals import Interrupted
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "Learner",
     "Loaders",
     "NonFiniteError",
+    "Participation",
     "RoundContext",
     "ServerLearner",
     "TrainingPass",
+    "UpdateLimits",
 ]

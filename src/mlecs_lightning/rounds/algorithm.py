@@ -149,7 +149,7 @@ class Algorithm(ABC):
     ) -> Mapping[str, Tensor]:
         """Return what the tensors of an update started from, for those whose change is limited.
 
-        See ``trainer.max_update_ratio``. By default the adapter that came down, where one goes up.
+        See ``trainer.update_limits``. By default the adapter that came down, where one goes up.
 
         Args:
             server: The server.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mlecs_lightning.rounds.participation import LargeUpdate
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import Message, Scalar
 
-__all__ = ["ChangedClaimError", "Claims", "LargeUpdateError", "Moves", "bounded"]
+__all__ = ["ChangedClaimError", "Claims", "LargeUpdateError", "Moves", "UpdateLimits", "bounded"]
 
 _FIRST, _LEAST = 1.0, 0.01
 """Root mean square of an update that is taken for usual where nothing is known yet, and the least
@@ -77,22 +78,34 @@ class Moves:
         self._medians, self._round = list(state), []
 
 
-class Limits(NamedTuple):
-    """What an update may come to.
+@dataclass(frozen=True)
+class UpdateLimits:
+    """How far a client's update may be from what the client was sent.
 
     Attributes:
-        norm: Largest Euclidean norm of its changes; ``None`` sets no limit.
-        ratio: How many times the usual root mean square they may have; ``None`` sets no limit.
-        large: Whether a larger one is refused, or clipped to the limit.
+        max_norm: Maximum Euclidean distance from what the client was sent; ``None`` for no limit.
+        max_ratio: Maximum root mean square of the changes, as a multiple of what was usual in
+            earlier rounds (`Moves`); ``None`` for no limit. Honest clients stay far below the
+            default.
+        on_excess: Whether a larger update is refused, or clipped to the limit.
     """
 
-    norm: float | None
-    ratio: float | None
-    large: LargeUpdate
+    max_norm: float | None = None
+    max_ratio: float | None = 100.0
+    on_excess: Literal["refuse", "clip"] = "refuse"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        faults = FaultList()
+        for name in ("max_norm", "max_ratio"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                faults.append(f"trainer.update_limits.{name} must be above 0, got {limit}")
+        faults.raise_any()
 
 
 def bounded(
-    message: Message, former: Mapping[str, Tensor], limits: Limits, *, usual: float
+    message: Message, former: Mapping[str, Tensor], limits: UpdateLimits, *, usual: float
 ) -> tuple[Message, float]:
     """Limit how far an update may be from what the client was sent.
 
@@ -114,15 +127,15 @@ def bounded(
     if not count:
         return message, 0.0
     norm = float(torch.nn.utils.get_total_norm(change.values()))
-    wide = math.inf if limits.ratio is None else limits.ratio * usual * math.sqrt(count)
-    limit = min(wide, math.inf if limits.norm is None else limits.norm)
+    wide = math.inf if limits.max_ratio is None else limits.max_ratio * usual * math.sqrt(count)
+    limit = min(wide, math.inf if limits.max_norm is None else limits.max_norm)
     if norm <= limit:
         return message, norm / math.sqrt(count)
-    if limits.large == "refuse":
-        key = "max_update_norm" if limit < wide else "max_update_ratio"
+    if limits.on_excess == "refuse":
+        key = "max_norm" if limit < wide else "max_ratio"
         raise LargeUpdateError(
-            f"norm of the update is {norm:.4g}, the limit is {limit:.4g} (trainer.{key}; usual is "
-            f"{usual * math.sqrt(count):.4g})"
+            f"norm of the update is {norm:.4g}, the limit is {limit:.4g} "
+            f"(trainer.update_limits.{key}; usual is {usual * math.sqrt(count):.4g})"
         )
     clipped = {
         k: (former[k].double() + t * (limit / norm)).to(message.tensors[k].dtype)

@@ -7,16 +7,18 @@ import reprlib
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.wire.codec import Codec, CodecError, Direction
 from mlecs_lightning.wire.encoding import ChannelError, decode, encode
 from mlecs_lightning.wire.messages import REPORT, Message, Scalar, Schema, component_of
 
-__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "Parcel"]
+__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "MessageLimits", "Parcel"]
 
 _NOTHING: Mapping[str, Tensor] = {}
 
@@ -88,6 +90,29 @@ class Parcel(NamedTuple):
     error: float | None
 
 
+@dataclass(frozen=True)
+class MessageLimits:
+    """How large a message may be.
+
+    Attributes:
+        max_norm: Maximum Euclidean norm of all tensors of a message; ``None`` for no limit.
+        max_bytes: Maximum length of a message in bytes; a longer one is refused unread. ``None``
+            for no limit.
+    """
+
+    max_norm: float | None = None
+    max_bytes: int | None = 2**30
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        faults = FaultList()
+        for name in ("max_norm", "max_bytes"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                faults.append(f"trainer.message_limits.{name} must be above 0, got {limit}")
+        faults.raise_any()
+
+
 class Channel:
     """Carries messages over the border, in one process as real bytes.
 
@@ -96,24 +121,14 @@ class Channel:
     round it was written, so that none can be taken for another's or for that of a later round.
     """
 
-    def __init__(
-        self,
-        *,
-        max_norm: float | None = None,
-        max_bytes: int | None = None,
-        codec: Codec | None = None,
-    ) -> None:
+    def __init__(self, limits: MessageLimits | None = None, *, codec: Codec | None = None) -> None:
         """Open the channel.
 
         Args:
-            max_norm: Largest Euclidean norm of all tensors of a message; ``None`` sets no limit.
-            max_bytes: Largest message; a larger one is not even decoded. ``None`` sets no limit.
-            codec: Makes messages shorter on their way.
+            limits: How large a message may be.
+            codec: Compresses messages.
         """
-        for key, limit in (("norm", max_norm), ("bytes", max_bytes)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"trainer.max_message_{key} must be above 0, got {limit}")
-        self._max_norm, self._max_bytes, self.codec = max_norm, max_bytes, codec
+        self._limits, self.codec = limits or MessageLimits(), codec
 
     def pack(
         self,
@@ -180,17 +195,17 @@ class Channel:
                 or too large; or if the codec cannot make sense of it.
         """
         try:
-            if self._max_bytes is not None and len(data) > self._max_bytes:
-                raise ChannelError(f"{len(data)} bytes exceed {self._max_bytes}")
+            if self._limits.max_bytes is not None and len(data) > self._limits.max_bytes:
+                raise ChannelError(f"{len(data)} bytes exceed {self._limits.max_bytes}")
             message, envelope = decode(data)
             faults = _envelope_faults(envelope, client=client, round=round)
             codec = self.codec
             form = schema if codec is None else codec.declare(schema, direction)
-            faults += _faults(message, form, self._max_norm)
+            faults += _faults(message, form, self._limits.max_norm)
             sizes = _sizes(message, len(data))
             if codec is not None and not faults:
                 message = codec.unpack(message, schema, direction, known=known)
-                faults = _faults(message, schema, self._max_norm)
+                faults = _faults(message, schema, self._limits.max_norm)
             if faults:
                 raise ChannelError("; ".join(faults))
         except (ChannelError, CodecError) as error:

@@ -28,6 +28,18 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "--trainer.max_epochs 3",
         ["--trainer.max_epochs", "'max_rounds', 'accelerator'"],
     ),
+    "renamed key": (
+        "--trainer.min_clients=2",
+        ["trainer.min_clients is now trainer.participation.min_clients"],
+    ),
+    "fraction of the clients": (
+        "--trainer.participation.fraction 2",
+        ["trainer.participation.fraction", "(0, 1]", "got 2.0"],
+    ),
+    "unknown key of a group": (
+        "--trainer.participation.share 2",
+        ["--trainer.participation.share", "known: ['fraction', 'min_clients']"],
+    ),
     "stray word": ("quickly", ["unrecognized arguments: quickly"]),
     "missing config": ("--config TMP/none.yaml", ["does not exist", "TMP/none.yaml"]),
     "folder as config": ("--config TMP", ["not a file", "TMP"]),
@@ -158,7 +170,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "word for a client": ("--clients.hall pixels", ["clients.hall", "'pixels'", CLIENT_KEYS]),
     # Ranges ---------------------------------------------------------------------------------------
     "no rounds": ("--trainer.max_rounds 0", ["trainer.max_rounds", "at least 1", "got 0"]),
-    "negative limit": ("--trainer.limit_val_batches -1", ["limit_{", "at least 0", "-1"]),
+    "negative limit": (
+        "--trainer.limit_val_batches -1",
+        ["trainer.limit_val_batches", "at least 0", "-1"],
+    ),
     "no device": ("--trainer.devices 0", ["trainer: ", "devices=0"]),
     "devices in words": ("--trainer.devices two", ["trainer: ", "devices", "an int > 0"]),
     "unknown accelerator": ("--trainer.accelerator abacus", ["trainer: ", "'abacus'", "cpu"]),
@@ -294,6 +309,13 @@ FILES: dict[str, tuple[str, list[str]]] = {
         "edge: {lora: {rank: 4}}",
         ["'edge.lora.rank'", "['r', 'alpha', 'dropout', 'target_modules', 'private_r']"],
     ),
+    "renamed keys": (
+        "trainer: {client_fraction: 0.5, large_update: clip}",
+        [
+            "second.yaml: trainer.client_fraction is now trainer.participation.fraction",
+            "second.yaml: trainer.large_update is now trainer.update_limits.on_excess",
+        ],
+    ),
     "client twice": (
         "clients:\n  attic: {modalities: [pixels]}\n  attic: {modalities: [fourier]}",
         ["TMP/second.yaml: written twice", "['clients.attic']"],
@@ -381,8 +403,7 @@ def test_a_fault_of_one_part_hides_no_fault_of_another_and_makes_none_up(
     )
     assert message.splitlines() == [
         "the configuration has faults:",
-        "trainer.max_rounds must be at least 1, limit_{train,val,test}_batches at least 0 and "
-        "save_top_k at least -1, got 0, (None, 1, 1) and -1",
+        "trainer.max_rounds must be at least 1, got 0",
         f"clients.kitchen: unknown keys ['sensors'], known: [{CLIENT_KEYS}]",
         f"clients.cellar: modalities is missing; known: [{CLIENT_KEYS}]",
         "clients.hall: connector.width is 8, the server's is 16; all parties share one latent "

@@ -154,7 +154,7 @@ def test_more_ranks_than_clients_and_faults_among_them(
     fit: Fit, alone: Path, tmp_path: Path
 ) -> None:
     """Three ranks for two participants; the aggregate and the record are those of one process."""
-    trouble = ("--trainer.client_fraction", "0.67", "--trainer.faults.crash_rate", "0.5")
+    trouble = ("--trainer.participation.fraction", "0.67", "--trainer.faults.crash_rate", "0.5")
     trouble += ("--trainer.faults.crash_within", "2", "--trainer.faults.seed", "1")
     one, three = fit(tmp_path / "1", *trouble), fit(tmp_path / "3", *trouble, ranks=3)
     check_equal(one, three)

@@ -23,7 +23,7 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run import client_state
 from mlecs_lightning.report.results.reading import read_runs
-from mlecs_lightning.rounds import Interrupted
+from mlecs_lightning.rounds import Interrupted, Participation
 
 CASES = [*product(range(4), (-1, 0, 1, 2), ("memory", "disk"))]
 QUICK = {(0, 0, "memory"), (1, 1, "disk"), (3, 2, "memory")}
@@ -69,7 +69,11 @@ def call(tiny: SimpleNamespace) -> Callable[..., Any]:
     def command(
         name: str, root: Path, ckpt_path: str | Path | None, *, steps: int = 1, **values: Any
     ) -> Any:  # noqa: ANN401 - what the command returns
-        options = {"max_rounds": 4, "check_val_every_n_rounds": 1, "client_fraction": 0.5}
+        options = {
+            "max_rounds": 4,
+            "check_val_every_n_rounds": 1,
+            "participation": Participation(0.5),
+        }
         options |= {"enable_checkpointing": True, "logger": True}
         trainer = tiny.trainer(root, **{**options, **values})
         trainer.config = {"trainer": {"max_rounds": trainer.max_rounds}}
@@ -218,7 +222,7 @@ def test_a_copied_half_round_survives_a_kill(
     call: Callable[..., Any], tmp_path: Path, store: str, then: str
 ) -> None:
     """A client that was served after the copy, and before the kill, is not served twice."""
-    options = {"max_rounds": 2, "client_fraction": 1.0, "store": store}
+    options = {"max_rounds": 2, "participation": Participation(), "store": store}
     with pytest.raises(Interrupted):
         call("fit", tmp_path, None, callbacks=[Stops("kitchen", kill=False)], **options)
     run = tmp_path / "tiny" / "version_0"
@@ -243,7 +247,7 @@ def test_a_copied_half_round_survives_a_kill(
         ({"monitor": "hall/val/loss"}, "'clients/NAME/val/loss'"),
         ({"monitor": "server/val/macro_f1"}, "set trainer.monitor_mode to max"),
         ({"monitor_mode": "max"}, "set trainer.monitor_mode to min"),
-        ({"min_clients": 3}, "min_clients"),
+        ({"participation": Participation(min_clients=3)}, "min_clients"),
     ],
 )
 def test_a_refused_run_leaves_everything_as_it_was(

@@ -60,7 +60,7 @@ def test_trackers_are_built_from_a_configuration(
         pytest.skip(f"{name} is not installed")
     monkeypatch.chdir(tmp_path)
     args = ["fit", "--config", str(tiny_yaml), "--trainer.logger", json.dumps(TRACKERS[name])]
-    (logger,) = Parsed(args).trainer._logger  # type: ignore[attr-defined]
+    (logger,) = Parsed(args).trainer.settings.logger  # type: ignore[attr-defined]
     assert isinstance(logger, Logger)
 
 

@@ -17,7 +17,7 @@ from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.algorithms import FedAvg, Steps
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.clients import ClientSettings
-from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, UpdateLimits
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message
 from mlecs_lightning.wire.channel import decode
@@ -266,7 +266,10 @@ def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
     algorithm = FedAvg(steps=tiny.steps(server=0), aggregation=aggregation)
     settings = tiny.parties(clients)
     with tapped() as log:
-        options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
+        options = {
+            "update_limits": UpdateLimits(max_ratio=None),
+            "enable_checkpointing": True,
+        }  # it would be refused
         summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down, weights = sent(log, "uplink"), sent(log, "downlink"), samples(tiny)
     rank, scaling = (6, 1.0) if aggregation == "stack" else (3, 4 / 3)
@@ -347,7 +350,10 @@ def test_a_robust_aggregate_of_five_clients_stands_a_hostile_one(
     settings = tiny.parties({name: ClientSettings(["fourier"]) for name in "abcde"})
     algorithm = Attacked(steps=tiny.steps(server=0), aggregation=aggregation, trim=0.25)
     with tapped() as log:
-        options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
+        options = {
+            "update_limits": UpdateLimits(max_ratio=None),
+            "enable_checkpointing": True,
+        }  # it would be refused
         summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down = sent(log, "uplink"), sent(log, "downlink")
     hosted = adapter(checkpoint(tmp_path)["server"]["model"])

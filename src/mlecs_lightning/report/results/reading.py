@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mlecs_lightning.renamed_keys import with_present_keys
 from mlecs_lightning.report.results.configs import flat, told_apart
 from mlecs_lightning.report.results.rows import MatrixError, Row, read_lines, summary_fault
 from mlecs_lightning.storage.digests import read_checked
@@ -152,7 +153,7 @@ def _folders(place: Path) -> list[Path]:
 
 def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
     """Return a run, without labels, and its configuration; empty if there is none."""
-    config = _mapping(folder / "config.yaml", parse_yaml)
+    config = with_present_keys(_mapping(folder / "config.yaml", parse_yaml))
     summary = _mapping(folder / "summary.json", json.loads)
     if fault := summary_fault(summary):
         raise ReportError(f"{folder}: summary.json: {fault}")

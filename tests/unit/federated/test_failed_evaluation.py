@@ -1,4 +1,4 @@
-"""Parties that cannot be judged: each is its own fault, and no training is lost for it."""
+"""Parties whose evaluation fails: a fault of that party alone, and no training is lost."""
 
 import re
 from collections.abc import Callable
@@ -160,7 +160,7 @@ def test_clients_without_samples_have_not_failed(data: Digits, federation: Feder
         data._private[client]["val"] = data.private(client, "val").select([])
     assert "clients/hall/val/loss" in evaluator(data).validate(federation)
     data._private["hall"]["val"] = cut(data.private("hall", "val"))
-    with pytest.raises(EvaluationError, match="no client could be judged"):
+    with pytest.raises(EvaluationError, match="no client could be evaluated"):
         evaluator(data).validate(federation)
 
 
