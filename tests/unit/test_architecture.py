@@ -89,9 +89,9 @@ def faults_of_import(layer: str, name: str) -> Iterator[str]:
     if within(name, ("mlecs_lightning",)):
         head = name.split(".")[1] if "." in name else "__init__"
         target = head if head in RANK else "__init__"  # a public name or __version__
-        if target != layer and RANK[target] >= RANK[layer]:
-            yield f"{layer} may not import {target}"
-        elif target == "algorithms" and layer not in KNOW_METHODS:
+        if (target != layer and RANK[target] >= RANK[layer]) or (
+            target == "algorithms" and layer not in KNOW_METHODS
+        ):
             yield f"{layer} may not import {target}"
     for highest, roots in BANNED_UP_TO.items():
         if RANK[layer] <= RANK[highest] and within(name, roots):
