@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.aggregation.aggregate import Aggregate
 from mlecs_lightning.aggregation.update_sum import UpdateSum
 from mlecs_lightning.functional import (
     LoraFactors,
@@ -16,38 +18,34 @@ from mlecs_lightning.functional import (
     coordinate_median,
     trimmed_mean,
 )
-from mlecs_lightning.wire.tokens import Tokens
 
-__all__ = ["AdapterAggregator", "Aggregate", "Aggregation"]
+__all__ = ["AdapterAggregate", "AdapterAggregator", "Aggregation", "fit_rank"]
 
 Aggregation = Literal["separate", "stack", "svd", "freeze_a", "median", "trimmed_mean"]
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
-class Aggregate(NamedTuple):
-    """What the clients' adapters came to.
+@dataclass(frozen=True, kw_only=True)
+class AdapterAggregate(Aggregate):
+    """The aggregated adapter, or one for each group of clients.
+
+    ``error`` is the relative Frobenius distance of the aggregated update B A from the exact
+    weighted mean of the clients' updates, over all layers together; infinite if that mean is zero
+    and the aggregate is not.
 
     Attributes:
         adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
-        error: Relative Frobenius distance of the aggregated update from the exact weighted mean of
-            the clients' updates, over all layers together; infinite if that mean is zero and the
-            aggregate is not.
-        clients: How many adapters went in.
         further: The aggregates of other groups of clients, by the tower that hosts them; ``error``
             is then the largest of all groups, and ``clients`` their sum.
-        tokens: The token features of all clients, for a method that uploads them.
     """
 
     adapter: dict[str, Tensor]
-    error: float
-    clients: int
-    further: Mapping[str, Aggregate] = {}
-    tokens: Tokens | None = None
+    further: Mapping[str, AdapterAggregate] = field(default_factory=dict)
 
     @classmethod
-    def of_groups(cls, groups: Mapping[str, Aggregate]) -> Aggregate:
-        """Put the aggregates of all groups into one; a single one stays as it is.
+    def of_groups(cls, groups: Mapping[str, AdapterAggregate]) -> AdapterAggregate:
+        """Combine the aggregates of several groups; a single one is returned as it is.
 
         Args:
             groups: By the tower that hosts each, at least one.
@@ -57,7 +55,7 @@ class Aggregate(NamedTuple):
             return first
         error = max(group.error for group in groups.values())
         clients = sum(group.clients for group in groups.values())
-        return cls(first.adapter, error, clients, dict(others))
+        return cls(adapter=first.adapter, error=error, clients=clients, further=dict(others))
 
 
 class AdapterAggregator:
@@ -124,16 +122,14 @@ class AdapterAggregator:
                 self._exact[layer] = UpdateSum(torch.float64 if aggregate else torch.float32)
             self._exact[layer].add(factors, weight=weight)
 
-    def result(self) -> Aggregate:
+    def result(self) -> AdapterAggregate:
         """Return the aggregate of all that was added."""
-        if self.method == "freeze_a":
-            return Aggregate(self._means(), 0.0, self._clients)
         adapter = self._aggregated() if self._clients else {}
-        return Aggregate(adapter, self._error(adapter), self._clients)
+        return AdapterAggregate(adapter=adapter, error=self._error(adapter), clients=self._clients)
 
     def _aggregated(self) -> dict[str, Tensor]:
         match self.method:
-            case "separate":
+            case "separate" | "freeze_a":
                 return self._means()
             case "median":
                 return coordinate_median(self._kept)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.modules import Objective
 from mlecs_lightning.rounds import (
     Algorithm,
@@ -85,7 +84,7 @@ class LocalTraining(Algorithm):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:

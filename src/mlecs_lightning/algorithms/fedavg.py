@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mlecs_lightning.aggregation import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator, Aggregation
 from mlecs_lightning.aggregation.adapters import fit_rank
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
@@ -184,7 +184,7 @@ class FedAvg(LocalTraining):
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
+    ) -> AdapterAggregate:
         """Average the adapters of each group as they come in."""
         groups: dict[str, dict[str, LoraSettings]] = {}
         for client, host in self._hosts.items():
@@ -197,7 +197,7 @@ class FedAvg(LocalTraining):
                 weight=self.weight(message),
                 scaling=own.alpha / own.r,
             )
-        return Aggregate.of_groups({host: total.result() for host, total in totals.items()})
+        return AdapterAggregate.of_groups({host: total.result() for host, total in totals.items()})
 
     def _aggregator(self, clients: Mapping[str, LoraSettings]) -> AdapterAggregator:
         lora = self.hosted_lora(clients)
@@ -208,7 +208,7 @@ class FedAvg(LocalTraining):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: AdapterAggregate | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mlecs_lightning.aggregation import Aggregate
+from typing import Any
+
 from mlecs_lightning.algorithms.base import LocalTraining
 from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.wire import Message
@@ -44,7 +45,7 @@ class Centralized(LocalTraining):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:

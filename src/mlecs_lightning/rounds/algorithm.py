@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from mlecs_lightning.aggregation.adapters import Aggregate
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.data import SeededLoader
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds.context import RoundContext
@@ -203,7 +203,12 @@ class Algorithm(ABC):
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
     ) -> Aggregate | None:
-        """Consume the clients' messages as they come in; keep no more of them than is needed."""
+        """Consume the clients' messages as they arrive; keep no more of them than needed.
+
+        Returns:
+            What `server_update` needs of them: an `Aggregate`, or the algorithm's own subclass.
+            ``None`` if nothing arrived.
+        """
         for _ in updates:
             pass
         return None
@@ -212,8 +217,16 @@ class Algorithm(ABC):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
-        """Train the server with what came up; return its losses."""
+        """Train the server with what `aggregate` returned; return its losses.
+
+        Args:
+            server: The server.
+            aggregate: What `aggregate` returned; ``None`` if it returned that, or if fewer clients
+                than ``trainer.min_clients`` sent an update. An override may name its own class.
+            loaders: The server's data.
+            ctx: The round.
+        """

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import trim_mean
 from torch import Tensor
 
-from mlecs_lightning.aggregation import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator, Aggregation
 from mlecs_lightning.aggregation.adapters import fit_rank
 from mlecs_lightning.functional import (
     LoraFactors,
@@ -44,7 +44,7 @@ def aggregate(
     rank: int = 2,
     scaling: float = 2.0,
     trim: float = 0.34,
-) -> Aggregate:
+) -> AdapterAggregate:
     total = AdapterAggregator(method, rank=rank, scaling=scaling, trim=trim)
     for state, weight, own in zip(states, weights, scalings, strict=True):
         total.add(state, weight=weight, scaling=own)
@@ -106,7 +106,7 @@ def test_svd_is_the_truncated_svd_of_the_dense_mean() -> None:
     assert result.error == pytest.approx(math.sqrt(missed / size), rel=1e-5)
 
 
-def error_by_hand(result: Aggregate, states: list[dict[str, Tensor]]) -> float:
+def error_by_hand(result: AdapterAggregate, states: list[dict[str, Tensor]]) -> float:
     """Relative distance of an aggregate from the exact weighted mean, over all layers together."""
     exact = [
         mean(zip((dense(s, layer, 2.0) for s in states), WEIGHTS, strict=True)) for layer in LAYERS
@@ -154,7 +154,8 @@ def test_untrained_adapters_have_no_error() -> None:
 
 def test_without_clients_there_is_nothing() -> None:
     for method in METHODS:
-        assert AdapterAggregator(method, rank=2, scaling=2.0).result() == Aggregate({}, 0.0, 0)
+        nothing = AdapterAggregate(adapter={}, clients=0)
+        assert AdapterAggregator(method, rank=2, scaling=2.0).result() == nothing
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])

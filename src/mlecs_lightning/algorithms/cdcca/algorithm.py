@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.algorithms.base import LocalTraining, Steps
 from mlecs_lightning.algorithms.cdcca.distillation import (
     AKD,
@@ -18,6 +17,7 @@ from mlecs_lightning.algorithms.cdcca.distillation import (
     vocabulary_faults,
 )
 from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
+from mlecs_lightning.algorithms.cdcca.tokens import TokenAggregate, Tokens
 from mlecs_lightning.algorithms.cdcca.uncertainty import most_uncertain
 from mlecs_lightning.data.sampling import draw_batches
 from mlecs_lightning.errors import ConfigurationError, FaultList
@@ -27,7 +27,6 @@ from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, Schema
 from mlecs_lightning.wire.messages import adapter_fields
-from mlecs_lightning.wire.tokens import Tokens
 
 __all__ = ["CDCCA", "Distillation"]
 
@@ -304,7 +303,7 @@ class CDCCA(LocalTraining):
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
+    ) -> TokenAggregate | None:
         """Collect the tokens of all devices."""
         parts = []
         for _, message in updates:
@@ -312,12 +311,12 @@ class CDCCA(LocalTraining):
             parts.append(Tokens.read(message, names))
         if not parts:
             return None
-        return Aggregate({}, 0.0, len(parts), tokens=Tokens.joined(parts))
+        return TokenAggregate(clients=len(parts), tokens=Tokens.joined(parts))
 
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: TokenAggregate | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.functional import (
     distillation_loss,
     hidden_distance,
@@ -20,7 +21,6 @@ from mlecs_lightning.modules import Losses, ServerModule
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.rounds import ServerLearner
 from mlecs_lightning.types import Batch
-from mlecs_lightning.wire.tokens import Tokens
 
 __all__ = ["AKD", "Lesson", "teachers_answers", "vocabulary_faults"]
 

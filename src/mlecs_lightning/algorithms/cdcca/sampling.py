@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.algorithms.cdcca.uncertainty import dropout_variance, predictive_entropy
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.types import Batch
-from mlecs_lightning.wire.tokens import Tokens
 
 __all__ = ["token_uncertainty", "tokens_of"]
 

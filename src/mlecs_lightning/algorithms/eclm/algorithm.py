@@ -8,12 +8,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.algorithms.eclm.derivation import Budget, Costs, InfeasibleBudgetError, derive
 from mlecs_lightning.algorithms.eclm.drift import GateStatistics
 from mlecs_lightning.algorithms.eclm.gating import load_balance, top_k_gates
-from mlecs_lightning.algorithms.eclm.merge import ModuleMerger
+from mlecs_lightning.algorithms.eclm.merge import DeviceReport, MergedModules, ModuleMerger
 from mlecs_lightning.algorithms.eclm.models import (
     SIZES,
     CloudParts,
@@ -338,14 +337,12 @@ class ECLM(LocalTraining):
             return {}  # the merger takes none of them
         return {"modules/adapters": modular.rows(index.clamp(0, modular.mask.numel() - 1))}
 
-    def aggregate(
-        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
+    def aggregate(self, updates: Iterable[tuple[str, Message]], ctx: RoundContext) -> MergedModules:
         """Merge module by module, weighted by importance and samples, as updates come in."""
         cloud, modular = CloudParts.of(self._server), modular_of(self._server)
-        merger, reports = ModuleMerger(modular.mask.numel(), modular.row_size), dict[str, Tensor]()
-        clients = 0
-        for clients, (client, message) in enumerate(updates, 1):  # noqa: B007 - counted
+        merger = ModuleMerger(modular.mask.numel(), modular.row_size)
+        reports: dict[str, DeviceReport] = {}
+        for client, message in updates:
             j = self._place[client]
             gates = message.tensors["gates/mean"].clamp(0.0, 1.0)
             assigned = cloud.assigned[j] if cloud.informed[j] else modular.mask
@@ -355,20 +352,19 @@ class ECLM(LocalTraining):
                 gates.flatten() * float(message.scalars["samples"]),  # type: ignore[arg-type]
                 allowed=assigned.flatten().cpu().bool(),
             )
-            about = [float(message.scalars[k]) for k in ("budget", "drifted")]  # type: ignore[arg-type]
-            reports |= {
-                f"gates/{client}": gates,
-                f"trained/{client}": trained.view_as(gates),
-                f"about/{client}": torch.tensor(about),
-            }
-        index, rows = merger.result()
-        merged = {"index": index, "rows": rows, "contributors": merger.contributors}
-        return Aggregate(merged | reports, 0.0, clients)
+            reports[client] = DeviceReport(
+                gates,
+                trained.view_as(gates),
+                # In float32, as `CloudParts.budget` keeps it: the two are compared.
+                float(torch.tensor(message.scalars["budget"], dtype=torch.float32)),
+                bool(message.scalars["drifted"]),
+            )
+        return merger.result(reports)
 
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: MergedModules | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
@@ -376,24 +372,23 @@ class ECLM(LocalTraining):
         if aggregate is None:
             return {}
         cloud, modular = CloudParts.of(server.module), modular_of(server.module)
-        merged = aggregate.adapter
-        modular.load_rows(merged["index"], merged["rows"])
-        alone = (merged["contributors"] <= 1).view(modular.shape)
-        derived = dict[str, float]()
+        modular.load_rows(aggregate.index, aggregate.rows)
+        alone = (aggregate.contributors <= 1).view(modular.shape)
+        derived: dict[str, float] = {}
         for client, j in self._place.items():
-            if f"gates/{client}" not in merged:
+            report = aggregate.reports.get(client)
+            if report is None:
                 continue
-            gates, trained = merged[f"gates/{client}"], merged[f"trained/{client}"]
-            factor, changed = merged[f"about/{client}"].tolist()
-            moved = bool(changed) or factor != float(cloud.budget[j])
+            moved = report.drifted or report.budget != float(cloud.budget[j])
             due = not cloud.informed[j] or (self.rederive and moved)
             derived[f"derived/{client}"] = float(due)
-            cloud.importance[j], cloud.budget[j], cloud.informed[j] = gates, factor, 1
-            cloud.held[j] = trained & alone if self.refresh else trained
+            cloud.importance[j], cloud.budget[j] = report.gates, report.budget
+            cloud.informed[j] = 1
+            cloud.held[j] = report.trained & alone if self.refresh else report.trained
             if due:
-                cloud.assigned[j] = trained
-                # No device can have trained under a budget that nothing fits: such a claim is void.
+                cloud.assigned[j] = report.trained
+                # No device can have trained under a budget that nothing fits: ignore such a claim.
                 with suppress(InfeasibleBudgetError):
-                    cloud.assigned[j] = self._derive(client, gates, factor)
+                    cloud.assigned[j] = self._derive(client, report.gates, report.budget)
         counts = {"modules/derived": sum(derived.values())} | derived
-        return {"modules/merged": float(len(merged["index"]))} | counts
+        return {"modules/merged": float(len(aggregate.index))} | counts

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["ModuleMerger"]
+from mlecs_lightning.aggregation import Aggregate
+
+__all__ = ["DeviceReport", "MergedModules", "ModuleMerger"]
+
+
+class DeviceReport(NamedTuple):
+    """What a device reported of itself in a round.
+
+    Attributes:
+        gates: (L, K) mean gates on its data.
+        trained: (L, K) bool, the modules that it trained.
+        budget: Its budget as a multiple of the configured one.
+        drifted: Whether its data have drifted.
+    """
+
+    gates: Tensor
+    trained: Tensor
+    budget: float
+    drifted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedModules(Aggregate):
+    """The modules that devices trained in a round, merged, and what the devices reported.
+
+    Attributes:
+        index: (n,) the numbers of the modules that any device trained.
+        rows: (n, size) their merged adapters.
+        contributors: (N,) int64, how many devices trained each of the N modules.
+        reports: By device.
+    """
+
+    index: Tensor
+    rows: Tensor
+    contributors: Tensor
+    reports: Mapping[str, DeviceReport]
 
 
 class ModuleMerger:
@@ -54,13 +93,18 @@ class ModuleMerger:
         self._contributors[index] += weights[index] > 0
         return trained
 
-    @property
-    def contributors(self) -> Tensor:
-        """Number of devices that trained each module, (N,) int64."""
-        return self._contributors
+    def result(self, reports: Mapping[str, DeviceReport]) -> MergedModules:
+        """Return the mean of each module over the devices that trained it.
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return the numbers of the modules that anybody trained, and their means (n, size)."""
+        Args:
+            reports: What each device that was added reported.
+        """
         index = (self._weights > 0).nonzero().flatten()
         means = self._sums[index] / self._weights[index, None]
-        return index, means.float()
+        return MergedModules(
+            clients=len(reports),
+            index=index,
+            rows=means.float(),
+            contributors=self._contributors,
+            reports=reports,
+        )

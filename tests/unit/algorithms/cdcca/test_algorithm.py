@@ -13,6 +13,7 @@ from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import CDCCA, FedAvg
 from mlecs_lightning.algorithms.cdcca.distillation import AKD, Lesson, teachers_answers
 from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import DomainStream
 from mlecs_lightning.errors import ConfigurationError
@@ -20,7 +21,6 @@ from mlecs_lightning.functional import distillation_loss, hidden_distance
 from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.wire import DWC, Channel, ChannelError, Message
 from mlecs_lightning.wire.encoding import decode, encode
-from mlecs_lightning.wire.tokens import Tokens
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 ALL = ["pixels", "profile", "fourier"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.wire.messages import Message, ScalarField, Schema, TensorField
 
-__all__ = ["MAX_FEATURE", "Tokens"]
+__all__ = ["MAX_FEATURE", "TokenAggregate", "Tokens"]
 
 MAX_FEATURE = 1e4
 """Largest magnitude of a feature that is believed.
@@ -144,3 +146,14 @@ class Tokens(NamedTuple):
             present[rows, k] = True
             features[m] = torch.zeros(len(which), tokens.shape[1]).index_copy(0, rows, tokens)
         return cls(features, present, tuple(texts[int(i)] for i in which))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAggregate(Aggregate):
+    """The token features that all devices of a round sent.
+
+    Attributes:
+        tokens: The samples of all devices, in the order of the devices.
+    """
+
+    tokens: Tokens
