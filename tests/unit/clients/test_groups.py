@@ -206,7 +206,7 @@ def test_se_ccl_runs_between_the_llm_and_each_hosted_slm(
         for name, parameter in server.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.1, generator=generator)
-    losses = algorithm.se_ccl(server, batch)
+    losses = algorithm.objectives.se_ccl(server, batch)
     losses["loss"].backward()
     classes = torch.tensor([sorted(set(batch.targets)).index(t) for t in batch.targets])
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,24 +12,26 @@ from torch import Tensor
 from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.algorithms.base import PassOrder, Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.algorithms.mlecs.objectives import (
+    AMT_LOSSES,
+    CCL_LOSSES,
+    Alignment,
+    Objectives,
+    both_towers,
+)
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
-from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
+from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
 from mlecs_lightning.modules.server import RepresentationSource
-from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner, TrainingPass
 from mlecs_lightning.settings import LoraSettings
-from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, Schema, TensorField
 from mlecs_lightning.wire.messages import ScalarField
 
 __all__ = ["MLECS", "Component"]
 
 Component = Literal["ccl", "amt", "mma", "se_ccl"]
-Alignment = Literal["volume", "fused", "cosine"]
 _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
-_VOLUME = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
 
 
 class MLECS(FedAvg):
@@ -125,14 +125,16 @@ class MLECS(FedAvg):
                 f"negative, got {temperature} and {contrast_weight}"
             )
         faults.raise_any()
-        self.temperature = temperature
-        self.contrast_weight = contrast_weight
-        self.class_aware = class_aware
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples
-        self.freeze_extractors = freeze_extractors
-        self.alignment: Alignment = alignment
         self.private_contrast = private_contrast
+        self.objectives = Objectives(
+            temperature=temperature,
+            contrast_weight=contrast_weight,
+            class_aware=class_aware,
+            alignment=alignment,
+            freeze_extractors=freeze_extractors,
+        )
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """Say, beside FedAvg's faults, if a batch is too small for a contrast."""
@@ -189,7 +191,8 @@ class MLECS(FedAvg):
             return usual
         anchors, ids = self._received(edge, broadcast)
         row = {sample: n for n, sample in enumerate(ids)}
-        return TrainingPass("ccl", usual.batches, partial(self.ccl, anchors=anchors, row=row))
+        objective = partial(self.objectives.ccl, anchors=anchors, row=row)
+        return TrainingPass("ccl", usual.batches, objective)
 
     def private_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
@@ -204,14 +207,14 @@ class MLECS(FedAvg):
         table = loaders.public.table
         said = dict(zip(table.ids, table.targets, strict=True))
         prototypes = _means(anchors, [said[sample] for sample in ids])
-        return usual._replace(objective=partial(self.amt, prototypes=prototypes))
+        return usual._replace(objective=partial(self.objectives.amt, prototypes=prototypes))
 
     def losses(self) -> dict[str, tuple[str, ...]]:
-        """Name the losses of `ccl` and `amt` beside L_LM alone."""
+        """Name the losses of CCL and AMT beside L_LM alone."""
         return {
             **super().losses(),
-            "ccl": ("loss", "lm", *_VOLUME, "cosine_distance"),
-            "private": ("loss", "lm", "volume"),
+            "ccl": CCL_LOSSES,
+            "private": AMT_LOSSES,
         }
 
     @staticmethod
@@ -221,56 +224,6 @@ class MLECS(FedAvg):
         ids = broadcast.scalars["ids"]
         assert isinstance(ids, tuple)
         return broadcast.component("fused")["anchors"].to(edge.module.device), ids
-
-    def ccl(
-        self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]
-    ) -> Losses:
-        """L = L_LM + lambda * L_vol(server's representation; z_m, f), extractors frozen or not."""
-        with edge.frozen_extractors() if self.freeze_extractors else nullcontext():
-            output = edge.read(batch)
-        rows = torch.tensor([row[i] for i in batch.ids], device=anchors.device)
-        return self._aligned(output, anchors[rows], self._classes(batch, rows.device))
-
-    def amt(self, edge: EdgeModule, batch: Batch, *, prototypes: dict[str, Tensor]) -> Losses:
-        """L = L_LM + lambda * L_vol(prototype of the sample's target; z_m, f).
-
-        Samples whose target no public sample has are left out of the contrast.
-        """
-        output = edge.read(batch)
-        known = [n for n, target in enumerate(batch.targets) if target in prototypes]
-        if len(known) < 2:
-            return {"loss": output.loss, "lm": output.loss}
-        anchors = torch.stack([prototypes[batch.targets[n]] for n in known])
-        classes = self._classes(batch, anchors.device)[known]
-        vectors, present = self._drawn(output)
-        contrast = self._contrast(anchors, vectors[known], present[known], classes)
-        return {
-            "loss": output.loss + self.contrast_weight * contrast.loss,
-            "lm": output.loss,
-            "volume": contrast.loss,
-        }
-
-    def _aligned(self, output: TowerOutput, anchors: Tensor, classes: Tensor) -> Losses:
-        if self.alignment == "cosine":
-            fused = output.embeddings.fused.float()
-            distance = (1 - torch.cosine_similarity(fused, anchors.float(), dim=-1)).mean()
-            total = output.loss + self.contrast_weight * distance
-            return {"loss": total, "lm": output.loss, "cosine_distance": distance}
-        contrast = self._contrast(anchors, *self._drawn(output), classes)
-        return {
-            "loss": output.loss + self.contrast_weight * contrast.loss,
-            "lm": output.loss,
-            "volume": contrast.loss,
-            "volume_diagonal": contrast.diagonal,
-            "volume_off_diagonal": contrast.off_diagonal,
-            "gram_det": contrast.gram_det,
-        }
-
-    def _drawn(self, output: TowerOutput) -> tuple[Tensor, Tensor]:
-        """Return the vectors that are drawn to the anchors, (B, K, D), and which are present."""
-        vectors, present = output.embeddings.vectors()
-        drawn = slice(-1, None) if self.alignment == "fused" else slice(None)  # f is the last
-        return vectors[:, drawn], present[:, drawn]
 
     # Server ---------------------------------------------------------------------------------
 
@@ -285,83 +238,11 @@ class MLECS(FedAvg):
 
     def warmup_objective(self) -> Objective | None:
         """Warm up both towers, so that SE-CCL and the first broadcast start from something."""
-        return self.both_towers if "se_ccl" in self.components else None
+        return both_towers if "se_ccl" in self.components else None
 
     def server_objective(self) -> Objective | None:
         """SE-CCL, or the LLM alone."""
-        return self.se_ccl if "se_ccl" in self.components else None
-
-    @staticmethod
-    def both_towers(server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of the LLM and of each hosted SLM over the same features."""
-        features, present = server.features(batch)
-        text = (batch.instructions, batch.targets)
-        losses = {
-            f"lm_{name}": server.mean_loss(tower(features, present, *text))
-            for name, tower in server.towers.items()
-        }
-        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
-
-    def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of all towers and volume terms between them, so that knowledge flows both ways.
-
-        For the LLM and a hosted SLM there are four: the first two pull each path's vectors towards
-        the other model's view; the last two pull each model's view towards its own path's vectors
-        (docs/method.md, SE-CCL). Several hosted SLMs, one for each group of clients, meet the LLM
-        and not each other; what pulls the LLM's vectors is then the mean over the groups. The
-        contrast is between all samples of the global batch, on whatever ranks they are.
-        """
-        features, present = server.features(batch)
-        text = (batch.instructions, batch.targets)
-        paths = {name: t(features, present, *text) for name, t in server.towers.items()}
-        lm = {f"lm_{name}": server.mean_loss(path) for name, path in paths.items()}
-        exists = server.gather(paths["llm"].embeddings.vectors()[1])
-        classes = server.gather(self._classes(batch, exists.device))
-        (llm_view, llm_vectors), *slms = (
-            (server.gather(path.view), server.gather(path.embeddings.vectors()[0]))
-            for path in paths.values()
-        )
-
-        def contrast(anchors: Tensor, vectors: Tensor) -> VolumeContrast:
-            return self._contrast(anchors, vectors, exists, classes)
-
-        to_llm = [contrast(view.detach(), llm_vectors) for view, _ in slms]
-        to_slms = [contrast(llm_view.detach(), vectors) for _, vectors in slms]
-        within = [contrast(llm_view, llm_vectors.detach())]
-        within += [contrast(view, vectors.detach()) for view, vectors in slms]
-        terms = [c.loss / len(slms) for c in to_llm] + [c.loss for c in (*to_slms, *within)]
-        zero = lm["lm_llm"].new_zeros(())
-        volume = sum(terms, zero)
-        return {
-            "loss": sum(lm.values(), zero) + self.contrast_weight * volume,
-            **lm,
-            "volume": volume,
-            "volume_diagonal": to_llm[0].diagonal,
-            "volume_off_diagonal": to_llm[0].off_diagonal,
-            "gram_det": to_llm[0].gram_det,
-        }
-
-    def _contrast(
-        self, anchors: Tensor, vectors: Tensor, present: Tensor, classes: Tensor
-    ) -> VolumeContrast:
-        return volume_contrastive_loss(
-            anchors, vectors, present=present, classes=classes, temperature=self.temperature
-        )
-
-    def _classes(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return (B,) equal numbers for samples that are no negatives of each other.
-
-        Samples of the same target text, or at least of the same id. The numbers mean the same on
-        every rank.
-        """
-        names = batch.targets if self.class_aware else batch.ids
-        return torch.tensor([_number(name) for name in names], device=device)
-
-
-@lru_cache(maxsize=65536)
-def _number(name: str) -> int:
-    """Return 63 bits of a hash: two of a billion names are alike with a probability of 5 %."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+        return self.objectives.se_ccl if "se_ccl" in self.components else None
 
 
 def _means(rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
