@@ -1,6 +1,7 @@
 """Imports run one way, files stay short, and the package itself imports nothing heavy."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ RANK = {
     "differences": 0,
     "errors": 0,
     "functional": 1,
+    "lazy": 0,
     "names": 0,
     "types": 0,
     "class_paths": 1,
@@ -48,6 +50,8 @@ RANK = {
 # A method is a plug-in: what it takes to run one must work for a method that nobody here wrote.
 KNOW_METHODS = ("algorithms", "__init__", "cli")
 METHODS = ("mlecs", "eclm", "cdcca", "fedavg", "fedprox", "coplms", "standalone", "centralized")
+# Packages that import their names on first use, beside the top-level one.
+LAZY = ("report", "algorithms", "algorithms.mlecs", "algorithms.eclm", "algorithms.cdcca")
 # What no file of a layer up to and including this rank may import.
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 FABRIC = ("lightning.fabric", "lightning.Fabric", "lightning_fabric")
@@ -167,9 +171,14 @@ def test_sound_file_has_no_fault(file: str, source: str) -> None:
     assert faults(Path(file), source) == []
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
+# The report, and the sections that algorithms add to it, are read where nothing is trained.
+LIGHT = ("mlecs_lightning", *(f"mlecs_lightning.{name}" for name in LAZY))
+
+
+def test_importing_a_lazy_package_loads_nothing_heavy() -> None:
     program = (
-        "import sys, mlecs_lightning as m; m.__version__; dir(m); print(*sorted("
+        f"import sys, {', '.join(LIGHT)}; "
+        f"[dir(sys.modules[name]) for name in {LIGHT}]; print(*sorted("
         "{'torch', 'transformers', 'lightning', 'peft', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -179,6 +188,13 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("name", [n for n in mlecs_lightning.__all__ if n != "__version__"])
 def test_public_name_is_the_class_of_that_name(name: str) -> None:
     assert getattr(mlecs_lightning, name).__name__ == name
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_names_of_a_lazy_package_are_those_that_it_can_import(package: str) -> None:
+    lazy = importlib.import_module(f"mlecs_lightning.{package}")
+    assert dir(lazy) == sorted(lazy.__all__)
+    assert [getattr(lazy, name).__name__ for name in lazy.__all__] == lazy.__all__
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
