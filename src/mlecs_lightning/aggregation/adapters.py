@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +19,13 @@ from mlecs_lightning.functional import (
     trimmed_mean,
 )
 
-__all__ = ["AdapterAggregate", "AdapterAggregator", "Aggregation", "fit_rank"]
+__all__ = [
+    "AdapterAggregate",
+    "AdapterAggregator",
+    "Aggregation",
+    "GroupedAdapters",
+    "fit_rank",
+]
 
 Aggregation = Literal["separate", "stack", "svd", "freeze_a", "median", "trimmed_mean"]
 
@@ -28,34 +34,43 @@ _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterAggregate(Aggregate):
-    """The aggregated adapter, or one for each group of clients.
+    """The aggregated adapter of one group of clients.
 
     ``error`` is the relative Frobenius distance of the aggregated update B A from the exact
     weighted mean of the clients' updates, over all layers together; infinite if that mean is zero
     and the aggregate is not.
 
     Attributes:
-        adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
-        further: The aggregates of other groups of clients, by the tower that hosts them; ``error``
-            is then the largest of all groups, and ``clients`` their sum.
+        adapter: The aggregated tensors, under PEFT's names; empty if no client sent any.
     """
 
     adapter: dict[str, Tensor]
-    further: Mapping[str, AdapterAggregate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedAdapters(Aggregate):
+    """The aggregated adapters of all groups of clients.
+
+    ``error`` is the largest of all groups, ``clients`` their sum.
+
+    Attributes:
+        adapters: For each group with an update its aggregated adapter, by the tower that hosts it.
+    """
+
+    adapters: Mapping[str, dict[str, Tensor]]
 
     @classmethod
-    def of_groups(cls, groups: Mapping[str, AdapterAggregate]) -> AdapterAggregate:
-        """Combine the aggregates of several groups; a single one is returned as it is.
+    def of(cls, groups: Mapping[str, AdapterAggregate]) -> GroupedAdapters:
+        """Combine the aggregates of all groups.
 
         Args:
             groups: By the tower that hosts each, at least one.
         """
-        (_, first), *others = groups.items()
-        if not others:
-            return first
-        error = max(group.error for group in groups.values())
-        clients = sum(group.clients for group in groups.values())
-        return cls(adapter=first.adapter, error=error, clients=clients, further=dict(others))
+        return cls(
+            clients=sum(group.clients for group in groups.values()),
+            error=max(group.error for group in groups.values()),
+            adapters={host: group.adapter for host, group in groups.items() if group.clients},
+        )
 
 
 class AdapterAggregator:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator, Aggregation
+from mlecs_lightning.aggregation import AdapterAggregator, Aggregation, GroupedAdapters
 from mlecs_lightning.aggregation.adapters import fit_rank
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message, Schema
@@ -184,7 +184,7 @@ class FedAvg(LocalTraining):
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> AdapterAggregate:
+    ) -> GroupedAdapters:
         """Average the adapters of each group as they come in."""
         groups: dict[str, dict[str, LoraSettings]] = {}
         for client, host in self._hosts.items():
@@ -197,7 +197,7 @@ class FedAvg(LocalTraining):
                 weight=self.weight(message),
                 scaling=own.alpha / own.r,
             )
-        return AdapterAggregate.of_groups({host: total.result() for host, total in totals.items()})
+        return GroupedAdapters.of({host: total.result() for host, total in totals.items()})
 
     def _aggregator(self, clients: Mapping[str, LoraSettings]) -> AdapterAggregator:
         lora = self.hosted_lora(clients)
@@ -208,13 +208,25 @@ class FedAvg(LocalTraining):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: AdapterAggregate | None,
+        aggregate: GroupedAdapters | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
         """Host the averaged adapters, then train on public data."""
         if aggregate is not None:
-            server.module.load_adapter_state(aggregate.adapter)
-            for host, group in aggregate.further.items():
-                server.module.load_adapter_state(group.adapter, host=host)
+            for host, adapter in aggregate.adapters.items():
+                self.host_adapter(server.module, host, adapter)
         return super().server_update(server, aggregate, loaders, ctx)
+
+    def host_adapter(self, server: ServerModule, host: str, adapter: Mapping[str, Tensor]) -> None:
+        """Make an aggregated adapter the one that the server hosts.
+
+        A method with an optimiser on the server overrides this: it takes a step from the hosted
+        adapter towards the aggregated one.
+
+        Args:
+            server: The server's module.
+            host: The tower that hosts the adapter of a group of clients.
+            adapter: The group's aggregated adapter.
+        """
+        server.load_adapter_state(adapter, host=host)

@@ -64,8 +64,7 @@ def test_weights_by_hand(tiny: SimpleNamespace, values: dict[str, Any], expected
         )
     ]
     aggregate = algorithm.aggregate(iter(updates), CTX)
-    assert aggregate is not None
-    for tensor in aggregate.adapter.values():
+    for tensor in aggregate.adapters["slm"].values():
         torch.testing.assert_close(tensor, torch.full_like(tensor, expected))
 
 
@@ -78,7 +77,7 @@ def test_weights_of_a_run_by_hand(mlecs_run: SimpleNamespace, tiny: SimpleNamesp
         for c, t in up.items()
     ]
     aggregate = mlecs_run.algorithm.aggregate(iter(updates), CTX)
-    for name, tensor in aggregate.adapter.items():
+    for name, tensor in aggregate.adapters["slm"].items():
         mean = sum(up[c][f"adapter/{name}"] * n for c, n in counts.items()) / 5
         torch.testing.assert_close(tensor, mean, rtol=1e-5, atol=1e-8)
     assert aggregate.error == pytest.approx(mlecs_run.summary["aggregation_error"][0], rel=1e-6)
