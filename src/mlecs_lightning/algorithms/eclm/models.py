@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,18 @@ def adapter_faults(lora: LoraSettings) -> list[str]:
     ]
 
 
-class CloudParts(nn.Module):
+class _Parts(nn.Module):
+    """What ECLM adds to a module, under the name ``eclm``."""
+
+    @classmethod
+    def of(cls, module: MultimodalLM) -> Self:
+        """Return the parts that were added to a module."""
+        parts = module.get_submodule("eclm")
+        assert isinstance(parts, cls)
+        return parts
+
+
+class CloudParts(_Parts):
     """What the cloud has beside its model: the selector, and what it knows of each device.
 
     Buffers, so that a checkpoint of the server holds them. They change when updates are merged and
@@ -84,13 +96,6 @@ class CloudParts(nn.Module):
         self.register_buffer("budget", torch.ones(clients))
 
     @classmethod
-    def of(cls, server: MultimodalLM) -> CloudParts:
-        """Return those of a server."""
-        parts = server.get_submodule("eclm")
-        assert isinstance(parts, cls)
-        return parts
-
-    @classmethod
     def add(cls, server: ServerModule, modules: int, clients: int) -> None:
         """Divide the hosted model and let it answer; add the selector."""
         shape = divide(server, modules).shape
@@ -104,7 +109,7 @@ class CloudParts(nn.Module):
         return logits.float().softmax(dim=-1)
 
 
-class DeviceParts(nn.Module):
+class DeviceParts(_Parts):
     """What a device has beside its sub-model: the gate path, and what its gates were like.
 
     Attributes:
@@ -126,13 +131,6 @@ class DeviceParts(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.zeros(shape))
         self.register_buffer("samples", torch.zeros((), dtype=torch.int64))
-
-    @classmethod
-    def of(cls, edge: MultimodalLM) -> DeviceParts:
-        """Return those of an edge."""
-        parts = edge.get_submodule("eclm")
-        assert isinstance(parts, cls)
-        return parts
 
     @classmethod
     def add(cls, edge: EdgeModule, modules: int, modalities: Sequence[str]) -> None:

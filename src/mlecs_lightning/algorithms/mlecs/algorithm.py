@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import Aggregation
-from mlecs_lightning.algorithms.base import PassOrder, Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.algorithms.mlecs.objectives import (
     AMT_LOSSES,
@@ -67,11 +65,7 @@ class MLECS(FedAvg):
         alignment: Alignment = "volume",
         freeze_extractors: bool = True,
         private_contrast: bool = False,
-        steps: Steps | None = None,
-        order: PassOrder = "private_first",
-        aggregation: Aggregation = "separate",
-        adapter_mix: float = 1.0,
-        trim: float = 0.1,
+        **options: Any,
     ) -> None:
         """Set the method.
 
@@ -95,24 +89,14 @@ class MLECS(FedAvg):
                 sample is the mean direction of the representations that came down of public samples
                 with the same target text; where there are none the sample is left out. Nothing more
                 travels (our choice).
-            steps: See `FedAvg`.
-            order: See `FedAvg`.
-            aggregation: See `FedAvg`.
-            adapter_mix: See `FedAvg`.
-            trim: See `FedAvg`.
+            **options: See `FedAvg`.
 
         Raises:
             ValueError: If a value is out of range.
         """
         faults = FaultList()
         with faults.collecting():
-            super().__init__(
-                steps=steps,
-                order=order,
-                aggregation=aggregation,
-                adapter_mix=adapter_mix,
-                trim=trim,
-            )
+            super().__init__(**options)
         self.components = frozenset(_COMPONENTS if components is None else components)
         unknown = self.components - set(_COMPONENTS)
         if unknown:
