@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,16 @@ RANK = {
 }
 # A method is a plug-in: what it takes to run one must work for a method that nobody here wrote.
 KNOW_METHODS = ("algorithms", "__init__", "cli")
-METHODS = ("mlecs", "eclm", "cdcca", "fedavg", "fedprox", "coplms", "standalone", "centralized")
+# What names a method in code. "mlecs" is the name of the package as well: only the class counts.
+METHODS = re.compile(
+    r"(?<![A-Za-z])(?i:eclm|cdcca|fedavg|fedprox|coplms|standalone|centralized)|\bMLECS\b"
+)
+# What a table is compared with by default, and which bar of it is a bound and no rival.
+NAMED = {
+    ("report/command.py", "the algorithm that the others are compared with; MLECS, or the first"),
+    ("report/page.py", "MLECS"),
+    ("report/results/rows.py", "Centralized"),
+}
 # Packages that import their names on first use, beside the top-level one.
 LAZY = ("report", "algorithms", "algorithms.mlecs", "algorithms.eclm", "algorithms.cdcca")
 # What no file of a layer up to and including this rank may import.
@@ -93,9 +103,8 @@ def faults_of_import(layer: str, name: str) -> Iterator[str]:
     if within(name, ("mlecs_lightning",)):
         head = name.split(".")[1] if "." in name else "__init__"
         target = head if head in RANK else "__init__"  # a public name or __version__
-        if (target != layer and RANK[target] >= RANK[layer]) or (
-            target == "algorithms" and layer not in KNOW_METHODS
-        ):
+        above = target != layer and RANK[target] >= RANK[layer]
+        if above or (target == "algorithms" and layer not in KNOW_METHODS):
             yield f"{layer} may not import {target}"
     for highest, roots in BANNED_UP_TO.items():
         if RANK[layer] <= RANK[highest] and within(name, roots):
@@ -117,6 +126,77 @@ def faults(file: Path, source: str) -> list[str]:
     ]
     lines = source.count("\n")
     return found + ([f"{file}: {lines} lines, over {MAX_LINES}"] if lines > MAX_LINES else [])
+
+
+def names_and_texts(tree: ast.AST) -> Iterator[str]:
+    """Yield every identifier and every string that is no docstring."""
+    nodes = list(ast.walk(tree))
+    docstrings = {
+        id(node.value)
+        for node in nodes
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in nodes:
+        match node:
+            case ast.Constant(value=str(text)) if id(node) not in docstrings:
+                yield text
+            case (
+                ast.Name(id=name)
+                | ast.Attribute(attr=name)
+                | ast.arg(arg=name)
+                | ast.keyword(arg=str(name))
+                | ast.alias(name=name)
+                | ast.FunctionDef(name=name)
+                | ast.ClassDef(name=name)
+            ):
+                yield name
+
+
+def methods_named(source: str) -> set[str]:
+    return {text for text in names_and_texts(ast.parse(source)) if METHODS.search(text)}
+
+
+def test_nothing_but_the_algorithms_names_a_method() -> None:
+    """What it takes to run a method must work for one that nobody here wrote."""
+    named = {
+        (str(file), text)
+        for file in FILES
+        if layer_of(file) not in KNOW_METHODS
+        for text in methods_named((PACKAGE / file).read_text())
+    }
+    assert named == NAMED
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "isinstance(algorithm, ECLM)",
+        "module.eclm",
+        "def cdcca_parts(): ...",
+        "class FedAvgMixin: ...",
+        "from elsewhere import FedProx",
+        "kind == 'StandalonePublic'",
+        "f'{name} is no MLECS'",
+        "build(coplms=True)",
+        "def f(centralized): ...",
+    ],
+)
+def test_name_of_a_method_is_found(source: str) -> None:
+    assert len(methods_named(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "'''As ECLM does.'''",
+        "def f():\n    '''As ECLM does.'''  # and FedAvg",
+        "import mlecs_lightning",
+        "os.environ['MLECS_CACHE']",
+        "write('mlecs_config.json')",
+    ],
+)
+def test_other_names_are_no_methods(source: str) -> None:
+    assert methods_named(source) == set()
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
