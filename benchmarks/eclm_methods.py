@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlecs_lightning import MLECS, FedAvg, URFall
 from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator
 from mlecs_lightning.algorithms import LocalTraining
-from mlecs_lightning.algorithms.eclm.models import without_some_modalities
+from mlecs_lightning.algorithms.eclm.offline import without_some_modalities
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.base import Split
 from mlecs_lightning.modules import EdgeModule, MultimodalLM, Objective, ServerModule

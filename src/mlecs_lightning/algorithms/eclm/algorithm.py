@@ -11,7 +11,6 @@ from torch import Tensor
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.algorithms.eclm.derivation import Budget, Costs, InfeasibleBudgetError, derive
 from mlecs_lightning.algorithms.eclm.drift import GateStatistics
-from mlecs_lightning.algorithms.eclm.gating import load_balance, top_k_gates
 from mlecs_lightning.algorithms.eclm.merge import DeviceReport, MergedModules, ModuleMerger
 from mlecs_lightning.algorithms.eclm.models import (
     SIZES,
@@ -24,15 +23,14 @@ from mlecs_lightning.algorithms.eclm.models import (
     prototype_names,
     sizes,
     unpack,
-    without_some_modalities,
 )
+from mlecs_lightning.algorithms.eclm.offline import OfflineStage
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
+from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
-from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, ScalarField, Schema, TensorField
 
 __all__ = ["ECLM"]
@@ -118,10 +116,9 @@ class ECLM(LocalTraining):
             if not ok
         )
         faults.raise_any()
-        self.modules, self.active = modules, active
+        self.modules = modules
         self.budget, self.budgets = budget or Budget(), dict(budgets or {})
-        self.gate_noise, self.balance_weight = gate_noise, balance_weight
-        self.modality_dropout = modality_dropout
+        self.offline = OfflineStage(modules, active, gate_noise, balance_weight, modality_dropout)
         self.drift_significance = drift_significance
         self.rederive, self.refresh = rederive, refresh
 
@@ -198,23 +195,7 @@ class ECLM(LocalTraining):
 
     def warmup_objective(self) -> Objective | None:
         """L_LM of the modular model under gates, and the load-balancing loss."""
-        return self.offline
-
-    def offline(self, server: ServerModule, batch: Batch) -> Losses:
-        """L_LM(gated model) + weight * load balance; gates by noisy top-k of the selector."""
-        if server.training and self.modality_dropout:
-            batch = without_some_modalities(batch, self.modality_dropout)
-        features, present = server.features(batch)
-        tower, size = server.tower("slm"), len(batch.ids)
-        _, _, fused = tower.connector.latent(features, present)
-        logits = CloudParts.of(server).selector(fused)
-        active = torch.randint(self.active, self.modules + 1, (size,), device=logits.device)
-        noise = self.gate_noise if server.training else 0.0
-        gates, p = top_k_gates(logits, active, noise=noise)
-        with modular_of(server).gated(gates):
-            output = tower(features, present, batch.instructions, batch.targets)
-        lm, balance = server.mean_loss(output), load_balance(server.gather(p))
-        return {"loss": lm + self.balance_weight * balance, "lm": lm, "balance": balance}
+        return self.offline.loss
 
     # Down -----------------------------------------------------------------------------------
 

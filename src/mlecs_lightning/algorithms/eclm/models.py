@@ -33,7 +33,6 @@ __all__ = [
     "prototype_names",
     "sizes",
     "unpack",
-    "without_some_modalities",
 ]
 
 SIZES = ("submodel/modules", "submodel/parameters", "submodel/bytes")
@@ -177,14 +176,6 @@ class DeviceParts(_Parts):
     def measure(edge: EdgeModule, batch: Batch) -> Tensor:
         """Return the gates p (B, L, K) of a batch."""
         return DeviceParts.of(edge).gates(*edge.sensed(batch)).cpu()  # type: ignore[no-any-return]
-
-
-def without_some_modalities(batch: Batch, rate: float) -> Batch:
-    """Return a batch in which each sample lacks each modality with a probability; one is left."""
-    draw = torch.rand(batch.present.shape, device=batch.present.device)
-    draw = draw.masked_fill(~batch.present, -1.0)
-    keep = (draw >= rate) | (draw == draw.amax(dim=1, keepdim=True))
-    return batch._replace(present=batch.present & keep)
 
 
 def divide(module: MultimodalLM, modules: int) -> ModularMLPs:
