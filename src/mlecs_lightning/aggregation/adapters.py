@@ -74,31 +74,30 @@ class GroupedAdapters(Aggregate):
 
 
 class AdapterAggregator:
-    """Adds adapters one at a time; memory does not grow with their number, but for two methods.
+    """Aggregates adapters one at a time, mostly in memory that does not grow with their number.
 
-    ``median`` and ``trimmed_mean`` sort the clients' values, so they keep every adapter of the
-    round. They ignore the weights (our choice: a weight is a client's claim, and a hostile client
-    would claim a large one).
+    The exceptions are ``median`` and ``trimmed_mean``, which sort the clients' values and so keep
+    all adapters of a round. They ignore the weights (our choice: a client claims its own weight,
+    and a hostile one would claim a large one).
 
-    Each key has its own total of weights, so a key that some clients lack is averaged over those
-    that have it. The exact sum of the updates B A (`UpdateSum`) is kept beside the means; it is the
-    aggregate of ``stack`` and ``svd`` and the measure of the error of the others, except
-    ``freeze_a``, which is exact. What becomes an adapter is summed in float64, so that the order of
-    the clients does not show.
+    Each key has its own total weight, so a key that some clients lack is averaged over those that
+    have it. The exact sum of the updates B A (`UpdateSum`) is kept as well: it is the aggregate of
+    ``stack`` and ``svd``, and the reference for the error of the others except ``freeze_a``, which
+    is exact. Adapters are summed in float64, so that the order of the clients has no effect.
     """
 
     def __init__(
         self, method: Aggregation, *, rank: int, scaling: float, trim: float = 0.1
     ) -> None:
-        """Start with nothing.
+        """Start with no adapters.
 
         Args:
-            method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the
-                exact sum; ``freeze_a`` averages B where A is common to all; ``median`` and
-                ``trimmed_mean`` take A and B apart, coordinate by coordinate.
+            method: ``separate`` averages A and B separately; ``stack`` is exact; ``svd`` truncates
+                the exact mean; ``freeze_a`` averages B where all clients share A; ``median`` and
+                ``trimmed_mean`` treat A and B separately, coordinate by coordinate.
             rank: Rank of the result (of the hosted SLM's adapter).
             scaling: Scale alpha / r of the result.
-            trim: Share of the clients that ``trimmed_mean`` cuts off at each end, in [0, 0.5).
+            trim: Share of the clients that ``trimmed_mean`` drops at each end, in [0, 0.5).
         """
         self.method, self._rank, self._scaling, self._trim = method, rank, scaling, trim
         self._kept: list[dict[str, Tensor]] = []
@@ -112,7 +111,7 @@ class AdapterAggregator:
 
         Args:
             adapter: Tensors under PEFT's names.
-            weight: Its weight, positive and finite; only ratios matter.
+            weight: Its weight, positive and finite; only the ratios matter.
             scaling: Scale alpha / r of this client's adapter.
 
         Raises:
@@ -138,7 +137,7 @@ class AdapterAggregator:
             self._exact[layer].add(factors, weight=weight)
 
     def result(self) -> AdapterAggregate:
-        """Return the aggregate of all that was added."""
+        """Return the aggregate of all added adapters."""
         adapter = self._aggregated() if self._clients else {}
         return AdapterAggregate(adapter=adapter, error=self._error(adapter), clients=self._clients)
 
@@ -179,7 +178,7 @@ class AdapterAggregator:
 def fit_rank(
     adapter: Mapping[str, Tensor], *, scaling: float, rank: int, target_scaling: float
 ) -> dict[str, Tensor]:
-    """Return an adapter truncated (or padded) to a client's rank and scale, the nearest in norm.
+    """Return the nearest adapter, in the Frobenius norm, of a client's rank and scale.
 
     Args:
         adapter: The server's adapter, under PEFT's names.

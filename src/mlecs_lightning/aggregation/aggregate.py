@@ -1,4 +1,4 @@
-"""What an algorithm makes of the updates of a round."""
+"""The base class of what algorithms make of a round's updates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["Aggregate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate:
-    """What the trainer reads of an aggregate; an algorithm adds fields of its own in a subclass.
+    """The fields of an aggregate that the trainer reads; algorithms add their own in a subclass.
 
     Attributes:
-        clients: Number of updates that went in.
-        error: Relative distance of the aggregate from the exact weighted mean of the updates, where
-            there is such a mean; else 0.
+        clients: Number of aggregated updates.
+        error: Relative distance of the aggregate from the exact weighted mean of the updates; 0 for
+            algorithms without such a mean.
     """
 
     clients: int

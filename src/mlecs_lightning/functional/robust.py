@@ -14,7 +14,7 @@ def coordinate_median(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
     coordinate lies between the smallest and the largest value of the honest ones. Source: Yin et
     al. 2018 (arXiv 1803.01498, definition 1). With an even number of clients the mean of the two
     middle values, as in ``numpy.median``; a key that some clients lack is the median over those
-    that have it (our choice, as in :func:`weighted_mean`).
+    that have it (our choice).
 
     Args:
         states: Named tensors of each client, of one shape a key. Values should be finite; NaN
@@ -44,7 +44,7 @@ def trimmed_mean(states: Sequence[Mapping[str, Tensor]], *, trim: float) -> dict
     value of the honest clients as long as no more than ``floor(trim n)`` are hostile. Few clients
     and a small ``trim`` cut off nothing. Source: Yin et al. 2018 (arXiv 1803.01498, definition 2);
     rounding down as in ``scipy.stats.trim_mean``. A key that some clients lack is averaged over
-    those that have it (our choice, as in :func:`weighted_mean`).
+    those that have it (our choice).
 
     Args:
         states: Named tensors of each client, of one shape a key. Values should be finite; NaN

@@ -1,4 +1,4 @@
-"""ML-ECS (arXiv 2602.14107)."""
+"""ML-ECS: multimodal LLM edge-cloud collaboration (arXiv 2602.14107)."""
 
 from typing import TYPE_CHECKING
 

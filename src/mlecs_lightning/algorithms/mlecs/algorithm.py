@@ -33,24 +33,24 @@ _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
 
 
 class MLECS(FedAvg):
-    """The four components of ML-ECS, each of which can be left out.
+    """ML-ECS with its four components, each of which can be left out.
 
     One round:
 
-    1. The server sends each client its hosted adapter and, for the public ids that the client will
-       use, its fused representations.
-    2. ``ccl`` (edge, public data): L_LM + weight * L_vol, anchors = the received representations,
-       vectors = the client's own z_m and f. Extractors are frozen if wanted. *Without: L_LM
-       alone, no representations are sent.*
+    1. The server sends each client the hosted adapter and the server's fused representations of
+       the public samples that the client will use.
+    2. ``ccl`` (edge, public data): L_LM + lambda * L_vol; the anchors are the received
+       representations, the vectors are the client's z_m and f. Optionally the extractors are
+       frozen. *Without: L_LM alone, and no representations are sent.*
     3. ``amt`` (edge, private data): L_LM; extractors, connector and adapter train. *Without: no
-        private pass.*
-    4. The client sends its adapter, modality names and sample count.
-    5. ``mma`` (server): adapters averaged with weights |M_j|. *Without: FedAvg's weights, the
-        sample counts.*
+       private pass.*
+    4. The client sends its adapter, the names of its modalities and its sample count.
+    5. ``mma`` (server): adapters are averaged with weights |M_j|. *Without: with FedAvg's weights,
+       the sample counts.*
     6. ``se_ccl`` (server, public data): the LLM and the hosted SLM with the averaged adapter train
-       together and pull each other's vectors. *Without: the LLM trains alone.*
+       together and align their vectors. *Without: the LLM trains alone.*
 
-    Equations and what is ours in them: docs/method.md.
+    Equations, and which choices are ours: docs/method.md.
     """
 
     def __init__(
@@ -70,25 +70,24 @@ class MLECS(FedAvg):
         """Set the method.
 
         Args:
-            components: Those to use; all four by default.
-            temperature: tau of the volume contrast.
-            contrast_weight: lambda of L_vol.
-            class_aware: Samples of a batch with the same target text are no negatives of each
-                other.
-            representation: Which of the server's representations goes down: f of its ``connector``,
+            components: The components to use; all four by default.
+            temperature: Temperature tau of the volume contrast.
+            contrast_weight: Weight lambda of L_vol.
+            class_aware: Whether samples of a batch with the same target text are excluded from each
+                other's negatives.
+            representation: Which of its representations the server sends: f of its ``connector``,
                 or g of its ``backbone``.
-            weigh_by_samples: MMA weights |M_j| * n_j in place of |M_j|.
-            freeze_extractors: Whether CCL leaves the extractors as they are, as in the reference
-                configuration, where they are pretrained. Extractors that start from random weights
-                need every step they can get.
-            alignment: What draws a client to the server's representations: the contrast of volumes
-                over all z_m and f (``volume``), over f alone (``fused``: what the modalities know
-                of their own need not agree), or plain feature distillation, 1 - cos(f, anchor)
-                (``cosine``).
-            private_contrast: Whether AMT, too, minimises the contrast. The anchor of a private
-                sample is the mean direction of the representations that came down of public samples
-                with the same target text; where there are none the sample is left out. Nothing more
-                travels (our choice).
+            weigh_by_samples: Whether MMA weighs by |M_j| * n_j instead of |M_j|.
+            freeze_extractors: Whether CCL freezes the extractors, as in the reference
+                configuration, where they are pretrained. Extractors with random initial weights
+                need all the training they can get.
+            alignment: What aligns a client with the server's representations: the volume contrast
+                over all z_m and f (``volume``), over f alone (``fused``; the single modalities
+                need not agree), or feature distillation, 1 - cos(f, anchor) (``cosine``).
+            private_contrast: Whether AMT minimises the contrast as well. The anchor of a private
+                sample is the mean direction of the received representations of public samples with
+                the same target text; samples without such an anchor are left out. Nothing more is
+                sent (our choice).
             **options: See `FedAvg`.
 
         Raises:
@@ -121,7 +120,7 @@ class MLECS(FedAvg):
         )
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
-        """Say, beside FedAvg's faults, if a batch is too small for a contrast."""
+        """Add to FedAvg's faults a batch that is too small for a contrast."""
         faults = super().faults(clients, batch_size=batch_size)
         contrasts = sorted(self.components & {"ccl", "se_ccl"})
         if contrasts and batch_size < 2:
@@ -134,7 +133,7 @@ class MLECS(FedAvg):
     # Edge -----------------------------------------------------------------------------------
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
-        """Declare the adapter and, under CCL, representations with their ids."""
+        """Declare the adapter and, with CCL, representations and their ids."""
         schema = super().downlink(server, edge)
         if "ccl" not in self.components:
             return schema
@@ -147,7 +146,7 @@ class MLECS(FedAvg):
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
-        """Add the representations of the ids that each client will use in this round."""
+        """Add the representations of the public samples that each client will use."""
         if "ccl" not in self.components:
             yield from super().broadcast(server, loaders, ctx)
             return
@@ -161,7 +160,7 @@ class MLECS(FedAvg):
 
     @torch.no_grad()
     def _represent(self, server: ServerLearner, loaders: Loaders) -> Tensor:
-        """Return the server's representations of all public samples, (N, D), once a round."""
+        """Return the server's representations of all public samples, (N, D)."""
         batches = sequential_loader(loaders.public.table, 256)
         parts = server.map(batches, partial(ServerModule.represent, source=self.representation))
         return torch.cat(parts).float().cpu()
@@ -169,7 +168,7 @@ class MLECS(FedAvg):
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
     ) -> TrainingPass:
-        """CCL: train towards the server's representations."""
+        """CCL: align with the server's representations."""
         usual = super().public_pass(edge, loaders, ctx, broadcast)
         if "ccl" not in self.components:
             return usual
@@ -194,7 +193,7 @@ class MLECS(FedAvg):
         return usual._replace(objective=partial(self.objectives.amt, prototypes=prototypes))
 
     def losses(self) -> dict[str, tuple[str, ...]]:
-        """Name the losses of CCL and AMT beside L_LM alone."""
+        """Name the losses of CCL, AMT and plain passes."""
         return {
             **super().losses(),
             "ccl": CCL_LOSSES,
@@ -203,7 +202,7 @@ class MLECS(FedAvg):
 
     @staticmethod
     def _received(edge: EdgeLearner, broadcast: Message | None) -> tuple[Tensor, tuple[str, ...]]:
-        """Return the server's representations (N, D) and the public ids that they are of."""
+        """Return the received representations (N, D) and the ids of their public samples."""
         assert broadcast is not None
         ids = broadcast.scalars["ids"]
         assert isinstance(ids, tuple)
@@ -221,7 +220,7 @@ class MLECS(FedAvg):
         return len(modalities) * (samples if self.weigh_by_samples else 1.0)
 
     def warmup_objective(self) -> Objective | None:
-        """Warm up both towers, so that SE-CCL and the first broadcast start from something."""
+        """Warm up all towers, so that SE-CCL and the first broadcast start from trained models."""
         return both_towers if "se_ccl" in self.components else None
 
     def server_objective(self) -> Objective | None:
@@ -230,7 +229,7 @@ class MLECS(FedAvg):
 
 
 def _means(rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return for each name the direction of the mean of its rows (N, D), each of length 1."""
+    """Return for each name the mean of its rows (N, D), each normalised to length 1."""
     units = torch.nn.functional.normalize(rows, dim=-1)
     members: dict[str, list[int]] = {}
     for n, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The objectives of ML-ECS: L_LM, and the contrast of volumes between server and client."""
+"""The objectives of ML-ECS: L_LM and volume contrasts between server and client."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Alignment = Literal["volume", "fused", "cosine"]
 
 _VOLUME = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
 CCL_LOSSES = ("loss", "lm", *_VOLUME, "cosine_distance")
-"""All losses that `Objectives.ccl` may return."""
+"""The losses that `Objectives.ccl` may return."""
 AMT_LOSSES = ("loss", "lm", "volume")
-"""All losses that `Objectives.amt` may return."""
+"""The losses that `Objectives.amt` may return."""
 
 
 def both_towers(server: ServerModule, batch: Batch) -> Losses:
@@ -40,14 +40,14 @@ def both_towers(server: ServerModule, batch: Batch) -> Losses:
 
 @dataclass(frozen=True)
 class Objectives:
-    """CCL, AMT and SE-CCL, with the settings that they share; see `MLECS` for what each one means.
+    """The objectives of CCL, AMT and SE-CCL, and the settings that they share.
 
     Attributes:
-        temperature: tau of the volume contrast.
-        contrast_weight: lambda of L_vol.
-        class_aware: Whether samples of a batch with the same target text are no negatives.
-        alignment: What pulls a client towards the server's representations.
-        freeze_extractors: Whether CCL leaves the extractors unchanged.
+        temperature: Temperature tau of the volume contrast.
+        contrast_weight: Weight lambda of L_vol.
+        class_aware: Whether samples with the same target text are excluded from the negatives.
+        alignment: What aligns a client with the server's representations; see `MLECS`.
+        freeze_extractors: Whether CCL freezes the extractors.
     """
 
     temperature: float
@@ -59,7 +59,7 @@ class Objectives:
     def ccl(
         self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]
     ) -> Losses:
-        """L = L_LM + lambda * L_vol(server's representation; z_m, f), extractors frozen or not."""
+        """L = L_LM + lambda * L_vol(server's representation; z_m, f)."""
         with edge.frozen_extractors() if self.freeze_extractors else nullcontext():
             output = edge.read(batch)
         rows = torch.tensor([row[i] for i in batch.ids], device=anchors.device)
@@ -68,7 +68,7 @@ class Objectives:
     def amt(self, edge: EdgeModule, batch: Batch, *, prototypes: dict[str, Tensor]) -> Losses:
         """L = L_LM + lambda * L_vol(prototype of the sample's target; z_m, f).
 
-        Samples whose target no public sample has are left out of the contrast.
+        Samples whose target text has no prototype are left out of the contrast.
         """
         output = edge.read(batch)
         known = [n for n, target in enumerate(batch.targets) if target in prototypes]
@@ -85,13 +85,14 @@ class Objectives:
         }
 
     def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of all towers and volume terms between them, so that knowledge flows both ways.
+        """L_LM of all towers, and volume terms between them, so that both models learn.
 
-        For the LLM and a hosted SLM there are four: the first two pull each path's vectors towards
-        the other model's view; the last two pull each model's view towards its own path's vectors
-        (docs/method.md, SE-CCL). Several hosted SLMs, one for each group of clients, meet the LLM
-        and not each other; what pulls the LLM's vectors is then the mean over the groups. The
-        contrast is between all samples of the global batch, on whatever ranks they are.
+        For the LLM and one hosted SLM there are four terms: the first two align each tower's
+        vectors with the other model's view; the last two align each model's view with its own
+        tower's vectors (docs/method.md, SE-CCL). Several hosted SLMs, one for each group of
+        clients, are contrasted with the LLM but not with each other, and the term of the LLM's
+        vectors is the mean over the groups. The contrast covers all samples of the global batch, on
+        all ranks.
         """
         features, present = server.features(batch)
         text = (batch.instructions, batch.targets)
@@ -140,7 +141,7 @@ class Objectives:
         }
 
     def _drawn(self, output: TowerOutput) -> tuple[Tensor, Tensor]:
-        """Return the vectors that are drawn to the anchors, (B, K, D), and which are present."""
+        """Return the vectors to align with the anchors, (B, K, D), and which are present."""
         vectors, present = output.embeddings.vectors()
         drawn = slice(-1, None) if self.alignment == "fused" else slice(None)  # f is the last
         return vectors[:, drawn], present[:, drawn]
@@ -153,10 +154,9 @@ class Objectives:
         )
 
     def _classes(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return (B,) equal numbers for samples that are no negatives of each other.
+        """Return (B,) class numbers; samples of one class are no negatives of each other.
 
-        Samples of the same target text, or at least of the same id. The numbers mean the same on
-        every rank.
+        A class is a target text, or else an id. The numbers agree between ranks.
         """
         names = batch.targets if self.class_aware else batch.ids
         return torch.tensor([_number(name) for name in names], device=device)
@@ -164,5 +164,5 @@ class Objectives:
 
 @lru_cache(maxsize=65536)
 def _number(name: str) -> int:
-    """Return 63 bits of a hash: two of a billion names are alike with a probability of 5 %."""
+    """Return 63 bits of a hash: among a billion names, two collide with a probability of 5 %."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
