@@ -1,4 +1,4 @@
-"""CD-CCA (arXiv 2312.16279): uncertain tokens up, distillation in the cloud."""
+"""CD-CCA: cloud-device collaborative continual adaptation (arXiv 2312.16279)."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""ECLM (arXiv 2311.11083): devices with parts of one model."""
+"""ECLM: sub-models of a modular cloud model for devices (arXiv 2311.11083)."""
 
 from typing import TYPE_CHECKING
 

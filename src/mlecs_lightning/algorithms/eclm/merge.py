@@ -1,4 +1,4 @@
-"""Streaming merge of what devices learned, module by module (ECLM)."""
+"""Streaming merge of the modules that devices trained (ECLM)."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ class MergedModules(Aggregate):
 
 
 class ModuleMerger:
-    """Adds the modules of one device at a time; memory does not grow with their number.
+    """Averages each module over the devices that trained it, one device at a time.
 
-    Each module has its own total of weights: the result is the weighted mean over the devices that
-    trained it. A device's adapter is linear in what it sends (the trunk is common to all), so the
-    mean of what is sent is the mean of the weight updates, exactly. Sums are in float64, so that
-    the order of the devices does not show.
+    Memory does not grow with the number of devices. Each module has its own total weight. A
+    device's weight update is linear in the adapters that it sends (the trunk is common to all), so
+    the mean of these adapters gives exactly the mean update. Sums are in float64, so that the order
+    of the devices has no effect.
     """
 
     def __init__(self, modules: int, size: int) -> None:
-        """Start with nothing.
+        """Start with no devices.
 
         Args:
-            modules: Number of modules N of the cloud's model.
-            size: Numbers of a module's own adapter.
+            modules: Number N of modules of the cloud's model.
+            size: Number of values of a module's own adapter.
         """
         self._sums = torch.zeros(modules, size, dtype=torch.float64)
         self._weights = torch.zeros(modules, dtype=torch.float64)
@@ -71,14 +71,14 @@ class ModuleMerger:
         """Add the modules of one device.
 
         Args:
-            index: (n,) their numbers.
+            index: (n,) the numbers of the modules.
             rows: (n, size) their adapters.
-            weights: (N,) how much each module counts; those of weight zero do not.
-            allowed: (N,) bool, the modules that the device was given. Rows of others are dropped,
-                and all rows if there are more or fewer than numbers.
+            weights: (N,) the weight of each module; modules of weight zero do not count.
+            allowed: (N,) bool, the modules that the device was assigned. Rows of others are
+                dropped; so are all rows if their number differs from that of the indices.
 
         Returns:
-            (N,) bool, the modules that it trained.
+            (N,) bool, the modules that the device trained.
         """
         trained = torch.zeros_like(allowed)
         if len(rows) != len(index):

@@ -490,7 +490,7 @@ def test_a_device_that_lies_is_left_out(
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),
-        ({"train_device": True}, "train_device goes with distillation: none, got 'akd'"),
+        ({"train_device": True}, "train_device needs distillation: none, got 'akd'"),
     ],
 )
 def test_settings_without_sense_are_refused(values: dict[str, Any], words: str) -> None:

@@ -135,5 +135,5 @@ def test_extractors_that_are_not_the_cloud_s_are_refused(
 ) -> None:
     own = {"fourier": {"class_path": "VectorMLP", "init_args": {"width": 5}}}
     clients = {"hall": ClientSettings(["fourier"], extractors=own)}
-    with pytest.raises(ConfigurationError, match=r"clients\.hall: ECLM hands out the cloud's"):
+    with pytest.raises(ConfigurationError, match=r"clients\.hall: ECLM sends the cloud's"):
         tiny.build(eclm(), divided(clients=clients))
