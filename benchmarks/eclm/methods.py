@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning import MLECS, FedAvg, URFall
-from mlecs_lightning.aggregation import AdapterAggregator, Aggregate
+from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator
 from mlecs_lightning.algorithms import LocalTraining
-from mlecs_lightning.algorithms.eclm.models import without_some_modalities
+from mlecs_lightning.algorithms.eclm.offline import without_some_modalities
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.base import Split
 from mlecs_lightning.modules import EdgeModule, MultimodalLM, Objective, ServerModule
@@ -103,7 +103,7 @@ class FullModel(LocalTraining):
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
+    ) -> AdapterAggregate:
         """Average by samples; a weight that only some devices have, over those."""
         total = AdapterAggregator("freeze_a", rank=1, scaling=1.0)
         for _, message in updates:
@@ -115,7 +115,7 @@ class FullModel(LocalTraining):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: AdapterAggregate | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:

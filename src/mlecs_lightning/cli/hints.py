@@ -10,13 +10,17 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
+from mlecs_lightning import algorithms
 from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.data import FederatedDataModule, Schedule
+from mlecs_lightning.lazy import import_all
 from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.wire import Codec
 
 __all__ = ["innermost", "known_names"]
+
+# jsonargparse, and the hints below, know a class by its bare name once it has been imported.
+import_all(algorithms)
 
 _BASES: dict[str, type] = {
     "data": FederatedDataModule,

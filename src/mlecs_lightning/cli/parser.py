@@ -18,7 +18,6 @@ from lightning.pytorch.cli import (
     OptimizerCallable,
 )
 
-import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
 from mlecs_lightning.cli.config import PARSER_MODE, ConfigFile, completed
 from mlecs_lightning.cli.hints import innermost, known_names
 from mlecs_lightning.clients import FederationSettings

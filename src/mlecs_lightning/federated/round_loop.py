@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
-from mlecs_lightning.aggregation.adapters import Aggregate
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.federated.exchange import Exchange
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators

@@ -14,7 +14,7 @@ def coordinate_median(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
     every coordinate is between the smallest and the largest value of the honest ones. Source: Yin
     et al. 2018 (arXiv 1803.01498, definition 1). With an even number of clients it is the mean of
     the two middle values, as in ``numpy.median``. The median of a key is over the clients that have
-    it (our choice, as in :func:`weighted_mean`).
+    it (our choice).
 
     Args:
         states: Named tensors of each client, with the same shape for a key. Values should be
@@ -44,7 +44,7 @@ def trimmed_mean(states: Sequence[Mapping[str, Tensor]], *, trim: float) -> dict
     malicious, the result is between the smallest and the largest value of the honest ones. With few
     clients and a small ``trim``, nothing is removed. Source: Yin et al. 2018 (arXiv 1803.01498,
     definition 2); rounding down as in ``scipy.stats.trim_mean``. The mean of a key is over the
-    clients that have it (our choice, as in :func:`weighted_mean`).
+    clients that have it (our choice).
 
     Args:
         states: Named tensors of each client, with the same shape for a key. Values should be

@@ -1,4 +1,4 @@
-"""One round: its context, who takes part, what may fail, and the steps of an algorithm."""
+"""A round: its context and participants, the steps of an algorithm, and client failures."""
 
 from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
 from mlecs_lightning.rounds.bounds import UpdateLimits

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlecs_lightning.algorithms.mlecs import algorithm
+from mlecs_lightning.algorithms.mlecs import objectives
 from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
 
 Fit = Callable[..., SimpleNamespace]
@@ -45,7 +45,7 @@ def run(
 
     options = ("--trainer.accelerator", accelerator, "--trainer.precision", precision)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(algorithm, "volume_contrastive_loss", spy)
+        patch.setattr(objectives, "volume_contrastive_loss", spy)
         ran = fit(tmp_path_factory.mktemp(precision), *options)
     half = HALF[request.param]
     return SimpleNamespace(**vars(ran), half=half, options=options, contrasts=contrasts)

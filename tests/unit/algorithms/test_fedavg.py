@@ -124,8 +124,7 @@ def test_a_client_counts_by_its_samples(tiny: SimpleNamespace) -> None:
         )
     ]
     aggregate = algorithm.aggregate(iter(updates), RoundContext(0, 0, federation.clients))
-    assert aggregate is not None
-    for tensor in aggregate.adapter.values():
+    for tensor in aggregate.adapters["slm"].values():
         torch.testing.assert_close(tensor, torch.full_like(tensor, 0.1 + 0.6 + 6.0))
     assert aggregate.clients == 3
 
@@ -393,8 +392,8 @@ def test_faults_of_the_arguments_are_named_together() -> None:
 def test_a_trimmed_mean_that_cuts_off_nobody_is_a_fault() -> None:
     clients = {name: LoraSettings(4, 8) for name in "abcde"}
     assert FedAvg(aggregation="trimmed_mean").faults(clients, batch_size=1) == [
-        "algorithm.init_args.trim is 0.1: of 5 clients it cuts off nobody; 'trimmed_mean' needs at "
-        "least 1/5 here (and below 0.5), 'median' needs none"
+        "algorithm.init_args.trim is 0.1: of 5 clients it drops none; 'trimmed_mean' needs at "
+        "least 1/5 here (and below 0.5), 'median' needs no trim"
     ]
     assert FedAvg(aggregation="trimmed_mean", trim=0.2).faults(clients, batch_size=1) == []
     for aggregation in ("median", "separate"):

@@ -1,4 +1,4 @@
-"""What each process of `test_eclm_ddp.py` does with its part of two batches of seven."""
+"""What each process of `test_algorithm_ddp.py` does with its part of two batches of seven."""
 
 import os
 from typing import Any

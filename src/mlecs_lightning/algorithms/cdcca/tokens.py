@@ -1,32 +1,34 @@
-"""Token features as a message: what an extractor makes of a sample, without the sample's target."""
+"""Token features, the outputs of the extractors, and their form as a message."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.wire.messages import Message, ScalarField, Schema, TensorField
 
-__all__ = ["MAX_FEATURE", "Tokens"]
+__all__ = ["MAX_FEATURE", "TokenAggregate", "Tokens"]
 
 MAX_FEATURE = 1e4
-"""Largest magnitude of a feature that is believed.
+"""Largest magnitude of a feature that the server accepts.
 
-Our choice: far beyond what an extractor gives, and small enough that no sum of its square is
-infinite in float32. Without it a hostile device could make the cloud's loss infinite.
+Our choice: far beyond the output of any extractor, and small enough that sums of squares stay
+finite in float32. Without it a hostile device could make the cloud's loss infinite.
 """
 
 
 class Tokens(NamedTuple):
-    """Features of N samples; a token is what one modality's extractor makes of one sample.
+    """Features of N samples; a token is the output of one modality's extractor for one sample.
 
     Attributes:
-        features: For each of the K modalities (N, F) float32; zero where the token is not there.
-        present: (N, K) bool, which tokens are there.
-        instructions: What the model was asked, length N.
+        features: For each of the K modalities (N, F) float32; zero where the token is absent.
+        present: (N, K) bool, which tokens are present.
+        instructions: The instruction of each sample, length N.
     """
 
     features: dict[str, Tensor]
@@ -40,7 +42,7 @@ class Tokens(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The number of tokens that are there."""
+        """The number of present tokens."""
         return int(self.present.sum())
 
     def rows(self, indices: Sequence[int]) -> Tokens:
@@ -53,7 +55,7 @@ class Tokens(NamedTuple):
         )
 
     def only(self, chosen: Tensor) -> Tokens:
-        """Return the tokens at (M, 2) rows and columns, and the samples that have any of them."""
+        """Return the tokens at (M, 2) rows and columns, for the samples that have any of them."""
         keep = torch.zeros_like(self.present)
         keep[chosen[:, 0], chosen[:, 1]] = True
         present = self.present & keep
@@ -66,7 +68,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens]) -> Tokens:
-        """Return the samples of all parts, one behind the other.
+        """Return the samples of all parts, concatenated.
 
         Raises:
             ValueError: If there are no parts.
@@ -83,10 +85,10 @@ class Tokens(NamedTuple):
 
     @staticmethod
     def schema(widths: Mapping[str, int]) -> Schema:
-        """Declare token features, their positions, and what the model was asked.
+        """Declare token features, their positions, and the instructions.
 
         Args:
-            widths: For each modality the number F of its features.
+            widths: For each modality the width F of its features.
         """
         places = {f"positions/{m}": TensorField((None,), torch.int16) for m in widths}
         return Schema(
@@ -99,7 +101,7 @@ class Tokens(NamedTuple):
         )
 
     def message(self) -> Message:
-        """Return the tokens that are there, the rows that they belong to, and each text once."""
+        """Return the present tokens, the rows that they belong to, and each instruction once."""
         texts = tuple(dict.fromkeys(self.instructions))
         tensors: dict[str, Tensor] = {
             "asked/which": torch.tensor(
@@ -114,7 +116,7 @@ class Tokens(NamedTuple):
 
     @staticmethod
     def faults(message: Message, modalities: Sequence[str]) -> list[str]:
-        """Say what makes no sense in a message of the declared form."""
+        """List invalid values in a message that is valid under the schema."""
         texts, which = message.scalars["instructions"], message.tensors["asked/which"]
         assert isinstance(texts, tuple)
         faults = []
@@ -144,3 +146,14 @@ class Tokens(NamedTuple):
             present[rows, k] = True
             features[m] = torch.zeros(len(which), tokens.shape[1]).index_copy(0, rows, tokens)
         return cls(features, present, tuple(texts[int(i)] for i in which))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAggregate(Aggregate):
+    """The token features that the devices sent in a round.
+
+    Attributes:
+        tokens: The samples of all devices, in the order of the devices.
+    """
+
+    tokens: Tokens

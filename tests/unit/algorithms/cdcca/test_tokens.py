@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.wire import Channel, Message
-from mlecs_lightning.wire.tokens import Tokens
 
 WIDTHS = {"acc": 3, "depth": 2}
 ABOUT: dict[str, Any] = {"direction": "uplink", "client": "hall", "round": 0}
