@@ -1,4 +1,4 @@
-"""What crosses the border between a client and the server."""
+"""What clients and the server exchange: messages, schemas, and the channel that checks them."""
 
 from mlecs_lightning.wire.channel import Channel, MessageLimits
 from mlecs_lightning.wire.codec import DWC, Codec

@@ -1,4 +1,4 @@
-"""The only border between devices and cloud: serialises, checks, counts, refuses."""
+"""The channel between devices and cloud: serialises, checks, and counts every message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOTHING: Mapping[str, Tensor] = {}
 
 
 def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[str]:
-    """Say everything that is wrong with a message."""
+    """Return everything that is wrong with a message."""
     forms = {**schema.tensors, **schema.optional}
     faults = [f"undeclared tensor {k!r}" for k in sorted(message.tensors.keys() - forms)]
     faults += [f"missing tensor {k!r}" for k in sorted(schema.tensors.keys() - message.tensors)]
@@ -54,7 +54,7 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
 
 
 def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int) -> list[str]:
-    """Say what in an envelope is not as expected; it holds these two entries and no other."""
+    """Return what is wrong with an envelope: it holds these two entries and nothing else."""
     expected: dict[str, Scalar] = {"client": client, "round": round}
     faults = [f"undeclared {k!r} in the envelope" for k in sorted(envelope.keys() - expected)]
     return faults + [
@@ -65,11 +65,11 @@ def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int)
 
 
 class Delivery(NamedTuple):
-    """A message that has passed the border.
+    """A message that has passed all checks.
 
     Attributes:
         message: As the receiver reads it, on the CPU.
-        sizes: Its bytes by component, for the ledger.
+        sizes: Number of bytes of each component, for the ledger.
     """
 
     message: Message
@@ -77,12 +77,12 @@ class Delivery(NamedTuple):
 
 
 class Parcel(NamedTuple):
-    """A message ready to cross the border.
+    """A serialised message.
 
     Attributes:
         data: The bytes.
-        memory: What the sender has to remember for its next message; empty without a codec.
-        error: Relative error of the update that the receiver will read; ``None`` without a codec.
+        memory: What the sender must keep for its next message; empty without a codec.
+        error: Relative error of the update as the receiver will read it; ``None`` without a codec.
     """
 
     data: bytes
@@ -114,11 +114,11 @@ class MessageLimits:
 
 
 class Channel:
-    """Carries messages over the border, in one process as real bytes.
+    """Carries messages between clients and the server.
 
-    What arrives is what was decoded from the bytes, never the sender's object: a simulated
-    federation can share nothing by accident. Every message says who it belongs to and in which
-    round it was written, so that none can be taken for another's or for that of a later round.
+    Within one process, too, the receiver reads what was decoded from bytes, never the sender's
+    object, so a simulated federation cannot share anything by accident. Every message names its
+    client and its round, so it cannot be mistaken for another client's or for a later one.
     """
 
     def __init__(self, limits: MessageLimits | None = None, *, codec: Codec | None = None) -> None:
@@ -141,16 +141,16 @@ class Channel:
         known: Mapping[str, Tensor] = _NOTHING,
         memory: Mapping[str, Tensor] = _NOTHING,
     ) -> Parcel:
-        """Return the bytes of a message as they cross the border, by the codec if there is one.
+        """Serialise a message, compressed if there is a codec.
 
         Args:
             message: The message.
             schema: Its declaration.
             direction: ``uplink`` or ``downlink``.
-            client: The client at the one end.
-            round: The round under way.
-            known: Tensors that both ends hold, by name.
-            memory: What the sender remembers of its last message of this direction.
+            client: The client that sends or receives it.
+            round: The current round.
+            known: Tensors that both sides hold, by name.
+            memory: What the sender kept from its last message in this direction.
 
         Raises:
             ChannelError: If the message cannot be written.
@@ -162,7 +162,7 @@ class Channel:
         return Parcel(data, packed.memory, packed.error)
 
     def send(self, message: Message, *, client: str, round: int) -> bytes:
-        """Return the bytes of a message with its envelope.
+        """Serialise a message with its envelope.
 
         Raises:
             ChannelError: If the message cannot be written.
@@ -179,20 +179,20 @@ class Channel:
         round: int,
         known: Mapping[str, Tensor] = _NOTHING,
     ) -> Delivery:
-        """Read and check what came over the wire.
+        """Read and check a message.
 
         Args:
             data: The bytes.
             schema: What the algorithm declared for this direction and client.
             direction: ``uplink`` or ``downlink``.
-            client: The client at the one end: the envelope must name it.
-            round: The round under way: the envelope must name it.
+            client: The client that sends or receives it; the envelope must name it.
+            round: The current round; the envelope must name it.
             known: As in `pack`.
 
         Raises:
-            ChannelError: If the message is too long, unreadable, of another client or round, or
-                anything in it is undeclared, missing, of another shape, dtype or type, not finite,
-                or too large; or if the codec cannot make sense of it.
+            ChannelError: If the message is too large, unreadable, or from another client or round;
+                if anything in it is undeclared, missing, not finite, or of the wrong shape, dtype
+                or type; or if the codec cannot decode it.
         """
         try:
             if self._limits.max_bytes is not None and len(data) > self._limits.max_bytes:
@@ -209,14 +209,14 @@ class Channel:
             if faults:
                 raise ChannelError("; ".join(faults))
         except (ChannelError, CodecError) as error:
-            # Names and values come from the sender: the reason must not be as long as the message.
+            # Names and values come from the sender, so the reason could be as long as the message.
             reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
             raise ChannelError(f"{direction} of client {client!r} refused: {reason}") from error
         return Delivery(message, sizes)
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:
-    """Split a message's bytes: tensors by component, the rest (names, scalars) is ``header``."""
+    """Count bytes by component; names, scalars and the rest of the format are ``header``."""
     sizes: Counter[str] = Counter()
     for name, tensor in message.tensors.items():
         sizes[component_of(name)] += tensor.numel() * tensor.element_size()
