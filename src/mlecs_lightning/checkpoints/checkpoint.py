@@ -1,4 +1,4 @@
-"""One file a round, from which a run goes on as if it had never stopped."""
+"""Checkpoints: one file per round, from which a run resumes with identical results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-# Options that say where and how a run goes on, not what it computes.
+# Options that do not change what a run computes.
 _FREE = {
     *("config", "ckpt_path", "warmup", "data.init_args.root", "data.init_args.num_workers"),
     *("data.init_args.cache_dir", "data.init_args.allowed_roots"),
@@ -50,23 +50,22 @@ _FREE = {
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is not there, cannot be read, or does not fit; says which and why."""
+    """A checkpoint is missing, unreadable, or does not fit; says which and why."""
 
 
 def save_checkpoint(
     folder: Path, state: dict[str, Any], *, round: int, complete: bool = True
 ) -> Path:
-    """Write the checkpoint of a round: to a temporary name, synced, then renamed.
+    """Write the checkpoint of a round to a temporary file, sync it, and rename it.
 
-    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file, which the
-    run that goes on removes.
+    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file, which is
+    removed on resume.
 
     Args:
         folder: The run's ``checkpoints`` folder; made if missing.
-        state: Tensors, numbers, strings, lists and dicts only, so that a weights-only load reads
-            it.
-        round: Number of the round that has ended, or is under way.
-        complete: Whether it has ended. A complete checkpoint takes the place of partial ones.
+        state: Only tensors, numbers, strings, lists and dicts, so a weights-only load can read it.
+        round: Number of the current round.
+        complete: Whether the round has ended. A complete checkpoint replaces partial ones.
 
     Returns:
         The file's path.
@@ -84,8 +83,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, weights only: nothing in the file is executed.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable or of another format version; if it is
-            damaged, it names the newest sound one beside it.
+        CheckpointError: If the file is missing, damaged or of another format version. For a damaged
+            file the message names the newest intact one beside it.
     """
     if not path.is_file():
         raise CheckpointError(f"ckpt_path: no file {str(path)!r}")
@@ -103,10 +102,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any]:
-    """Return a client's state that a checkpoint holds, or that of the file it names.
+    """Return a client's state from a checkpoint, or from the file that the checkpoint names.
 
     Raises:
-        CheckpointError: If the file is damaged or gone; it names the newest sound checkpoint.
+        CheckpointError: If the file is damaged or missing; names the newest intact checkpoint.
     """
     if isinstance(saved, dict):
         return saved
@@ -118,7 +117,7 @@ def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any
 
 
 def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
-    """Return what is wrong with a checkpoint, and which other one of its folder to go on from."""
+    """Return the error for a damaged checkpoint; it names an intact one of the same folder."""
     others = [each.path for each in checkpoints(path.parent) if each.path.name != path.name]
     sound = next((other for other in reversed(others) if _is_sound(other)), None)
     remedy = (
@@ -130,7 +129,7 @@ def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
 
 
 def _is_sound(path: Path) -> bool:
-    """Return whether a checkpoint and all files that it names can be read."""
+    """Return whether a checkpoint and all client files that it names are readable."""
     try:
         clients = load_tensors(path).get("clients", {})
         for saved in clients.values():
@@ -142,7 +141,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def checkpoint_of(run: Path) -> Path:
-    """Return the newest complete checkpoint of a run folder, or the path itself if it is a file.
+    """Return the newest complete checkpoint of a run folder; a path to a file is returned as is.
 
     Raises:
         CheckpointError: If there is none.
@@ -161,9 +160,9 @@ def checkpoint_of(run: Path) -> Path:
 def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     """Resolve ``last``, ``best`` or a file name.
 
-    ``last`` is the newest state of the newest version that has any, be it in the middle of a round;
-    ``best`` is the round of that version with the best monitored value, as the last checkpoint's
-    history tells.
+    ``last`` is the newest checkpoint of the newest version that has any, complete or partial.
+    ``best`` is the round of that version with the best monitored value, according to the history in
+    its last checkpoint.
 
     Args:
         ckpt_path: ``last``, ``best`` or a path.
@@ -204,18 +203,18 @@ def check_config(
     *,
     same: Callable[[object, object], bool] = operator.eq,
 ) -> None:
-    """Refuse to go on with another configuration than that of the checkpoint.
+    """Refuse to resume with a configuration that differs from that of the checkpoint.
 
-    Options that change nothing of what is computed may differ: where, on how many devices, how
-    long, what is shown.
+    Options that do not change the results may differ, such as paths, devices, the number of rounds,
+    and progress bars.
 
     Args:
         saved: The configuration in the checkpoint.
-        present: That of this run.
-        same: Whether two values mean the same.
+        present: The configuration of this run.
+        same: Whether two values are equivalent.
 
     Raises:
-        CheckpointError: If anything else differs; it names every key with both values.
+        CheckpointError: If anything else differs; names every key with both values.
     """
     if not saved or not present:
         return  # a trainer that was used from Python without a configuration

@@ -1,4 +1,4 @@
-"""Whether the parties can go through all rounds of a run."""
+"""Checks that clients and schedulers suffice for all rounds of a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["check_rounds"]
 
 
 def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
-    """Count the clients, and step the scheduler of every party as often as the run will.
+    """Check the number of clients, and step every scheduler as often as the run will.
 
-    Some know how many steps they take, `OneCycleLR` for one, and refuse another: in the middle of a
-    run, if nobody asks before.
+    Some schedulers, such as `OneCycleLR`, take a fixed number of steps and would otherwise fail in
+    the middle of a run.
 
     Args:
         parties: Their settings.
@@ -59,7 +59,7 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
 
 
 def _fault(settings: ModelSettings, steps: int, *, key: str) -> str | None:
-    """Say that a scheduler takes fewer steps, ``None`` if it does not."""
+    """Return the fault of a scheduler that ends too early, or ``None``."""
     if settings.lr_scheduler is None:
         return None
     parameter = torch.nn.Parameter(torch.zeros(1, 1))
@@ -71,7 +71,7 @@ def _fault(settings: ModelSettings, steps: int, *, key: str) -> str | None:
     for taken in range(steps):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the optimiser has not stepped
+                warnings.simplefilter("ignore")  # "the optimiser has not stepped"
                 scheduler.step()
         except ValueError as error:
             given = settings.lr_scheduler.get("init_args") or {}

@@ -16,7 +16,7 @@ from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.metrics import BertScore, ReferencedText, TextMetrics, constant_row
-from mlecs_lightning.rounds.failures import EvaluationError, Fault, FaultLog, Note, raised
+from mlecs_lightning.rounds.failures import EvaluationError, Failure, FailureLog, Note, raised
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.types import Batch
 
@@ -75,7 +75,7 @@ class Evaluator:
         self._metrics = TextMetrics(
             reader, len(data.classes) or None, bertscore=template, sync_on_compute=False
         ).to(fabric.device)
-        self.faults = FaultLog()
+        self.failures = FailureLog()
         """Record of clients whose evaluation failed; a run puts its own here."""
         self.note: Note = lambda client, text: log.debug("client %r: %s", client, text)
         """Writes the full text of their exceptions; a run puts the clients' own files here."""
@@ -117,7 +117,7 @@ class Evaluator:
         stage: str,
         round: int,
     ) -> dict[str, T]:
-        """Evaluate every client; an exception of one is a fault of that client alone.
+        """Evaluate every client; an exception of one is a failure of that client alone.
 
         Every rank evaluates its own clients; all ranks get all results.
 
@@ -133,7 +133,7 @@ class Evaluator:
         Raises:
             EvaluationError: If all have failed.
         """
-        own: dict[str, T | Fault | None] = {}
+        own: dict[str, T | Failure | None] = {}
         for client in federation.own:
             try:
                 own[client] = evaluate(federation.edge(client))
@@ -143,14 +143,14 @@ class Evaluator:
                 )
         merged = federation.ranks.merge(own)
         found = {c: r for c in federation.clients if (r := merged[c]) is not None}
-        failed = [result for result in found.values() if isinstance(result, Fault)]
-        self.faults.faults += failed
-        reasons = "\n".join(fault.reason for fault in failed)
+        failed = [result for result in found.values() if isinstance(result, Failure)]
+        self.failures.failures += failed
+        reasons = "\n".join(failure.reason for failure in failed)
         if failed and len(failed) == len(found):
             raise EvaluationError(f"round {round}: no client could be evaluated:\n{reasons}{_KEPT}")
         if failed:
             rank_zero_warn(f"{len(failed)} of {len(found)} clients have no scores:\n{reasons}")
-        return {c: result for c, result in found.items() if not isinstance(result, Fault)}
+        return {c: result for c, result in found.items() if not isinstance(result, Failure)}
 
     @staticmethod
     def _of_server(

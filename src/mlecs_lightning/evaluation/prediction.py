@@ -8,8 +8,8 @@ from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError
-from mlecs_lightning.checkpoints.models import SavedModels
-from mlecs_lightning.clients.ranks import Ranks, spread
+from mlecs_lightning.checkpoints.models import CheckpointModels
+from mlecs_lightning.clients.ranks import Ranks, assign_clients
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def predictions_of(
-    saved: SavedModels,
+    saved: CheckpointModels,
     data: FederatedDataModule,
     *,
     fabric: Fabric,
@@ -72,7 +72,7 @@ def predictions_of(
             return f"{party}, stage 'predict': {type(error).__name__}: {error}"
 
     own: dict[str, list[dict[str, str]] | str] = {}
-    for client, rank in spread(dict.fromkeys(saved.trained, 1.0), ranks.size).items():
+    for client, rank in assign_clients(dict.fromkeys(saved.trained, 1.0), ranks.size).items():
         if rank == ranks.rank:
             edge = saved.edge(client)
             seen = data.held_out(client, ClientProfile(edge.modalities), table=asked)

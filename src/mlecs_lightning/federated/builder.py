@@ -15,7 +15,7 @@ from mlecs_lightning.checkpoints.frozen import check_saved
 from mlecs_lightning.checkpoints.warmup import load_warmup
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.clients.parties import Parties
-from mlecs_lightning.clients.ranks import processes
+from mlecs_lightning.clients.ranks import process_count
 from mlecs_lightning.clients.schedules import check_rounds
 from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
@@ -138,7 +138,7 @@ class RunBuilder:
 
         Before the launch: ranks that leave a rendezvous at once leave others waiting in it.
         """
-        number = processes(self.fabric)
+        number = process_count(self.fabric)
         if self.data.batch_size < number:
             raise ConfigurationError(
                 f"data.init_args.batch_size is {self.data.batch_size}: the {number} processes of "

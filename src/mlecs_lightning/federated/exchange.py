@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mlecs_lightning.clients.federation import Wire
+from mlecs_lightning.clients.federation import CodecState
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.algorithm import ClientUpdate, Loaders
 from mlecs_lightning.rounds.bounds import bounded
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
-from mlecs_lightning.rounds.failures import ClientFault, Fate, Fault, FaultKind, raised
+from mlecs_lightning.rounds.failures import Failure, FailureKind, Fate, SimulatedFailure, raised
 from mlecs_lightning.rounds.learner import EdgeLearner
 from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.rounds.signals import StopSignals
-from mlecs_lightning.wire.channel import Delivery, Parcel
+from mlecs_lightning.wire.channel import ReceivedMessage, SerialisedMessage
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import Message, Schema
 from mlecs_lightning.wire.reports import declared_figures, figures_of, with_figures, with_report
@@ -32,11 +32,11 @@ class _Trained(NamedTuple):
 
     figures: dict[str, float]
     schema: Schema
-    parcel: Parcel | None
+    parcel: SerialisedMessage | None
 
 
 class Exchange:
-    """Serves one client after another; a failure is a `Fault` of that client alone."""
+    """Serves one client after another; a failure is a `Failure` of that client alone."""
 
     def __init__(self, run: Run, settings: LoopSettings, stop: StopSignals) -> None:
         """Take the parts.
@@ -65,19 +65,21 @@ class Exchange:
         down: dict[str, int] = {}
         errors: dict[str, float] = {}
         coded = run.channel.codec is not None and sent is not None
-        wire = federation.wire(client) if coded else Wire({}, {})
+        codec_state = federation.codec_state(client) if coded else CodecState({}, {})
         if sent is not None:
-            (received, down), errors = self._carry_down(sent, wire, about)
+            (received, down), errors = self._carry_down(sent, codec_state, about)
         edge = self._edge(client, fate)
         known = _adapter(received)
         way: dict[str, Any] = {"direction": "uplink", "known": known, **about}
         seed_generators(ctx.seed_for(client, "update"))
         try:
-            trained = self._train(edge, received, ctx, memory=wire.left, **way)
-        except ClientFault as fault:
-            return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, edge.stage))
+            trained = self._train(edge, received, ctx, memory=codec_state.left, **way)
+        except SimulatedFailure as failure:
+            return Outcome(
+                client, down, failure=Failure(ctx.round, client, failure.kind, edge.stage)
+            )
         except Exception as error:
-            return Outcome(client, down, fault=self._failed(error, "error", edge.stage, **about))
+            return Outcome(client, down, failure=self._failed(error, "error", edge.stage, **about))
         edge.end_round()
         figures, schema, parcel = trained
         if parcel is None:
@@ -85,12 +87,14 @@ class Exchange:
             return Outcome(client, down, metrics=figures | errors)
         # Any answer confirms that the broadcast has arrived, so both ends now refer to it. A client
         # that fails before keeps the state of an earlier round, and so does its codec.
-        federation.keep(edge, round=ctx.round, wire=Wire(known, parcel.memory) if coded else None)
+        federation.keep(
+            edge, round=ctx.round, codec_state=CodecState(known, parcel.memory) if coded else None
+        )
         try:
             delivery = run.channel.receive(parcel.data, schema, **way)
             message, moved = self._accepted(delivery.message, received, **about)
         except ChannelError as error:
-            return Outcome(client, down, fault=self._failed(error, "refused", "uplink", **about))
+            return Outcome(client, down, failure=self._failed(error, "refused", "uplink", **about))
         data = parcel.data
         if coded or message is not delivery.message:
             # Other ranks, and a resumed round, do not have the codec's state of this client.
@@ -153,8 +157,8 @@ class Exchange:
         )
 
     def _failed(
-        self, error: Exception, kind: FaultKind, stage: str, *, client: str, round: int
-    ) -> Fault:
+        self, error: Exception, kind: FailureKind, stage: str, *, client: str, round: int
+    ) -> Failure:
         """Return the public part of an exception; its text goes to the client's own file."""
         note = self._run.folder.note
         return raised(error, kind=kind, stage=stage, round=round, client=client, note=note)
@@ -162,8 +166,8 @@ class Exchange:
     # On the server ----------------------------------------------------------------------------
 
     def _carry_down(
-        self, sent: Message, wire: Wire, about: Mapping[str, Any]
-    ) -> tuple[Delivery, dict[str, float]]:
+        self, sent: Message, codec_state: CodecState, about: Mapping[str, Any]
+    ) -> tuple[ReceivedMessage, dict[str, float]]:
         """Return the broadcast as the device receives it, and the codec's reconstruction error.
 
         In a function of its own, so that the bytes are freed before the training.
@@ -171,7 +175,7 @@ class Exchange:
         run = self._run
         module = run.federation.module(about["client"])
         schema = run.algorithm.downlink(run.federation.server, module)
-        way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
+        way: dict[str, Any] = {"direction": "downlink", "known": codec_state.received, **about}
         parcel = run.channel.pack(sent, schema, **way)
         return run.channel.receive(parcel.data, schema, **way), _error("downlink", parcel)
 
@@ -198,7 +202,7 @@ class Exchange:
             raise type(error)(f"uplink of client {client!r} refused: {error}") from None
 
 
-def _error(direction: str, parcel: Parcel) -> dict[str, float]:
+def _error(direction: str, parcel: SerialisedMessage) -> dict[str, float]:
     return {} if parcel.error is None else {f"channel/{direction}_error": parcel.error}
 
 

@@ -11,7 +11,7 @@ from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.federated.exchange import Exchange
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
-from mlecs_lightning.rounds.failures import EvaluationError, Fate, Fault
+from mlecs_lightning.rounds.failures import EvaluationError, Failure, Fate
 from mlecs_lightning.rounds.participation import LoopSettings, sample_clients
 from mlecs_lightning.rounds.signals import Interrupted, StopSignals
 from mlecs_lightning.wire.encoding import decode
@@ -21,7 +21,7 @@ __all__ = ["ClientsFailedError", "RoundLoop"]
 
 
 class ClientsFailedError(RuntimeError):
-    """Every client of a round raised an exception, so the fault is not one device's."""
+    """Every client of a round raised an exception, so the failure is not one device's."""
 
 
 class RoundLoop:
@@ -151,7 +151,7 @@ class RoundLoop:
             [c for c in ctx.participants if federation.owner[c] == r] for r in range(ranks.size)
         ]
         serving = self._serve(ctx, tuple(shares[ranks.rank]))
-        failed: list[Fault] = []
+        failed: list[Failure] = []
         for _ in zip_longest(*shares):
             outcome, stopped = None, None
             try:
@@ -166,8 +166,8 @@ class RoundLoop:
                 if settled is None:
                     continue
                 delivered = self._settle(settled, ctx, metrics)
-                if settled.fault is not None and settled.fault.kind == "error":
-                    failed.append(settled.fault)
+                if settled.failure is not None and settled.failure.kind == "error":
+                    failed.append(settled.failure)
                 if delivered is not None:
                     yield settled.client, delivered
             for _, signum in gathered:
@@ -184,14 +184,14 @@ class RoundLoop:
         run, client = self._run, outcome.client
         if outcome.down:
             run.ledger.add("downlink", client, outcome.down)
-        if outcome.fault is not None:
-            run.faults.faults.append(outcome.fault)
+        if outcome.failure is not None:
+            run.failures.failures.append(outcome.failure)
             self._call(
                 "on_client_fault",
                 round=ctx.round,
                 client=client,
-                kind=outcome.fault.kind,
-                reason=self._told(outcome.fault),
+                kind=outcome.failure.kind,
+                reason=self._told(outcome.failure),
             )
             return None
         metrics |= {f"clients/{client}/{k}": v for k, v in outcome.metrics.items()}
@@ -205,10 +205,10 @@ class RoundLoop:
         run.claims.register(client, run.phase(client, ctx.round), run.claimed(message))
         return message
 
-    def _told(self, fault: Fault) -> str:
-        """Return the public text of a fault, and the file that has the full one."""
-        path = self._run.folder.client_log(fault.client)
-        return f"{fault.reason}; full text in {path}" if fault.error else fault.reason
+    def _told(self, failure: Failure) -> str:
+        """Return the public text of a failure, and the file that has the full one."""
+        path = self._run.folder.client_log(failure.client)
+        return f"{failure.reason}; full text in {path}" if failure.error else failure.reason
 
     def _serve(self, ctx: RoundContext, clients: tuple[str, ...]) -> Iterator[Outcome]:
         """Serve this rank's clients, one after another."""
@@ -228,7 +228,7 @@ class RoundLoop:
                 yield self._served_before(client)
                 continue
             if fates[client].drops:
-                outcome = Outcome(client, fault=Fault(ctx.round, client, "dropout"))
+                outcome = Outcome(client, failure=Failure(ctx.round, client, "dropout"))
             else:
                 outcome = self._exchange.serve(ctx, *next(broadcasts), fates[client])
                 if outcome.data is not None and self._settings.keeps_messages:

@@ -30,7 +30,7 @@ from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.rounds.bounds import Claims, Moves
-from mlecs_lightning.rounds.failures import Fault, FaultLog
+from mlecs_lightning.rounds.failures import Failure, FailureLog
 from mlecs_lightning.rounds.optimization import origin
 from mlecs_lightning.wire.channel import Channel
 from mlecs_lightning.wire.ledger import Ledger
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
         data: The accepted message, as bytes.
         message: The accepted message, decoded; only in the process that served the client.
         metrics: The figures of its report, and the codec's reconstruction errors.
-        fault: Why there is no message, where one was due.
+        failure: Why there is no message, where one was due.
         moved: How far the accepted update has moved, see `Moves`.
     """
 
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
     data: bytes | None = None
     message: Message | None = None
     metrics: dict[str, float] = {}  # noqa: RUF012
-    fault: Fault | None = None
+    failure: Failure | None = None
     moved: float = 0.0
 
 
@@ -100,7 +100,7 @@ class Run:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     in_place: bool = False
     ledger: Ledger = field(default_factory=Ledger)
-    faults: FaultLog = field(default_factory=FaultLog)
+    failures: FailureLog = field(default_factory=FailureLog)
     moves: Moves = field(default_factory=Moves)
     claims: Claims = field(default_factory=Claims)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -114,9 +114,9 @@ class Run:
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self) -> None:
-        """Let both evaluators write into the run's record of faults."""
+        """Let both evaluators write into the run's record of failures."""
         for evaluator in (self.evaluator, self.tester):
-            evaluator.faults, evaluator.note = self.faults, self.folder.note
+            evaluator.failures, evaluator.note = self.failures, self.folder.note
 
     @property
     def seconds(self) -> float:
@@ -156,7 +156,7 @@ class Run:
             "server": self.federation.server.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "ledger": self.ledger.state_dict(),
-            "faults": self.faults.state_dict(),
+            "faults": self.failures.state_dict(),
             "moves": self.moves.state_dict(),
             "claims": self.claims.state_dict(),
             "history": list(self.history),
@@ -245,7 +245,7 @@ class Run:
                     "up": outcome.up,
                     "metrics": outcome.metrics,
                     "moved": outcome.moved,
-                    "fault": None if outcome.fault is None else vars(outcome.fault),
+                    "fault": None if outcome.failure is None else vars(outcome.failure),
                     "message": _as_tensor(self.federation.store.message(client))
                     if outcome.up
                     else None,
@@ -312,7 +312,7 @@ class Run:
             ) from error
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.ledger.load_state_dict(state["ledger"])
-        self.faults.load_state_dict(state["faults"])
+        self.failures.load_state_dict(state["faults"])
         self.moves.load_state_dict(state.get("moves", ()))
         if same_data:
             self.claims.load_state_dict(state.get("claims", ()))
@@ -359,13 +359,13 @@ class Run:
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:
             self.federation.store.put_message(client, saved["message"].numpy().tobytes())
-        fault = None if saved["fault"] is None else Fault(**saved["fault"])
+        failure = None if saved["fault"] is None else Failure(**saved["fault"])
         self.served[client] = Outcome(
             client,
             saved["down"],
             saved["up"],
             metrics=saved["metrics"],
-            fault=fault,
+            failure=failure,
             moved=saved.get("moved", 0.0),
         )
 

@@ -11,7 +11,7 @@ from lightning.fabric.loggers.logger import Logger
 from mlecs_lightning.callbacks import FederatedCallback, RichProgress
 from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
 from mlecs_lightning.checkpoints.client_store import StoreKind
-from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.clients.ranks import Ranks, make_fabric
 from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
@@ -22,7 +22,7 @@ from mlecs_lightning.federated.round_loop import RoundLoop
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.summary import summary_of
-from mlecs_lightning.rounds import FaultTrace, Participation, UpdateLimits
+from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.failures import EvaluationError
 from mlecs_lightning.rounds.participation import LoopSettings
@@ -63,7 +63,7 @@ class FederatedTrainer:
         fast_dev_run: bool = False,
         bertscore: bool | str = False,
         participation: Participation = _PARTICIPATION,
-        faults: FaultTrace | None = None,
+        faults: FailureTrace | None = None,
         update_limits: UpdateLimits = _UPDATE_LIMITS,
         message_limits: MessageLimits = _MESSAGE_LIMITS,
         codec: Codec | None = None,
@@ -296,7 +296,7 @@ class FederatedTrainer:
         """
         builder = self._builder(algorithm, datamodule)
         path, version = builder.versions.find(ckpt_path)
-        saved = SavedModels(path, algorithm, any_frozen=self.settings.allow_other_config)
+        saved = CheckpointModels(path, algorithm, any_frozen=self.settings.allow_other_config)
         names = tuple(federation.named_clients(datamodule.modalities))
         self._fabric.launch()
         evaluator = builder.evaluator(self.settings.limit_test_batches, bertscore=False)

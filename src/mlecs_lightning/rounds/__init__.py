@@ -3,7 +3,7 @@
 from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
 from mlecs_lightning.rounds.bounds import UpdateLimits
 from mlecs_lightning.rounds.context import RoundContext
-from mlecs_lightning.rounds.failures import EvaluationError, FaultTrace
+from mlecs_lightning.rounds.failures import EvaluationError, FailureTrace
 from mlecs_lightning.rounds.learner import (
     EdgeLearner,
     Learner,
@@ -19,7 +19,7 @@ __all__ = [
     "ClientUpdate",
     "EdgeLearner",
     "EvaluationError",
-    "FaultTrace",
+    "FailureTrace",
     "Interrupted",
     "Learner",
     "Loaders",

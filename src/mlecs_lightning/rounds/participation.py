@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.rounds.bounds import UpdateLimits
 from mlecs_lightning.rounds.context import derive_seed
-from mlecs_lightning.rounds.failures import FaultTrace
+from mlecs_lightning.rounds.failures import FailureTrace
 
 __all__ = ["LoopSettings", "Participation", "sample_clients"]
 
@@ -75,7 +75,7 @@ class LoopSettings:
     val_every: int = 1
     limit_train: int | None = None
     participation: Participation = field(default_factory=Participation)
-    faults: FaultTrace | None = None
+    faults: FailureTrace | None = None
     update_limits: UpdateLimits = field(default_factory=UpdateLimits)
     keeps_messages: bool = False
 

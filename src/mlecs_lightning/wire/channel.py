@@ -18,7 +18,14 @@ from mlecs_lightning.wire.codec import Codec, CodecError, Direction
 from mlecs_lightning.wire.encoding import ChannelError, decode, encode
 from mlecs_lightning.wire.messages import REPORT, Message, Scalar, Schema, component_of
 
-__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "MessageLimits", "Parcel"]
+__all__ = [
+    "Channel",
+    "ChannelError",
+    "Direction",
+    "MessageLimits",
+    "ReceivedMessage",
+    "SerialisedMessage",
+]
 
 _NOTHING: Mapping[str, Tensor] = {}
 
@@ -64,7 +71,7 @@ def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int)
     ]
 
 
-class Delivery(NamedTuple):
+class ReceivedMessage(NamedTuple):
     """A message that has passed all checks.
 
     Attributes:
@@ -76,7 +83,7 @@ class Delivery(NamedTuple):
     sizes: dict[str, int]
 
 
-class Parcel(NamedTuple):
+class SerialisedMessage(NamedTuple):
     """A serialised message.
 
     Attributes:
@@ -140,7 +147,7 @@ class Channel:
         round: int,
         known: Mapping[str, Tensor] = _NOTHING,
         memory: Mapping[str, Tensor] = _NOTHING,
-    ) -> Parcel:
+    ) -> SerialisedMessage:
         """Serialise a message, compressed if there is a codec.
 
         Args:
@@ -156,10 +163,10 @@ class Channel:
             ChannelError: If the message cannot be written.
         """
         if self.codec is None:
-            return Parcel(self.send(message, client=client, round=round), {}, None)
+            return SerialisedMessage(self.send(message, client=client, round=round), {}, None)
         packed = self.codec.pack(message, schema, direction, known=known, memory=memory)
         data = self.send(packed.message, client=client, round=round)
-        return Parcel(data, packed.memory, packed.error)
+        return SerialisedMessage(data, packed.memory, packed.error)
 
     def send(self, message: Message, *, client: str, round: int) -> bytes:
         """Serialise a message with its envelope.
@@ -178,7 +185,7 @@ class Channel:
         client: str,
         round: int,
         known: Mapping[str, Tensor] = _NOTHING,
-    ) -> Delivery:
+    ) -> ReceivedMessage:
         """Read and check a message.
 
         Args:
@@ -212,7 +219,7 @@ class Channel:
             # Names and values come from the sender, so the reason could be as long as the message.
             reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
             raise ChannelError(f"{direction} of client {client!r} refused: {reason}") from error
-        return Delivery(message, sizes)
+        return ReceivedMessage(message, sizes)
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:

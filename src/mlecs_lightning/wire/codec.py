@@ -23,7 +23,7 @@ from mlecs_lightning.functional.compression import (
 )
 from mlecs_lightning.wire.messages import Message, ScalarField, Schema, TensorField
 
-__all__ = ["DWC", "Codec", "CodecError", "Direction", "Packed"]
+__all__ = ["DWC", "Codec", "CodecError", "CompressedMessage", "Direction"]
 
 Direction = Literal["uplink", "downlink"]
 _ADAPTER = "adapter/"
@@ -34,7 +34,7 @@ class CodecError(ValueError):
     """A compressed message that cannot be decoded; says why."""
 
 
-class Packed(NamedTuple):
+class CompressedMessage(NamedTuple):
     """A compressed message.
 
     Attributes:
@@ -74,7 +74,7 @@ class Codec(ABC):
         *,
         known: Mapping[str, Tensor],
         memory: Mapping[str, Tensor],
-    ) -> Packed:
+    ) -> CompressedMessage:
         """Compress a message.
 
         Args:
@@ -291,14 +291,14 @@ class DWC(Codec):
         *,
         known: Mapping[str, Tensor],
         memory: Mapping[str, Tensor],
-    ) -> Packed:
+    ) -> CompressedMessage:
         """See `Codec`.
 
         On the downlink ``known`` is the result of all earlier messages, so the difference includes
         what they left out. On the uplink it is what was just received, so the rest must be kept.
         """
         if direction not in self.directions:
-            return Packed(message, {}, 0.0)
+            return CompressedMessage(message, {}, 0.0)
         sizes = self._sizes(schema)
         tensors: dict[str, Tensor] = {}
         for name, tensor in message.tensors.items():
@@ -326,7 +326,7 @@ class DWC(Codec):
             tensors[_PACKED] = torch.cat(written)
         scalars = {**message.scalars, "dwc/bits": self.bits, "dwc/fraction": float(self.fraction)}
         error = (missed / moved) ** 0.5 if moved else 0.0
-        return Packed(Message(tensors, scalars), left, error)
+        return CompressedMessage(Message(tensors, scalars), left, error)
 
     def unpack(
         self, message: Message, schema: Schema, direction: Direction, *, known: Mapping[str, Tensor]

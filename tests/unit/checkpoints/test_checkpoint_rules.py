@@ -18,7 +18,7 @@ from mlecs_lightning.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from mlecs_lightning.checkpoints.timeline import prune_checkpoints
-from mlecs_lightning.rounds import FaultTrace, Participation, UpdateLimits
+from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
 from mlecs_lightning.storage.files import save_tensors
 from mlecs_lightning.wire import DWC, MessageLimits
 
@@ -174,7 +174,7 @@ def test_without_a_configuration_the_parties_say_what_differs(
             "trainer.participation.fraction: 1.0 in the checkpoint, 0.5 now",
         ),
         (
-            {"faults": FaultTrace(crash_rate=0.1)},
+            {"faults": FailureTrace(crash_rate=0.1)},
             "trainer.faults.crash_rate: None in the checkpoint, 0.1 now",
         ),
         (

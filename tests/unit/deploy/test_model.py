@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mlecs_lightning import ExportedModel, load_exported
 from mlecs_lightning.checkpoints.export import export_run
-from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.errors import ConfigurationError
 
 
@@ -26,7 +26,7 @@ def test_it_says_what_predict_says(party: str, talking: SimpleNamespace, tmp_pat
     rows = [test.ids.index(sample) for sample in said]
     samples = [{m: test.inputs[m][row] for m in model.modalities} for row in rows]
     # What the language model reads depends on the sample, and is that of the model in the run.
-    saved = SavedModels(talking.folder / "checkpoints" / "round=0000.ckpt")
+    saved = CheckpointModels(talking.folder / "checkpoints" / "round=0000.ckpt")
     trained = (saved.server() if party == "server" else saved.edge(party)).eval()
     batch = test.restrict(model.modalities).__getitems__(rows)
     with torch.no_grad():

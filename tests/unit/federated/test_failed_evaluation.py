@@ -80,7 +80,7 @@ def test_a_client_that_cannot_be_validated_is_its_own_fault(
     judge = evaluator(data)
     with pytest.warns(UserWarning, match="1 of 3 clients have no scores"):
         values = judge.validate(federation, round=4)
-    (fault,) = judge.faults.faults
+    (fault,) = judge.failures.failures
     assert (fault.client, fault.kind, fault.round) == ("hall", "error", 4)
     assert fault.reason == f"client 'hall', stage 'validation': {said.partition(':')[0]}"
     ((client, text),) = NOTED
@@ -107,7 +107,7 @@ def test_a_client_that_cannot_be_tested_is_its_own_fault(
     judge = evaluator(data)
     with pytest.warns(UserWarning, match="1 of 3 clients have no scores"):
         results = judge.test(federation, round=2)
-    (fault,) = judge.faults.faults
+    (fault,) = judge.failures.failures
     assert (fault.client, fault.round) == ("kitchen", 2)
     assert fault.reason == f"client 'kitchen', stage 'test': {said.partition(':')[0]}"
     assert [client for client, text in NOTED if re.search(said, text)] == ["kitchen"]
@@ -136,8 +136,8 @@ def test_a_state_that_cannot_be_read_back_is_the_client_s_fault(
     judge = evaluator(data)
     with pytest.warns(UserWarning, match="1 of 3 clients"):
         judge.test(federation)
-    assert [fault.client for fault in judge.faults.faults] == ["study"]
-    assert judge.faults.faults[0].reason == "client 'study', stage 'test': KeyError"
+    assert [fault.client for fault in judge.failures.failures] == ["study"]
+    assert judge.failures.failures[0].reason == "client 'study', stage 'test': KeyError"
     assert "KeyError: " in NOTED[0][1]
 
 
@@ -152,7 +152,7 @@ def test_where_no_client_can_be_judged_that_is_an_error(
     with pytest.raises(EvaluationError, match=r"(?s)no client.*kitchen.*hall.*study") as caught:
         _ = judge.validate(federation) if stage == "validation" else judge.test(federation)
     assert f"stage '{stage}': RuntimeError" in str(caught.value)
-    assert len(judge.faults.faults) == 3
+    assert len(judge.failures.failures) == 3
 
 
 def test_clients_without_samples_have_not_failed(data: Digits, federation: Federation) -> None:
@@ -182,7 +182,7 @@ def test_a_server_that_cannot_be_judged_is_named(
     with pytest.raises(EvaluationError) as caught:
         _ = judge.validate(federation, round=3) if stage == "validation" else judge.test(federation)
     assert re.search(f"server, stage '{stage}': {said}", str(caught.value))
-    assert judge.faults.faults == []
+    assert judge.failures.failures == []
 
 
 # In a run -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.rounds import ClientUpdate, FaultTrace, Participation, UpdateLimits
+from mlecs_lightning.rounds import ClientUpdate, FailureTrace, Participation, UpdateLimits
 from mlecs_lightning.rounds.failures import Fate
 from mlecs_lightning.rounds.participation import sample_clients
 from mlecs_lightning.wire import Channel, Message, MessageLimits
@@ -23,7 +23,7 @@ KINDS = ("dropout", "straggler", "crash", "error", "refused")
 
 
 @dataclass(frozen=True)
-class Spares(FaultTrace):
+class Spares(FailureTrace):
     """The drawn misfortunes, which spare some clients."""
 
     spared: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def test_clients_that_were_not_drawn_keep_their_state(
 def test_a_run_of_which_half_the_clients_fail_at_random_gets_to_its_end(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
-    trace = FaultTrace(
+    trace = FailureTrace(
         dropout_rate=0.2,
         straggler_rate=0.5,
         slowdown=4.0,
@@ -216,7 +216,7 @@ def test_an_aggregate_of_too_few_is_not_used(
 
 
 def test_a_round_without_anybody_passes(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    trace = FaultTrace(dropout_rate=1.0)
+    trace = FailureTrace(dropout_rate=1.0)
     summary = tiny.fit(FedAvg(steps=tiny.steps()), tmp_path, faults=trace)
     assert summary["faults"]["dropout"] == 3
     assert summary["communication"]["uplink_bytes"] == 0
@@ -292,7 +292,7 @@ def intercepted(client: str, round: int, spoil: Spoil) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Once(FaultTrace):
+class Once(FailureTrace):
     """Hall is absent from round 1."""
 
     def fate(self, round: int, client: str) -> Fate:

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mlecs_lightning.wire import Channel, ChannelError, Message, ScalarField, Schema, TensorField
-from mlecs_lightning.wire.channel import Delivery, Direction, MessageLimits
+from mlecs_lightning.wire.channel import Direction, MessageLimits, ReceivedMessage
 from mlecs_lightning.wire.encoding import decode, encode
 from mlecs_lightning.wire.ledger import Ledger
 
@@ -33,7 +33,7 @@ def without(table: dict[str, Any], name: str) -> dict[str, Any]:
 
 def carried(
     message: Message, border: Channel | None = None, *, direction: Direction = "uplink"
-) -> Delivery:
+) -> ReceivedMessage:
     """Carry a message of hall in round 0 over a border."""
     border = border or Channel()
     data = border.send(message, client="hall", round=0)

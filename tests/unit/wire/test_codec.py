@@ -18,7 +18,7 @@ from torch import Tensor
 from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.rounds import FaultTrace, Interrupted
+from mlecs_lightning.rounds import FailureTrace, Interrupted
 from mlecs_lightning.rounds.failures import Fate
 from mlecs_lightning.wire import (
     DWC,
@@ -29,7 +29,7 @@ from mlecs_lightning.wire import (
     Schema,
     TensorField,
 )
-from mlecs_lightning.wire.channel import Delivery, Parcel
+from mlecs_lightning.wire.channel import ReceivedMessage, SerialisedMessage
 from mlecs_lightning.wire.encoding import decode, encode
 from mlecs_lightning.wire.messages import adapter_fields
 
@@ -63,7 +63,9 @@ OTHERS = {
 MESSAGE = Message({**NEW, **OTHERS}, {"samples": 7})
 
 
-def carried(codec: DWC, message: Message = MESSAGE, **more: Any) -> tuple[Parcel, Delivery]:
+def carried(
+    codec: DWC, message: Message = MESSAGE, **more: Any
+) -> tuple[SerialisedMessage, ReceivedMessage]:
     channel = Channel(codec=codec)
     way: dict[str, Any] = {"direction": "uplink", "known": OLD, **ABOUT}
     parcel = channel.pack(message, SCHEMA, **way, **more)
@@ -225,7 +227,7 @@ def test_settings_without_sense_are_refused(values: dict[str, Any], words: str) 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
 
 
-def rewritten(parcel: Parcel, change: Change) -> bytes:
+def rewritten(parcel: SerialisedMessage, change: Change) -> bytes:
     message, _ = decode(parcel.data)
     tensors, scalars = dict(message.tensors), dict(message.scalars)
     change(tensors, scalars)
@@ -431,7 +433,7 @@ def test_both_ends_go_by_the_same_adapter_and_less_crosses(
     assert len(traffic["reconstruction_error"]["uplink"]) == 2
 
 
-class Breaks(FaultTrace):
+class Breaks(FailureTrace):
     """Hall crashes in round 1, in its second step."""
 
     def fate(self, round: int, client: str) -> Fate:
