@@ -33,6 +33,29 @@ class FaultList(list[str]):
             return function(*args, **kwargs)
         return None
 
+    def check_range(
+        self,
+        key: str,
+        value: float | None,
+        *,
+        at_least: float | None = None,
+        above: float | None = None,
+    ) -> None:
+        """Append a fault if a number is below its minimum; ``None`` stands for no limit.
+
+        Args:
+            key: The YAML key.
+            value: The number.
+            at_least: Its minimum.
+            above: A bound that it must exceed.
+        """
+        if value is None:
+            return
+        if at_least is not None and not value >= at_least:
+            self.append(f"{key} must be at least {at_least}, got {value}")
+        if above is not None and not value > above:
+            self.append(f"{key} must be above {above}, got {value}")
+
     def raise_any(self, *, title: str | None = None) -> None:
         """Raise one error with all faults, one per line.
 

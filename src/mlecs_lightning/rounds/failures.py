@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.rounds.context import derive_seed
 
 __all__ = [
@@ -172,17 +173,14 @@ class FailureTrace:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        faults = FaultList()
         for name in ("dropout_rate", "straggler_rate", "crash_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"trainer.faults.{name} must lie in [0, 1], got {getattr(self, name)}"
-                )
-        if self.slowdown < 1:
-            raise ValueError(f"trainer.faults.slowdown must be at least 1, got {self.slowdown}")
-        for name in ("deadline", "crash_within"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"trainer.faults.{name} must be at least 1, got {value}")
+            rate = getattr(self, name)
+            if not 0 <= rate <= 1:
+                faults.append(f"trainer.faults.{name} must lie in [0, 1], got {rate}")
+        for name in ("slowdown", "deadline", "crash_within"):
+            faults.check_range(f"trainer.faults.{name}", getattr(self, name), at_least=1)
+        faults.raise_any()
 
     def fate(self, round: int, client: str) -> Fate:
         """Return the simulated failures of a client in a round."""

@@ -147,8 +147,7 @@ class DWC(Codec):
         for name, value in (("bits", bits), ("feature_bits", feature_bits)):
             if value not in BITS:
                 faults.append(f"{key}.{name} must be one of {list(BITS)}, got {value}")
-        if block < 1:
-            faults.append(f"{key}.block must be at least 1, got {block}")
+        faults.check_range(f"{key}.block", block, at_least=1)
         unknown = [way for way in directions or () if way not in ("uplink", "downlink")]
         if unknown or directions == []:
             faults.append(f"{key}.directions: some of uplink and downlink, got {directions}")
