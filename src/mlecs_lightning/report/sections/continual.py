@@ -24,7 +24,7 @@ from mlecs_lightning.report.results.budget import MARKED
 from mlecs_lightning.report.results.matrix import Entry, best, cell, table, unmatched, value
 from mlecs_lightning.report.results.rows import Row
 
-__all__ = ["Stretch", "bands_of", "stream", "stretches"]
+__all__ = ["Stretch", "bands_of", "continual", "stretches"]
 
 _MEASURES = {
     "present": "present",
@@ -79,7 +79,7 @@ def bands_of(own: Sequence[Stretch], styles: Mapping[str, int] | None = None) ->
     return [Band(each.first, each.last) for each in own] if len(own) > 1 else []
 
 
-def stream(setting: Setting, *, charts: bool = True) -> list[Section]:
+def continual(setting: Setting, *, charts: bool = True) -> list[Section]:
     """Show how clients did on their present domain, and on those that they have left.
 
     Args:
