@@ -1,4 +1,4 @@
-"""What a run shows to people.
+"""Reports for people: the page of a run, its table in the terminal, the check of its data.
 
 The names are imported on first use (PEP 562): `report` on the command line needs neither torch nor
 Lightning, and starts without them.

@@ -7,12 +7,12 @@ import pytest
 
 from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms.eclm.derivation import Budget
+from mlecs_lightning.algorithms.eclm.report import report_sections
 from mlecs_lightning.data import Drift
 from mlecs_lightning.data.drift import Shift
 from mlecs_lightning.report.page import to_html
 from mlecs_lightning.report.parts import Section, Setting, arrange
 from mlecs_lightning.report.results.reading import ReportError, read_runs
-from mlecs_lightning.report.sections.devices import devices
 from tests.unit.report.run_files import a_config, a_history, a_summary, write_run
 
 LIMITS = {"modules": None, "parameters": None, "memory_mib": None}
@@ -52,6 +52,10 @@ def setting_of(*folders: Path) -> Setting:
     runs = read_runs(folders)
     (found,) = arrange(runs, reference=runs[0].algorithm)
     return found
+
+
+def devices(setting: Setting, *, charts: bool = True) -> list[Section]:
+    return report_sections(setting, setting.groups, charts=charts)
 
 
 def rows_of(section: Section) -> list[list[str]]:
@@ -121,7 +125,7 @@ def test_the_choice_is_a_share_over_the_seeds(tmp_path: Path) -> None:
 def test_a_broken_choice_is_refused(tmp_path: Path, mask: object) -> None:
     folder = a_device_run(tmp_path / "v", masks={"kitchen": mask})
     with pytest.raises(ReportError, match=r"modules\.json: 'mask'"):
-        read_runs([folder])
+        devices(setting_of(folder))
 
 
 def test_a_real_run_leaves_all_that_the_sections_need(
@@ -135,17 +139,22 @@ def test_a_real_run_leaves_all_that_the_sections_need(
     trainer = tiny.trainer(tmp_path, max_rounds=2, logger=True)
     trainer.config = {"algorithm": {"init_args": {"budget": {"modules": 0.5}}}}
     summary = trainer.fit(algorithm, data, tiny.parties(server=model, edge=model))
-    runs = read_runs([tmp_path / "tiny" / "version_0"])
+    folder = tmp_path / "tiny" / "version_0"
+    runs = read_runs([folder])
     (setting,) = arrange(runs, reference="ECLM")
     table, sizes, choice = devices(setting)
     rows = {line[0]: line for line in rows_of(table)}
     assert list(rows) == ["kitchen", "hall", "study"]
-    layers = len(runs[0].modules["hall"])
+    masks = {
+        name: json.loads((folder / "adapters" / name / "modules.json").read_text())["mask"]
+        for name in rows
+    }
+    layers = len(masks["hall"])
     assert rows["kitchen"][1:3] == ["modules 0.5", f"{2 * layers} of {4 * layers}"]
     assert rows["hall"][1:3] == ["modules 0.5; at the end 0.5 of it", f"{layers} of {4 * layers}"]
     assert rows["hall"][-1] == "1, 2"
     assert rows["study"][-2:] == ["never", "1"]
-    assert sum(map(sum, runs[0].modules["hall"])) == layers
+    assert sum(map(sum, masks["hall"])) == layers
     assert len(sizes.panels) == len(choice.panels) == 3
     assert summary["stream"]["clients"]["hall"]["phases"] == [[0, "all"], [1, "budget 0.5"]]
     page = to_html(runs)
