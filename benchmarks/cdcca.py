@@ -1,7 +1,7 @@
 """CD-CCA on the stream of UR Fall's scenes: quality against bytes.
 
-    python benchmarks/cdcca.py --root PATH/TO/urfd --out cdcca.jsonl [--arms ...] [--seeds ...]
-    python benchmarks/cdcca.py --out cdcca.jsonl --table
+    python -m benchmarks.cdcca --root PATH/TO/urfd --out cdcca.jsonl [--arms ...] [--seeds ...]
+    python -m benchmarks.cdcca --out cdcca.jsonl --table
 
 One device is carried through the seven scenes of configs/urfall/cdcca.yaml. All arms of a seed go
 on from one warm-up. One JSON line a run, in one process; runs that the file holds are left out, so
@@ -19,7 +19,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "urfall" / "cdcca.yaml"
+from benchmarks.harness import REPOSITORY, append_line, read_lines
+
+CONFIG = REPOSITORY / "configs" / "urfall" / "cdcca.yaml"
 SEEDS = (27, 34, 46, 52, 93)
 _ARGS, _DWC = "algorithm.init_args", "trainer.codec.init_args"
 _PLAIN = {f"{_ARGS}.token_fraction": 1.0, "trainer.codec": None}
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    rows = [json.loads(s) for s in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = read_lines(args.out)
     if args.table:
         print(table(rows))
         return
@@ -140,8 +142,7 @@ def main() -> None:
         for arm in (a for a in args.arms if (a, seed) not in done):
             row = run(arm, seed, root=args.root, warm=warm)
             print(row, flush=True)
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(args.out, row)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the benchmarks share: a process watched to its end, and where and of what a figure is."""
+"""What the benchmarks share: watched processes, files of JSON lines, and where a figure is from."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-__all__ = ["REPOSITORY", "Ran", "commit", "hardware", "run", "tree_pss"]
+__all__ = [
+    "REPOSITORY",
+    "Ran",
+    "append_line",
+    "commit",
+    "hardware",
+    "read_lines",
+    "run",
+    "spread",
+    "tree_pss",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -42,6 +55,24 @@ def hardware() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {gpu}, torch {torch.__version__}"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file; none if there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a file as a JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Return the median of some values, and their minimum and maximum, as text."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return f"{form.format(median(values))} ({low}-{high})"
 
 
 def _tree(pid: int) -> Iterator[int]:

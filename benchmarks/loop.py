@@ -86,7 +86,7 @@ def difference(path: Path, reference: Path) -> float:
 
 def complete(args: argparse.Namespace) -> None:
     """Run what the file lacks, in turns."""
-    held = [(r["peer"], r["adapter"], r["clients"]) for r in read(args.out)]
+    held = [(r["peer"], r["adapter"], r["clients"]) for r in harness.read_lines(args.out)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for adapter in args.adapters or TURNS:
         workload.make(args.folder / adapter, workload.SIZES[adapter])
@@ -103,19 +103,9 @@ def complete(args: argparse.Namespace) -> None:
                         line = dict(zip(("peer", "adapter", "clients"), key, strict=True))
                         line["error"] = str(error)
                     held.append(key)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps({**line, "turn": turn}) + "\n")
+                    harness.append_line(args.out, {**line, "turn": turn})
                     shown = line.get("rounds") or line["error"]
                     print(f"{adapter} {clients} turn {turn} {peer}: {shown}", file=sys.stderr)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, none if there is no file."""
-    if not path.exists():
-        return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -169,10 +159,7 @@ def row(
 def _cell(values: Sequence[float], form: str) -> str:
     if not values:
         return "-"
-    middle = form.format(median(values))
-    if len(values) == 1:
-        return middle
-    return f"{middle} ({form.format(min(values))}-{form.format(max(values))})"
+    return form.format(values[0]) if len(values) == 1 else harness.spread(values, form)
 
 
 def table(lines: Iterable[Mapping[str, Any]], adapter: str, clients: int) -> str:
@@ -228,7 +215,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.tables:
         complete(args)
-    lines = read(args.out)
+    lines = harness.read_lines(args.out)
     sizes = dict.fromkeys((r["adapter"], r["clients"]) for r in lines)
     print("\n\n".join(table(lines, *size) for size in sizes))
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+from benchmarks.harness import REPOSITORY, append_line, run
+
+CONFIG = REPOSITORY / "configs" / "quickstart.yaml"
 
 
 def measure(clients: int, store: str) -> dict[str, object]:
@@ -66,17 +67,15 @@ def main() -> None:
     for store in args.store:
         first = None
         for clients in args.clients:
-            command = [sys.executable, __file__, "--child"]
-            command += ["--clients", str(clients), "--store", store]
-            ran = subprocess.run(command, capture_output=True, text=True, check=True)
-            row = json.loads(ran.stdout.splitlines()[-1])
+            command = [sys.executable, "-m", "benchmarks.memory", "--child"]
+            ran = run([*command, "--clients", str(clients), "--store", store])
+            row = json.loads(ran.lines[-1])
             first = first or row["peak_mib"]
             row["ratio"] = round(row["peak_mib"] / first, 3)
             cells = [row[k] for k in ("peak_mib", "ratio", "client_files_mib", "seconds")]
             print(f"| {store} | {clients} | {' | '.join(map(str, cells))} |", flush=True)
             if args.out:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_line(args.out, row)
 
 
 if __name__ == "__main__":

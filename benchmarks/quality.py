@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import REPOSITORY, commit, hardware
+from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
 
 SEEDS = (27, 34, 46, 52, 93)
 
@@ -232,11 +232,7 @@ def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
 
 def held(path: Path) -> dict[tuple[str, str, int], str]:
     """Return the key of each run that a file holds, by setting, algorithm and seed."""
-    if not path.exists():
-        return {}
-    lines = [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    lines = read_lines(path)
     return {(each["setting"], each["algorithm"], each["seed"]): each["key"] for each in lines}
 
 
@@ -267,8 +263,7 @@ def complete(cases: Sequence[Case], out: Path, *, root: Path | None, jobs: int) 
                 failed += 1
                 console.print(f"{name}: FAILED\n{error}", markup=False)
                 continue
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(out, line)
             mean = line["summary"]["mean"]
             console.print(
                 f"{name}: macro-F1 all {mean['all']['macro_f1']:.3f}, own "
@@ -297,9 +292,10 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     ``STUDY-short`` the means of the first scores alone.
     """
     from mlecs_lightning.report.markdown import to_markdown
-    from mlecs_lightning.report.results.matrix import paired, read_lines, table
+    from mlecs_lightning.report.results.matrix import paired, table
+    from mlecs_lightning.report.results.rows import read_lines as read_rows
 
-    rows = {(r.setting, r.algorithm, r.seed): r for r in read_lines(out)}
+    rows = {(r.setting, r.algorithm, r.seed): r for r in read_rows(out)}
     texts = {}
     for study in studies:
         settings, algorithms, _, pooled = STUDIES[study]
@@ -339,10 +335,7 @@ def origin(out: Path, shown: Set[tuple[str, str, int]], *, option: str) -> str:
         shown: Setting, algorithm and seed of the runs that are shown.
         option: Of the command.
     """
-    lines = [
-        json.loads(line) for line in out.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
-    own = [e for e in lines if (e["setting"], e["algorithm"], e["seed"]) in shown]
+    own = [e for e in read_lines(out) if (e["setting"], e["algorithm"], e["seed"]) in shown]
     said = {
         key: ", ".join(str(each) for each in sorted({line[key] for line in own}))
         for key in ("setting", "commit", "seed", "hardware")

@@ -156,7 +156,7 @@ def one(axis: str, value: int, processes: int, *, folder: Path) -> dict[str, Any
 def complete(args: argparse.Namespace) -> None:
     """Run what the file lacks: all cases once, then all of them again."""
     workload.make(args.folder, workload.Sizes(clients=1))
-    held = [(r["axis"], r["value"], r["processes"]) for r in read(args.out)]
+    held = [(r["axis"], r["value"], r["processes"]) for r in harness.read_lines(args.out)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for turn in range(args.repeats):
         for axis in args.axes:
@@ -167,18 +167,8 @@ def complete(args: argparse.Namespace) -> None:
                         continue
                     line = one(*key, folder=args.folder)
                     held.append(key)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    harness.append_line(args.out, line)
                     print(f"turn {turn} {key}: {line['rounds'][-1]:.3f} s", file=sys.stderr)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, none if there is no file."""
-    if not path.exists():
-        return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -236,8 +226,8 @@ def table(lines: Iterable[Mapping[str, Any]]) -> str:
                 took, peaks = [seconds(r) for r in runs], [r["peak"] / 2**20 for r in runs]
                 points[value] = median(took), median(peaks)
                 texts.append(
-                    f"| {axis} | {value} | {processes} | {median(took):.3f} "
-                    f"({min(took):.3f}-{max(took):.3f}) | {median(peaks):.0f} |"
+                    f"| {axis} | {value} | {processes} | {harness.spread(took)} "
+                    f"| {median(peaks):.0f} |"
                 )
             if len(points) > 2:
                 both = [Line.through([*points], column) for column in zip(*points.values())]  # noqa: B905
@@ -267,7 +257,7 @@ def main() -> None:
         return
     if not args.tables:
         complete(args)
-    print(table(read(args.out)))
+    print(table(harness.read_lines(args.out)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 import time
 from statistics import median
 
-from benchmarks.harness import REPOSITORY
+from benchmarks.harness import REPOSITORY, spread
 
 # What one would write without us, over Lightning's own demonstration classes.
 _BARE = """
@@ -60,8 +60,7 @@ def table(seconds: dict[str, list[float]]) -> str:
         ratio = "-"
         if other is not None:
             ratio = f"{median(a / b for a, b in zip(took, seconds[other], strict=True)):.2f}"
-        spread = f"{min(took):.3f}-{max(took):.3f}"
-        lines.append(f"| {name} | {median(took):.3f} ({spread}) | {ratio} |")
+        lines.append(f"| {name} | {spread(took)} | {ratio} |")
     return "\n".join(lines)
 
 

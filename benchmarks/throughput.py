@@ -27,6 +27,7 @@ import torch
 from lightning.fabric import Fabric
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.harness import spread
 from benchmarks.peers import workload
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner
@@ -142,9 +143,9 @@ def rows(name: str, model: str, size: Size, fabric: Fabric, args: argparse.Names
     for variant, each in taken.items():
         middle = median(each)
         share = f"{100 * operations / middle / args.peak / 1e12:.1f} %" if args.peak else "-"
-        spread = f"{1e3 * middle:.1f} ({1e3 * min(each):.1f}-{1e3 * max(each):.1f})"
+        step_ms = spread([1e3 * seconds for seconds in each], "{:.1f}")
         rate = f"{size.batch * length / middle:,.0f}"
-        cells = [spread, rate, f"{operations:.3g}", share, memory[variant]]
+        cells = [step_ms, rate, f"{operations:.3g}", share, memory[variant]]
         lines.append(f"| {name}, {variant} | {' | '.join(cells)} |")
     return lines
 

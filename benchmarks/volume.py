@@ -13,7 +13,6 @@ determinant in float64, over samples that agree to different degrees.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness import append_line
 from mlecs_lightning.functional import gram_log_volume, volume_contrastive_loss
 
 GRID = [(n, k, d) for n in (32, 128, 512) for k in (2, 4) for d in (64, 512)]
@@ -155,8 +155,7 @@ def main() -> None:
             flush=True,
         )
         if args.out:
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(args.out, row)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def tapped() -> Callable[[], AbstractContextManager[SimpleNamespace]]:
 
         def spied_receive(
             self: channel.Channel, data: bytes, schema: Schema, **facts: Any
-        ) -> channel.Delivery:
+        ) -> channel.ReceivedMessage:
             log.messages.append((facts["direction"], facts["client"], data))
             return receive(self, data, schema, **facts)
 

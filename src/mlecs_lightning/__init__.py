@@ -4,8 +4,9 @@ The public names are imported on first use (PEP 562), so that `import mlecs_ligh
 milliseconds and loads neither torch nor transformers.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from mlecs_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mlecs_lightning.algorithms import (
@@ -48,7 +49,7 @@ __all__ = [
     "load_exported",
 ]
 
-_HOME = {
+_HOMES = {
     "CDCCA": "algorithms",
     "ECLM": "algorithms",
     "MLECS": "algorithms",
@@ -69,12 +70,4 @@ _HOME = {
     "ServerModule": "modules",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,7 +1,7 @@
 """The entry point of all commands: ``python cli.py``, ``mlecs`` and ``python -m mlecs_lightning``.
 
-It stands apart from `mlecs_lightning.cli`, which takes seconds to import: a report is a matter of
-reading files.
+It is separate from `mlecs_lightning.cli`, which takes seconds to import and which a report does not
+need.
 """
 
 import io
@@ -21,7 +21,7 @@ def main(args: list[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
-            # What the locale has no letter for is spelt out, and ends no run in its last line.
+            # Characters outside the encoding are escaped instead of raising an error.
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["report"]:

@@ -1,4 +1,4 @@
-"""Classes that a configuration names, to be built later."""
+"""Class paths: classes that a configuration names, to be imported and built later."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from mlecs_lightning.errors import ConfigurationError
 __all__ = ["ClassPath", "build_class", "check_call", "check_class_path", "import_class"]
 
 ClassPath = dict[str, Any]
-"""A class to be built later, once for every client: ``class_path`` and ``init_args``, as in
-Lightning.
+"""A class to be built later, once per client: ``class_path`` and ``init_args``, as in Lightning.
 
-A bare name is looked up in the package that offers the default (`mlecs_lightning.nn` for
-extractors, `torch.optim` for optimisers). A plain dict and no dataclass: jsonargparse takes these
-two keys of a dataclass for the class path of the dataclass itself.
+A bare name is looked up in a default package (`mlecs_lightning.nn` for extractors, `torch.optim`
+for optimisers). A dict, not a dataclass, since jsonargparse would take these two keys as the class
+path of the dataclass itself.
 """
 
 
 def check_class_path(setting: object, *, key: str) -> None:
-    """Check the form of a class path.
+    """Check the format of a class path.
 
     Raises:
-        ConfigurationError: If it is no dict of ``class_path`` and, at most, ``init_args``.
+        ConfigurationError: If it is not a dict of ``class_path`` and, optionally, ``init_args``.
     """
     fits = (
         isinstance(setting, Mapping)
@@ -37,7 +36,7 @@ def check_class_path(setting: object, *, key: str) -> None:
         raise ConfigurationError(f"{key}: expected class_path and init_args, got {setting!r}")
 
 
-def build_class(setting: ClassPath, *args: Any, home: str, key: str) -> Any:  # noqa: ANN401 - the user's
+def build_class(setting: ClassPath, *args: Any, home: str, key: str) -> Any:  # noqa: ANN401 - a user's class
     """Import a class and call it.
 
     Args:
@@ -59,7 +58,7 @@ def build_class(setting: ClassPath, *args: Any, home: str, key: str) -> Any:  # 
         ) from error
 
 
-def import_class(setting: ClassPath, *, home: str, key: str) -> Any:  # noqa: ANN401 - the user's
+def import_class(setting: ClassPath, *, home: str, key: str) -> Any:  # noqa: ANN401 - a user's class
     """Import a class.
 
     Args:
@@ -68,7 +67,7 @@ def import_class(setting: ClassPath, *, home: str, key: str) -> Any:  # noqa: AN
         key: The YAML key that holds this setting, for error messages.
 
     Raises:
-        ConfigurationError: If there is no such class; it names those of ``home``.
+        ConfigurationError: If there is no such class; names those of ``home``.
     """
     check_class_path(setting, key=key)
     path = setting["class_path"]
@@ -99,13 +98,13 @@ def check_call(setting: ClassPath, *args: Any, home: str, key: str) -> None:
         key: The YAML key that holds this setting, for error messages.
 
     Raises:
-        ConfigurationError: If it does not; it names the arguments that it takes.
+        ConfigurationError: If it does not; names the arguments that it takes.
     """
     cls = import_class(setting, home=home, key=key)
     try:
         signature = inspect.signature(cls)
     except (TypeError, ValueError):
-        return  # written in C, and silent about its arguments
+        return  # written in C, without a signature
     try:
         signature.bind(*args, **(setting.get("init_args") or {}))
     except TypeError as error:

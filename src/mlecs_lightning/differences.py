@@ -1,13 +1,15 @@
-"""What differs between two nested settings, key by key."""
+"""Settings as plain data, and what differs between two of them, key by key."""
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alike", "differences"]
+__all__ = ["alike", "arguments_of", "as_data", "differences", "untold_arguments"]
 
 
 def differences(
@@ -34,6 +36,59 @@ def alike(one: object, other: object) -> bool:
         return one == other
     first, second = Path(one), Path(other)
     return first.is_absolute() and second.is_absolute() and first.name == second.name
+
+
+def as_data(value: object) -> Any:  # noqa: ANN401 - any plain value
+    """Return settings as dicts, lists, strings and numbers, which a checkpoint may hold.
+
+    A set becomes a sorted list, a dataclass the dict of its fields, and any other object its class
+    with its `arguments_of`.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # not a subclass, such as a number of numpy
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): as_data(each) for key, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(as_data, value), key=repr)
+    if isinstance(value, list | tuple):
+        return [as_data(each) for each in value]
+    if is_dataclass(value):
+        return {each.name: as_data(getattr(value, each.name)) for each in fields(value)}
+    return {"class_path": type(value).__name__, "init_args": arguments_of(value)}
+
+
+def arguments_of(part: object) -> dict[str, Any]:
+    """Return the arguments that an object keeps as attributes of the same name, as plain data."""
+    names = _argument_names(type(part))
+    return {name: as_data(getattr(part, name)) for name in names if _keeps(part, name)}
+
+
+def untold_arguments(part: object) -> list[str]:
+    """Return the names of the arguments that `arguments_of` an object lacks."""
+    return [name for name in _argument_names(type(part)) if not _keeps(part, name)]
+
+
+def _keeps(part: object, name: str) -> bool:
+    """Return whether an attribute can be an argument: a method of that name is none."""
+    return hasattr(part, name) and not inspect.ismethod(getattr(part, name))
+
+
+def _argument_names(kind: type) -> list[str]:
+    """Return the names of all arguments of a class and its bases."""
+    names: dict[str, None] = {}
+    for each in kind.__mro__:
+        init = vars(each).get("__init__")
+        if not inspect.isfunction(init):
+            continue
+        for name, parameter in list(inspect.signature(init).parameters.items())[1:]:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                names[name] = None
+    return list(names)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

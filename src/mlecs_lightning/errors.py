@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, all of it at once."""
+"""Errors in a configuration, collected and reported together."""
 
 from __future__ import annotations
 
@@ -13,28 +13,51 @@ T = TypeVar("T")
 
 
 class ConfigurationError(ValueError):
-    """What a user wrote does not fit; says which keys and what is allowed."""
+    """A configuration is invalid; says which keys and what is allowed."""
 
 
 class FaultList(list[str]):
-    """What is wrong with a configuration, collected: a user wants to read all of it at once."""
+    """A list of faults in a configuration, to be reported in one message."""
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep the message of a `ValueError` and go on behind the block."""
+        """Append the message of a `ValueError` in the block, and continue after it."""
         try:
             yield
         except ValueError as error:
             self.append(str(error))
 
     def attempt(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call a function; if it raises a `ValueError`, keep the message and return ``None``."""
+        """Call a function; on a `ValueError`, append its message and return ``None``."""
         with self.collecting():
             return function(*args, **kwargs)
         return None
 
+    def check_range(
+        self,
+        key: str,
+        value: float | None,
+        *,
+        at_least: float | None = None,
+        above: float | None = None,
+    ) -> None:
+        """Append a fault if a number is below its minimum; ``None`` stands for no limit.
+
+        Args:
+            key: The YAML key.
+            value: The number.
+            at_least: Its minimum.
+            above: A bound that it must exceed.
+        """
+        if value is None:
+            return
+        if at_least is not None and not value >= at_least:
+            self.append(f"{key} must be at least {at_least}, got {value}")
+        if above is not None and not value > above:
+            self.append(f"{key} must be above {above}, got {value}")
+
     def raise_any(self, *, title: str | None = None) -> None:
-        """Raise all in one message, one a line.
+        """Raise one error with all faults, one per line.
 
         Args:
             title: First line of the message.

@@ -1,4 +1,4 @@
-"""What clients and modalities may be called: one rule, for every way into a run."""
+"""Rules for the names of clients and modalities."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from collections.abc import Iterable
 
 __all__ = ["client_name_faults", "modality_name_faults"]
 
-# Folders and files are called so, with at most 55 bytes more in a temporary name
-# (`checkpoints/clients/.NAME@0000.pt-xxxxxxxx.tmp`); file systems have room for 255.
+# File names may have 255 bytes; a temporary name (`.NAME@0000.pt-xxxxxxxx.tmp`) adds up to 55.
 _MOST_BYTES = 200
 
 _TAKEN = {"server": "the server", "all": "the mean of all clients", "val": "a split"}
-# What Windows keeps for devices, whatever stands behind a dot.
+# Names of devices on Windows, with or without an extension.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 
 
 def client_name_faults(names: Iterable[str]) -> list[str]:
-    """Say which clients cannot be called so: a name is a folder, and a part of metrics' names.
+    """Return the faults of client names, which become folders and parts of metric names.
 
     Args:
         names: The names of all clients.
@@ -63,7 +62,7 @@ def _client_fault(name: str) -> str | None:
 
 
 def modality_name_faults(names: Iterable[str], *, key: str) -> list[str]:
-    """Say which modalities cannot be called so: a name is a part of the names of tensors.
+    """Return the faults of modality names, which become parts of tensor names.
 
     Args:
         names: The names of all modalities.

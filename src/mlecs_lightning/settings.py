@@ -1,6 +1,6 @@
-"""What a model is made of, as frozen dataclasses that check themselves.
+"""Settings of a model, as frozen dataclasses that check themselves.
 
-The YAML keys `server`, `edge` and the overrides under `clients.<name>` are these classes.
+They are the values of the YAML keys `server`, `edge` and `clients.<name>`.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ __all__ = [
 
 
 def cache_dir() -> Path:
-    """Return where made things are kept: ``MLECS_CACHE``, or a folder in the user's cache."""
+    """Return the cache folder: ``MLECS_CACHE``, or one in the user's cache."""
     return expanded(os.environ.get("MLECS_CACHE", "~/.cache/mlecs_lightning"), key="MLECS_CACHE")
 
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """Which causal language model, and how it is loaded.
+    """The causal language model, and how it is loaded.
 
     Attributes:
         model: Hub id or directory for `AutoModelForCausalLM.from_pretrained`, or ``pocket/slm``,
-            ``pocket/llm``: small models that are made on this machine and need no hub.
+            ``pocket/llm``: small models that are trained on this machine, without a hub.
         revision: Branch, tag or commit on the hub.
         dtype: Storage of the frozen weights; ``auto`` keeps the checkpoint's own.
         attn_implementation: As in transformers (``eager``, ``sdpa``, ``flash_attention_2``).
-        local_files_only: Never ask the hub.
+        local_files_only: Whether to use only local files.
         quantization: Frozen weights in 4 bits (NF4, as in QLoRA, arXiv 2305.14314) or 8 (LLM.int8,
             arXiv 2208.07339). Needs a CUDA GPU and the extra ``quantized``.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, about
-            a third more time, the same gradients.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory,
+            about a third more time, the same gradients.
     """
 
     model: str = "pocket/slm"
@@ -64,17 +64,17 @@ class BackboneSettings:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adaptation of the backbone (arXiv 2106.09685), carried out by PEFT.
+    """Low-rank adaptation of the backbone (arXiv 2106.09685), implemented by PEFT.
 
-    The values are those of the ML-ECS reference configuration.
+    The defaults are those of the ML-ECS reference configuration.
 
     Attributes:
         r: Rank.
         alpha: Scale; the update is alpha / r * B A.
         dropout: Dropout on the adapter's input.
         target_modules: Names of the layers to adapt; ``None`` lets PEFT choose for the family.
-        private_r: Rank of a second adapter of the same layers, scale and dropout, that never leaves
-            the device; 0 for none. Of clients only.
+        private_r: Rank of a second adapter with the same layers, scale and dropout, which never
+            leaves the device; 0 for none. For clients only.
     """
 
     r: int = 8
@@ -94,12 +94,12 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class ConnectorSettings:
-    """Size of the connector.
+    """The connector between modalities and backbone.
 
     Attributes:
         width: Width D of the latent space that all parties share; 256 in the reference
             configuration.
-        prompt_length: Soft-prompt positions P; 16 in the reference configuration.
+        prompt_length: Number of soft-prompt positions P; 16 in the reference configuration.
         dropout: Dropout before the prompt.
     """
 
@@ -123,17 +123,17 @@ class ModelSettings:
     Attributes:
         backbone: The frozen language model.
         lora: Its adapter.
-        connector: From modalities to soft prompt.
-        extractors: For each modality the class of its encoder; the others get the default of their
-            kind (`mlecs_lightning.nn.extractors.small`).
+        connector: Maps the modalities to a soft prompt.
+        extractors: Class path of the encoder of each modality; by default the one for its kind
+            (`mlecs_lightning.nn.extractors.small`).
         optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference
             configuration.
-        max_new_tokens: Longest answer that is generated.
-        lr_scheduler: Changes the learning rate after every round that the party took part in; none
-            by default. Under Lightning's own `Trainer`, which has no rounds, it does nothing.
-        inference: With ``int8`` a client answers with a copy of its language model in 8-bit
-            integers (on the CPU, in precision 32-true); it trains as before. For 4 bits on a GPU
-            see ``backbone.quantization``.
+        max_new_tokens: Maximum number of generated tokens.
+        lr_scheduler: Steps the learning rate after every round in which the party takes part; none
+            by default. It has no effect in Lightning's own `Trainer`, which has no rounds.
+        inference: With ``int8`` a client generates answers with an 8-bit integer copy of its
+            language model (on the CPU, with precision 32-true); training is not affected. For 4
+            bits on a GPU see ``backbone.quantization``.
     """
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -148,7 +148,7 @@ class ModelSettings:
     inference: Literal["float", "int8"] = "float"
 
     def __post_init__(self) -> None:
-        """Check the form of the class paths, and the range of what is not checked elsewhere."""
+        """Check class paths and ranges."""
         faults = FaultList()
         faults.attempt(check_class_path, self.optimizer, key="optimizer")
         if self.lr_scheduler is not None:
@@ -160,22 +160,21 @@ class ModelSettings:
         faults.raise_any()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, strings and numbers: what a weights-only checkpoint may hold."""
+        """Return plain dicts, strings and numbers, for a weights-only checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
         """Build from what `to_dict` returned."""
-        # Not over the default optimiser: arguments that it has and these values lack would stay.
+        # Starts from the given optimiser, so no argument of the default one is kept.
         fresh = cls(optimizer=values["optimizer"])
         return override(fresh, values, key="settings")  # type: ignore[no-any-return]
 
 
 def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # noqa: ANN401 - any dataclass
-    """Return ``settings`` with some values replaced, nested dataclasses value by value.
+    """Return ``settings`` with some values replaced, including single values of nested dataclasses.
 
-    Unlike parsing a whole dataclass from a partial dict, this keeps what is not named: a client's
-    ``lora: {r: 4}`` keeps the alpha that all edges have.
+    Values that are not named are kept: with ``lora: {r: 4}`` a client keeps the alpha of all edges.
 
     Args:
         settings: A dataclass instance.
@@ -183,8 +182,8 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
         key: The YAML key of ``values``, for error messages.
 
     Raises:
-        ConfigurationError: If names do not exist, values have another type, or a dataclass refuses
-            its new values; all faults in one message, each with its key.
+        ConfigurationError: If a name is unknown, a value has the wrong type, or a dataclass refuses
+            its new values; one message with all faults and their keys.
     """
     sound: dict[str, Any] = {}
     faults = FaultList()
@@ -200,7 +199,7 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
             with faults.collecting():
                 sound[name] = override(current, value, key=f"{key}.{name}")
         elif name in ("optimizer", "lr_scheduler"):
-            # A part of a class path will do, but nothing else: a bare `lr` would be lost.
+            # A part of a class path is enough; other keys, such as a bare `lr`, are refused.
             with faults.collecting():
                 check_class_path({**current, **value}, key=f"{key}.{name}")
                 sound[name] = _merge_class_path(dict(current), dict(value))
@@ -215,7 +214,7 @@ def override(settings: Any, values: Mapping[str, Any], *, key: str) -> Any:  # n
 
 
 def value_faults(kind: type, values: Mapping[str, Any], *, key: str) -> list[str]:
-    """Say which values a dataclass has no field for, and which have another type than theirs.
+    """Return the faults of values without a field in a dataclass, or of the wrong type.
 
     Args:
         kind: The dataclass.
@@ -233,7 +232,7 @@ def value_faults(kind: type, values: Mapping[str, Any], *, key: str) -> list[str
 
 
 def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - an annotation
-    """Check a value of a YAML file against an annotation; a whole number is a float, too."""
+    """Return whether a YAML value fits an annotation; an integer counts as a float."""
     origin, options = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in options
@@ -260,7 +259,7 @@ def _in_words(kind: Any) -> str:  # noqa: ANN401 - an annotation
 
 
 def _merge_class_path(current: ClassPath, value: ClassPath) -> ClassPath:
-    """Keep the arguments of the class unless another class comes in: they mean nothing to it."""
+    """Merge class paths; arguments are kept only if the class stays the same."""
     path = value.get("class_path", current["class_path"])
     kept = current.get("init_args") or {} if path == current["class_path"] else {}
     return {"class_path": path, "init_args": {**kept, **(value.get("init_args") or {})}}

@@ -1,4 +1,4 @@
-"""The nouns that every layer shares.
+"""Types that all layers share.
 
 Shape legend, used in every docstring of the package:
 
@@ -29,11 +29,11 @@ _RANK: dict[str, int] = {"vector": 1, "image": 3, "series": 2, "text": 1}
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """What one modality of a data set looks like.
+    """Kind and shape of a modality.
 
     Attributes:
         kind: ``vector`` (F,), ``image`` (C, height, width), ``series`` (C, time) or ``text``
-            (bytes), the UTF-8 of a text with zeros behind it.
+            (bytes), UTF-8 padded with zeros.
         shape: The shape of one sample, without the batch dimension.
     """
 
@@ -51,12 +51,12 @@ class ModalitySpec:
 
 @dataclass(frozen=True)
 class ClientProfile:
-    """What the data layer needs to know of a client.
+    """What the data layer knows of a client.
 
     Attributes:
-        modalities: The modalities that the client's sensors deliver (M_j), at least one.
+        modalities: The modalities of the client's sensors (M_j), at least one.
         domains: The domains (scenes, writers, sites) whose private samples it holds;
-            ``None`` lets the data module deal them out.
+            ``None`` lets the data module assign them.
     """
 
     modalities: tuple[str, ...]
@@ -66,16 +66,15 @@ class ClientProfile:
 class Batch(NamedTuple):
     """One batch of multimodal samples.
 
-    A named tuple, not a dataclass: Lightning and Fabric convert the tensors of a named tuple
-    without a line of ours, and it cannot be changed by whoever receives it.
+    A named tuple, since it is immutable and Lightning and Fabric convert its tensors.
 
     Attributes:
         ids: Sample ids, length B.
         modalities: Names of the K modalities, in the order of the columns of ``present``.
         inputs: For each modality a tensor (B, ...); rows of absent samples are zero.
         present: (B, K) bool, whether the sample has the modality.
-        instructions: What the model is asked, length B.
-        targets: What it should answer, length B.
+        instructions: The instructions to the model, length B.
+        targets: The expected answers, length B.
     """
 
     ids: tuple[str, ...]
@@ -88,8 +87,8 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device.
 
-        Lightning and Fabric call this where there is such a method, and look at every string of
-        the batch where there is none.
+        Lightning and Fabric call this method; without it they would visit every string of the
+        batch.
         """
         inputs = {name: column.to(device) for name, column in self.inputs.items()}
         return self._replace(inputs=inputs, present=self.present.to(device))

@@ -54,28 +54,33 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mlecs(cache_dir: Path) -> Callable[..., SimpleNamespace]:
-    """The command line, called in process: returns exit code, stdout and stderr."""
-    from mlecs_lightning.cli import main
+    """The command line, called in process: returns exit code, stdout and stderr.
+
+    The parsers of other subcommands than the one that is called, and of ``fit``, which messages
+    name the keys of, are left out: building them takes most of the time.
+    """
+    from mlecs_lightning.cli import FederatedCLI, main
+
+    every = FederatedCLI.subcommands()
 
     def call(*args: object) -> SimpleNamespace:
+        words = [str(arg) for arg in args]
+        named = words[:1] == ["data"] or (words[:1] and words[0] in every)
+        kept = {name: every[name] for name in every if not named or name in ("fit", words[0])}
         out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            patch.setattr(FederatedCLI, "subcommands", staticmethod(lambda: kept))
             try:
-                code = main([str(arg) for arg in args])
+                code = main(words)
             except SystemExit as stop:  # after --help and --print_config
                 code = stop.code  # type: ignore[assignment]
         return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
     return call
-
-
-@pytest.fixture
-def fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the parsers of the other subcommands, which take most of the time."""
-    from mlecs_lightning.cli import FederatedCLI
-
-    given = {"fit": FederatedCLI.subcommands()["fit"]}
-    monkeypatch.setattr(FederatedCLI, "subcommands", staticmethod(lambda: given))
 
 
 @pytest.fixture

@@ -1,5 +1,11 @@
-"""What the server makes of the clients' updates."""
+"""Aggregation of the clients' updates on the server."""
 
-from mlecs_lightning.aggregation.adapters import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.aggregation.adapters import (
+    AdapterAggregate,
+    AdapterAggregator,
+    Aggregation,
+    GroupedAdapters,
+)
+from mlecs_lightning.aggregation.aggregate import Aggregate
 
-__all__ = ["AdapterAggregator", "Aggregate", "Aggregation"]
+__all__ = ["AdapterAggregate", "AdapterAggregator", "Aggregate", "Aggregation", "GroupedAdapters"]

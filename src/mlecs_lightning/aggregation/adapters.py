@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.aggregation.aggregate import Aggregate
 from mlecs_lightning.aggregation.update_sum import UpdateSum
 from mlecs_lightning.functional import (
     LoraFactors,
@@ -16,77 +18,86 @@ from mlecs_lightning.functional import (
     coordinate_median,
     trimmed_mean,
 )
-from mlecs_lightning.wire.tokens import Tokens
 
-__all__ = ["AdapterAggregator", "Aggregate", "Aggregation"]
+__all__ = [
+    "AdapterAggregate",
+    "AdapterAggregator",
+    "Aggregation",
+    "GroupedAdapters",
+    "fit_rank",
+]
 
 Aggregation = Literal["separate", "stack", "svd", "freeze_a", "median", "trimmed_mean"]
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
-class Aggregate(NamedTuple):
-    """What the clients' adapters came to.
+@dataclass(frozen=True, kw_only=True)
+class AdapterAggregate(Aggregate):
+    """The aggregated adapter of one group of clients.
+
+    ``error`` is the relative Frobenius distance of the aggregated update B A from the exact
+    weighted mean of the clients' updates, over all layers together; infinite if that mean is zero
+    and the aggregate is not.
 
     Attributes:
-        adapter: The aggregated tensors, under PEFT's names; empty if nobody sent any.
-        error: Relative Frobenius distance of the aggregated update from the exact weighted mean of
-            the clients' updates, over all layers together; infinite if that mean is zero and the
-            aggregate is not.
-        clients: How many adapters went in.
-        further: The aggregates of other groups of clients, by the tower that hosts them; ``error``
-            is then the largest of all groups, and ``clients`` their sum.
-        tokens: The token features of all clients, for a method that uploads them.
+        adapter: The aggregated tensors, under PEFT's names; empty if no client sent any.
     """
 
     adapter: dict[str, Tensor]
-    error: float
-    clients: int
-    further: Mapping[str, Aggregate] = {}
-    tokens: Tokens | None = None
-    answers: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedAdapters(Aggregate):
+    """The aggregated adapters of all groups of clients.
+
+    ``error`` is the largest of all groups, ``clients`` their sum.
+
+    Attributes:
+        adapters: For each group with an update its aggregated adapter, by the tower that hosts it.
+    """
+
+    adapters: Mapping[str, dict[str, Tensor]]
 
     @classmethod
-    def of_groups(cls, groups: Mapping[str, Aggregate]) -> Aggregate:
-        """Put the aggregates of all groups into one; a single one stays as it is.
+    def of(cls, groups: Mapping[str, AdapterAggregate]) -> GroupedAdapters:
+        """Combine the aggregates of all groups.
 
         Args:
             groups: By the tower that hosts each, at least one.
         """
-        (_, first), *others = groups.items()
-        if not others:
-            return first
-        error = max(group.error for group in groups.values())
-        clients = sum(group.clients for group in groups.values())
-        return cls(first.adapter, error, clients, dict(others))
+        return cls(
+            clients=sum(group.clients for group in groups.values()),
+            error=max(group.error for group in groups.values()),
+            adapters={host: group.adapter for host, group in groups.items() if group.clients},
+        )
 
 
 class AdapterAggregator:
-    """Adds adapters one at a time; memory does not grow with their number, but for two methods.
+    """Aggregates adapters one at a time, mostly in memory that does not grow with their number.
 
-    ``median`` and ``trimmed_mean`` sort the clients' values, so they keep every adapter of the
-    round. They ignore the weights (our choice: a weight is a client's claim, and a hostile client
-    would claim a large one).
+    The exceptions are ``median`` and ``trimmed_mean``, which sort the clients' values and so keep
+    all adapters of a round. They ignore the weights (our choice: a client claims its own weight,
+    and a hostile one would claim a large one).
 
-    Each key has its own total of weights, so a key that some clients lack is averaged over those
-    that have it. The exact sum of the updates B A (`UpdateSum`) is kept beside the means; it is the
-    aggregate of ``stack`` and ``svd`` and the measure of the error of the others, except
-    ``freeze_a``, which is exact. What becomes an adapter is summed in float64, so that the order of
-    the clients does not show.
+    Each key has its own total weight, so a key that some clients lack is averaged over those that
+    have it. The exact sum of the updates B A (`UpdateSum`) is kept as well: it is the aggregate of
+    ``stack`` and ``svd``, and the reference for the error of the others except ``freeze_a``, which
+    is exact. Adapters are summed in float64, so that the order of the clients has no effect.
     """
 
     def __init__(
         self, method: Aggregation, *, rank: int, scaling: float, trim: float = 0.1
     ) -> None:
-        """Start with nothing.
+        """Start with no adapters.
 
         Args:
-            method: ``separate`` averages A and B apart; ``stack`` is exact; ``svd`` truncates the
-                exact sum; ``freeze_a`` averages B where A is common to all; ``median`` and
-                ``trimmed_mean`` take A and B apart, coordinate by coordinate.
+            method: ``separate`` averages A and B separately; ``stack`` is exact; ``svd`` truncates
+                the exact mean; ``freeze_a`` averages B where all clients share A; ``median`` and
+                ``trimmed_mean`` treat A and B separately, coordinate by coordinate.
             rank: Rank of the result (of the hosted SLM's adapter).
             scaling: Scale alpha / r of the result.
-            trim: Share of the clients that ``trimmed_mean`` cuts off at each end, in [0, 0.5).
+            trim: Share of the clients that ``trimmed_mean`` drops at each end, in [0, 0.5).
         """
         self.method, self._rank, self._scaling, self._trim = method, rank, scaling, trim
         self._kept: list[dict[str, Tensor]] = []
@@ -100,7 +111,7 @@ class AdapterAggregator:
 
         Args:
             adapter: Tensors under PEFT's names.
-            weight: Its weight, positive and finite; only ratios matter.
+            weight: Its weight, positive and finite; only the ratios matter.
             scaling: Scale alpha / r of this client's adapter.
 
         Raises:
@@ -125,16 +136,14 @@ class AdapterAggregator:
                 self._exact[layer] = UpdateSum(torch.float64 if aggregate else torch.float32)
             self._exact[layer].add(factors, weight=weight)
 
-    def result(self) -> Aggregate:
-        """Return the aggregate of all that was added."""
-        if self.method == "freeze_a":
-            return Aggregate(self._means(), 0.0, self._clients)
+    def result(self) -> AdapterAggregate:
+        """Return the aggregate of all added adapters."""
         adapter = self._aggregated() if self._clients else {}
-        return Aggregate(adapter, self._error(adapter), self._clients)
+        return AdapterAggregate(adapter=adapter, error=self._error(adapter), clients=self._clients)
 
     def _aggregated(self) -> dict[str, Tensor]:
         match self.method:
-            case "separate":
+            case "separate" | "freeze_a":
                 return self._means()
             case "median":
                 return coordinate_median(self._kept)
@@ -169,7 +178,7 @@ class AdapterAggregator:
 def fit_rank(
     adapter: Mapping[str, Tensor], *, scaling: float, rank: int, target_scaling: float
 ) -> dict[str, Tensor]:
-    """Return an adapter truncated (or padded) to a client's rank and scale, the nearest in norm.
+    """Return the nearest adapter, in the Frobenius norm, of a client's rank and scale.
 
     Args:
         adapter: The server's adapter, under PEFT's names.

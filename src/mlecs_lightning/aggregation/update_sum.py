@@ -11,19 +11,19 @@ __all__ = ["UpdateSum"]
 
 
 class UpdateSum:
-    """Weighted sum of the updates scaling B A of one weight matrix, a client at a time.
+    """Weighted sum of the updates scaling B A of one weight matrix, one client at a time.
 
-    Held as stacked factors while these are smaller than the matrix, and as the matrix from then
-    on: neither memory nor the time of a client grows with the number of clients.
+    Held as stacked factors while these are smaller than the matrix, and as the matrix after that,
+    so that neither the memory nor the time per client grows with the number of clients.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        """Start with nothing.
+        """Start at zero.
 
         Args:
-            dtype: Of the matrix. In float64 the order of the clients does not show; float32 takes
-                half the time and memory, and is good enough to say how far off a mean is. (Factors
-                are always in float64: differences of their products cancel.)
+            dtype: Of the matrix. In float64 the order of the clients has no effect; float32 takes
+                half the time and memory, and is precise enough to measure the error of a mean.
+                Factors are always in float64, because differences of their products cancel.
         """
         self._dtype = dtype
         self._stack: LoraFactors | None = None
@@ -34,10 +34,10 @@ class UpdateSum:
 
         Args:
             factors: down (r, in) and up (out, r); r may differ from client to client.
-            weight: Its weight, as it is.
+            weight: Its weight, not normalised.
 
         Raises:
-            ValueError: If the shape of the update is not that of those before it.
+            ValueError: If the shape of the update differs from that of the earlier ones.
         """
         if self._matrix is None:
             new = LoraFactors(factors.down.double(), factors.up.double(), factors.scaling)
@@ -52,12 +52,12 @@ class UpdateSum:
             return
         shape = (factors.up.shape[0], factors.down.shape[1])
         if shape != self._matrix.shape:
-            raise ValueError(f"an update of shape {shape} in a sum of {tuple(self._matrix.shape)}")
+            raise ValueError(f"an update of shape {shape} for a sum of {tuple(self._matrix.shape)}")
         up, down = factors.up.to(self._dtype), factors.down.to(self._dtype)
         self._matrix.addmm_(up, down, alpha=weight * factors.scaling)
 
     def error(self, factors: LoraFactors, *, total: float) -> tuple[float, float]:
-        """Return how far an update is from the mean, and how large the mean is.
+        """Return the squared distance of an update from the mean, and the squared norm of the mean.
 
         Args:
             factors: The update.
@@ -79,13 +79,13 @@ class UpdateSum:
 
     @property
     def numel(self) -> int:
-        """How many numbers are held."""
+        """Number of values in memory."""
         if self._matrix is not None:
             return self._matrix.numel()
         return 0 if self._stack is None else self._stack.down.numel() + self._stack.up.numel()
 
     def mean(self, total: float) -> LoraFactors:
-        """Return the sum over a total weight, as factors of scaling 1 and of any rank.
+        """Return the sum divided by a total weight, as factors of scaling 1 and any rank.
 
         Raises:
             ValueError: If nothing was added.

@@ -1,11 +1,10 @@
-"""What all methods share: which passes a party takes, and how many steps each has."""
+"""Local training, the base of all algorithms: the passes of each party and their steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.modules import Objective
 from mlecs_lightning.rounds import (
     Algorithm,
@@ -25,16 +24,16 @@ PassOrder = Literal["public_first", "private_first", "interleaved"]
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimiser steps of each pass.
+    """Number of optimiser steps of each pass.
 
-    The reference configuration takes 10 batches between communications; the defaults suit models
-    that start from nothing but a pocket backbone.
+    The reference configuration takes 10 batches between communications. The defaults suit models
+    of which only the backbone is pretrained.
 
     Attributes:
-        warmup: Of the server on public data, before round 0.
-        public: Of a client on public data, each round.
-        private: Of a client on its private data, each round.
-        server: Of the server on public data, each round.
+        warmup: Steps of the server on public data, before round 0.
+        public: Steps of a client on public data, each round.
+        private: Steps of a client on its private data, each round.
+        server: Steps of the server on public data, each round.
     """
 
     warmup: int = 100
@@ -49,10 +48,10 @@ class Steps:
 
 
 class LocalTraining(Algorithm):
-    """A server and clients that each train on what they have: the frame of every method.
+    """A server and clients that train without communication: the base of all algorithms.
 
-    A client takes a pass over public and one over private data; the server trains its LLM on public
-    data. Subclasses add what they exchange and what else they minimise.
+    A client takes one pass over public and one over private data; the server trains its LLM on
+    public data. Subclasses add messages and objectives.
     """
 
     communicates = False
@@ -62,9 +61,9 @@ class LocalTraining(Algorithm):
 
         Args:
             steps: Optimiser steps of each pass.
-            order: Which of a client's two passes comes first. The last one decides what the client
-                is best at: ``public_first`` ends on its own domain, ``private_first`` on all
-                domains. ``interleaved`` takes a step of each in turn.
+            order: Which of a client's two passes comes first. A client is best at the data that it
+                saw last: ``public_first`` ends on its own domain, ``private_first`` on all domains.
+                ``interleaved`` alternates, one step of each pass in turn.
         """
         self.steps = steps or Steps()
         self.order = order
@@ -85,7 +84,7 @@ class LocalTraining(Algorithm):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
@@ -97,22 +96,22 @@ class LocalTraining(Algorithm):
         """Name the losses of a client's passes."""
         return tuple(f"{stage}/{loss}" for stage, names in self.losses().items() for loss in names)
 
-    # Parts that subclasses replace ----------------------------------------------------------
+    # Parts that subclasses override ---------------------------------------------------------
 
     def losses(self) -> dict[str, tuple[str, ...]]:
-        """Name the losses that each of a client's passes may have; `figures` declares them."""
+        """Name the losses that each of a client's passes may report; see `figures`."""
         return {"public": ("loss",), "private": ("loss",)}
 
     def warmup_objective(self) -> Objective | None:
-        """Return what the warm-up minimises; L_LM of the LLM by default."""
+        """Return the objective of the warm-up; L_LM of the LLM by default."""
         return None
 
     def server_objective(self) -> Objective | None:
-        """Return what the server minimises in a round; L_LM of the LLM by default."""
+        """Return the server's objective in a round; L_LM of the LLM by default."""
         return None
 
     def edge_objective(self, edge: EdgeLearner, broadcast: Message | None) -> Objective | None:
-        """Return what a client minimises in both passes; L_LM by default."""
+        """Return a client's objective in both passes; L_LM by default."""
         return None
 
     def local_passes(
@@ -122,7 +121,7 @@ class LocalTraining(Algorithm):
         ctx: RoundContext,
         broadcast: Message | None = None,
     ) -> dict[str, float]:
-        """Take both passes in their order; return the losses."""
+        """Take both passes in the configured order, and return the losses."""
         public = self.public_pass(edge, loaders, ctx, broadcast)
         private = self.private_pass(edge, loaders, ctx, broadcast)
         both = (public, private) if self.order == "public_first" else (private, public)
@@ -137,7 +136,7 @@ class LocalTraining(Algorithm):
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
     ) -> TrainingPass:
-        """Return a client's pass over public data."""
+        """Return a client's pass over the public data."""
         batches = loaders.public.take(self.steps.public, seed=ctx.seed_for(edge.name, "public"))
         return TrainingPass("public", batches, self.edge_objective(edge, broadcast))
 

@@ -20,34 +20,34 @@ __all__ = ["CoPLMs"]
 
 
 class CoPLMs(FedAvg):
-    """A proxy on each side learns with the model there, mutually; the proxies are averaged.
+    """Each party trains its own model and a proxy by mutual learning; the proxies are averaged.
 
     One round:
 
-    1. The clients' proxies take over the hosted adapter.
+    1. The clients' proxies load the hosted adapter.
     2. Private data: each client's own model minimises L_LM. Its adapter never leaves the device.
-    3. Public data: own model and proxy minimise L_LM each, and the divergence of their next-token
-       distributions from one another.
-    4. The proxies' adapters go up and are averaged by samples.
-    5. The server does with its LLM and the hosted proxy what the clients did in step 3.
+    3. Public data: own model and proxy each minimise L_LM and the divergence of their next-token
+       distribution from that of the other.
+    4. The clients send the proxies' adapters, which are averaged by samples.
+    5. The server trains its LLM and the hosted proxy as the clients did in step 3.
 
-    After the paper's structure-agnostic mutual learning. Where it bridges tokenizers we ask for one
-    vocabulary, and the distillation is on public data alone (our choice): what a proxy knows of
-    private data is what it learned from the answers of its device's own model.
+    Follows the paper's structure-agnostic mutual learning, with two differences (our choice): one
+    vocabulary is required where the paper bridges tokenizers, and distillation uses public data
+    alone, so that a proxy learns about private data only from the outputs of its client's model.
     """
 
     uses_proxy = True
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.0, **options: Any) -> None:
-        """Set passes, aggregation and the distillation.
+        """Set passes, aggregation and distillation.
 
         Args:
             weight: Weight of each divergence.
-            temperature: T of the softened distributions.
+            temperature: Temperature T of the distributions.
             **options: See `FedAvg`.
 
         Raises:
-            ConfigurationError: If weight or temperature are out of range.
+            ConfigurationError: If the weight or the temperature is out of range.
             ValueError: If another value is.
         """
         super().__init__(**options)
@@ -61,10 +61,10 @@ class CoPLMs(FedAvg):
         self.temperature = temperature
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Check that all who learn from one another predict the same tokens.
+        """Check that all models have one vocabulary.
 
         Raises:
-            ConfigurationError: If a vocabulary differs; it names the party.
+            ConfigurationError: If one differs; names the party.
         """
         super().prepare(server, clients)
         hosted = _vocabulary(server.module, "slm")
@@ -76,18 +76,18 @@ class CoPLMs(FedAvg):
                 faults.append(
                     f"{party}.backbone.model has another vocabulary than edge.backbone.model "
                     f"({len(vocabulary)} and {len(hosted)} tokens); CoPLMs compares next-token "
-                    "distributions and needs one for all"
+                    "distributions and needs one for all: choose models of one family"
                 )
         faults.raise_any()
 
     def losses(self) -> dict[str, tuple[str, ...]]:
-        """Name the losses of `mutual` beside those of the private pass."""
+        """Name the losses of `mutual` and of the private pass."""
         return {**super().losses(), "public": ("loss", "lm", "lm_proxy", "divergence")}
 
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
     ) -> TrainingPass:
-        """Return the pass in which own model and proxy learn from one another."""
+        """Return the pass in which own model and proxy learn from each other."""
         return super().public_pass(edge, loaders, ctx, broadcast)._replace(objective=self.mutual)
 
     def warmup_objective(self) -> Objective | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mlecs_lightning.aggregation import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.aggregation import AdapterAggregator, Aggregation, GroupedAdapters
 from mlecs_lightning.aggregation.adapters import fit_rank
-from mlecs_lightning.algorithms.answers import Answers, Labels
+from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message, Schema
@@ -20,19 +20,19 @@ from mlecs_lightning.wire.messages import Scalar, ScalarField, adapter_fields
 __all__ = ["MAX_SAMPLES", "FedAvg"]
 
 MAX_SAMPLES = 2**31 - 1
-"""Most private samples that a client may claim, since it counts by them.
+"""Largest number of private samples that a client may claim: it is the client's weight.
 
-Our choice: more than any device holds, and exact in every number format that a weight goes through.
-It does not tell an exaggerating client from one with much data; ``median`` and ``trimmed_mean``
-do not ask.
+Our choice: more than any device holds, and exact in every number format that a weight passes
+through. It does not expose a client that exaggerates; ``median`` and ``trimmed_mean`` ignore the
+weights.
 """
 
 
 class FedAvg(LocalTraining):
-    """Adapters go up, their mean comes down; a client counts by its private samples.
+    """Clients send adapters and receive their mean, weighted by the number of private samples.
 
     Extractors, connectors and optimisers never leave the devices, so that clients with different
-    sensors can take part at all.
+    sensors can take part.
     """
 
     communicates = True
@@ -53,20 +53,21 @@ class FedAvg(LocalTraining):
         Args:
             steps: Optimiser steps of each pass.
             order: Which of a client's passes comes first.
-            aggregation: How adapters are averaged. ``separate`` averages A and B apart (the common
-                way); ``stack`` averages the updates B A exactly, in a hosted adapter of the summed
-                ranks; ``svd`` truncates that to the largest client rank; ``freeze_a`` trains and
-                sends B alone. ``median`` and ``trimmed_mean`` stand a minority of hostile or
-                broken clients (arXiv 1803.01498): A and B apart, coordinate by coordinate, each
-                client counting alike, since a weight is a client's claim. The server then keeps
-                all adapters of a round in memory. Ranks may differ under ``stack`` and ``svd``.
-            adapter_mix: Share of the received adapter in what a client starts its round with; the
-                rest is the adapter that it ended its last round with.
-            trim: Share of a round's clients that ``trimmed_mean`` cuts off at each end, rounded
-                down to whole clients. In a round with fewer clients than 1 / ``trim`` it cuts off
-                nobody.
-            answers: Whether and how answers to public samples without a target are exchanged; see
-                `Answers`. By default they are not.
+            aggregation: How adapters are averaged. ``separate`` averages A and B separately (the
+                common way). ``stack`` averages the updates B A exactly, in a hosted adapter whose
+                rank is the sum of the clients' ranks (FLoRA, arXiv 2409.05976); ``svd`` truncates
+                that to the largest client rank. ``freeze_a`` trains and sends B alone (FFA-LoRA,
+                arXiv 2403.12313). ``median`` and ``trimmed_mean`` withstand a minority of hostile
+                or broken clients (arXiv 1803.01498): they treat A and B separately, coordinate by
+                coordinate, and weigh all clients equally, because a client claims its own weight;
+                the server then keeps all adapters of a round in memory. Ranks may differ under
+                ``stack`` and ``svd``.
+            adapter_mix: Share of the received adapter in the adapter that a client starts a round
+                with; the rest is the client's own adapter at the end of its last round.
+            trim: Share of a round's clients that ``trimmed_mean`` drops at each end, rounded down
+                to whole clients. In a round with fewer clients than 1 / ``trim`` it drops none.
+            answers: How clients and server exchange answers to the public samples without a
+                target; see `Answers`. By default they do not.
 
         Raises:
             ValueError: If ``adapter_mix`` is outside (0, 1] or ``trim`` outside (0, 0.5).
@@ -84,10 +85,10 @@ class FedAvg(LocalTraining):
         self.answers = answers
         self._asked = 0
 
-    # Which adapters fit together ------------------------------------------------------------
+    # Compatible adapters --------------------------------------------------------------------
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
-        """Say which adapters cannot be averaged with the others."""
+        """List the adapters that cannot be averaged with the others."""
         first, lora = next(iter(clients.items()))
         faults: list[str] = []
         if self.aggregation not in ("stack", "svd"):
@@ -98,17 +99,17 @@ class FedAvg(LocalTraining):
                 for name, other in clients.items()
                 if (other.r, other.alpha) != (lora.r, lora.alpha)
             ]
-        # It would silently be a plain mean: nothing of what it was chosen for.
+        # It would silently be a plain mean, which withstands nothing.
         if self.aggregation == "trimmed_mean" and int(self.trim * len(clients)) == 0:
             faults.append(
-                f"algorithm.init_args.trim is {self.trim}: of {len(clients)} clients it cuts off "
-                f"nobody; 'trimmed_mean' needs at least 1/{len(clients)} here (and below 0.5), "
-                "'median' needs none"
+                f"algorithm.init_args.trim is {self.trim}: of {len(clients)} clients it drops "
+                f"none; 'trimmed_mean' needs at least 1/{len(clients)} here (and below 0.5), "
+                "'median' needs no trim"
             )
         return faults
 
     def hosted_lora(self, clients: Mapping[str, LoraSettings]) -> LoraSettings:
-        """Return the adapter that can hold the aggregate."""
+        """Return settings of an adapter that can hold the aggregate."""
         widest = max(clients.values(), key=lambda lora: lora.r)
         if self.aggregation != "stack":
             return widest
@@ -116,7 +117,7 @@ class FedAvg(LocalTraining):
         return LoraSettings(rank, rank, widest.dropout, widest.target_modules)
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Register the clients' adapters; under ``freeze_a`` give a group the same fixed A."""
+        """Read the clients' adapter settings; under ``freeze_a`` give each group one fixed A."""
         self._loras = {name: module.backbone.lora for name, module in clients.items()}
         self._hosts = {n: server.module.host_of(m.backbone) for n, m in clients.items()}
         if self.aggregation != "freeze_a":
@@ -143,21 +144,20 @@ class FedAvg(LocalTraining):
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter, the modality names and the number of private samples."""
-        return self._with_answers(
-            Schema(
-                adapter_fields(edge.backbone.adapter_parameters()),
-                {
-                    # The server knows its clients' sensors: none gains weight by naming more.
-                    "modalities": ScalarField(tuple, equal=edge.modalities),
-                    "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
-                },
-            )
+        schema = Schema(
+            adapter_fields(edge.backbone.adapter_parameters()),
+            {
+                # The server knows its clients' sensors, so none can gain weight by naming more.
+                "modalities": ScalarField(tuple, equal=edge.modalities),
+                "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
+            },
         )
+        return self._with_answers(schema)
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
-        """Send each client the adapter hosted for its group, in the client's own rank."""
+        """Send each client the adapter hosted for its group, in the client's rank."""
         tensors, scalars = self._server_answers(server, loaders, ctx)
         for client in ctx.participants:
             yield client, Message({**self.shipped(server, client), **tensors}, scalars)
@@ -165,7 +165,7 @@ class FedAvg(LocalTraining):
     def _server_answers(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-        """Return what a broadcast holds of the server's answers, once a round."""
+        """Return the part of a broadcast that holds the server's answers."""
         if self.answers is None:
             return {}, {}
         asked = self.answers.asked(loaders.public.table)
@@ -175,13 +175,13 @@ class FedAvg(LocalTraining):
         return self.answers.answer(server, asked).parts()
 
     def refusals(self, server: ServerLearner, message: Message) -> list[str]:
-        """Say what makes no sense in a client's answers."""
+        """Return what is wrong with a client's answers."""
         if self.answers is None:
             return super().refusals(server, message)
         return super().refusals(server, message) + Labels.faults(message, samples=self._asked)
 
     def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
-        """Return the adapter hosted for a client's group as it is now, in the client's own rank."""
+        """Return the adapter that is hosted for a client's group now, in the client's rank."""
         lora, host = self._loras[client], self._hosts[client]
         adapter, scaling = (
             server.module.adapter_state(host),
@@ -196,7 +196,7 @@ class FedAvg(LocalTraining):
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
     ) -> ClientUpdate:
-        """Take over the received adapter, train, send the adapter back."""
+        """Load the received adapter, train, and send the adapter back."""
         assert broadcast is not None
         assert loaders.private is not None
         edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(ctx))
@@ -212,24 +212,21 @@ class FedAvg(LocalTraining):
             losses = self.local_passes(edge, loaders, ctx, broadcast)
             tensors, scalars = self.answers.answer(edge, asked).parts()
         adapter = {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()}
-        facts: dict[str, Scalar] = {
-            "modalities": edge.module.modalities,
-            "samples": samples,
-        }
+        facts: dict[str, Scalar] = {"modalities": edge.module.modalities, "samples": samples}
         return ClientUpdate(Message({**adapter, **tensors}, {**facts, **scalars}), losses)
 
     def _mix(self, ctx: RoundContext) -> float:
-        # In round 0 there is nothing of the client's own to keep, and all must start alike.
+        # In round 0 a client has no adapter of its own to keep, and all must start alike.
         return 1.0 if ctx.round == 0 else self.adapter_mix
 
     def weight(self, message: Message) -> float:
-        """Return the weight of a client's adapter: its private samples."""
+        """Return the weight of a client's adapter: the number of its private samples."""
         return float(message.scalars["samples"])  # type: ignore[arg-type]
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
-        """Average the adapters of each group as they come in."""
+    ) -> GroupedAdapters:
+        """Average the adapters of each group as they arrive."""
         groups: dict[str, dict[str, LoraSettings]] = {}
         for client, host in self._hosts.items():
             groups.setdefault(host, {})[client] = self._loras[client]
@@ -245,10 +242,15 @@ class FedAvg(LocalTraining):
                 weight=self.weight(message),
                 scaling=own.alpha / own.r,
             )
-        aggregate = Aggregate.of_groups({host: total.result() for host, total in totals.items()})
+        adapters = GroupedAdapters.of({host: total.result() for host, total in totals.items()})
         if self.answers is None:
-            return aggregate
-        return aggregate._replace(answers=self.answers.agreed(votes))
+            return adapters
+        return AnsweredAdapters(
+            clients=adapters.clients,
+            error=adapters.error,
+            adapters=adapters.adapters,
+            consensus=self.answers.agreed(votes),
+        )
 
     def _aggregator(self, clients: Mapping[str, LoraSettings]) -> AdapterAggregator:
         lora = self.hosted_lora(clients)
@@ -259,17 +261,29 @@ class FedAvg(LocalTraining):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: GroupedAdapters | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
         """Host the averaged adapters, then train on public data."""
         if aggregate is not None:
-            server.module.load_adapter_state(aggregate.adapter)
-            for host, group in aggregate.further.items():
-                server.module.load_adapter_state(group.adapter, host=host)
-            if self.answers is not None:
-                loaders = self.answers.taught(
-                    loaders, aggregate.answers, threshold=self.answers.server_threshold
-                )
+            for host, adapter in aggregate.adapters.items():
+                self.host_adapter(server.module, host, adapter)
+        if self.answers is not None and isinstance(aggregate, AnsweredAdapters):
+            loaders = self.answers.taught(
+                loaders, aggregate.consensus, threshold=self.answers.server_threshold
+            )
         return super().server_update(server, aggregate, loaders, ctx)
+
+    def host_adapter(self, server: ServerModule, host: str, adapter: Mapping[str, Tensor]) -> None:
+        """Replace a hosted adapter by the aggregated one.
+
+        An algorithm with an optimiser on the server overrides this, and takes a step from the
+        hosted towards the aggregated adapter.
+
+        Args:
+            server: The server's module.
+            host: The tower that hosts the adapter of a group of clients.
+            adapter: The group's aggregated adapter.
+        """
+        server.load_adapter_state(adapter, host=host)

@@ -19,14 +19,14 @@ __all__ = ["FedProx"]
 
 
 class FedProx(FedAvg):
-    """FedAvg whose clients pay for leaving the adapter that they received.
+    """FedAvg with a proximal term that keeps clients near the adapter that they received.
 
-    L = L_LM + mu/2 ||w - w_received||^2, over what travels: extractors and connectors have no
-    common value to stay near to.
+    L = L_LM + mu/2 ||w - w_received||^2 over the adapter. Extractors and connectors have no common
+    value to stay near to.
     """
 
     def __init__(self, *, mu: float = 0.01, **options: Any) -> None:
-        """Set passes, aggregation and the price.
+        """Set passes, aggregation and the proximal term.
 
         Args:
             mu: Weight of the proximal term; 0 is FedAvg.

@@ -1,8 +1,9 @@
-"""Baselines that do not communicate, and the ceiling of those that see everything."""
+"""Baselines without communication, and an upper bound that pools all data."""
 
 from __future__ import annotations
 
-from mlecs_lightning.aggregation import Aggregate
+from typing import Any
+
 from mlecs_lightning.algorithms.base import LocalTraining
 from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.wire import Message
@@ -15,7 +16,7 @@ class StandalonePublic(LocalTraining):
 
 
 class Standalone(LocalTraining):
-    """Every client trains on its private data alone, as many steps as the others take in all."""
+    """Every client trains on its private data alone, with as many steps as others take in total."""
 
     def local_passes(
         self,
@@ -32,11 +33,11 @@ class Standalone(LocalTraining):
 
 
 class Centralized(LocalTraining):
-    """All data in one place: the ceiling, which breaks the promise that data stay on the devices.
+    """All data in one place: an upper bound, in which private data do not stay on the devices.
 
-    Every party sees the private samples of all clients, as their sensors saw them. A client's model
-    trains on those that have at least one of its modalities; the server takes a private pass beside
-    the public one.
+    Every party sees the private samples of all clients, as their sensors recorded them. A client's
+    model trains on those that have at least one of its modalities; the server takes a private pass
+    after the public one.
     """
 
     pools_private = True
@@ -44,11 +45,11 @@ class Centralized(LocalTraining):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
-        """Train the server on public data, then on everybody's private data."""
+        """Train the server on public data, then on all private data."""
         losses = super().server_update(server, aggregate, loaders, ctx)
         assert loaders.private is not None
         seed = ctx.seed_for("server", "private")

@@ -1,4 +1,4 @@
-"""Ending a run when it does not get better any more."""
+"""Early stopping on rounds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping(FederatedCallback):
-    """Stops after a round when a value has not improved for a while; Lightning's names, on rounds.
+    """Stops when a value has not improved for several rounds; the arguments are Lightning's.
 
-    A round that lacks the value (``check_val_every_n_rounds`` above 1) does not count. The state is
-    a function of the rounds so far, so a resumed run stops where an unbroken one would have.
+    A round without the value (``check_val_every_n_rounds`` above 1) does not count. The state is a
+    function of the rounds so far, so a resumed run stops where an uninterrupted one would have.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class EarlyStopping(FederatedCallback):
         mode: MonitorMode = "min",
         check_finite: bool = True,
     ) -> None:
-        """Say what is watched.
+        """Choose the value and when to stop.
 
         Args:
             monitor: Name of a value of a round, as in metrics.csv.
-            min_delta: A change of no more than that is no improvement.
-            patience: Rounds with the value and without an improvement after which it stops.
-            mode: Whether a smaller value is better, or a larger one.
-            check_finite: Stop at once when the value is not finite.
+            min_delta: Minimum change that counts as an improvement.
+            patience: Number of rounds without an improvement after which to stop.
+            mode: ``min`` if smaller values are better, ``max`` if larger ones are.
+            check_finite: Stop as soon as the value is not finite.
 
         Raises:
             ConfigurationError: If a value is out of range.
@@ -60,9 +60,9 @@ class EarlyStopping(FederatedCallback):
         self.best_score = math.inf if self.mode == "min" else -math.inf
         """Best value so far."""
         self.wait_count = 0
-        """Rounds since then."""
+        """Number of rounds since then."""
         self.stopped_round: int | None = None
-        """The round after which it stopped."""
+        """The round after which it has stopped."""
         self._seen = False
 
     @property
@@ -71,11 +71,11 @@ class EarlyStopping(FederatedCallback):
         return self.stopped_round is not None
 
     def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
-        """Begin anew."""
+        """Reset the state."""
         self._forget()
 
     def on_resume(self, *, history: tuple[Mapping[str, float], ...]) -> None:
-        """Take note of the rounds before."""
+        """Count the earlier rounds."""
         for metrics in history:
             self._note(int(metrics["round"]), metrics)
 
@@ -83,15 +83,15 @@ class EarlyStopping(FederatedCallback):
         """Compare the value with the best one.
 
         Raises:
-            ConfigurationError: If the round was validated and lacks the value: it names those that
-                there are.
+            ConfigurationError: If the round was validated and does not have the value; it names
+                those that it has.
         """
         reason = self._note(round, metrics)
         if reason is not None:
             rank_zero_info(f"stopped after round {round + 1}: {reason}")
 
     def on_fit_end(self, *, summary: Mapping[str, object]) -> None:
-        """Say so if the value never came."""
+        """Warn if no round had the value."""
         if not self._seen:
             rank_zero_warn(
                 f"EarlyStopping: no round had a {self.monitor!r}; is check_val_every_n_rounds 0?"

@@ -1,4 +1,4 @@
-"""A value of a round by which rounds are compared."""
+"""The value by which rounds are compared."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MonitorMode = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class Monitor:
-    """What is compared, and which way.
+    """A monitored value, and which direction is better.
 
     Attributes:
         name: Name of a value of a round, as in metrics.csv.
-        mode: Whether a smaller value is better, or a larger one.
+        mode: ``min`` if smaller values are better, ``max`` if larger ones are.
     """
 
     name: str
@@ -31,17 +31,17 @@ class Monitor:
         """Check the mode.
 
         Raises:
-            ValueError: If there is none of that name.
+            ValueError: If it is neither.
         """
         if self.mode not in ("min", "max"):
             raise ValueError(f"mode of monitor {self.name!r} must be min or max, got {self.mode!r}")
 
     def gain(self, value: float, reference: float) -> float:
-        """Return by how much a value is better than another; negative if it is worse."""
+        """Return by how much a value is better than a reference; negative if it is worse."""
         return reference - value if self.mode == "min" else value - reference
 
     def ranked(self, history: Iterable[Mapping[str, float]]) -> list[int]:
-        """Return the rounds that have a finite value, the best first; of equals the earliest."""
+        """Return the rounds with a finite value, best first; among equals the earliest first."""
         values = {
             int(row["round"]): row[self.name]
             for row in history
@@ -51,12 +51,12 @@ class Monitor:
 
 
 def unknown_value(key: str, name: str, known: Iterable[str]) -> ConfigurationError:
-    """Return the error to raise for a value that no round has.
+    """Return the error for the name of a value that no round has.
 
     Args:
-        key: The option that names it.
+        key: The option that has the name.
         name: The name.
-        known: Those that validation gives. Those of single clients are put together.
+        known: The names that validation gives. Those of single clients are merged into one.
     """
     each = (re.sub(r"^clients/[^/]+/(?=\w+/)", "clients/NAME/", value) for value in known)
     return ConfigurationError(

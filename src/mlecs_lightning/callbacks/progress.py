@@ -15,10 +15,10 @@ __all__ = ["RichProgress"]
 
 
 class RichProgress(FederatedCallback):
-    """Shows how many client updates are done, and the mean validation loss after each round."""
+    """Shows the progress in client updates, and the validation losses after each round."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Draw on a console; the process's own by default."""
+        """Choose the console; by default that of the process."""
         self._console = console or Console()
         self._bar: Progress | None = None
 
@@ -53,7 +53,7 @@ class RichProgress(FederatedCallback):
             self._bar.advance(self._task)
 
     def on_client_fault(self, *, round: int, client: str, kind: str, reason: str) -> None:
-        """Advance, and say why there is nothing from the client."""
+        """Advance, and print why there is no update of the client."""
         if self._bar:
             self._bar.advance(self._task)
             self._bar.console.print(f"round {round + 1}: {kind}: {reason}", markup=False)
@@ -73,7 +73,7 @@ class RichProgress(FederatedCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Stop the bar and restore the terminal, also after an error."""
         if self._bar:
             self._bar.stop()
             self._bar = None

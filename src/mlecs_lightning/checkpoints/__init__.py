@@ -1,4 +1,4 @@
-"""What is kept on disk, and how it is read again."""
+"""Checkpoints of runs and of the warm-up: written, listed, and read again."""
 
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError
 

@@ -1,4 +1,4 @@
-"""One file a round, from which a run goes on as if it had never stopped."""
+"""Checkpoints: one file per round, from which a run resumes with identical results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.timeline import Checkpoint, checkpoints
-from mlecs_lightning.differences import differences
+from mlecs_lightning.differences import alike, differences
+from mlecs_lightning.renamed_keys import with_present_keys
 from mlecs_lightning.storage.files import (
     DamagedFileError,
     check_tensors,
@@ -22,6 +23,7 @@ from mlecs_lightning.storage.paths import expanded
 __all__ = [
     "FORMAT_VERSION",
     "CheckpointError",
+    "check_about",
     "check_config",
     "checkpoint_of",
     "client_state",
@@ -32,9 +34,10 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-# Options that say where and how a run goes on, not what it computes.
+# Options that do not change what a run computes.
 _FREE = {
     *("config", "ckpt_path", "warmup", "data.init_args.root", "data.init_args.num_workers"),
+    *("data.init_args.cache_dir", "data.init_args.allowed_roots"),
     *("trainer.max_rounds", "trainer.fast_dev_run", "trainer.warmup_ckpt_path"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
@@ -42,28 +45,27 @@ _FREE = {
     *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
     *("trainer.allow_other_config", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
-    *("trainer.limit_test_batches", "trainer.max_message_bytes"),
+    *("trainer.limit_test_batches", "trainer.message_limits.max_bytes"),
 }
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is not there, cannot be read, or does not fit; says which and why."""
+    """A checkpoint is missing, unreadable, or does not fit; says which and why."""
 
 
 def save_checkpoint(
     folder: Path, state: dict[str, Any], *, round: int, complete: bool = True
 ) -> Path:
-    """Write the checkpoint of a round: to a temporary name, synced, then renamed.
+    """Write the checkpoint of a round to a temporary file, sync it, and rename it.
 
-    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file, which the
-    run that goes on removes.
+    A run killed while writing leaves the previous checkpoint and at most a ``.tmp`` file, which is
+    removed on resume.
 
     Args:
         folder: The run's ``checkpoints`` folder; made if missing.
-        state: Tensors, numbers, strings, lists and dicts only, so that a weights-only load reads
-            it.
-        round: Number of the round that has ended, or is under way.
-        complete: Whether it has ended. A complete checkpoint takes the place of partial ones.
+        state: Only tensors, numbers, strings, lists and dicts, so a weights-only load can read it.
+        round: Number of the current round.
+        complete: Whether the round has ended. A complete checkpoint replaces partial ones.
 
     Returns:
         The file's path.
@@ -81,8 +83,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, weights only: nothing in the file is executed.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable or of another format version; if it is
-            damaged, it names the newest sound one beside it.
+        CheckpointError: If the file is missing, damaged or of another format version. For a damaged
+            file the message names the newest intact one beside it.
     """
     if not path.is_file():
         raise CheckpointError(f"ckpt_path: no file {str(path)!r}")
@@ -100,10 +102,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any]:
-    """Return a client's state that a checkpoint holds, or that of the file it names.
+    """Return a client's state from a checkpoint, or from the file that the checkpoint names.
 
     Raises:
-        CheckpointError: If the file is damaged or gone; it names the newest sound checkpoint.
+        CheckpointError: If the file is damaged or missing; names the newest intact checkpoint.
     """
     if isinstance(saved, dict):
         return saved
@@ -115,7 +117,7 @@ def client_state(saved: dict[str, Any] | str, checkpoint: Path) -> dict[str, Any
 
 
 def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
-    """Return what is wrong with a checkpoint, and which other one of its folder to go on from."""
+    """Return the error for a damaged checkpoint; it names an intact one of the same folder."""
     others = [each.path for each in checkpoints(path.parent) if each.path.name != path.name]
     sound = next((other for other in reversed(others) if _is_sound(other)), None)
     remedy = (
@@ -127,7 +129,7 @@ def damaged_checkpoint(path: Path, error: Exception) -> CheckpointError:
 
 
 def _is_sound(path: Path) -> bool:
-    """Return whether a checkpoint and all files that it names can be read."""
+    """Return whether a checkpoint and all client files that it names are readable."""
     try:
         clients = load_tensors(path).get("clients", {})
         for saved in clients.values():
@@ -139,7 +141,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def checkpoint_of(run: Path) -> Path:
-    """Return the newest complete checkpoint of a run folder, or the path itself if it is a file.
+    """Return the newest complete checkpoint of a run folder; a path to a file is returned as is.
 
     Raises:
         CheckpointError: If there is none.
@@ -158,9 +160,9 @@ def checkpoint_of(run: Path) -> Path:
 def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     """Resolve ``last``, ``best`` or a file name.
 
-    ``last`` is the newest state of the newest version that has any, be it in the middle of a round;
-    ``best`` is the round of that version with the best monitored value, as the last checkpoint's
-    history tells.
+    ``last`` is the newest checkpoint of the newest version that has any, complete or partial.
+    ``best`` is the round of that version with the best monitored value, according to the history in
+    its last checkpoint.
 
     Args:
         ckpt_path: ``last``, ``best`` or a path.
@@ -201,21 +203,22 @@ def check_config(
     *,
     same: Callable[[object, object], bool] = operator.eq,
 ) -> None:
-    """Refuse to go on with another configuration than that of the checkpoint.
+    """Refuse to resume with a configuration that differs from that of the checkpoint.
 
-    Options that change nothing of what is computed may differ: where, on how many devices, how
-    long, what is shown.
+    Options that do not change the results may differ, such as paths, devices, the number of rounds,
+    and progress bars.
 
     Args:
         saved: The configuration in the checkpoint.
-        present: That of this run.
-        same: Whether two values mean the same.
+        present: The configuration of this run.
+        same: Whether two values are equivalent.
 
     Raises:
-        CheckpointError: If anything else differs; it names every key with both values.
+        CheckpointError: If anything else differs; names every key with both values.
     """
     if not saved or not present:
         return  # a trainer that was used from Python without a configuration
+    saved = with_present_keys(saved)
     faults = [
         fault
         for key, fault in differences(saved, present, same=same).items()
@@ -231,3 +234,36 @@ def check_config(
                 ]
             )
         )
+
+
+def check_about(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse to resume a run whose objects were set otherwise, where there is no configuration.
+
+    Args:
+        saved: What the run of the checkpoint said of itself, `Run.state_dict`.
+        present: What this run says.
+
+    Raises:
+        CheckpointError: If anything differs that changes what is computed.
+    """
+    check_config(_as_config(saved), _as_config(present), same=alike)
+
+
+def _as_config(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run says of itself, under the keys of a configuration."""
+    models, arguments = about["models"], about.get("arguments", {})
+    clients = {
+        name: models["architectures"][int(number)] for name, number in models["clients"].items()
+    }
+    parts = {
+        key: {"class_path": about[key], "init_args": arguments.get(key, {})}
+        for key in ("algorithm", "data")
+    }
+    trainer = {**arguments.get("trainer", {}), "precision": about["precision"]}
+    return {
+        **parts,
+        "trainer": trainer,
+        "seed": about["seed"],
+        "server": models["server"]["settings"],
+        "clients": clients,
+    }

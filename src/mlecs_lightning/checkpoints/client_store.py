@@ -1,4 +1,4 @@
-"""What stays with the clients: trainable state and optimiser, client by client."""
+"""Stores for the state of each client: its trainable tensors and its optimiser."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ _FILE = re.compile(r"(.+)@(-?\d+)\.pt")
 
 
 def client_files(folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """Yield client, round and path of every file of a `DiskStore`; those of a client by round."""
+    """Yield client, round and path of every file of a `DiskStore`, sorted by round."""
     for path in sorted(folder.glob("*.pt"), key=lambda path: number_of(path.name)):
         if match := _FILE.fullmatch(path.name):
             yield match[1], int(match[2]), path
 
 
 def number_of(name: str) -> int:
-    """Return the round in the name of a file of a `DiskStore`; -2, before all, if it is none."""
+    """Return the round in the file name of a `DiskStore`, or -2, before all, for other files."""
     match = _FILE.fullmatch(name)
     return int(match[2]) if match else -2
 
 
 class ClientStore(Protocol):
-    """Where the states of clients are while other clients train.
+    """Keeps the states of clients while other clients train.
 
-    Beside its state a store holds each client's message of the round that is under way, so that a
-    round that was interrupted goes on with the clients that have not been served yet.
+    A store also keeps each client's message of the current round, so an interrupted round can
+    resume with the remaining clients.
     """
 
     def get(self, client: str) -> dict[str, Any] | None:
-        """Return the state of a client, ``None`` if it has not trained yet."""
+        """Return the state of a client, or ``None`` if it has not trained yet."""
 
     def put(self, client: str, state: dict[str, Any], *, round: int) -> None:
-        """Keep the state of a client after a round."""
+        """Store the state of a client after a round."""
 
     def message(self, client: str) -> bytes:
-        """Return what the client sent in this round.
+        """Return the client's message of this round.
 
         Raises:
-            DamagedFileError: If it is in a file that is not what was written, or gone.
+            DamagedFileError: If the file of the message is damaged or missing.
         """
 
     def put_message(self, client: str, data: bytes) -> None:
-        """Keep what the client sent in this round."""
+        """Store the client's message of this round."""
 
     def drop_messages(self) -> None:
-        """Forget the messages: the round has ended."""
+        """Remove the messages at the end of the round."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return for each client its state, or the name of the file that holds it."""
+        """Return the state of each client, or the name of its file."""
 
     def prune(self, rounds: list[int]) -> None:
-        """Remove what no checkpoint of these rounds needs."""
+        """Remove states that the checkpoints of these rounds do not need."""
 
 
 class _Messages:
-    """The messages of a round, in files ``<client>.message``: they are read after a stop alone."""
+    """The messages of a round, in memory or in files ``<client>.message``."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Use a folder, made if missing; without one messages stay in memory."""
+        """Use a folder, created if missing; without one, messages stay in memory."""
         self._messages: dict[str, bytes] = {}
         self._digests: dict[str, bytes] = {}
         self._spool = folder
@@ -101,7 +101,7 @@ class _Messages:
         if self._spool is None:
             self._messages[client] = data
             return
-        # Only this process reads the file: it need not outlast it, and neither need the digest.
+        # Only this process reads the file, so neither file nor digest must survive it.
         write_atomically(self._path(client), data, sync=False)
         self._digests[client] = hashlib.sha256(data).digest()
 
@@ -118,13 +118,13 @@ class _Messages:
 
 
 class MemoryStore(_Messages):
-    """States in memory."""
+    """Keeps states in memory."""
 
     def __init__(self, messages: Path | None = None) -> None:
         """Start empty.
 
         Args:
-            messages: Folder of the round's messages, so that memory grows by the states alone.
+            messages: Folder for the messages of a round; ``None`` keeps them in memory, too.
         """
         super().__init__(messages)
         self._states: dict[str, dict[str, Any]] = {}
@@ -146,17 +146,17 @@ class MemoryStore(_Messages):
 
 
 class DiskStore(_Messages):
-    """States in files ``<client>@<round>.pt``, so that memory does not grow with the clients.
+    """Keeps states in files ``<client>@<round>.pt``, so memory does not grow with the clients.
 
-    A file is written once and never changed: the checkpoint of a round names the files of that
-    round instead of holding the states again.
+    A file is written once and never changed. The checkpoint of a round names these files instead of
+    storing the states again.
     """
 
     def __init__(self, folder: Path) -> None:
         """Use a folder.
 
         Args:
-            folder: Made if missing; ``checkpoints/clients`` of the run.
+            folder: Created if missing; ``checkpoints/clients`` of the run.
         """
         super().__init__(folder)
         self.folder = folder

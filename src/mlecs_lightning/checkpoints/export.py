@@ -1,4 +1,4 @@
-"""From a run to a folder with one of its models."""
+"""Export of a model of a run into a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of
-from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.deploy import Provenance, write_export
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.paths import expanded
@@ -25,8 +25,8 @@ def export_run(
 ) -> Path:
     """Export the model of a client, or that of the server.
 
-    Neither data nor configuration are needed: the checkpoint says how the model is built and how
-    its inputs are prepared.
+    Neither data nor configuration are needed: the checkpoint describes the model and the
+    preprocessing of its inputs.
 
     Args:
         run: A run folder, whose newest checkpoint is taken, or a checkpoint.
@@ -41,7 +41,7 @@ def export_run(
         ConfigurationError: If there is no such client, or the folder is not empty.
         CheckpointError: If there is no checkpoint, or it has no state of the client.
     """
-    saved = SavedModels(checkpoint_of(expanded(run, key="export RUN")))
+    saved = CheckpointModels(checkpoint_of(expanded(run, key="export RUN")))
     module = saved.server() if client == "server" else saved.edge(client)
     return write_export(
         module,
@@ -54,7 +54,7 @@ def export_run(
     )
 
 
-def _provenance(saved: SavedModels, client: str) -> Provenance:
+def _provenance(saved: CheckpointModels, client: str) -> Provenance:
     state, about = saved.state, saved.about
     rounds = int(state["round"]) + ("partial" not in state)
     summary = _summary(saved.path, rounds=rounds)
@@ -79,7 +79,7 @@ def _provenance(saved: SavedModels, client: str) -> Provenance:
 
 
 def _summary(checkpoint: Path, *, rounds: int) -> Mapping[str, Any]:
-    """Return the scores of the run; nothing if they are of another round than the checkpoint."""
+    """Return the summary of the run; empty if it belongs to another round."""
     path = checkpoint.parents[1] / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(utf8(read_checked(path)))

@@ -1,4 +1,4 @@
-"""Frozen models are the same on all ranks, and those that a checkpoint was trained with."""
+"""Checks that frozen models are equal on all ranks and equal to those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["check_ranks", "check_saved"]
 
 
 def check_ranks(contents: Sequence[Contents]) -> None:
-    """Refuse ranks that have loaded other frozen models than the first one.
+    """Refuse ranks whose frozen models differ from those of rank 0.
 
     Args:
-        contents: The frozen parts of each rank, the same on all: they all stop, or none.
+        contents: The frozen parts of every rank, known to all, so either all ranks stop or none.
 
     Raises:
         ConfigurationError: If a digest differs; it names rank, backbone and both digests.
@@ -43,17 +43,17 @@ def check_saved(
     key: str = "ckpt_path",
     any: bool = False,
 ) -> None:
-    """Refuse a checkpoint that was trained with other frozen models.
+    """Refuse a checkpoint that was trained with different frozen models.
 
     Args:
-        saved: What holds, as ``frozen``, the parts of the training; earlier versions did not.
-        here: Those of the models that were built.
+        saved: A mapping with the frozen parts under ``frozen``; earlier versions have none.
+        here: The frozen parts of the present models.
         path: The checkpoint.
-        key: What the user calls the path.
-        any: Say it and go on.
+        key: The YAML key of the path, for messages.
+        any: Only report a difference, and continue.
 
     Raises:
-        CheckpointError: If a digest differs; it names backbone and both digests.
+        CheckpointError: If a digest differs; names backbone and both digests.
     """
     if saved is None or "frozen" not in saved:
         rank_zero_info(

@@ -1,4 +1,4 @@
-"""The models of a checkpoint, built from what it says of them: without data or configuration."""
+"""The models of a checkpoint, rebuilt without data or configuration."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.settings import ModelSettings, cache_dir
 
-__all__ = ["SavedModels"]
+__all__ = ["CheckpointModels"]
 
 
-class SavedModels:
-    """What a checkpoint holds of its parties.
+class CheckpointModels:
+    """The models of all parties in a checkpoint.
 
     Attributes:
         path: The checkpoint.
-        state: All of it.
+        state: Its whole content.
         about: Algorithm, data set, seed, precision and instruction of the training.
         clients: The names of all clients.
-        trained: Those that have a state: all that took part in a round and did not fail.
-        preparations: How the inputs of the training were prepared.
+        trained: The clients that have a state.
+        preparations: Preprocessing of the inputs.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class SavedModels:
 
         Args:
             path: The checkpoint.
-            algorithm: Adds the parts to the models that it added in the training; only without
-                such parts a model can be built without it.
-            any_frozen: Say it and go on where a frozen model is not that of the training.
+            algorithm: Adds its parts to the models, as in training; needed only if it has such
+                parts.
+            any_frozen: Only report a frozen model that differs from that of the training.
 
         Raises:
-            CheckpointError: If it is not there, cannot be read, or says nothing of its models.
-            ConfigurationError: If its models have parts of an algorithm, and there is none.
+            CheckpointError: If it is missing, unreadable, or does not describe its models.
+            ConfigurationError: If its models have parts of an algorithm and none is given.
         """
         self._algorithm = algorithm
         self.path, self.state = path, load_checkpoint(path)
@@ -71,15 +71,14 @@ class SavedModels:
         self._built: tuple[int, EdgeModule] | None = None
 
     def edge(self, client: str) -> EdgeModule:
-        """Return the model of a client with its state in it.
+        """Return the model of a client with its state loaded.
 
-        The module is that of the client asked for before, if both have one architecture: take what
-        you need of it before you ask for the next.
+        Clients of one architecture share a module: the next call may change the returned one.
 
         Raises:
             ConfigurationError: If there is no such client.
             CheckpointError: If it has not trained, its state is missing or does not fit, or its
-                frozen model is not that of the training.
+                frozen model differs from that of the training.
         """
         if client not in self.clients:
             raise ConfigurationError(
@@ -108,10 +107,10 @@ class SavedModels:
         return module
 
     def server(self) -> ServerModule:
-        """Return the server's model with its state in it.
+        """Return the server's model with its state loaded.
 
         Raises:
-            CheckpointError: If the state does not fit, or a frozen model is not that of the
+            CheckpointError: If the state does not fit, or a frozen model differs from that of the
                 training.
         """
         built = dict(self._models["server"])
@@ -136,10 +135,10 @@ class SavedModels:
 
 
 def _found(values: Mapping[str, Any]) -> ModelSettings:
-    """Return settings whose pocket model lies where this machine keeps them.
+    """Return the settings with the local path of their pocket model.
 
     Raises:
-        CheckpointError: If the model is not there.
+        CheckpointError: If this machine does not have the model.
     """
     settings = as_settings(values)
     directory = Path(settings.backbone.model)

@@ -1,7 +1,7 @@
-"""The checkpoints of a run folder: one list, in the order of the rounds.
+"""The timeline of a run folder: its checkpoints in the order of the rounds.
 
-Whatever names a checkpoint (``last``, ``best``, pruning, `export`) goes by this list. Its rounds
-are those of one timeline: a run that goes on from an earlier one sets those behind it aside.
+``last``, ``best``, pruning and `export` all use this list. It is a single timeline: a run that
+resumes from an earlier checkpoint moves the later ones aside.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from mlecs_lightning.storage.folders import claim_folder
 __all__ = ["Checkpoint", "checkpoints", "last_round_of", "prune_checkpoints", "set_aside"]
 
 _NAME = re.compile(r"round=(\d+)(-partial)?\.ckpt")
-# What a run folder says of its last round, beside the checkpoints.
+# Files about the last round of a run, apart from checkpoints.
 _OF_THE_END = (
     *("summary.json", "predictions.jsonl", "adapters", "metrics.csv", "events.out.*"),
-    SUMS,  # last: what is left behind of a move that was cut short is still checked
+    SUMS,  # last, so the files that an interrupted move leaves behind are still checked
 )
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A checkpoint, ordered by how far the run had come.
+    """A checkpoint file, ordered by progress of the run.
 
     Attributes:
-        round: Number of the round that has ended, or is under way.
-        complete: Whether it has ended.
+        round: Number of its round.
+        complete: Whether the round has ended.
         path: The file.
     """
 
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @classmethod
     def named(cls, folder: Path, *, round: int, complete: bool) -> Checkpoint:
-        """Return the one that a round writes into a folder."""
+        """Return the checkpoint that a round writes into a folder."""
         partial = "" if complete else "-partial"
         return cls(round, complete, folder / f"round={round:04d}{partial}.ckpt")
 
@@ -54,7 +54,7 @@ class Checkpoint:
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """Return the checkpoints in a run's ``checkpoints`` folder, the newest last.
 
-    Files of other names are none; neither is what lies in folders below.
+    Other file names and subfolders are ignored.
     """
     return sorted(
         Checkpoint(int(match[1]), match[2] is None, path)
@@ -66,16 +66,16 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 def prune_checkpoints(
     folder: Path, history: Iterable[Mapping[str, float]], *, monitor: Monitor, save_top_k: int
 ) -> list[int]:
-    """Remove all complete checkpoints but the newest and the k best.
+    """Remove all complete checkpoints except the newest and the k best.
 
     Args:
         folder: The run's ``checkpoints`` folder.
         history: The metrics of all rounds.
-        monitor: What rounds are compared by.
-        save_top_k: How many; -1 keeps all, 0 only the newest.
+        monitor: Ranks the rounds.
+        save_top_k: k; -1 keeps all, 0 only the newest.
 
     Returns:
-        The rounds that are left, in order.
+        The remaining rounds, in order.
     """
     complete = {each.round: each for each in checkpoints(folder) if each.complete}
     if save_top_k < 0 or not complete:
@@ -91,21 +91,21 @@ def prune_checkpoints(
 
 
 def set_aside(run: Path, state: Mapping[str, Any]) -> Path | None:
-    """Set aside what comes after a checkpoint of a run folder, as the run goes on from there.
+    """Move everything after a checkpoint to a folder of its own, before the run resumes there.
 
-    Later checkpoints, with the files of clients that they name, and what the folder says of its
-    last round go to ``abandoned_k``, a run folder of its own. Nothing is lost, and nothing is left
-    that belongs to another timeline than the rounds to come.
+    Later checkpoints, their client files, and the files about the last round are moved to
+    ``abandoned_k``, which is a complete run folder. Nothing is lost, and the run folder keeps a
+    single timeline.
 
-    A kill in between leaves a run that ends earlier than it did, and can be gone on with: the
-    newest checkpoint goes first, and a client's file stays until nothing names it.
+    If the process is killed in between, the run can still be resumed, from an earlier round: the
+    newest checkpoint is moved first, and a client's file stays as long as a checkpoint names it.
 
     Args:
         run: The run folder.
-        state: The checkpoint that is gone on from; it is in the list of the folder.
+        state: Content of the checkpoint from which the run resumes; it is in this folder.
 
     Returns:
-        The new folder; ``None`` if there was nothing to set aside.
+        The new folder, or ``None`` if there was nothing to move.
     """
     folder, partial = run / "checkpoints", state.get("partial")
     at = Checkpoint.named(folder, round=int(state["round"]), complete=partial is None)
@@ -123,14 +123,13 @@ def set_aside(run: Path, state: Mapping[str, Any]) -> Path | None:
 
 
 def last_round_of(client: str, state: Mapping[str, Any]) -> int:
-    """Return the round at whose end a client had the state that a checkpoint holds of it.
+    """Return the round after which a client had the state that a checkpoint holds.
 
-    A store that goes on under this number writes no file that another checkpoint would take for
-    its own.
+    A store that continues from this number never overwrites the file of another checkpoint.
 
     Args:
         client: A client.
-        state: A checkpoint with a state of it, or the name of a file with one.
+        state: Content of a checkpoint with its state, or with the name of its file.
     """
     saved, partial = state["clients"][client], state.get("partial")
     if isinstance(saved, str):
@@ -140,7 +139,7 @@ def last_round_of(client: str, state: Mapping[str, Any]) -> int:
 
 
 def _files_of_clients(folder: Path, state: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
-    """Return the files that a checkpoint and later ones may name, and those only later ones may."""
+    """Return the client files that a checkpoint may name, and those that only later ones name."""
     shared: dict[str, Path] = {}
     later = []
     for client, number, path in client_files(folder):
@@ -152,7 +151,7 @@ def _files_of_clients(folder: Path, state: Mapping[str, Any]) -> tuple[list[Path
 
 
 def _rounds_in_summary(run: Path) -> int:
-    """Return after how many rounds the run of a folder ended; 0 if it has not."""
+    """Return the number of rounds in the summary of a run folder; 0 if there is none."""
     try:
         return int(json.loads((run / "summary.json").read_text(encoding="utf-8"))["rounds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -168,7 +167,7 @@ def _move_the_end(run: Path, aside: Path) -> None:
 
 
 def _move(later: list[Checkpoint], files: Iterable[Path], folder: Path) -> None:
-    """Move checkpoints, the newest first; the files of clients that they name are there before."""
+    """Move checkpoints, the newest first, after linking the client files that they name."""
     (folder / "clients").mkdir(parents=True)
     for path in files if later else ():
         _link(path, folder / "clients" / path.name)
@@ -177,7 +176,7 @@ def _move(later: list[Checkpoint], files: Iterable[Path], folder: Path) -> None:
 
 
 def _link(path: Path, other: Path) -> None:
-    """Give a file a second name: it is written once and never changed."""
+    """Link a file, which is never changed, under a second name."""
     try:
         os.link(path, other)
     except OSError:  # a file system without hard links
@@ -185,7 +184,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _drop_messages(folder: Path, *, in_use: Mapping[str, Any]) -> None:
-    """Remove messages of a round that was killed: no checkpoint names them."""
+    """Remove messages of a killed round, which no checkpoint names."""
     for path in folder.rglob("*.message"):
         if path.stem not in in_use:
             path.unlink()

@@ -1,4 +1,4 @@
-"""Starting a federation from a checkpoint of the warm-up."""
+"""Loading a warm-up checkpoint into the server of a federation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["load_warmup", "read_warmup", "saved_moments"]
 
 log = logging.getLogger(__name__)
 
-# What the weights mean depends on these; the rest of the settings may differ.
+# The weights depend on these settings; others may differ.
 _MEANING = {
     "backbone": ("model", "revision"),
     "lora": ("r", "alpha", "target_modules"),
@@ -29,18 +29,18 @@ _MEANING = {
 
 
 def load_warmup(path: Path, server: ServerModule, optimizer: Optimizer | None = None) -> None:
-    """Start a server from a checkpoint of the warm-up.
+    """Load a warm-up checkpoint into the server.
 
     Args:
         path: The checkpoint.
         server: The server of the federation, after `Algorithm.prepare`.
-        optimizer: Its optimiser. It takes over moments and step count if it is of the class that
-            it was of in the warm-up, so that a `fit` goes on as after a warm-up of its own. Its
-            learning rate and other options stay.
+        optimizer: Its optimiser. It takes over moments and step count if it is of the same class as
+            in the warm-up, so that `fit` continues as after a warm-up of its own. Its learning rate
+            and other options stay.
 
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint of a warm-up, or is one of another
-            server; it says what differs. Nothing is written then.
+        CheckpointError: If the file is missing, not a warm-up checkpoint, or from a different
+            server; says what differs. The server is then unchanged.
     """
     key = "trainer.warmup_ckpt_path"
     saved = read_warmup(path, server, key=key)
@@ -53,9 +53,9 @@ def load_warmup(path: Path, server: ServerModule, optimizer: Optimizer | None = 
 
 
 def saved_moments(saved: Mapping[str, Any], server: ServerModule) -> Mapping[int, Any]:
-    """Return the moments of a checkpoint that a server's optimiser can go on from, if any.
+    """Return the moments of a checkpoint if the server's optimiser can use them.
 
-    Where there are some that it cannot go on from, one line of the log says so.
+    If it cannot, the reason is logged.
     """
     states = saved.get("optimizer_states")
     if not states:
@@ -69,19 +69,19 @@ def saved_moments(saved: Mapping[str, Any], server: ServerModule) -> Mapping[int
 
 
 def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]:
-    """Read a checkpoint of the warm-up, weights only.
+    """Read a warm-up checkpoint, weights only.
 
     Args:
         path: The checkpoint.
-        server: The server that it should fit.
-        key: What the user calls the path, for error messages.
+        server: The server into which it will be loaded.
+        key: The YAML key of the path, for error messages.
 
     Returns:
         The checkpoint, as Lightning wrote it.
 
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint of a warm-up, or the settings of
-            its server or its frozen models differ from those of this one; it says which.
+        CheckpointError: If the file is missing, not a warm-up checkpoint, or the settings or frozen
+            models of its server differ; says which.
     """
     name = f"{key}: {str(path)!r}"
     if not path.is_file():
@@ -100,12 +100,12 @@ def read_warmup(path: Path, server: ServerModule, *, key: str) -> dict[str, Any]
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return what differs, one line for each key."""
+    """Return the differences, one line for each key."""
     values = [
         (f"{party}.{part}.{name}", there[which][part][name], here[which][part][name])
         for which, party, parts in (
             ("settings", "server", _MEANING.keys()),
-            ("hosted", "clients", ("backbone", "lora")),  # its other parts are the server's
+            ("hosted", "clients", ("backbone", "lora")),  # the rest is the server's
         )
         for part in parts
         for name in _MEANING[part]
@@ -118,14 +118,14 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
 
 
 def _alike(one: object, other: object) -> bool:
-    # None is a library's choice: names and shapes of the tensors will tell.
+    # None leaves the choice to a library; names and shapes of the tensors are checked later.
     return one is None or other is None or alike(one, other)
 
 
 def _load_moments(state: Mapping[int, Any], server: ServerModule, optimizer: Optimizer) -> None:
-    """Write what an optimiser over the trainable parameters has of each into another one.
+    """Load the moments of the trainable parameters into the server's optimiser.
 
-    The other one may hold parameters beside them that an algorithm has frozen since.
+    That optimiser may also hold parameters that an algorithm has frozen since.
     """
     own = optimizer.state_dict()
     position = {

@@ -1,4 +1,4 @@
-"""The files of a warm-up: Lightning's own, written and claimed as those of a run are."""
+"""Files of the warm-up: Lightning's own, but written and numbered like those of a run."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ __all__ = ["CheckedIO", "ClaimedLog"]
 
 
 class CheckedIO(TorchCheckpointIO):
-    """Writes checkpoints of the warm-up as those of a run are written, and checks them alike."""
+    """Writes and checks warm-up checkpoints in the same way as those of a run."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
     ) -> None:
-        """Write it whole or not at all."""
+        """Write the file atomically."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_tensors(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read it, weights only, every byte checked."""
+        """Read the file, weights only, after checking every byte."""
         state: dict[str, Any] = load_tensors(Path(path))
         return state
 
 
 class ClaimedLog(TensorBoardLogger):
-    """Lightning's usual log, in a version that no warm-up begun at the same time takes as well."""
+    """Lightning's usual log, in a version folder that no other process can claim."""
 
     @cached_property
     def version(self) -> str:
-        """The name of the folder; the first process tells the others where it is."""
+        """The name of the folder; rank 0 claims it and tells the others."""
         if getattr(rank_zero_only, "rank", 0):
             return "version_0"
         return claim_folder(Path(self.root_dir), "version").name

@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 
 class _DataCheck(FederatedCLI):
-    """``data check``: takes the arguments of ``fit``, and looks at its data in place of a run."""
+    """``data check``: takes the arguments of ``fit`` and checks its data instead of training."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         assert self.algorithm is not None
@@ -36,7 +36,7 @@ class _DataCheck(FederatedCLI):
         try:
             bertscore = BertScore.of(self._get(self.config, "trainer.bertscore"))
             if bertscore is not None:
-                bertscore.unknown_share(())  # here, so that a missing model is named as one
+                bertscore.unknown_share(())  # loads the model, so that a missing one is named
         except (OSError, ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
         self.result = check_data(
@@ -48,14 +48,14 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: Arguments in place of ``sys.argv[1:]``.
+        args: Arguments instead of ``sys.argv[1:]``.
 
     Returns:
-        0; 1 after a fault of the input, which is printed without a traceback; 128 + the number of
-        the signal that stopped the run (130 for SIGINT, 143 for SIGTERM).
+        0 for success; 1 after an error of the input, which is printed without a traceback; 128 +
+        the number of the signal that stopped the run (130 for SIGINT, 143 for SIGTERM).
     """
     if not sys.stderr.isatty():
-        # A bar in a log file is a line of rubbish.
+        # In a log file a progress bar is unreadable.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     words = sys.argv[1:] if args is None else args
     checks = words[:2] == ["data", "check"]
@@ -77,7 +77,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
-        print(f"{stopped}; --ckpt_path last goes on", file=sys.stderr)
+        print(f"{stopped}; --ckpt_path last resumes the run", file=sys.stderr)
         return 128 + stopped.signum
     if checks or not cli.trainer.is_global_zero:
         return 0

@@ -1,4 +1,4 @@
-"""What a command line and its configuration files say together, before jsonargparse reads them."""
+"""Merges a command line with its configuration files, before jsonargparse reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from jsonargparse import (  # type: ignore[attr-defined]  # Lightning uses it as
 from jsonargparse.typing import Path_fr
 
 from mlecs_lightning.clients.settings import are_drawn
-from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.renamed_keys import renamed_key_faults
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.files import DamagedFileError
@@ -30,7 +31,7 @@ from mlecs_lightning.storage.yaml_text import NAME_KEYS, YamlFaultError, dump_ya
 __all__ = ["PARSER_MODE", "ConfigFile", "completed"]
 
 PARSER_MODE = "mlecs"
-"""How jsonargparse is to read values and files: with `parse_yaml`."""
+"""The mode in which jsonargparse reads values and files with `parse_yaml`."""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 def _load(text: str) -> Any:  # noqa: ANN401 - whatever stands there
     value = parse_yaml(text)
     if isinstance(value, dict) and value and all(v is None for v in value.values()):
-        # Words that are a table for YAML and nobody else: "describe the digit:", "{a, b}".
+        # Text that only YAML takes for a mapping: "describe the digit:", "{a, b}".
         bare = {key.strip() for key in text.strip(" {}").split(",")}
         if text.strip() == f"{next(iter(value))}:" or bare == set(value):
             return text
@@ -49,17 +50,17 @@ set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 class ConfigFile(ActionConfigFile):
-    """``--config``: a file in UTF-8 whatever the locale; its paths are relative to its folder."""
+    """``--config``: a file in UTF-8, whatever the locale; its paths are relative to its folder."""
 
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         """Merge a file into what was parsed before it."""
         path = expanded(value)
         if not path.is_file():
-            ActionConfigFile.apply_config(parser, cfg, dest, value)  # says what is wrong
+            ActionConfigFile.apply_config(parser, cfg, dest, value)  # raises the error
             return
-        # Written anew, since jsonargparse first tries whether the text is a path, which ASCII is in
-        # every locale.
+        # Written again in ASCII, since jsonargparse first tries the text as a path, and only ASCII
+        # can be encoded in every locale.
         text = dump_yaml(_read(value))
         with contextlib.chdir(path.resolve().parent):
             ActionConfigFile.apply_config(parser, cfg, dest, text)
@@ -92,18 +93,18 @@ def _options(args: list[str]) -> Iterator[_Option]:
 
 
 def completed(args: list[str]) -> list[str]:
-    """Say in a command line what jsonargparse would not find out by itself.
+    """Return a command line in which everything is explicit that jsonargparse would not infer.
 
-    Names are quoted, so that ``--data.labels.no '[no, nope]'`` holds words. All that is said of the
-    clients is merged (`_with_merged_clients`), and the default optimiser is named where its
-    arguments alone are given.
+    Names are quoted, so that ``--data.labels.no '[no, nope]'`` holds words. The settings of the
+    clients are merged (`_with_merged_clients`), and the default optimiser is named where only its
+    arguments are given.
 
     Args:
         args: The command line.
 
     Raises:
-        ConfigurationError: If a configuration file cannot be read, or an option is to change a
-            client that is not there.
+        ConfigurationError: If a configuration file cannot be read, a key has been renamed, or an
+            option changes a client that does not exist.
     """
     quoted = list(args)
     for option in _options(args):
@@ -112,27 +113,43 @@ def completed(args: list[str]) -> list[str]:
             value = _yaml(option.text, key=option.flag)
             quoted[option.place] = option.prefix + json.dumps(value)
     files = {o: _read(o.text) for o in _options(args) if o.flag in ("-c", "--config")}
+    _refuse_renamed(args, files)
     return _with_optimizers(_with_merged_clients(quoted, files), files)
 
 
-def _with_merged_clients(args: list[str], files: dict[_Option, dict[str, Any]]) -> list[str]:
-    """Merge all that a command line and its ``--config`` files say of the clients.
+def _refuse_renamed(args: list[str], files: dict[_Option, dict[str, Any]]) -> None:
+    """Refuse keys of earlier versions.
 
-    jsonargparse lets a later file replace a whole dict, so that a file which changes one client
-    would make the others vanish without a word. Here files and ``--clients.NAME.KEY`` merge by name
-    and key, in their order. ``--clients`` replaces them all; named clients replace drawn ones and
-    the other way round.
+    Raises:
+        ConfigurationError: It says, for each of them, which key has taken its place.
+    """
+    faults = FaultList()
+    for option in _options(args):
+        faults += renamed_key_faults([option.flag.removeprefix("--")])
+        for section, values in files.get(option, {}).items():
+            keys = [f"{section}.{name}" for name in values] if isinstance(values, dict) else []
+            faults += [f"--config {option.text}: {fault}" for fault in renamed_key_faults(keys)]
+    faults.raise_any(title="keys that have a new name:")
+
+
+def _with_merged_clients(args: list[str], files: dict[_Option, dict[str, Any]]) -> list[str]:
+    """Merge the clients of a command line and its ``--config`` files.
+
+    With jsonargparse a later file replaces a whole dict, so a file that changes one client would
+    silently remove the others. Here files and ``--clients.NAME.KEY`` are merged by name and key, in
+    their order. ``--clients`` replaces all clients; named clients replace drawn ones and the other
+    way round.
 
     Args:
         args: The command line.
         files: What its configuration files hold.
 
     Returns:
-        The command line with the merged ``--clients`` at its end, where it overrules what stands
-        before; as it was, if nothing names any.
+        The command line with the merged ``--clients`` at its end, where it overrides what comes
+        before; unchanged if there are no clients in it.
 
     Raises:
-        ConfigurationError: If an option is to change a client that is not there.
+        ConfigurationError: If an option changes a client that does not exist.
     """
     clients: dict[str, Any] = {}
     for option in _options(args):
@@ -157,10 +174,10 @@ def _with_merged_clients(args: list[str], files: dict[_Option, dict[str, Any]]) 
 
 
 def _with_optimizers(args: list[str], files: dict[_Option, dict[str, Any]]) -> list[str]:
-    """Name the default optimiser first of all, where its arguments are given and no class is.
+    """Put the default optimiser first, where only arguments of an optimiser are given.
 
     Raises:
-        ConfigurationError: If it is the arguments of a scheduler: there is none by default.
+        ConfigurationError: If only arguments of a scheduler are given: there is no default.
     """
     for party in ("edge", "server"):
         if _has_arguments_alone(f"{party}.lr_scheduler", args, files):
@@ -175,7 +192,7 @@ def _with_optimizers(args: list[str], files: dict[_Option, dict[str, Any]]) -> l
 
 
 def _has_arguments_alone(key: str, args: list[str], files: dict[_Option, dict[str, Any]]) -> bool:
-    """Return whether something is said of a class path, and nothing names the class."""
+    """Return whether a class path is given without its class."""
     party, _, name = key.partition(".")
     said: list[Any] = []
     for option in _options(args):
@@ -193,17 +210,17 @@ def _has_arguments_alone(key: str, args: list[str], files: dict[_Option, dict[st
 def _content(path: Path, *, key: str) -> bytes:
     """Return the content of a configuration file.
 
-    That of an old run may have been edited for a new one: allowed, but not in silence.
+    The file of an old run may have been edited for a new run, which is allowed with a warning.
     """
     try:
         return read_checked(path)
     except DamagedFileError:
-        log.warning("%s is not what its run wrote: it is taken as it stands now", key)
+        log.warning("%s has been edited since its run wrote it; the present text is used", key)
         return path.read_bytes()
 
 
 def _read(file: str) -> dict[str, Any]:
-    """Read a configuration file; empty if there is none, as the parser will say."""
+    """Read a configuration file; return {} if it is missing, which the parser reports."""
     key = f"--config {file}"
     path = expanded(file)
     if not path.is_file():

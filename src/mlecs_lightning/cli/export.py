@@ -1,4 +1,4 @@
-"""The command ``export``: it needs a run and no configuration."""
+"""The command ``export``, which needs a run but no configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def export(args: list[str]) -> Path:
     """Parse the arguments and export a model.
 
     Args:
-        args: What stands behind ``export``.
+        args: The arguments after ``export``.
 
     Returns:
         The folder.
@@ -28,20 +28,22 @@ def export(args: list[str]) -> Path:
         prog="export",
         allow_abbrev=False,
         description="Write one trained model into a folder: its adapter in PEFT's format, encoders "
-        "and connector as safetensors, a model card. `load_exported(OUT).ask(...)` asks it.",
+        "and connector as safetensors, and a model card. `load_exported(OUT).ask(...)` runs it.",
     )
     parser.add_argument(
         "run",
         metavar="RUN",
         type=Path,
-        help="a run folder, runs/NAME/version_k, whose newest checkpoint is taken; or a checkpoint",
+        help="a run folder, runs/NAME/version_k, whose newest checkpoint is used; or a checkpoint",
     )
     parser.add_argument("--client", required=True, help="the client's name, or server")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write; a new one")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="the folder to write; it must not exist"
+    )
     parser.add_argument(
         "--include_backbone",
         action=argparse.BooleanOptionalAction,
-        help="store the frozen language model, too; by default only a pocket model",
+        help="also store the frozen language model; by default only if it is a pocket model",
     )
     given = parser.parse_args(args)
     return export_run(

@@ -1,4 +1,4 @@
-"""What a user could have written in place of what was not understood."""
+"""Hints for error messages: which names a user could have written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
+from mlecs_lightning import algorithms
 from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.data import FederatedDataModule, Schedule
+from mlecs_lightning.lazy import import_all
 from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.wire import Codec
 
 __all__ = ["innermost", "known_names"]
+
+# jsonargparse, and the hints below, know a class by its bare name once it has been imported.
+import_all(algorithms)
 
 _BASES: dict[str, type] = {
     "data": FederatedDataModule,
@@ -30,21 +34,21 @@ _CLASS_PATH = r"class_path[= ]'([\w.]+)'"
 
 
 def innermost(error: BaseException) -> str:
-    """Return what a class said of its arguments, without what jsonargparse wraps around it."""
+    """Return the message of a class about its arguments, without that of jsonargparse around it."""
     while error.__cause__ and str(error).startswith("Does not validate"):
         error = error.__cause__
     return str(error)
 
 
 def known_names(message: str, *, defaults: Namespace) -> str:
-    """Return what a user could have written in place of a name that jsonargparse does not know.
+    """Return the known names for a name that jsonargparse does not know.
 
     Args:
-        message: What jsonargparse says.
+        message: The message of jsonargparse.
         defaults: All keys.
 
     Returns:
-        The names, to be put behind the message; empty if it is of something else.
+        A text to append to the message; empty if the message is about something else.
     """
     names: list[str] = []
     hint = ""
@@ -58,7 +62,7 @@ def known_names(message: str, *, defaults: Namespace) -> str:
     elif re.search(
         r"Expected a <class 'str'>(?s:.*)(class '(bool|int|float)'>|value: [TFN\d])", message
     ):
-        hint = "; a word that YAML takes for something else stands in quotes"
+        hint = "; quote a word that YAML reads as another type"
     elif "is not accepted" in message and (paths := re.findall(_CLASS_PATH, message)):
         refused = import_class({"class_path": paths[-1]}, home="builtins", key="class_path")
         names = ArgumentParser().add_class_arguments(refused) if isclass(refused) else []
@@ -69,7 +73,7 @@ def known_names(message: str, *, defaults: Namespace) -> str:
 
 
 def _subclass_names(base: type) -> set[str]:
-    """Return bare names that jsonargparse takes for a class path; others offer theirs in full."""
+    """Return the class names that jsonargparse accepts without their module."""
     names: set[str] = set()
     kinds: list[type] = base.__subclasses__()
     for kind in kinds:

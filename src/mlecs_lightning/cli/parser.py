@@ -18,11 +18,10 @@ from lightning.pytorch.cli import (
     OptimizerCallable,
 )
 
-import mlecs_lightning.algorithms  # noqa: F401 - so that short class names are found
 from mlecs_lightning.cli.config import PARSER_MODE, ConfigFile, completed
 from mlecs_lightning.cli.hints import innermost, known_names
 from mlecs_lightning.clients import FederationSettings
-from mlecs_lightning.clients.checks import party_faults
+from mlecs_lightning.clients.checks import configuration_faults
 from mlecs_lightning.clients.settings import client_settings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError, FaultList
@@ -52,7 +51,7 @@ class FederatedCLI(LightningCLI):
         """Parse the arguments and run the subcommand.
 
         Args:
-            args: Arguments in place of ``sys.argv``.
+            args: Arguments instead of ``sys.argv``.
         """
         self.result: Any = None
         super().__init__(
@@ -73,14 +72,14 @@ class FederatedCLI(LightningCLI):
         """Build a parser whose ``--config`` reads a file as `ConfigFile` does."""
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="a configuration in YAML")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file in YAML.")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse a command line, or a namespace as `LightningCLI` does.
 
         Raises:
-            ConfigurationError: If that fails; it says which names are known.
+            ConfigurationError: If that fails; it lists the known names.
         """
         try:
             if args is None or isinstance(args, list):
@@ -95,8 +94,15 @@ class FederatedCLI(LightningCLI):
         """Declare the keys of a federation."""
         parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
         self._add_warmup_arguments(parser)
-        parser.add_argument("--data", type=FederatedDataModule, required=True, help="the data set")
-        parser.add_argument("--algorithm", type=Algorithm, required=True, help="the method")
+        parser.add_argument(
+            "--data",
+            type=FederatedDataModule,
+            required=True,
+            help="The data set: class and arguments.",
+        )
+        parser.add_argument(
+            "--algorithm", type=Algorithm, required=True, help="The method: class and arguments."
+        )
         for party in ("server", "edge"):
             parser.add_class_arguments(
                 ModelSettings,
@@ -105,32 +111,34 @@ class FederatedCLI(LightningCLI):
                 sub_configs=True,
                 skip={"optimizer", "lr_scheduler"},
             )
-            # Declared apart, as Lightning's own types: `--edge.optimizer.init_args.lr` and bare
-            # names work, and arguments are checked. No default: its arguments would be passed on
-            # to any other class.
+            # Declared with Lightning's own types, so that `--edge.optimizer.init_args.lr` and bare
+            # class names work and arguments are checked. No default: its arguments would be kept
+            # for any other class.
             parser.add_argument(
                 f"--{party}.optimizer",
                 type=OptimizerCallable,
                 default=None,
-                help="Class and arguments; AdamW with lr 2e-4 if not given.",
+                help="Optimiser: class and arguments; by default AdamW with lr 2e-4.",
             )
             parser.add_argument(
                 f"--{party}.lr_scheduler",
                 type=Optional[LRSchedulerCallable],  # noqa: UP045 - a value
                 default=None,
-                help="Class and arguments; goes by rounds. The rate stays as it is if not given.",
+                help="Learning rate scheduler: class and arguments; it steps once per round. By "
+                "default the rate is constant.",
             )
         parser.add_argument(
             "--clients",
             type=dict,
             required=True,
-            help="by name: modalities, domains, and what differs from edge (backbone, lora, "
-            "connector, extractors, optimizer, lr_scheduler); or drawn: count, modality_rate, seed",
+            help="The clients. Either by name, each with modalities, domains and what differs from "
+            "edge (backbone, lora, connector, extractors, optimizer, lr_scheduler); or drawn at "
+            "random, with count, modality_rate and seed.",
         )
 
     @staticmethod
     def _add_warmup_arguments(parser: LightningArgumentParser) -> None:
-        """Declare the arguments of Lightning's `Trainer`; some are those of ``trainer``."""
+        """Declare the arguments of Lightning's `Trainer`; some default to those of ``trainer``."""
         apart = {*INHERITED, "max_steps"}
         parser.add_class_arguments(
             Trainer, "warmup", instantiate=False, sub_configs=True, skip={*apart, *OWN}
@@ -141,7 +149,7 @@ class FederatedCLI(LightningCLI):
                 f"--warmup.{name}",
                 type=Optional[Trainer.__init__.__annotations__[name]],  # noqa: UP045 - a value
                 default=None,
-                help=f"As in lightning.Trainer; that of {default} if not given.",
+                help=f"As in lightning.Trainer; by default that of {default}.",
             )
 
     def _prepare_subcommand_parser(
@@ -151,7 +159,7 @@ class FederatedCLI(LightningCLI):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser = self.init_parser(**kwargs)
         self._add_arguments(parser)
-        # No group for the method: it would have the name of the key.
+        # A group for the method would have the same name as the key.
         self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(
             klass, subcommand, skip=set(self.subcommands()[subcommand]), as_group=False
         )
@@ -159,12 +167,12 @@ class FederatedCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the subcommands and their arguments that do not come from the command line."""
+        """Return for each subcommand its arguments that are not on the command line."""
         given = {"algorithm", "datamodule", "federation"}
         return dict.fromkeys(("fit", "validate", "test", "predict", "warmup"), given)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: the trainer reads checkpoints, and they hold no arguments of ours."""
+        """Do nothing: our checkpoints hold no arguments for Lightning to parse."""
 
     def _set_seed(self) -> None:
         """Seed everything, unless `instantiate_classes` will refuse the seed."""
@@ -195,8 +203,8 @@ class FederatedCLI(LightningCLI):
         clients, wrong = client_settings(written, list(data.modalities) if data else [])
         faults += wrong
         if faults:
-            # What is sound can still be checked, and a user wants to hear of it now.
-            faults += party_faults(clients, models, algorithm=algorithm, data=data)
+            # The sound parts can still be checked, so that all faults come in one message.
+            faults += configuration_faults(clients, models, algorithm=algorithm, data=data)
             faults.raise_any(title="the configuration has faults:")
         self.federation = FederationSettings(
             models["server"],
@@ -226,9 +234,11 @@ class FederatedCLI(LightningCLI):
     def _build_trainer(self) -> FederatedTrainer | ServerWarmup:
         values = self._instantiate("trainer").as_dict()
         root = expanded(values["default_root_dir"], key="trainer.default_root_dir")
-        place = next(p for p in (root, *root.absolute().parents) if p.exists())
-        if not (place.is_dir() and os.access(place, os.W_OK)):
-            raise ConfigurationError(f"trainer.default_root_dir: cannot write into {str(place)!r}")
+        existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise ConfigurationError(
+                f"trainer.default_root_dir: cannot write into {str(existing)!r}"
+            )
         if self.subcommand == "warmup":
             return ServerWarmup(self._instantiate("warmup").as_dict(), trainer=values)
         try:

@@ -1,4 +1,4 @@
-"""Who takes part: the settings of server and clients, checked, and the models built from them."""
+"""The parties of a federation: settings, their checks, and the models built from them."""
 
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.clients.settings import ClientSettings, DrawnClients, FederationSettings

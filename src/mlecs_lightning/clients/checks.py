@@ -1,4 +1,4 @@
-"""All that can be wrong with the settings of the parties, before a model is built."""
+"""Checks of the settings of all parties, before a model is built."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from mlecs_lightning.nn import extractors as extractor_classes
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.settings import ModelSettings
 
-__all__ = ["party_faults"]
+__all__ = ["configuration_faults"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def party_faults(
+def configuration_faults(
     given: dict[str, ClientSettings] | DrawnClients,
     common: Mapping[str, ModelSettings],
     *,
     algorithm: Algorithm | None,
     data: FederatedDataModule | None,
 ) -> FaultList:
-    """Say what does not fit together; deal the data to the clients on the way.
+    """Return everything that does not fit together, and attach the clients to the data.
 
-    A part that is missing has faults of its own: nothing is said of how the others fit it.
+    Checks that involve a missing part are skipped, since its own fault is reported elsewhere.
 
     Args:
-        given: The clients by name, or how they are drawn.
+        given: The clients by name, or how to draw them.
         common: Settings of the ``server`` and of the ``edge``.
         algorithm: The method.
         data: The data.
@@ -75,7 +75,7 @@ def party_faults(
 
 
 def _unlike(models: Mapping[str, ModelSettings], common: Mapping[str, ModelSettings]) -> list[str]:
-    """Say which clients cannot be in one federation with the others."""
+    """Return the clients that cannot be in one federation with the others."""
     faults = []
     server = common.get("server")
     if server and server.lora.private_r:
@@ -95,7 +95,7 @@ def _unlike(models: Mapping[str, ModelSettings], common: Mapping[str, ModelSetti
 def _backbone_faults(
     models: Mapping[str, ModelSettings], common: Mapping[str, ModelSettings]
 ) -> list[str]:
-    """Say which names can be of no backbone: no pocket model, no directory and no hub id."""
+    """Return backbone names that are neither a pocket model, a directory nor a hub id."""
     faults = FaultList()
     named = {party: settings.backbone.model for party, settings in common.items()}
     for name, settings in models.items():
@@ -118,7 +118,7 @@ def _optimizer_faults(
     models: Mapping[str, ModelSettings],
     common: Mapping[str, ModelSettings],
 ) -> list[str]:
-    """Say which optimisers cannot be built."""
+    """Return the optimisers and schedulers that cannot be built."""
     faults = FaultList()
     own = {
         f"clients.{name}": m
@@ -138,7 +138,7 @@ def _extractor_faults(
     common: Mapping[str, ModelSettings],
     data: FederatedDataModule,
 ) -> list[str]:
-    """Say which extractors cannot be built, and which are of no modality: a typing error."""
+    """Return the extractors that cannot be built or name no modality, such as a typing error."""
     faults = FaultList()
     given: dict[str, Mapping[str, ClassPath]] = {
         **{party: settings.extractors for party, settings in common.items()},
@@ -162,10 +162,10 @@ def _extractor_faults(
 
 
 def _try_optimizer(setting: ClassPath, *, key: str) -> None:
-    """Build an optimiser over one parameter: only its class knows what it takes.
+    """Build an optimiser over one parameter, since only its class knows its arguments.
 
     Raises:
-        ConfigurationError: If that fails, or the class is no optimiser.
+        ConfigurationError: If that fails, or the class is not an optimiser.
     """
     home = "torch.optim"
     parameter = torch.nn.Parameter(torch.zeros(1, 1))
@@ -178,7 +178,8 @@ def _try_scheduler(setting: ClassPath, *, key: str) -> None:
     """Build a scheduler over an optimiser of one parameter.
 
     Raises:
-        ConfigurationError: If that fails, or the class is no scheduler that goes by rounds alone.
+        ConfigurationError: If that fails, or the class is not a scheduler that steps by rounds
+            alone.
     """
     home = "torch.optim.lr_scheduler"
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

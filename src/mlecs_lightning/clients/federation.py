@@ -1,4 +1,4 @@
-"""The live modules of a federation, built from the settings of its parties."""
+"""The models of a federation, built from the settings of its parties."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from mlecs_lightning.checkpoints.client_store import ClientStore, MemoryStore
 from mlecs_lightning.checkpoints.frozen import check_ranks
 from mlecs_lightning.clients.parties import Parties
-from mlecs_lightning.clients.ranks import Ranks, spread
+from mlecs_lightning.clients.ranks import Ranks, assign_clients
 from mlecs_lightning.clients.texts import check_texts
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
@@ -28,28 +28,27 @@ from mlecs_lightning.rounds.context import derive_seed
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.settings import BackboneSettings, LoraSettings, ModelSettings
 
-__all__ = ["Federation", "Wire", "build_server", "check_lengths"]
+__all__ = ["CodecState", "Federation", "build_server", "check_lengths"]
 
 
 def _with_backbone(
     settings: ModelSettings, data: FederatedDataModule, *, key: str
 ) -> ModelSettings:
-    """Replace the name of a pocket model by its directory, making the model if need be.
+    """Replace the name of a pocket model by its directory, after creating it if necessary.
 
     Args:
         settings: The settings of a party.
-        data: Its texts are those that a pocket model learns.
+        data: Provides the texts on which a pocket model is trained.
         key: The YAML key of the settings.
 
     Raises:
-        ConfigurationError: If the model cannot be loaded, or the settings ask it for layers that it
-            does not have.
+        ConfigurationError: If the model cannot be loaded, or lacks a layer of ``target_modules``.
     """
     if is_pocket(settings.backbone.model):
         path = _pocket(settings.backbone.model, data)
         settings = replace(settings, backbone=replace(settings.backbone, model=str(path)))
     try:
-        model, _ = load_frozen(settings.backbone)  # once for all who name it
+        model, _ = load_frozen(settings.backbone)  # cached
     except ConfigurationError as error:
         raise ConfigurationError(f"{key}.{error}") from error
     layers = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None}
@@ -69,7 +68,7 @@ def _pocket(model: str, data: FederatedDataModule) -> Path:
 
 
 def _make_pockets(parties: Parties, data: FederatedDataModule) -> None:
-    """Make the pocket models of all parties, if need be."""
+    """Create the pocket models of all parties that do not exist yet."""
     settings = [parties.server, *parties.hosts.values(), *parties.models.values()]
     for model in sorted({each.backbone.model for each in settings}):
         if is_pocket(model):
@@ -83,7 +82,7 @@ def check_lengths(
     *,
     clients: bool = True,
 ) -> None:
-    """Check the texts of all parties by the models that read them; see `check_texts`.
+    """Check the texts of all parties against the models that read them; see `check_texts`.
 
     Raises:
         ConfigurationError: If a model cannot be loaded, or a text is too long for one.
@@ -104,10 +103,10 @@ def check_lengths(
 
 
 def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> None:
-    """Check that a model that is to answer in int8 can do so here.
+    """Check that int8 inference is possible on this device and with this precision.
 
     Raises:
-        ConfigurationError: If not; it says what does.
+        ConfigurationError: If not; says what is.
     """
     precision = fabric.strategy.precision.precision
     if settings.inference == "int8" and (fabric.device.type != "cpu" or precision != "32-true"):
@@ -121,12 +120,12 @@ def _check_inference(settings: ModelSettings, fabric: Fabric, *, key: str) -> No
 def build_server(
     parties: Parties, data: FederatedDataModule, algorithm: Algorithm | None = None
 ) -> ServerModule:
-    """Return the server with the initial weights that it has in a federation.
+    """Build the server with its initial weights.
 
     Args:
         parties: The checked settings.
-        data: Says what the modalities look like.
-        algorithm: Adds the parts that it needs.
+        data: Provides the modalities.
+        algorithm: Adds its own parts, if any.
     """
     seed_everything(derive_seed(parties.seed, "server") % 2**32, verbose=False)
     server = _with_backbone(parties.server, data, key="server")
@@ -141,12 +140,12 @@ def build_server(
     return module
 
 
-class Wire(NamedTuple):
-    """What a codec needs of a client's last round; in a simulation, of both ends at once.
+class CodecState(NamedTuple):
+    """What a codec needs from a client's last round, on both sides.
 
     Attributes:
-        received: The adapter that the device received last: both ends know it.
-        left: What the device's last message left out: the device remembers it.
+        received: The adapter that the device received last, known to both sides.
+        left: What the device's last message left out, known to the device alone.
     """
 
     received: Mapping[str, Tensor]
@@ -154,11 +153,11 @@ class Wire(NamedTuple):
 
 
 class Federation:
-    """The live modules: one for the server, and one for each architecture among the clients.
+    """One module for the server, and one for each architecture among the clients.
 
-    Clients with equal modalities and settings share a module; their states are swapped through it.
-    All modules of a process share one frozen copy of each backbone. So memory grows with the
-    clients' own trainable states and with nothing else.
+    Clients with equal modalities and settings share a module, into which their states are loaded in
+    turn. All modules of a process share one frozen copy of each backbone, so memory grows only with
+    the trainable states of the clients.
     """
 
     def __init__(
@@ -174,10 +173,10 @@ class Federation:
 
         Args:
             parties: The checked settings.
-            data: Says what the modalities look like.
+            data: Provides the modalities.
             fabric: Device, precision and strategy; launched.
             gradient_clip_val: As in Lightning.
-            algorithm: Adds the parts that it needs to the modules.
+            algorithm: Adds its own parts to the modules, if any.
 
         Raises:
             ConfigurationError: If a model cannot be loaded, or is not the same on all ranks.
@@ -186,7 +185,7 @@ class Federation:
         self.ranks = Ranks(fabric)
         self.store: ClientStore = MemoryStore()
         specs = dict(data.modalities)
-        with self.ranks.first_alone():  # the one that shows the progress
+        with self.ranks.first_alone():  # it shows the progress
             _make_pockets(parties, data)
         check_lengths(parties, data, algorithm)
         learner = partial(Learner, fabric=fabric, gradient_clip_val=gradient_clip_val)
@@ -201,8 +200,7 @@ class Federation:
             key = json.dumps([list(ordered), asdict(parties.models[name])], sort_keys=True)
             self._architecture[name] = key
             if key not in self._edges:
-                # Clients of one architecture start from the same weights; the seed does not depend
-                # on which of them comes first.
+                # Clients of one architecture start with equal weights, whichever is first.
                 seed_everything(derive_seed(parties.seed, key) % 2**32, verbose=False)
                 own = f"clients.{name}"
                 settings = _with_backbone(parties.models[name], data, key=own)
@@ -227,12 +225,12 @@ class Federation:
         """Name and digests of every frozen part, with the first client of each architecture."""
         check_ranks(self.ranks.gather(self.frozen))
         self.edge_bytes = {name: sizes[key] for name, key in self._architecture.items()}
-        """For each client the bytes of all parameters of its model, before any part is cut off."""
+        """Bytes of all parameters of each client's model, before an algorithm shrinks it."""
         self._initial: dict[str, dict[str, Any]] = {}
         self._shipped: dict[str, Mapping[str, Tensor]] = {}
         costs = {name: self.module(name).parameter_count() for name in parties.profiles}
-        self.owner = spread(costs, self.ranks.size)
-        """For each client the rank that serves it, and alone holds its state."""
+        self.owner = assign_clients(costs, self.ranks.size)
+        """For each client the rank that serves it; only this rank holds its state."""
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -241,19 +239,19 @@ class Federation:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The clients that this process serves."""
+        """The clients of this process."""
         return tuple(c for c in self.clients if self.owner[c] == self.ranks.rank)
 
     def prepare(self, algorithm: Algorithm, *, coded: bool) -> None:
-        """Let the algorithm change the fresh modules, then remember where every client starts.
+        """Let the algorithm change the fresh modules, then store every client's initial state.
 
         Args:
             algorithm: The algorithm.
-            coded: Whether there is a codec, which starts from the adapters that were shipped.
+            coded: Whether there is a codec; its first message is relative to the shipped adapters.
         """
         algorithm.prepare(self.server, {name: self.module(name) for name in self.clients})
         self._initial = {key: edge.state_dict() for key, edge in self._edges.items()}
-        # An adapter is of the form of its architecture.
+        # Adapters of one architecture have equal shapes.
         self._shipped = {
             key: algorithm.shipped(self.server, edge.name)
             for key, edge in self._edges.items()
@@ -261,7 +259,7 @@ class Federation:
         }
 
     def edge(self, client: str) -> EdgeLearner:
-        """Return the live learner of a client, with that client's state in it."""
+        """Return the learner of a client with the client's state loaded."""
         learner = self._edges[self._architecture[client]]
         state = self.store.get(client)
         learner.load_state_dict(
@@ -271,14 +269,14 @@ class Federation:
         return learner
 
     def module(self, client: str) -> EdgeModule:
-        """Return the module of a client's architecture, whatever state is in it: for its shapes."""
+        """Return the module of a client's architecture, for its shapes; its state is arbitrary."""
         return self._edges[self._architecture[client]].module
 
     def describe(self) -> dict[str, Any]:
-        """Return what builds the modules again without data, as plain values; for a checkpoint.
+        """Return plain values from which the modules can be rebuilt without data, for checkpoints.
 
-        ``server`` and each of ``architectures`` are arguments of a module, ``clients`` says which
-        architecture is whose.
+        ``server`` and each of ``architectures`` are arguments of a module; ``clients`` maps each
+        client to the index of its architecture.
         """
         keys = list(self._edges)
         return {
@@ -288,22 +286,25 @@ class Federation:
         }
 
     def deliver(self, algorithm: Algorithm) -> None:
-        """Let the algorithm hand over the devices, and keep them as states of before round 0."""
+        """Let the algorithm prepare the devices for delivery; store their states before round 0."""
         for client in self.own if algorithm.delivers else ():
             edge = self.edge(client)
             algorithm.deliver(self.server, edge.module)
-            self.keep(edge, round=-1, wire=Wire(algorithm.shipped(self.server, client), {}))
+            self.keep(
+                edge, round=-1, codec_state=CodecState(algorithm.shipped(self.server, client), {})
+            )
 
-    def wire(self, client: str) -> Wire:
-        """Return what the two ends of a client's channel remember of its last round."""
+    def codec_state(self, client: str) -> CodecState:
+        """Return the codec state of a client after its last round."""
         state = self.store.get(client)
         if state is None or "wire" not in state:
-            return Wire(self._shipped[self._architecture[client]], {})
-        return Wire(**state["wire"])
+            return CodecState(self._shipped[self._architecture[client]], {})
+        return CodecState(**state["wire"])
 
-    def keep(self, edge: EdgeLearner, *, round: int, wire: Wire | None = None) -> None:
-        """Store the state of the client that is live in the learner, after a round."""
+    def keep(self, edge: EdgeLearner, *, round: int, codec_state: CodecState | None = None) -> None:
+        """Store the state of the learner's client after a round."""
         state = edge.state_dict()
-        if wire is not None:
-            state["wire"] = {part: dict(tensors) for part, tensors in wire._asdict().items()}
+        if codec_state is not None:
+            parts = codec_state._asdict()
+            state["wire"] = {part: dict(tensors) for part, tensors in parts.items()}
         self.store.put(edge.name, state, round=round)

@@ -1,4 +1,4 @@
-"""Clients whose adapters fit one another: those are aggregated together, and with nobody else."""
+"""Groups of clients with compatible adapters, which are aggregated together."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ __all__ = ["group_clients"]
 def group_clients(
     models: Mapping[str, ModelSettings], *, one: bool = False
 ) -> dict[str, tuple[str, ...]]:
-    """Put clients with the same backbone and the same adapted layers into one group.
+    """Group clients by backbone and adapted layers.
 
-    Ranks may differ within a group, if the aggregation allows it. Groups reach each other through
-    the server's representations alone (our choice, docs/method.md).
+    LoRA ranks may differ within a group if the aggregation supports it. Groups exchange knowledge
+    only through the server's representations (our choice, docs/method.md).
 
     Args:
         models: The settings of each client.
-        one: Put all into one group, whatever their backbones: where proxies of one kind travel.
+        one: Put all clients into one group, whatever their backbones, because they exchange proxies
+            of one kind.
 
     Returns:
-        For each group, in the order of their first clients, the server's tower that hosts its SLM
-        (``slm``, ``slm_2``, ``slm_3``, ...) and the clients.
+        The clients of each group, in the order of their first clients, by the name of the server's
+        tower that hosts the group's SLM (``slm``, ``slm_2``, ``slm_3``, ...).
     """
     members: dict[str, list[str]] = {}
     for name, model in models.items():

@@ -1,10 +1,10 @@
-"""The settings of every party, checked and complete."""
+"""The checked and complete settings of every party."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mlecs_lightning.clients.checks import party_faults
+from mlecs_lightning.clients.checks import configuration_faults
 from mlecs_lightning.clients.groups import group_clients
 from mlecs_lightning.clients.settings import FederationSettings, profiles
 from mlecs_lightning.data import FederatedDataModule
@@ -17,16 +17,16 @@ __all__ = ["Parties"]
 
 @dataclass(frozen=True)
 class Parties:
-    """The settings of every party, checked and complete; the ground on which modules are built.
+    """The checked and complete settings of every party, from which modules are built.
 
     Attributes:
         server: Settings of the server's LLM.
-        groups: For each SLM that the server hosts the clients whose adapters it carries.
-        hosts: For each of them its settings.
-        profiles: For each client what the data layer knows of it.
-        models: For each client its settings.
+        groups: For each hosted SLM the clients of its group.
+        hosts: Settings of each hosted SLM.
+        profiles: What the data layer knows of each client.
+        models: Settings of each client.
         seed: Base seed of the run.
-        uses_proxy: Whether clients have a proxy, with the hosted backbone and adapter.
+        uses_proxy: Whether clients have a proxy with the hosted backbone and adapter.
     """
 
     server: ModelSettings
@@ -39,7 +39,7 @@ class Parties:
 
     @property
     def hosted(self) -> ModelSettings:
-        """Settings of the first hosted SLM: the only one, where all clients are of one group."""
+        """Settings of the first hosted SLM, the only one if all clients are in one group."""
         return next(iter(self.hosts.values()))
 
     def key_of(self, host: str) -> str:
@@ -50,19 +50,19 @@ class Parties:
     def resolve(
         cls, settings: FederationSettings, algorithm: Algorithm, data: FederatedDataModule
     ) -> Parties:
-        """Check everything that can be known before a model is built, and deal out the data.
+        """Check everything that can be known before a model is built, and partition the data.
 
         Args:
-            settings: What the user wrote.
-            algorithm: Says what it cannot work with.
-            data: Gets the clients attached.
+            settings: The user's settings.
+            algorithm: The method; it checks the settings, too.
+            data: The data; the clients are attached to it.
 
         Raises:
-            ConfigurationError: If anything does not fit; all faults in one message, each with its
-                key.
+            ConfigurationError: If anything does not fit; one message with all faults and their
+                keys.
         """
         common = {"server": settings.server, "edge": settings.edge}
-        faults = party_faults(settings.clients, common, algorithm=algorithm, data=data)
+        faults = configuration_faults(settings.clients, common, algorithm=algorithm, data=data)
         faults.raise_any(title="the configuration has faults:")
         clients = settings.named_clients(data.modalities)
         models = {

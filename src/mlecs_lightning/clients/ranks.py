@@ -1,4 +1,4 @@
-"""The processes of a run: who serves which client, and what they tell each other."""
+"""The processes (ranks) of a run: which clients each serves, and how they communicate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 
 from mlecs_lightning.errors import ConfigurationError
 
-__all__ = ["Ranks", "check_precision", "make_fabric", "processes", "spread"]
+__all__ = ["Ranks", "assign_clients", "check_precision", "make_fabric", "process_count"]
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """The ranks of a launched Fabric, as one place to exchange small Python values.
+    """Exchange of small Python values between the ranks of a launched Fabric.
 
-    The values are pickled: they go between processes of one run, which trust each other. What comes
-    from a client is decoded by the channel and by nothing else.
+    Values are pickled, since the processes of one run trust each other. Client messages are only
+    ever decoded by the channel.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -33,11 +33,11 @@ class Ranks:
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        """Read rank and size of a Fabric that has been launched."""
+        """Read rank and world size of a launched Fabric."""
         self.rank, self.size = fabric.global_rank, fabric.world_size
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all ranks, in their order, on every rank; all must call."""
+        """Return the values of all ranks, in rank order; every rank must call this."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -46,10 +46,10 @@ class Ranks:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let the first rank run a block before all others do; all must call.
+        """Let rank 0 run a block before the others; every rank must call this.
 
-        What is made once and found by all others is then made by the rank that speaks. An error on
-        it does not keep the others waiting.
+        Used for files that one rank creates and the others find. An error on rank 0 does not keep
+        the others waiting.
         """
         if self.rank:
             self.gather(None)
@@ -60,23 +60,23 @@ class Ranks:
                 self.gather(None)
 
     def merge(self, own: Mapping[str, T]) -> dict[str, T]:
-        """Return the union of all ranks' dicts, whose keys do not overlap."""
+        """Return the union of the dicts of all ranks; their keys must be disjoint."""
         return {key: value for part in self.gather(dict(own)) for key, value in part.items()}
 
 
-def spread(costs: Mapping[str, float], ranks: int) -> dict[str, int]:
-    """Assign clients to ranks so that the dearest rank costs little more than the others.
+def assign_clients(costs: Mapping[str, float], ranks: int) -> dict[str, int]:
+    """Assign clients to ranks so that the ranks have about equal cost.
 
-    Longest processing time first: the dearest client goes to the rank with the least so far, at
-    most 4/3 of the best makespan (Graham 1969). Fixed for the whole run, so that no client's state
-    ever has to move.
+    Longest processing time first: the most expensive client goes to the rank with the lowest cost
+    so far; the makespan is at most 4/3 of the optimum (Graham 1969). The assignment is fixed for
+    the whole run, so no client's state has to move.
 
     Args:
         costs: Cost of each client, in any unit.
         ranks: Number of processes.
 
     Returns:
-        For each client, in the order of ``costs``, its rank.
+        The rank of each client, in the order of ``costs``.
     """
     load = [(0.0, rank) for rank in range(ranks)]
     owner: dict[str, int] = {}
@@ -88,27 +88,27 @@ def spread(costs: Mapping[str, float], ranks: int) -> dict[str, int]:
 
 
 def make_fabric(**options: Any) -> Fabric:
-    """Return a Fabric for the processes that are asked for, or that torchrun has started.
+    """Return a Fabric for the requested processes, or for those that torchrun has started.
 
-    Its DDP lets parameters go without a gradient: the readout of the server's view has none where
-    nothing is contrasted.
+    Its DDP allows parameters without a gradient, such as the readout of the server's view in steps
+    without a contrastive loss.
 
     Args:
-        **options: Those of `Fabric`, all of accelerator, devices, num_nodes and strategy.
+        **options: Options of `Fabric`, including accelerator, devices, num_nodes and strategy.
 
     Raises:
-        ConfigurationError: If the precision is not to be had.
-        ValueError: If torchrun has started another number of processes.
+        ConfigurationError: If the precision is not available.
+        ValueError: If torchrun has started a different number of processes.
     """
     check_precision(options["precision"], options["accelerator"])
     elastic = TorchElasticEnvironment.detect()
     if elastic and _on_cpu(options["accelerator"]) and options["devices"] == "auto":
-        # On the CPU Fabric takes auto for one process, however many torchrun has started.
+        # On the CPU, Fabric takes auto as one process, even under torchrun.
         options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(**options)
-    if elastic and processes(fabric) != int(os.environ["WORLD_SIZE"]):
+    if elastic and process_count(fabric) != int(os.environ["WORLD_SIZE"]):
         raise ValueError(
-            f"trainer.devices and trainer.num_nodes ask for {processes(fabric)} processes, "
+            f"trainer.devices and trainer.num_nodes ask for {process_count(fabric)} processes, "
             f"torchrun has started {os.environ['WORLD_SIZE']}"
         )
     if isinstance(fabric.strategy, DDPStrategy) and options["strategy"] in ("auto", "ddp"):
@@ -117,7 +117,7 @@ def make_fabric(**options: Any) -> Fabric:
 
 
 def check_precision(precision: object, accelerator: object) -> None:
-    """Refuse 16-mixed on a CPU: Lightning would take bf16-mixed for it, and results say otherwise.
+    """Refuse 16-mixed on a CPU, where Lightning would silently use bf16-mixed.
 
     Raises:
         ConfigurationError: If ``precision`` is 16-mixed and the run is on a CPU.
@@ -133,8 +133,8 @@ def _on_cpu(accelerator: object) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
-def processes(fabric: Fabric) -> int:
-    """Return the number of processes that a Fabric is for, launched or not."""
+def process_count(fabric: Fabric) -> int:
+    """Return the number of processes of a Fabric, launched or not."""
     strategy = fabric.strategy
     if isinstance(strategy, DDPStrategy):
         return strategy.num_processes * strategy.num_nodes

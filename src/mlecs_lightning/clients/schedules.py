@@ -1,4 +1,4 @@
-"""Whether the parties can go through all rounds of a run."""
+"""Checks that clients and schedulers suffice for all rounds of a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["check_rounds"]
 
 
 def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
-    """Count the clients, and step the scheduler of every party as often as the run will.
+    """Check the number of clients, and step every scheduler as often as the run will.
 
-    Some know how many steps they take, `OneCycleLR` for one, and refuse another: in the middle of a
-    run, if nobody asks before.
+    Some schedulers, such as `OneCycleLR`, take a fixed number of steps and would otherwise fail in
+    the middle of a run.
 
     Args:
         parties: Their settings.
@@ -32,9 +32,10 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
         ConfigurationError: If there are too few clients, or a scheduler ends before the run; it
             names all that do.
     """
-    if loop.min_clients > len(parties.profiles):
+    if loop.participation.min_clients > len(parties.profiles):
         raise ConfigurationError(
-            f"trainer.min_clients is {loop.min_clients}, there are {len(parties.profiles)} clients"
+            f"trainer.participation.min_clients is {loop.participation.min_clients}, but there are "
+            f"only {len(parties.profiles)} clients"
         )
     asked = [("server", parties.server, rounds)]
     if any(model.lr_scheduler for model in parties.models.values()):
@@ -43,7 +44,7 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
             client
             for number in range(rounds)
             for client in sample_clients(
-                names, loop.client_fraction, seed=parties.seed, round=number
+                names, loop.participation.fraction, seed=parties.seed, round=number
             )
         )
         asked += [(f"clients.{name}", parties.models[name], drawn[name]) for name in names]
@@ -58,7 +59,7 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
 
 
 def _fault(settings: ModelSettings, steps: int, *, key: str) -> str | None:
-    """Say that a scheduler takes fewer steps, ``None`` if it does not."""
+    """Return the fault of a scheduler that ends too early, or ``None``."""
     if settings.lr_scheduler is None:
         return None
     parameter = torch.nn.Parameter(torch.zeros(1, 1))
@@ -70,7 +71,7 @@ def _fault(settings: ModelSettings, steps: int, *, key: str) -> str | None:
     for taken in range(steps):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the optimiser has not stepped
+                warnings.simplefilter("ignore")  # "the optimiser has not stepped"
                 scheduler.step()
         except ValueError as error:
             given = settings.lr_scheduler.get("init_args") or {}

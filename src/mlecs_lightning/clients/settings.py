@@ -1,4 +1,4 @@
-"""What the YAML says of the clients, by name or drawn."""
+"""Settings of the clients, given by name or drawn at random."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """One client.
+    """Settings of one client.
 
     Attributes:
-        modalities: The modalities that its sensors deliver.
-        domains: The domains whose private samples it holds; dealt out if not given.
+        modalities: The modalities of its sensors.
+        domains: The domains whose private samples it holds; assigned by the data if not given.
         backbone: Values that differ from ``edge.backbone``.
         lora: Values that differ from ``edge.lora``.
         connector: Values that differ from ``edge.connector``.
@@ -46,7 +46,7 @@ class ClientSettings:
     lr_scheduler: dict[str, Any] | None = None
 
     def model(self, edge: ModelSettings, *, key: str) -> ModelSettings:
-        """Return the edge's settings with this client's own values."""
+        """Return the edge settings, overridden by this client's own values."""
         own = {
             name: value
             for name in ("backbone", "lora", "connector", "extractors", "optimizer", "lr_scheduler")
@@ -57,7 +57,7 @@ class ClientSettings:
 
 @dataclass(frozen=True)
 class DrawnClients:
-    """Clients whose modalities are drawn.
+    """Clients with randomly drawn modalities.
 
     Attributes:
         count: Number of clients.
@@ -72,12 +72,12 @@ class DrawnClients:
 
 @dataclass(frozen=True)
 class FederationSettings:
-    """All that is said of the parties.
+    """Settings of all parties.
 
     Attributes:
         server: The cloud LLM.
-        edge: What every client has unless it says otherwise.
-        clients: The clients by name, or how they are drawn.
+        edge: Defaults of every client.
+        clients: The clients by name, or how to draw them.
         seed: Base seed of the run.
     """
 
@@ -92,7 +92,7 @@ class FederationSettings:
 
 
 def are_drawn(clients: Mapping[str, Any]) -> bool:
-    """Return whether the YAML says how clients are drawn, and does not name them."""
+    """Return whether the YAML says how to draw clients instead of naming them."""
     if not clients or any(isinstance(client, Mapping) for client in clients.values()):
         return False
     numbers = all(isinstance(value, int | float) for value in clients.values())
@@ -102,15 +102,15 @@ def are_drawn(clients: Mapping[str, Any]) -> bool:
 def client_settings(
     clients: Mapping[str, Any], modalities: list[str]
 ) -> tuple[dict[str, ClientSettings] | DrawnClients, list[str]]:
-    """Check names and types of all values, and build the settings of the clients.
+    """Check names and types of all values, and build the client settings.
 
     Args:
-        clients: What the YAML says: clients by name, or how they are drawn.
-        modalities: What stands in for the modalities of a client that has none that are sound.
+        clients: The value in the YAML: clients by name, or how to draw them.
+        modalities: Used for a client whose own modalities are missing or invalid.
 
     Returns:
-        The settings, and the faults. With faults the settings hold what is sound, so that it can be
-        checked further.
+        The settings and the faults. If there are faults, the settings hold the valid values, so
+        that they can be checked further.
     """
     if are_drawn(clients):
         sound, faults = _sound(DrawnClients, clients, key="clients")
@@ -125,7 +125,7 @@ def client_settings(
 
 
 def _sound(kind: type, values: object, *, key: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the values that a dataclass takes, and what is wrong with the others."""
+    """Return the valid values of a dataclass, and the faults of the others."""
     known = [each.name for each in fields(kind)]
     if not isinstance(values, Mapping):
         return {}, [f"{key}: expected keys and their values, got {values!r}; known: {known}"]
@@ -138,10 +138,10 @@ def _sound(kind: type, values: object, *, key: str) -> tuple[dict[str, Any], lis
 def named_clients(
     given: dict[str, ClientSettings] | DrawnClients, modalities: Iterable[str]
 ) -> dict[str, ClientSettings]:
-    """Return the clients by name, drawing them if need be.
+    """Return the clients by name, drawn if necessary.
 
     Raises:
-        ValueError: If there are none, or their numbers are out of range.
+        ValueError: If there are none, or a number is out of range.
     """
     if isinstance(given, DrawnClients):
         drawn = draw_client_modalities(
@@ -154,7 +154,7 @@ def named_clients(
 
 
 def profiles(clients: Mapping[str, ClientSettings]) -> dict[str, ClientProfile]:
-    """Return what the data layer knows of each client."""
+    """Return the profile of each client for the data layer."""
     return {
         name: ClientProfile(tuple(c.modalities), None if c.domains is None else tuple(c.domains))
         for name, c in clients.items()

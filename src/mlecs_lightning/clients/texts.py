@@ -1,4 +1,4 @@
-"""What the language models of a federation cannot read, or never say, of its texts."""
+"""Checks that texts fit the context length, answer length and vocabulary of the models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SHOWN = 3
 
 @dataclass
 class _Reading:
-    """One table that some parties read with models of one kind.
+    """A table that several parties read with the same kind of model.
 
     Attributes:
-        parties: Their keys, the first of which is named.
+        parties: Keys of the parties; messages name the first.
         key: The key of their ``max_new_tokens``.
-        settings: Those of the first.
-        split: What users call the table.
+        settings: Settings of the first party.
+        split: Name of the table for users.
         table: The samples.
     """
 
@@ -39,7 +39,7 @@ class _Reading:
     table: SampleTable
 
     def who(self) -> str:
-        """Return who reads what, for messages."""
+        """Return parties and split, for messages."""
         more = f" and {len(self.parties) - 1:,} more" if len(self.parties) > 1 else ""
         return f"{self.parties[0]}{more}, split {self.split}"
 
@@ -52,22 +52,21 @@ def check_texts(
     algorithm: Algorithm | None = None,
     clients: bool = True,
 ) -> None:
-    """Find texts that are too long, in all splits of all parties, before anything is trained.
+    """Find texts that are too long, in all splits of all parties, before training.
 
-    A text that a model cannot read at all is an error: it would end the run, or give nonsense,
-    wherever it turns up first, be it in the last evaluation. A target that is longer than
-    ``max_new_tokens`` is only warned of: it can be learnt from word by word, and who trains on
-    long texts may well want short answers; but the answer is cut and scored as such.
+    A text beyond the context length of a model is an error, since it would end the run or give
+    nonsense, possibly as late as the last evaluation. A target longer than ``max_new_tokens`` only
+    causes a warning: the model can learn from it, but its answers are cut and scored as such.
 
     Args:
         parties: The checked settings.
-        data: Dealt to the clients.
-        coder_of: Returns the tokenizer of a party's model, given its key.
-        algorithm: Says whether the server reads private samples.
-        clients: Whether to look at the clients, too.
+        data: The data, with the clients attached.
+        coder_of: Returns the tokenizer of a party's model, given settings and key.
+        algorithm: Determines whether the server reads private samples.
+        clients: Whether to check the clients, too.
 
     Raises:
-        ConfigurationError: If a text is longer than a model can read; all faults in one message.
+        ConfigurationError: If a text is too long for a model; one message with all faults.
     """
     faults, warnings = FaultList(), list[str]()
     for reading in _readings(parties, data, algorithm, clients=clients):
@@ -84,15 +83,15 @@ def check_texts(
 def text_suspicions(
     parties: Parties, data: FederatedDataModule, *, algorithm: Algorithm | None = None
 ) -> list[str]:
-    """Say what is too long, and which targets a tokenizer cannot give back.
+    """Return texts that are too long, and targets that a tokenizer cannot reproduce.
 
-    No weights are loaded, and no pocket model is trained. The ids of samples are named: this is
-    for who holds the data.
+    No weights are loaded and no pocket model is trained. The lines name sample ids, so they are for
+    the owner of the data only.
 
     Args:
         parties: The checked settings.
-        data: Dealt to the clients.
-        algorithm: Says whether the server reads private samples.
+        data: The data, with the clients attached.
+        algorithm: Determines whether the server reads private samples.
 
     Returns:
         One line for each party, split and kind.
@@ -113,7 +112,7 @@ def text_suspicions(
             continue
         try:
             found += _suspicious(reading, _room(reading, coder))
-        except ConfigurationError as error:  # tokens that the model does not embed
+        except ConfigurationError as error:  # the tokenizer has more tokens than the model
             found.append(f"{reading.who()}: {error}")
     return found
 
@@ -146,7 +145,7 @@ def _readings(
     *,
     clients: bool = True,
 ) -> list[_Reading]:
-    """List all tables that any party reads; what many read in the same way is there once."""
+    """List the tables of all parties; parties that read a table in the same way share an entry."""
     found: dict[tuple[str, ...], _Reading] = {}
 
     def add(
@@ -154,7 +153,7 @@ def _readings(
     ) -> None:
         kind = (settings.backbone, settings.connector.prompt_length, settings.max_new_tokens)
         for split, table in tables.items():
-            # Private splits are a client's own; the public ones differ by modalities alone.
+            # Private splits belong to one client; public ones differ only by modalities.
             whose = party if split in ("train", "val") else str(table.modalities)
             place = (key, str(kind), split, whose)
             if place not in found:
@@ -193,7 +192,7 @@ def _readings(
 
 
 def _over(table: SampleTable, sizes: list[int], limit: int) -> tuple[int, int]:
-    """Return how many rows are above a limit, and the row of the longest."""
+    """Return the number of rows above a limit, and the index of the longest row."""
     return sum(size > limit for size in sizes), sizes.index(max(sizes))
 
 
@@ -234,7 +233,7 @@ def _cut(reading: _Reading, room: Room, *, example: bool = False) -> Iterator[st
 
 
 def _lost(reading: _Reading, coder: TextCoder) -> Iterator[str]:
-    """Say which targets no answer can equal: what is encoded is not what is decoded."""
+    """Yield targets that change when encoded and decoded, so no answer can equal them."""
     targets = reading.table.targets
     lost = {target for target in set(targets) if not coder.survives(target)}
     rows = [row for row, target in enumerate(targets) if target in lost]

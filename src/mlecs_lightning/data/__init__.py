@@ -1,4 +1,4 @@
-"""Data sets of a federation and how their samples and modalities are dealt to clients."""
+"""Data sets, and how their samples and modalities are dealt to the clients."""
 
 from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.digits import Digits

@@ -1,7 +1,8 @@
-"""Who has which modality: drawn for each client, and for each sample."""
+"""Random availability of modalities, by client and by sample."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,13 +15,13 @@ __all__ = ["draw_client_modalities", "draw_sample_mask"]
 
 
 def _draw(rng: np.random.Generator, rows: int, columns: int, rate: float) -> np.ndarray:
-    """Draw (rows, columns) bool with probability ``rate``; every row keeps at least one True.
+    """Draw a (rows, columns) bool mask with probability ``rate``; every row has at least one True.
 
-    A row that lost everything gets one column back, uniformly drawn. Our choice: redrawing whole
-    rows would shift the rate of the others, dropping the row would lose a client or a sample.
+    A row that lost everything gets one column back, drawn uniformly. Our choice: redrawing whole
+    rows would shift the rate of the others, and dropping the row would lose a client or a sample.
     """
     if not 0.0 < rate <= 1.0:
-        raise ValueError(f"a modality rate lies in (0, 1], got {rate}")
+        raise ValueError(f"a modality rate must lie in (0, 1], got {rate}")
     keep = rng.random((rows, columns)) < rate
     rescue = rng.integers(0, columns, rows)
     empty = ~keep.any(axis=1)
@@ -31,7 +32,7 @@ def _draw(rng: np.random.Generator, rows: int, columns: int, rate: float) -> np.
 def draw_client_modalities(
     modalities: Sequence[str], count: int, *, rate: float, seed: int
 ) -> dict[str, tuple[str, ...]]:
-    """Draw the modalities of ``count`` clients, each with probability ``rate``.
+    """Draw the modalities of ``count`` clients: a client has each one with probability ``rate``.
 
     Args:
         modalities: All modalities of the data set.
@@ -40,7 +41,7 @@ def draw_client_modalities(
         seed: Seed of the draw.
 
     Returns:
-        For each client its modalities, at least one, in the data set's order.
+        The modalities of each client: at least one, in the order of the data set.
 
     Raises:
         ValueError: If ``count`` is not positive or ``rate`` is outside (0, 1].
@@ -54,13 +55,13 @@ def draw_client_modalities(
     keep = _draw(np.random.default_rng(seed), count, len(modalities), rate)
     width = max(2, len(str(count - 1)))
     return {
-        f"client_{j:0{width}d}": tuple(m for m, k in zip(modalities, row, strict=True) if k)
+        f"client_{j:0{width}d}": tuple(itertools.compress(modalities, row))
         for j, row in enumerate(keep)
     }
 
 
 def draw_sample_mask(samples: int, modalities: int, *, rate: float, seed: int) -> Tensor:
-    """Draw which of its client's modalities each sample has.
+    """Draw for each sample which of its client's modalities it has.
 
     Args:
         samples: Number of samples N.

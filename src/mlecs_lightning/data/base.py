@@ -1,4 +1,4 @@
-"""The data of a federation: a public split, and private ones that stay apart."""
+"""Base class of all data sets: the server's public samples and the clients' private ones."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Split = Literal["train", "val", "test"]
 
 
 class Pools(NamedTuple):
-    """What a data set supplies, before anything is dealt to clients.
+    """The three parts of a data set, before anything is dealt to clients.
 
     Attributes:
         public: The server's samples, with all modalities.
-        private: The pool that is partitioned among the clients.
+        private: The samples that are partitioned among the clients.
         test: Held-out samples of all domains.
     """
 
@@ -44,13 +44,13 @@ class Pools(NamedTuple):
 
 
 class FederatedDataModule(L.LightningDataModule, ABC):
-    """Base of every data set: subclasses say what there is, this class deals it out.
+    """Base class of all data sets: a subclass loads the samples, this class deals them to clients.
 
     A subclass sets `modalities` and `classes` and implements `load_pools`, `read_label` and
     `pretraining_pairs`.
 
-    Under the federated trainer the data come from `public`, `private` and `held_out`. Under a plain
-    Lightning `Trainer` the ordinary hooks serve the server's public split, for `warmup`.
+    The federated trainer takes its data from `public`, `private` and `held_out`. A plain Lightning
+    `Trainer`, as in `warmup`, gets the server's public samples from the ordinary hooks.
     """
 
     modalities: Mapping[str, ModalitySpec]
@@ -74,24 +74,25 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         """Set how the samples are dealt.
 
         Args:
-            batch_size: Samples of a training batch, on the server and on every client.
-            eval_batch_size: Samples of an evaluation batch.
-            partition: ``domain`` gives each client the domains it names (or its share of them),
-                ``dirichlet`` skews the labels.
-            alpha: Concentration of the Dirichlet label skew; small is skewed.
-            val_fraction: Share of the recordings of each training split held out for validation.
-            public_train_fraction: Share of the public training recordings to train on, to see what
-                a method does where public data are scarce. A smaller share is part of a larger one.
-            public_labelled: Share of the public training recordings whose targets are known; the
-                inputs of the others stay. Validation keeps its targets. A smaller share is part of
-                a larger one.
-            sample_rate: Probability that a client's sample has a modality that the client has.
-                The public split is complete.
+            batch_size: Training batch size, on the server and on every client.
+            eval_batch_size: Evaluation batch size.
+            partition: ``domain`` gives each client the domains it names (or its share of those that
+                no client names); ``dirichlet`` skews the labels.
+            alpha: Concentration of the Dirichlet label skew; the smaller, the more skewed.
+            val_fraction: Fraction of the recordings of each training split that is held out for
+                validation.
+            public_train_fraction: Fraction of the public training recordings to train on, to
+                measure a method where public data are scarce. A smaller subset is contained in
+                every larger one.
+            public_labelled: Fraction of the public training recordings whose targets are known; the
+                inputs of the others remain. Validation keeps its targets. A smaller subset is
+                contained in every larger one.
+            sample_rate: Probability that a client's sample has a modality that the client has. The
+                public samples have all modalities.
             num_workers: Worker processes of each training `DataLoader`.
-            seed: Seed of partition, splits and masks; apart from the seed of the training, so that
-                runs of several seeds see one federation.
-            schedule: How the clients' private data change from round to round; by default they do
-                not.
+            seed: Seed of partition, splits and masks. It is separate from the training seed, so
+                that runs with different training seeds use the same federation.
+            schedule: How the clients' private data change over the rounds; by default they do not.
 
         Raises:
             ValueError: If a value is out of range.
@@ -133,7 +134,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self._public: dict[str, SampleTable] = {}
         self._private: dict[str, dict[Split, SampleTable]] = {}
 
-    # What a data set supplies ---------------------------------------------------------------
+    # Implemented by each data set -----------------------------------------------------------
 
     @abstractmethod
     def load_pools(self) -> Pools:
@@ -145,20 +146,20 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def read_label(self, text: str) -> int | None:
-        """Read the class index back from a generated sentence, ``None`` if it names no class."""
+        """Return the class that a generated sentence names, ``None`` if it names no single one."""
 
     @abstractmethod
     def pretraining_pairs(self) -> list[tuple[str, str]]:
-        """Return "key words => sentence" pairs that teach a pocket backbone this data's language.
+        """Return the (key words, sentence) pairs that a pocket backbone is pretrained on.
 
-        They must hold no sample: only the words and sentence forms that targets are made of.
+        They must not contain private samples, only the words and sentence forms of the targets.
         """
 
     @property
     def preparations(self) -> dict[str, Preparation]:
-        """For each modality how a raw input becomes what a model reads.
+        """How a raw input of each modality is turned into what a model reads.
 
-        By default an input has to be as the data set itself delivers it.
+        By default an input must already look like those of the data set.
         """
         return {name: Preparation(declared) for name, declared in self._declared().items()}
 
@@ -169,59 +170,53 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         }
 
     def prepare_as(self, preparations: Mapping[str, Preparation]) -> None:
-        """Prepare inputs as those of a training were, to ask its models about new ones.
+        """Prepare inputs as in an earlier training run, for predictions of its models.
 
         Args:
-            preparations: What `preparations` was then.
+            preparations: `preparations` of that run.
 
         Raises:
-            ValueError: If a modality is declared otherwise here; all faults in one message.
+            ValueError: If a modality is declared differently here; all faults in one message.
         """
         here = self._declared()
         there = {m: p.declared for m, p in preparations.items()}
         faults = FaultList(
-            f"data.init_args.modalities.{name} is {here.get(name)}, the models were trained with "
-            f"{there.get(name)}"
+            f"data.init_args.modalities.{name} is {here.get(name)}, but the models were trained "
+            f"with {there.get(name)}"
             for name in {**there, **here}
             if here.get(name) != there.get(name)
         )
         faults.raise_any()
 
-    # Dealing it out -------------------------------------------------------------------------
+    # Dealing the samples to clients ---------------------------------------------------------
 
     @property
     def pools(self) -> Pools:
-        """The data set, read once."""
+        """The pools, loaded on first use."""
         if self._pools is None:
             self._pools = self.load_pools()
         return self._pools
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data set and split the public samples (all stages need the same)."""
+        """Load the data set and split the public samples; the same for every stage."""
         if not self._public:
             train, val = self._public_split()
             kept, _ = split_groups(train.groups, 1 - self.public_train_fraction, seed=self.seed)
             self._public = {"train": self._partly_labelled(train.select(kept)), "val": val}
 
     def _public_split(self) -> tuple[SampleTable, SampleTable]:
-        """Return the public samples to train on, and those to validate with.
-
-        The latter are drawn from the recordings that have targets.
-        """
+        """Return the public samples for training, and the labelled ones for validation."""
         public = self.pools.public
-        has_target = {g for g, t in zip(public.groups, public.targets, strict=True) if t}
-        names = [group for group in public.groups if group in has_target]
+        labelled = {g for g, t in zip(public.groups, public.targets, strict=True) if t}
+        names = [group for group in public.groups if group in labelled]
         _, held = split_groups(names, self.val_fraction, seed=self.seed)
-        held_groups = {names[i] for i in held}
-        is_held = np.isin(np.asarray(public.groups), sorted(held_groups))
+        is_held = np.isin(np.asarray(public.groups), sorted({names[i] for i in held}))
         val = public.select(np.flatnonzero(is_held))
-        return (
-            public.select(np.flatnonzero(~is_held)),
-            val.select(val.labelled().nonzero().flatten().tolist()),
-        )
+        known = val.labelled().nonzero().flatten().tolist()
+        return public.select(np.flatnonzero(~is_held)), val.select(known)
 
     def _partly_labelled(self, table: SampleTable) -> SampleTable:
-        """Drop the targets of all recordings but a share of ``public_labelled``."""
+        """Remove the targets of all recordings except for a fraction of ``public_labelled``."""
         known, _ = split_groups(table.groups, 1 - self.public_labelled, seed=self.seed)
         unknown = set(range(len(table))) - set(known.tolist())
         return table.with_targets({table.ids[i]: "" for i in unknown})
@@ -234,8 +229,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
         Raises:
             ValueError: If a client names an unknown modality or domain, has no modality, names
-                domains that the partition ignores, or ends up without private samples, or if the
-                schedule does not fit the clients. All faults are collected into one message.
+                domains although the partition ignores them, or gets no private samples, or if the
+                schedule does not fit the clients. One message holds all faults.
         """
         self.setup()
         faults = FaultList(client_faults(clients, self.modalities, partition=self.partition))
@@ -273,7 +268,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self._private = private
 
     def _as_seen_by(self, table: SampleTable, profile: ClientProfile, *, seed: int) -> SampleTable:
-        """Restrict to the client's modalities and drop some of them sample by sample."""
+        """Keep the client's modalities, and drop each of them in some samples (`sample_rate`)."""
         seen = table.restrict(profile.modalities)
         if self.sample_rate == 1.0:
             return seen
@@ -281,7 +276,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         return seen.mask(draw_sample_mask(len(seen), k, rate=self.sample_rate, seed=seed))
 
     def _seed(self, client: str, purpose: str) -> int:
-        """Seed that depends on the client's name, not on its place among the others."""
+        """Return a seed that depends on the client's name, not on its position among the others."""
         return zlib.crc32(f"{self.seed}/{client}/{purpose}".encode())
 
     # Access ---------------------------------------------------------------------------------
@@ -289,9 +284,11 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     def public(
         self, split: Split = "train", *, modalities: Sequence[str] | None = None
     ) -> SampleTable:
-        """Return public samples; ``test`` is the held-out pool of all domains.
+        """Return public samples.
 
-        The server takes all modalities, a client names its ``modalities``.
+        Args:
+            split: Which part; ``test`` is the held-out pool of all domains.
+            modalities: Keep only these, for a client; by default all, for the server.
         """
         self.setup()
         table = self.pools.test if split == "test" else self._public[split]
@@ -305,8 +302,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         Args:
             client: The client.
             split: Which part.
-            round: The round, under a schedule: only what the client sees then. ``None`` is all that
-                it ever holds.
+            round: With a schedule, return only what the client sees in this round; ``None`` returns
+                all samples that it ever holds.
 
         Raises:
             KeyError: If the client is not attached.
@@ -320,29 +317,30 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         return self.schedule.view(table, client=client, round=round, seed=seed)
 
     def resources(self, client: str, *, round: int) -> float:
-        """Return what a client can spend in a round, as a multiple of its configured budget."""
+        """Return a client's budget in a round, as a multiple of the configured one."""
         return 1.0 if self.schedule is None else self.schedule.resources(client, round)
 
     def held_out(
         self, client: str, profile: ClientProfile, *, table: SampleTable | None = None
     ) -> SampleTable:
-        """Return the held-out samples of all domains, as a client's sensors would see them.
+        """Return the held-out samples of all domains with the modalities of one client.
 
         Args:
             client: The client.
             profile: Its modalities.
-            table: Other samples in their place.
+            table: Use these samples instead.
         """
         table = self.pools.test if table is None else table
         return self._as_seen_by(table, profile, seed=self._seed(client, "all"))
 
     def pooled(self, modalities: Sequence[str] | None = None) -> SampleTable:
-        """Return the private training samples of all clients together, as their sensors saw them.
+        """Return the private training samples of all clients in one table.
 
-        Only for the ceiling that `Centralized` measures: no other algorithm may see this table.
+        Each sample has the modalities that its client sees. Only for the upper bound that
+        `Centralized` measures: no other algorithm may use this table.
 
         Args:
-            modalities: Restrict to these; samples that have none of them are left out.
+            modalities: Keep only these; samples that have none of them are left out.
         """
         wanted = tuple(self.modalities if modalities is None else modalities)
         pool = self.pools.private.restrict(wanted)
@@ -363,7 +361,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
         Args:
             table: The samples.
-            limit: Most batches of a pass.
+            limit: Maximum number of batches per training pass.
             shard: Rank and number of the processes that share every batch.
         """
         return SeededLoader(
@@ -375,13 +373,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         )
 
     def asked(self) -> SampleTable:
-        """Return what `predict` is asked: the held-out samples of all domains.
+        """Return the samples that `predict` answers: the held-out samples of all domains.
 
-        A sample whose answer nobody knows has an empty target.
+        A sample without a known answer has an empty target.
         """
         return self.pools.test
 
-    # Lightning hooks: the server alone, on public data --------------------------------------
+    # Lightning hooks, for training the server alone on public data --------------------------
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the server's public training batches, shuffled."""

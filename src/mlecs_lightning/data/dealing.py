@@ -1,4 +1,4 @@
-"""Who gets which samples of the private pool and of the test pool."""
+"""Deals the private pool and the test pool to the clients."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ __all__ = ["Partition", "Rows", "client_faults", "deal"]
 Partition = Literal["domain", "dirichlet"]
 
 Rows = dict[str, np.ndarray]
-"""For each client the indices of its samples in a pool, ascending."""
+"""The indices of each client's samples in a pool, ascending."""
 
 
 def client_faults(
     clients: Mapping[str, ClientProfile], modalities: Collection[str], *, partition: Partition
 ) -> list[str]:
-    """Say which clients name what the data do not have, or what the partition ignores.
+    """Check the modalities and domains that clients name.
 
     Args:
         clients: The clients, by name.
-        modalities: Those of the data.
+        modalities: The modalities of the data set.
         partition: How the private pool is dealt.
+
+    Returns:
+        One message for each modality that is missing, unknown or repeated, and for domains that the
+        partition ignores.
     """
     faults = []
     for name, profile in clients.items():
@@ -39,16 +43,15 @@ def client_faults(
         if not profile.modalities:
             faults.append(f"{key} is empty: name at least one of {list(modalities)}")
         faults += [
-            f"{key}: {m!r} is none of {list(modalities)}"
+            f"{key}: {m!r} is not one of {list(modalities)}"
             for m in profile.modalities
             if m not in modalities
         ]
         if len(set(profile.modalities)) < len(profile.modalities):
-            faults.append(f"{key}: {list(profile.modalities)} names one twice")
+            faults.append(f"{key}: {list(profile.modalities)} names a modality twice")
         if profile.domains is not None and partition != "domain":
             faults.append(
-                f"clients.{name}.domains goes with data.init_args.partition: domain only, got "
-                f"{partition!r}"
+                f"clients.{name}.domains needs data.init_args.partition: domain, got {partition!r}"
             )
     return faults
 
@@ -66,18 +69,18 @@ def deal(
     """Return the rows of both pools that each client holds.
 
     Args:
-        private: What is dealt to train on.
-        test: Under ``domain`` a client's own test is all of it that is of a domain that the client
-            holds samples of; under ``dirichlet`` it is dealt with the same proportions.
+        private: The training samples to deal.
+        test: The test samples. With ``domain``, a client gets those of all domains that it holds
+            training samples of; with ``dirichlet``, they are dealt in the same proportions.
         clients: The clients, by name.
         partition: ``domain`` or ``dirichlet``.
         classes: Number of classes.
-        alpha: Concentration of the label skew.
+        alpha: Concentration of the Dirichlet label skew.
         seed: Seed of the draw.
 
     Raises:
-        ValueError: If domains do not exist, or a client ends up without private samples; one line
-            for each fault.
+        ValueError: If a domain does not exist, or a client gets no private samples; one line for
+            each fault.
     """
     names = list(clients)
     if partition == "dirichlet":
@@ -89,16 +92,15 @@ def deal(
     else:
         wanted = {name: profile.domains for name, profile in clients.items()}
         train = partition_by_domain(private.domains, private.groups, wanted=wanted)
-        domains = np.asarray(test.domains)
-        own = {
-            name: np.flatnonzero(np.isin(domains, sorted({private.domains[i] for i in rows})))
-            for name, rows in train.items()
-        }
+        own = {}
+        for name, rows in train.items():
+            held = sorted({private.domains[i] for i in rows})
+            own[name] = np.flatnonzero(np.isin(np.asarray(test.domains), held))
     empty = [name for name, rows in train.items() if len(rows) == 0]
     if empty:
         raise ValueError(
             "\n".join(
-                f"clients.{name} has an empty private split: give it other `domains`, use fewer "
+                f"clients.{name} has no private samples: give it other `domains`, use fewer "
                 "clients, or raise data.init_args.alpha"
                 for name in empty
             )

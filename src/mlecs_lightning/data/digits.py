@@ -1,4 +1,4 @@
-"""Real handwritten digits that are at hand everywhere: the embedded default data set."""
+"""The default data set: handwritten digits that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def _sentence(digit: str, weight: str, half: str) -> str:
 
 
 def _standardise(features: np.ndarray, public: np.ndarray) -> torch.Tensor:
-    """Scale to zero mean and unit deviation over the public rows: constants everyone may know.
+    """Standardise with mean and deviation of the public rows, which everyone may know.
 
-    A column that hardly varies there keeps a tenth of the mean deviation: its rare values elsewhere
-    would be hundreds of deviations away.
+    The deviation of a column is at least a tenth of the mean deviation (our choice): otherwise a
+    column that is nearly constant in the public rows would have huge values in the others.
     """
     mean, deviation = features[public].mean(0), features[public].std(0)
     return torch.from_numpy(
@@ -42,12 +42,13 @@ def _standardise(features: np.ndarray, public: np.ndarray) -> torch.Tensor:
 
 
 class Digits(FederatedDataModule):
-    """The 1,797 digits of 43 writers that scikit-learn carries (UCI optical digits, test part).
+    """The 1,797 handwritten digits in scikit-learn (UCI optical digits, test part, 43 writers).
 
-    Three modalities of one image: ``pixels`` (1, 8, 8); ``profile`` (16,), the ink of each row and
-    column; ``fourier`` (40,), the magnitudes of the 2-D spectrum, which forget where the ink is.
-    The target is a sentence of true facts: the digit, bold or light against the training median,
-    more ink above or below. Two domains, ``bold`` and ``light``, for partition by domain.
+    Each image gives three modalities: ``pixels`` (1, 8, 8); ``profile`` (16,), the ink of each row
+    and column; ``fourier`` (40,), the magnitudes of the 2-D spectrum, which do not say where the
+    ink is. The target is a sentence that names the digit, whether it is bold or light (compared
+    with the median of the samples outside the test pool), and whether it has more ink above or
+    below. ``bold`` and ``light`` are also the two domains, for partition by domain.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class Digits(FederatedDataModule):
         """Set the size of the pools.
 
         Args:
-            public_fraction: Share of the samples that the server holds.
-            test_fraction: Share of the samples that nobody trains on.
-            partition: As in `FederatedDataModule`; label skew by default.
+            public_fraction: Fraction of the samples that the server holds.
+            test_fraction: Fraction of the samples that is held out for testing.
+            partition: As in `FederatedDataModule`; ``dirichlet`` by default.
             **kwargs: See `FederatedDataModule`.
 
         Raises:
@@ -84,8 +85,8 @@ class Digits(FederatedDataModule):
         self.test_fraction = test_fraction
 
     def load_pools(self) -> Pools:
-        """Read the digits and cut them into pools, stratified by digit."""
-        # 50 MiB that only this data set has a use for; pandas comes with it.
+        """Load the digits and split them into pools, stratified by digit."""
+        # Imported here: 50 MiB, with pandas, that only this data set needs.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -133,7 +134,7 @@ class Digits(FederatedDataModule):
         return _WORDS.index(named.pop()) if len(named) == 1 else None
 
     def pretraining_pairs(self) -> list[tuple[str, str]]:
-        """Return all forty sentences, each with its key words in every order."""
+        """Return all forty sentences, each with its three key words in every order."""
         facts = itertools.product(_WORDS, ("bold", "light"), ("above", "below"))
         return [
             (" ".join(keys), _sentence(*fact))

@@ -1,4 +1,4 @@
-"""Clients that drift: sensors that go and come, other scenes, another class mix, another budget."""
+"""Drift of clients: lost sensors, other scenes, another class mix, another budget."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _KEY = "data.init_args.schedule.init_args"
 
 @dataclass(frozen=True)
 class Shift:
-    """What is different for some clients during some rounds.
+    """A change of the data or the budget of some clients during some rounds.
 
     Attributes:
-        start: First round in which it holds.
-        end: First round in which it no longer does; ``None`` is for good.
-        clients: Whom it concerns; all by default.
-        lose: Modalities that are absent from every sample.
-        domains: The only domains (scenes, writers, sites) of which there are samples.
-        class_mix: Concentration of a Dirichlet distribution from which the new mix of classes is
-            drawn, client by client; small is skewed. Samples are left out until the mix holds.
-        budget: The device's budget as a multiple of the configured one.
+        start: First round of the change.
+        end: First round after the change; ``None`` lasts until the end of the run.
+        clients: The clients that change; all by default.
+        lose: Modalities that become absent from every sample.
+        domains: Keep only samples of these domains (scenes, writers, sites).
+        class_mix: Concentration of the Dirichlet distribution from which each client's new class
+            proportions are drawn; the smaller, the more skewed. Samples are left out until the
+            proportions are met.
+        budget: The device's budget, as a multiple of the configured one.
     """
 
     start: int = 0
@@ -44,7 +45,7 @@ class Shift:
 
     @property
     def name(self) -> str:
-        """What it is called in metrics: what it changes."""
+        """Name in metrics, made of what the shift changes."""
         parts = {
             "without": "+".join(self.lose or ()),
             "in": "+".join(self.domains or ()),
@@ -54,7 +55,7 @@ class Shift:
         return ", ".join(f"{key} {value}" for key, value in parts.items() if value)
 
     def concerns(self, client: str, round: int) -> bool:
-        """Return whether it holds for a client in a round."""
+        """Return whether the shift is active for a client in a round."""
         ended = self.end is not None and round >= self.end
         return (
             (self.clients is None or client in self.clients) and self.start <= round and not ended
@@ -62,17 +63,17 @@ class Shift:
 
 
 class Drift(Schedule):
-    """Shifts that hold for some rounds each; those of one round add up."""
+    """Shifts, each active in some rounds; those that are active together are applied in order."""
 
     def __init__(self, shifts: list[Shift], *, seed: int = 0) -> None:
         """Set the shifts.
 
         Args:
-            shifts: What changes, when and for whom.
-            seed: Seed of the class mixes, apart from those of data and training.
+            shifts: What changes, when and for which clients.
+            seed: Seed of the class proportions, separate from those of data and training.
 
         Raises:
-            ValueError: If a shift ends before it starts, changes nothing, or has a number out of
+            ValueError: If a shift ends before it starts, changes nothing, or has a value out of
                 range.
         """
         faults = FaultList()
@@ -80,7 +81,7 @@ class Drift(Schedule):
             key = f"{_KEY}.shifts[{n}]"
             if shift.start < 0 or (shift.end is not None and shift.end <= shift.start):
                 faults.append(
-                    f"{key}: start must be at least 0 and end beyond it, got {shift.start} and "
+                    f"{key}: start must be at least 0 and end after it, got {shift.start} and "
                     f"{shift.end}"
                 )
             if not shift.name:
@@ -97,7 +98,7 @@ class Drift(Schedule):
         return [shift for shift in self.shifts if shift.concerns(client, round)]
 
     def phases(self, client: str) -> tuple[Phase, ...]:
-        """Return a phase for each change of what holds; ``all`` where nothing does."""
+        """Return a phase for each change of the active shifts; ``all`` where none is active."""
         edges = {0, *(s.start for s in self.shifts), *(s.end for s in self.shifts if s.end)}
         phases: list[Phase] = []
         for start in sorted(edges):
@@ -107,7 +108,7 @@ class Drift(Schedule):
         return tuple(phases)
 
     def view(self, table: SampleTable, *, client: str, round: int, seed: int) -> SampleTable:
-        """Return what the shifts of a round leave of a client's samples."""
+        """Return a client's samples after the shifts of a round."""
         for shift in self._active(client, round):
             if shift.domains is not None:
                 named = np.isin(np.asarray(table.domains, dtype=str), shift.domains)
@@ -124,7 +125,7 @@ class Drift(Schedule):
         """Leave out samples until the classes have the drawn proportions."""
         assert shift.class_mix is not None
         labels = table.labels.numpy()
-        # The proportions are those of the client in every split; which samples stay is not.
+        # The proportions depend on the client and not on the split, unlike the rows that are kept.
         own = zlib.crc32(f"{self.seed}/{client}/{shift.name}".encode())
         classes = int(labels.max(initial=-1)) + 1
         shares = np.random.default_rng(own).gamma(shift.class_mix, size=max(classes, 64))[:classes]
@@ -132,7 +133,7 @@ class Drift(Schedule):
         there = counts > 0
         if not there.any():
             return table
-        # As many samples as the scarcest class allows, a tenth of the largest possible at least.
+        # As many samples as the scarcest class allows, but at least a tenth of the possible number.
         ratio = counts[there] / np.maximum(shares[there], 1e-12)
         size = max(float(ratio.min()), 0.1 * len(table) / float(shares[there].sum()))
         wanted = np.minimum(np.ceil(size * shares), counts).astype(int)
@@ -141,32 +142,30 @@ class Drift(Schedule):
         return table.select(np.sort(np.concatenate(rows)))
 
     def resources(self, client: str, round: int) -> float:
-        """Return the product of the budgets of the shifts that hold."""
+        """Return the product of the budgets of the active shifts."""
         active = self._active(client, round)
         return math.prod(shift.budget for shift in active if shift.budget is not None)
 
     def faults(self, held: Mapping[str, SampleTable]) -> list[str]:
-        """Say which shifts name what is not there, or leave a client without samples."""
+        """Report unknown clients and modalities, and phases that leave a client without samples."""
+        modalities = sorted({m for table in held.values() for m in table.modalities})
         faults = []
         for n, shift in enumerate(self.shifts):
             key = f"{_KEY}.shifts[{n}]"
-            faults += [
-                f"{key}.clients: there is no client {name!r}, only {list(held)}"
-                for name in shift.clients or ()
-                if name not in held
-            ]
-            known = sorted({m for table in held.values() for m in table.modalities})
-            faults += [
-                f"{key}.lose: no client has {name!r}, only {known}"
-                for name in shift.lose or ()
-                if name not in known
-            ]
+            for name in shift.clients or ():
+                if name not in held:
+                    faults.append(f"{key}.clients: there is no client {name!r}, only {list(held)}")
+            for name in shift.lose or ():
+                if name not in modalities:
+                    faults.append(f"{key}.lose: no client has {name!r}, only {modalities}")
         for client, table in held.items():
-            for phase in self.phases(client):
-                if not len(self.view(table, client=client, round=phase.start, seed=0)):
-                    faults.append(
-                        f"{_KEY}.shifts: clients.{client} has no training samples from round "
-                        f"{phase.start} on ({phase.name}); it holds {list(table.modalities)} in "
-                        f"{sorted(set(table.domains))}"
-                    )
+            faults += self._empty_phases(client, table)
         return faults
+
+    def _empty_phases(self, client: str, table: SampleTable) -> list[str]:
+        return [
+            f"{_KEY}.shifts: clients.{client} has no training samples from round {phase.start} on "
+            f"({phase.name}); it holds {list(table.modalities)} in {sorted(set(table.domains))}"
+            for phase in self.phases(client)
+            if not len(self.view(table, client=client, round=phase.start, seed=0))
+        ]

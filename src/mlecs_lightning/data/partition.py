@@ -1,4 +1,4 @@
-"""How the private pool is dealt to the clients, and how a client's share is split."""
+"""Partitions of samples among clients, and splits into training and validation."""
 
 from __future__ import annotations
 
@@ -14,49 +14,66 @@ def partition_by_domain(
 ) -> dict[str, np.ndarray]:
     """Give each client the samples of its domains.
 
-    A client that names no domains gets its share of those that nobody named: dealt round robin, and
-    where there are more such clients than domains, several share one. The recordings (groups) of a
-    domain with several claimants are dealt to them in turn, so no recording is held twice.
+    The domains that no client names are dealt round robin to the clients that name none; if there
+    are more such clients than domains, several clients share a domain. The recordings (groups) of a
+    shared domain are dealt to its clients in turn, so that no two clients hold the same recording.
 
     Args:
         domains: Domain of each sample, length N.
         groups: Recording of each sample, length N.
-        wanted: For each client the domains it named, or ``None``.
+        wanted: The domains that each client names, or ``None``.
 
     Returns:
-        For each client the indices of its samples, ascending.
+        The indices of each client's samples, ascending.
 
     Raises:
-        ValueError: If clients name domains that do not exist, one line for each.
+        ValueError: If clients name domains that do not exist; one line for each.
     """
-    known = list(dict.fromkeys(domains))
-    claims: dict[str, list[str]] = {domain: [] for domain in known}
-    named = [
-        (client, name) for client, names in wanted.items() for name in dict.fromkeys(names or ())
-    ]
-    faults = [
-        f"clients.{client}.domains: {name!r} is none of {sorted(known)}"
-        for client, name in named
-        if name not in claims
-    ]
-    if faults:
-        raise ValueError("\n".join(faults))
-    for client, name in named:
-        claims[name].append(client)
+    clients_of = _clients_that_name(list(dict.fromkeys(domains)), wanted)
     undecided = [client for client, names in wanted.items() if names is None]
-    free = [domain for domain in known if not claims[domain]] or known
-    if undecided:
-        for i in range(max(len(free), len(undecided))):
-            claims[free[i % len(free)]].append(undecided[i % len(undecided)])
-
-    owner: dict[str, str] = {}
-    dealt = dict.fromkeys(known, 0)
-    for domain, group in zip(domains, groups, strict=True):
-        if group not in owner and claims[domain]:
-            owner[group] = claims[domain][dealt[domain] % len(claims[domain])]
-            dealt[domain] += 1
+    _deal_free_domains(clients_of, undecided)
+    owner = _deal_groups(domains, groups, clients_of)
     held = np.array([owner.get(group, "") for group in groups])
     return {client: np.flatnonzero(held == client) for client in wanted}
+
+
+def _clients_that_name(
+    known: Sequence[str], wanted: Mapping[str, Sequence[str] | None]
+) -> dict[str, list[str]]:
+    """Return for each known domain the clients that name it."""
+    clients_of: dict[str, list[str]] = {domain: [] for domain in known}
+    faults = []
+    for client, names in wanted.items():
+        for name in dict.fromkeys(names or ()):
+            if name in clients_of:
+                clients_of[name].append(client)
+            else:
+                faults.append(f"clients.{client}.domains: {name!r} is not one of {sorted(known)}")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return clients_of
+
+
+def _deal_free_domains(clients_of: dict[str, list[str]], undecided: Sequence[str]) -> None:
+    """Deal the domains without a client, or all if there are none, to the undecided clients."""
+    free = [domain for domain, clients in clients_of.items() if not clients] or list(clients_of)
+    # Round robin over the longer of the two, so that no domain and no client is left out.
+    for i in range(max(len(free), len(undecided)) if undecided else 0):
+        clients_of[free[i % len(free)]].append(undecided[i % len(undecided)])
+
+
+def _deal_groups(
+    domains: Sequence[str], groups: Sequence[str], clients_of: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the client that each group goes to: those of a domain take turns."""
+    owner: dict[str, str] = {}
+    dealt = dict.fromkeys(clients_of, 0)
+    for domain, group in zip(domains, groups, strict=True):
+        clients = clients_of[domain]
+        if group not in owner and clients:
+            owner[group] = clients[dealt[domain] % len(clients)]
+            dealt[domain] += 1
+    return owner
 
 
 def partition_dirichlet(
@@ -71,13 +88,13 @@ def partition_dirichlet(
     Args:
         labels: (N,) class of each sample.
         clients: Names of the J clients.
-        proportions: (C, J), rows sum to one: `dirichlet_proportions`. The same table cuts the
-            private pool and the test pool, so that a client's own test has the class mix it trained
-            on.
+        proportions: (C, J), rows sum to one: `dirichlet_proportions`. The private pool and the test
+            pool are dealt in the same proportions, so that a client is tested on the class mix that
+            it trained on.
         seed: Seed of the shuffle within each class.
 
     Returns:
-        For each client the indices of its samples, ascending. Every sample goes to one client.
+        The indices of each client's samples, ascending. Every sample goes to one client.
     """
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
@@ -91,16 +108,17 @@ def partition_dirichlet(
 
 
 def dirichlet_proportions(classes: int, clients: int, *, alpha: float, seed: int) -> np.ndarray:
-    """Draw the label skew: for each class how its samples spread over the clients.
+    """Draw the label skew: the fraction of each class that goes to each client.
 
     Args:
         classes: Number of classes C.
         clients: Number of clients J.
-        alpha: Concentration of the Dirichlet distribution; small is skewed, infinity is even.
+        alpha: Concentration of the Dirichlet distribution; the smaller, the more skewed, and
+            infinity gives equal parts.
         seed: Seed of the draw.
 
     Returns:
-        (C, J) proportions, each row sums to one.
+        (C, J) proportions; each row sums to one.
 
     Raises:
         ValueError: If ``alpha`` is not positive.
@@ -115,12 +133,12 @@ def dirichlet_proportions(classes: int, clients: int, *, alpha: float, seed: int
 def split_groups(
     groups: Sequence[str], fraction: float, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split samples into training and validation without cutting a recording in two.
+    """Split samples into training and validation; a recording goes as a whole to one of the two.
 
     Args:
         groups: Recording of each sample, length N.
-        fraction: Share of the recordings that go to validation; at least one goes there and at
-            least one stays, and with a single recording validation is empty.
+        fraction: Fraction of the recordings for validation. Unless it is 0, at least one goes there
+            and at least one stays; with a single recording, validation is empty.
         seed: Seed of the choice.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which samples a pass sees, as a function of its seed and of nothing else."""
+"""Batches of a training pass, drawn from a seed and nothing else."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["SeededLoader", "draw_batches", "sequential_loader", "whole_batch"]
 
 
 def draw_batches(samples: int, batch_size: int, *, steps: int, seed: int) -> list[list[int]]:
-    """Draw the sample indices of every step of a pass.
+    """Draw the sample indices of every step of a training pass.
 
-    One seeded permutation of all samples after another, cut into batches: every batch is full
-    (a last, smaller one would give the contrastive loss fewer negatives), and no sample comes a
-    second time before all others came once. A data set smaller than a batch gives batches of its
-    own size.
+    Seeded permutations of all samples follow each other and are cut into batches. Every batch is
+    full, because a smaller last one would give the contrastive loss fewer negatives, and every
+    sample is drawn once before any is drawn again. If there are fewer samples than ``batch_size``,
+    each batch holds all of them.
 
     Args:
         samples: Number of samples N.
-        batch_size: Samples of a batch.
+        batch_size: Batch size.
         steps: Number of batches.
-        seed: Seed of the pass; equal seeds give equal batches, in any process.
+        seed: Seed of the pass; equal seeds give equal batches in every process.
 
     Returns:
         ``steps`` lists of indices.
@@ -44,20 +44,20 @@ def draw_batches(samples: int, batch_size: int, *, steps: int, seed: int) -> lis
 
 
 def whole_batch(batch: Any) -> Any:  # noqa: ANN401 - a `DataLoader` types it as a list
-    """Collate nothing: `SampleTable.__getitems__` already hands out whole batches."""
+    """Return the batch as it is: `SampleTable.__getitems__` already collates."""
     return batch
 
 
 def sequential_loader(table: SampleTable, batch_size: int) -> DataLoader[Batch]:
-    """Return a loader that goes through the table once, in order."""
+    """Return a loader that iterates over the table once, in order."""
     return DataLoader(table, batch_size=batch_size, collate_fn=whole_batch)
 
 
 class SeededLoader:
-    """The training data of one party, from which seeded passes are taken.
+    """Training batches of one table, drawn for each pass from a seed.
 
-    Holds no position: a pass is a function of its seed, so a resumed run sees what an unbroken one
-    would have seen, and the server knows the public ids a client will use without asking.
+    The loader has no state: a pass depends on its seed only. So a resumed run sees the same batches
+    as an uninterrupted one, and the server knows which public samples a client will use.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class SeededLoader:
 
         Args:
             table: The samples.
-            batch_size: Samples of a batch.
+            batch_size: Batch size.
             num_workers: Worker processes of the `DataLoader`.
-            limit: Most batches of a pass, whatever is asked for.
-            shard: Rank and number of the processes that share every batch: this one takes row
-                ``rank`` of it and every ``size``-th row from there on.
+            limit: Maximum number of batches per training pass.
+            shard: Rank and number of the processes that share every batch: this process takes every
+                ``size``-th row of it, from row ``rank`` on.
 
         Raises:
             ValueError: If a batch has fewer samples than there are processes.
@@ -88,7 +88,7 @@ class SeededLoader:
         if size > 1 and min(batch_size, len(table)) < size:
             raise ValueError(
                 f"data.init_args.batch_size is {batch_size} and there are {len(table)} samples: "
-                f"{size} processes cannot share such a batch, each needs at least one sample of it"
+                f"{size} processes cannot share such a batch, as each needs at least one sample"
             )
         self.table = table
         self.batch_size = batch_size
@@ -116,12 +116,12 @@ class SeededLoader:
         )
 
     def take(self, steps: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Yield ``steps`` batches, the same ones for the same seed: this process's rows of them.
+        """Yield this process's rows of ``steps`` batches.
 
         Args:
             steps: Number of batches.
-            seed: Seed of the pass.
-            start: Leave out so many at the beginning, which a resumed pass has seen.
+            seed: Seed of the pass; equal seeds give equal batches.
+            start: Number of batches to skip at the beginning, for a pass that is resumed.
         """
         batches = [b[self._rank :: self._size] for b in self._draw(steps, seed)[start:]]
         if batches:
@@ -133,7 +133,7 @@ class SeededLoader:
             )
 
     def ids(self, steps: int, *, seed: int) -> tuple[str, ...]:
-        """Return the distinct ids that `take` yields in all processes, in order of first use."""
+        """Return the distinct ids that `take` yields in all processes together, in that order."""
         drawn = self._draw(steps, seed)
         return tuple(dict.fromkeys(self.table.ids[i] for batch in drawn for i in batch))
 

@@ -1,4 +1,4 @@
-"""How a client's private data change from round to round: the one place that says so."""
+"""Schedules: how a client's private data change over the rounds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["DomainStream", "Phase", "Schedule"]
 
 
 class Phase(NamedTuple):
-    """A stretch of rounds in which a client's data stay as they are.
+    """Consecutive rounds in which a client's data do not change.
 
     Attributes:
-        start: Its first round; it lasts until the next phase begins.
-        name: What it is called in metrics. Phases of one name must be equal views.
+        start: First round; the phase lasts until the next one begins.
+        name: Its name in metrics. Phases with the same name must show the same samples.
     """
 
     start: int
@@ -27,45 +27,44 @@ class Phase(NamedTuple):
 
 
 class Schedule(ABC):
-    """Maps (client, round) to a view of the samples that the client holds in all.
+    """Base class of schedules: what a client sees of its samples in each round.
 
-    The data module deals every client its pool once; a schedule says what of it the client sees in
-    a round, and may mask modalities or choose rows. It holds settings and nothing that changes: a
-    round's view is a function of client, round and seed, so that a resumed run sees what an
-    unbroken one would have seen.
+    The data module deals every client its samples once; a schedule selects rows of them, or masks
+    modalities, round by round. It holds settings and no state: a view depends on client, round and
+    seed only, so that a resumed run sees the same samples as an uninterrupted one.
     """
 
     @abstractmethod
     def phases(self, client: str) -> tuple[Phase, ...]:
-        """Return the phases of a client, in order of their first rounds; the first is round 0."""
+        """Return the phases of a client in order; the first one starts in round 0."""
 
     @abstractmethod
     def view(self, table: SampleTable, *, client: str, round: int, seed: int) -> SampleTable:
         """Return what a client sees in a round.
 
         Args:
-            table: One split (train, val or test) of all that the client ever holds.
+            table: One split (train, val or test) of all samples that the client ever holds.
             client: The client.
             round: The round, from 0.
-            seed: For whatever is drawn; a function of the data's seed, client and split, not of the
-                round, so that phases of one name can be equal.
+            seed: Seed of random choices. It depends on the seed of the data, the client and the
+                split, but not on the round, so that phases with the same name can be equal.
         """
 
     def resources(self, client: str, round: int) -> float:
-        """Return what a client can spend in a round, as a multiple of its configured budget.
+        """Return a client's budget in a round, as a multiple of the configured one.
 
-        Only algorithms that fit a model to its device (`ECLM`) look at it.
+        Used only by algorithms that fit a model to its device, such as `ECLM`.
         """
         return 1.0
 
     def faults(self, held: Mapping[str, SampleTable]) -> list[str]:
-        """Say what does not fit the clients; called when the data are dealt.
+        """Check the schedule against the clients; called when the samples are dealt.
 
         Args:
-            held: For each client all of its training samples.
+            held: All training samples of each client.
 
         Returns:
-            One line for each fault, naming the key and what is allowed.
+            One message for each fault, with the key and the allowed values.
         """
         return []
 
@@ -77,7 +76,7 @@ class Schedule(ABC):
 class DomainStream(Schedule):
     """One domain after another: scenes of UR Fall, styles of digits, sites of a manifest.
 
-    After the last domain the stream stays there. A domain may come back: name it twice.
+    The last domain lasts until the end of the run. A domain that is named twice comes back.
     """
 
     def __init__(
@@ -90,10 +89,10 @@ class DomainStream(Schedule):
         """Set the order.
 
         Args:
-            domains: The order of domains, one for all clients or one for each by name. A client
-                that is not named sees all its samples in every round.
-            rounds_per_domain: How many rounds a domain lasts.
-            repeat: How many times the whole order is gone through.
+            domains: The order of the domains: one list for all clients, or a list for each client
+                by name. A client that is not named sees all its samples in every round.
+            rounds_per_domain: Number of rounds that each domain lasts.
+            repeat: Number of times that the list is repeated.
 
         Raises:
             ValueError: If there are no domains, or a number is below 1.
@@ -114,28 +113,28 @@ class DomainStream(Schedule):
         self.repeat = repeat
 
     def order(self, client: str) -> tuple[str, ...]:
-        """Return the domains of a client, in order; empty if it has no stream."""
+        """Return the domains of a client in order; empty if none are set for it."""
         own = self.domains.get(client, []) if isinstance(self.domains, dict) else self.domains
         return tuple(own) * self.repeat
 
     def phases(self, client: str) -> tuple[Phase, ...]:
-        """Return a phase for each domain; one, ``all``, for a client without a stream."""
+        """Return a phase for each domain; a client without domains has the single phase ``all``."""
         order = self.order(client)
         if not order:
             return (Phase(0, "all"),)
         return tuple(Phase(i * self.rounds_per_domain, name) for i, name in enumerate(order))
 
     def view(self, table: SampleTable, *, client: str, round: int, seed: int) -> SampleTable:
-        """Return the samples of the domain that it is the turn of."""
+        """Return the samples of the domain of this round."""
         if not self.order(client):
             return table
         domain = self.phase(client, round).name
         return table.select(np.flatnonzero(np.asarray(table.domains, dtype=str) == domain))
 
     def faults(self, held: Mapping[str, SampleTable]) -> list[str]:
-        """Say which domains a client has no training samples of, and which clients there are not.
+        """Report unknown clients, and domains that a client has no training samples of.
 
-        A domain of too few recordings is one of them: validation may have taken the only one.
+        These include domains with a single recording, if validation has taken it.
         """
         key = "data.init_args.schedule.init_args.domains"
         named: Iterable[str] = self.domains if isinstance(self.domains, dict) else ()

@@ -17,23 +17,23 @@ __all__ = ["SampleTable"]
 
 @dataclass(frozen=True)
 class SampleTable(Dataset[Batch]):
-    """N samples, column by column; indexing with a list of rows gives a ready `Batch`.
+    """N samples stored in columns; a list of rows is returned as a `Batch`.
 
-    Whole batches are cut out of the columns at once (``__getitems__``), so that a `DataLoader`
-    needs no collation of single samples.
+    ``__getitems__`` cuts a whole batch out of the columns at once, so that a `DataLoader` need not
+    collate single samples.
 
     Attributes:
         ids: Unique sample ids, length N.
         modalities: The K modality names, in column order.
-        inputs: For each modality a tensor (N, ...).
-        present: (N, K) bool.
-        instructions: Length N.
-        targets: Length N; an empty one is unknown.
-        labels: (N,) int64 class of each sample, for partition and stratification only: training
-            and metrics see the target text alone.
+        inputs: A tensor (N, ...) for each modality.
+        present: (N, K) bool, whether a sample has a modality.
+        instructions: The question to the model, length N.
+        targets: The text to generate, length N.
+        labels: (N,) int64 class of each sample, used only for partition and stratification;
+            training and metrics use the target text.
         domains: Domain of each sample (scene, writer, site), length N.
-        groups: Samples of one group (the windows of one recording) are never split between
-            training and validation, length N.
+        groups: Recording that each sample belongs to, length N. All samples of a group go to the
+            same side of a split into training and validation.
     """
 
     ids: tuple[str, ...]
@@ -47,7 +47,11 @@ class SampleTable(Dataset[Batch]):
     groups: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check that all columns have the same length."""
+        """Check that all columns have the same length.
+
+        Raises:
+            ValueError: If they do not, or inputs and modalities differ.
+        """
         n = len(self.ids)
         lengths = {
             "instructions": len(self.instructions),
@@ -59,10 +63,10 @@ class SampleTable(Dataset[Batch]):
         } | {name: len(column) for name, column in self.inputs.items()}
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
-            raise ValueError(f"a table of {n} ids has columns of other lengths: {wrong}")
+            raise ValueError(f"a table with {n} ids has columns of other lengths: {wrong}")
         if tuple(self.inputs) != self.modalities or self.present.shape[1] != len(self.modalities):
             raise ValueError(
-                f"modalities {self.modalities} need inputs and a column of `present` each, "
+                f"each of the modalities {self.modalities} needs inputs and a column of `present`, "
                 f"got inputs {tuple(self.inputs)} and present {tuple(self.present.shape)}"
             )
 
@@ -134,9 +138,9 @@ class SampleTable(Dataset[Batch]):
         )
 
     def mask(self, keep: Tensor) -> SampleTable:
-        """Return the same samples with the modalities outside ``keep`` (N, K) bool absent.
+        """Return the same samples without the modalities that are False in ``keep`` (N, K) bool.
 
-        The inputs of what is absent become zero, so that no model can peek at them.
+        Absent inputs become zero, so that no model can read them.
         """
         present = self.present & keep
         # Filled, not multiplied: a broken sensor's NaN times zero would still be NaN.

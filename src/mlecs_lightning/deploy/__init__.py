@@ -1,4 +1,4 @@
-"""Trained models outside of a federation: a folder to publish or to copy to a device."""
+"""Export of trained models to a folder, to publish them or to run them on a device."""
 
 from mlecs_lightning.deploy.folder import Provenance, write_export
 from mlecs_lightning.deploy.model import ExportedModel, load_exported

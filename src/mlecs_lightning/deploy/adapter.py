@@ -1,4 +1,4 @@
-"""An adapter in PEFT's format, without a word of the machine that it was written on."""
+"""Writes an adapter in PEFT's format, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ __all__ = ["backbone_name", "write_adapter"]
 
 
 def backbone_name(model: str) -> str:
-    """Return what a backbone is called anywhere: its hub id, ``pocket/slm``, a folder's own name.
+    """Return a name of a backbone that is valid on any machine.
 
     Args:
-        model: What it is loaded by here, maybe a directory of this machine.
+        model: Hub id, or a directory on this machine.
+
+    Returns:
+        The hub id, the name of a pocket model (``pocket/slm``), or the last part of the directory.
     """
     path = Path(model)
     return pocket_of(model) or (path.name if path.is_dir() or path.is_absolute() else model)
@@ -30,14 +33,14 @@ def write_adapter(
 ) -> None:
     """Write the adapter of the tower that answers.
 
-    PEFT would write the directory that the backbone was loaded from, which tells of this machine
-    and is nowhere else, and a card of which all is left to be filled in.
+    PEFT would also write the directory that the backbone was loaded from, which exists only on this
+    machine, and an empty model card.
 
     Args:
         module: The model.
-        folder: Where; made if missing. Adapters beside the first one get a folder in it.
-        base: Name of the backbone for whoever reads it; `backbone_name` by default.
-        adapters: Which of the adapters; all by default.
+        folder: The folder, created if missing. Further adapters get subfolders.
+        base: Name of the backbone in the configuration; `backbone_name` by default.
+        adapters: Names of the adapters to write; all by default.
     """
     backbone = module.tower().backbone
     settings, lm = backbone.settings, backbone.lm

@@ -19,7 +19,7 @@ _TESTS = {"own": "own domain", "all": "all domains"}
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Return README.md: the front matter that the hub reads, and what a user has to know.
+    """Return the text of README.md: front matter for the hub, and what users have to know.
 
     Args:
         config: The contents of ``mlecs_config.json``.
@@ -55,15 +55,15 @@ model = load_exported("this folder")
 print(model.ask({arguments}))
 ```
 
-The adapter alone is in PEFT's format: `PeftModel.from_pretrained(backbone, "this folder")`. Without
-the soft prompt of the connector it has seen no sensor.
+The adapter alone can be loaded with PEFT: `PeftModel.from_pretrained(backbone, "this folder")`. It
+then gets no sensor inputs, which reach it only through the soft prompt of the connector.
 
-| input | kind | shape | scaled by the training's mean and deviation |
+| input | kind | shape | standardised with mean and deviation of the training data |
 |---|---|---|---|
 {inputs}
 
-Inputs are paths of files (as `Manifest` of mlecs_lightning reads them) or arrays; texts are given
-as they are; what is left out is an absent modality. It was asked in training:
+Inputs are paths of files (of the kinds that `Manifest` of mlecs_lightning reads), arrays, or, for a
+text, the text itself. A modality that is left out is absent. Instruction in training:
 {_asked(config["instruction"])}.
 
 ## Backbone
@@ -77,7 +77,7 @@ as they are; what is left out is an absent modality. It was asked in training:
 | method | {training["algorithm"]} |
 | options of the method | {_code(training["options"])} |
 | data set | {training["data"]} |
-| clients of the federation | {training["clients"]} |
+| number of clients | {training["clients"]} |
 | modalities | {modalities} |
 | rounds | {training["rounds"]} |
 | seed | {training["seed"]} |
@@ -91,18 +91,18 @@ as they are; what is left out is an absent modality. It was asked in training:
 
 ## Limits
 
-- It was trained for {rounds} on the data of one federation, and is tested on held-out data of it
-  alone. Nothing is known of other places, sensors or people.
-- It answers in the form of its training targets, whatever it is shown, and can be wrong with
-  every appearance of certainty. It is no safety device.
-- An input is scaled by constants of the training: a sensor with another unit, rate or mounting
-  needs a model of its own.
-- The licences of the backbone, of the encoders and of the data bind this adapter, too. None is
+- It was trained for {rounds} on the data of one federation and tested only on held-out data of the
+  same federation. Its quality in other places, with other sensors or other people is unknown.
+- It always answers in the form of its training targets, and its answers can be wrong without any
+  sign of doubt. It is not a safety device.
+- Inputs are scaled with constants from training: a sensor with another unit, rate or mounting needs
+  its own model.
+- The licences of the backbone, the encoders and the data also apply to this adapter. They are not
   stated here.
 """
 
 
-_EXAMPLES = {"image": ".png", "series": ".csv", "vector": ".csv", "text": " as it was said"}
+_EXAMPLES = {"image": ".png", "series": ".csv", "vector": ".csv", "text": " as a text"}
 
 
 def _some(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -131,25 +131,25 @@ def _backbone_in_words(backbone: Mapping[str, Any]) -> str:
 
 def _where_it_is(backbone: Mapping[str, Any]) -> str:
     if backbone["source"] == "included":
-        made = (
-            f"It is {backbone['pocket']}, a small model that mlecs_lightning made for this "
-            "data set on the machine of the training: no hub has it. "
-            if backbone.get("pocket")
-            else ""
+        stored = "It is stored in `backbone/` of this folder."
+        if not backbone.get("pocket"):
+            return stored
+        return (
+            f"It is {backbone['pocket']}, a small model that mlecs_lightning trained for this data "
+            f"set and that is on no hub. {stored}"
         )
-        return f"{made}It is stored in `backbone/` of this folder."
     if backbone["source"] == "directory":
         return (
-            f"It is not stored here: it was read from the directory `{backbone['model']}` of the "
-            "machine of the training. Elsewhere say where it lies: "
+            f"It is not stored here: it was loaded from the directory `{backbone['model']}` of the "
+            "machine that trained the model. On other machines, name its place: "
             '`load_exported("this folder", backbone="directory or hub id")`.'
         )
     revision = backbone.get("commit") or backbone.get("revision") or "the newest at that time"
-    return f"It is fetched from the hub: `{backbone['model']}`, revision {revision}."
+    return f"It is downloaded from the hub: `{backbone['model']}`, revision {revision}."
 
 
 def _asked(instruction: str | None) -> str:
-    return f"`{instruction}`" if instruction else "differently from sample to sample"
+    return f"`{instruction}`" if instruction else "different for each sample"
 
 
 def _code(values: Mapping[str, Any]) -> str:
@@ -165,7 +165,7 @@ def _scores(training: Mapping[str, Any]) -> str:
                 beside = "" if constant is None else f"{constant:.3f}"
                 rows.append(f"| {_TESTS[test]} | {name} | {scores[metric]:.3f} | {beside} |")
     if not rows:
-        return "Not known: the run has no `summary.json` of this round."
-    whose = "" if training["client"] == "server" else ", mean of all clients"
+        return "Unknown: the run has no `summary.json` for this round."
+    whose = "" if training["client"] == "server" else ", mean over all clients"
     columns = ("held-out data of", "metric", "score", f"best constant sentence{whose}")
     return "\n".join([f"| {' | '.join(columns)} |", "|---|---|---|---|", *rows])

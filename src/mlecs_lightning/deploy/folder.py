@@ -1,18 +1,18 @@
 """The folder that a trained model is exported to.
 
 ======================================== ===========================================================
-file                                     what it holds
+file                                     contents
 ======================================== ===========================================================
 ``adapter_config.json``,                 the adapter, as PEFT writes it
 ``adapter_model.safetensors``
 ``mlecs_model.safetensors``              extractors, connector and readout, under ``extractors.``,
-                                         ``connector.`` and ``readout.``; frozen encoders are named
-                                         in the configuration, not stored
-``mlecs_config.json``                    settings, modalities and their scales, versions, and what
-                                         the model was trained with
-``backbone/``                            the frozen language model, where it cannot be fetched
+                                         ``connector.`` and ``readout.``; without frozen encoders,
+                                         which the configuration names
+``mlecs_config.json``                    settings, modalities and their scales, versions, and how
+                                         the model was trained
+``backbone/``                            the frozen language model, if it is included
 ``README.md``                            the model card
-``SHA256SUMS``                           digests of all files but the card
+``SHA256SUMS``                           digests of all files except the card
 ======================================== ===========================================================
 """
 
@@ -36,6 +36,7 @@ from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.pocket import pocket_of
 from mlecs_lightning.nn.frozen import PRIVATE
 from mlecs_lightning.nn.loading import load_frozen
+from mlecs_lightning.settings import BackboneSettings
 from mlecs_lightning.storage.digests import seal_folder
 from mlecs_lightning.storage.files import replacing_folder
 
@@ -56,18 +57,18 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from, for its card.
+    """How a model was trained, for its card.
 
     Attributes:
-        client: The client's name, or ``server``.
-        algorithm: The method.
-        rounds: Rounds that it was trained for.
+        client: Name of the client, or ``server``.
+        algorithm: Name of the method.
+        rounds: Number of training rounds.
         seed: Base seed of the run.
-        data: The data set.
+        data: Name of the data set.
         clients: Number of clients in the federation.
-        scores: For each test (``own``, ``all``) the scores; empty where they are not known.
-        constant: The same of the best constant sentence; for a client the mean over all clients.
-        options: Arguments of the method, as the configuration has them.
+        scores: The scores on each test set (``own``, ``all``); empty if unknown.
+        constant: The same for the best constant sentence; for a client, the mean over all clients.
+        options: Arguments of the method in the configuration.
     """
 
     client: str
@@ -91,44 +92,39 @@ def write_export(
     provenance: Provenance,
     include_backbone: bool | None = None,
 ) -> Path:
-    """Write the answering tower of a model, with all that it takes to ask it again.
+    """Write the answering tower of a model, with everything needed to use it.
 
     Args:
         module: The model.
-        out: The folder; made here.
-        preparations: How inputs were prepared in its training.
-        precision: The arithmetic of its training, as in Fabric.
-        instruction: What it was asked, if it was always the same.
-        provenance: For the model card.
-        include_backbone: Whether the frozen language model is stored, too; by default only a
-            pocket model, which no hub has.
+        out: The folder to create.
+        preparations: How the inputs were prepared in training.
+        precision: The precision of training, as in Fabric.
+        instruction: The instruction of all training samples; ``None`` if they differ.
+        provenance: How the model was trained.
+        include_backbone: Whether to store the frozen language model; by default only a pocket
+            model, which is on no hub.
 
     Returns:
         ``out``.
 
     Raises:
         ConfigurationError: If the folder exists and is not empty.
-        FullDiskError: If there is no room for it; nothing is left then.
+        FullDiskError: If the disk is full; no partial folder is left.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(f"{str(out)!r} exists; name a new folder to export to")
-    backbone = module.tower().backbone
-    asked = backbone.settings
-    pocket = pocket_of(asked.model)
-    included = pocket is not None if include_backbone is None else include_backbone
+    original = module.tower().backbone.settings
+    included = pocket_of(original.model) is not None
+    if include_backbone is not None:
+        included = include_backbone
+    settings = original
     if included:
-        named = {"source": "included", "pocket": pocket}
-        settings = replace(asked, model=BACKBONE, revision=None, local_files_only=True)
-    else:
-        named = {"source": "directory" if Path(asked.model).is_dir() else "hub"}
-        settings = asked
-    commit = getattr(load_frozen(asked)[0].config, "_commit_hash", None)
+        settings = replace(original, model=BACKBONE, revision=None, local_files_only=True)
     config = {
         "format_version": FORMAT_VERSION,
         "versions": {name: version(name) for name in ("mlecs_lightning", *_LIBRARIES)},
         "backbone": {"model": settings.model, "revision": settings.revision}
-        | named
-        | ({"commit": commit} if commit else {}),
+        | _backbone_source(original, included=included),
         "settings": replace(module.settings, backbone=settings).to_dict(),
         "modalities": {name: preparations[name].to_dict() for name in module.modalities},
         "instruction": instruction,
@@ -142,15 +138,25 @@ def write_export(
         save_file(_own_tensors(module), staging / WEIGHTS, metadata={"format": "pt"})
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if included:
-            for part in load_frozen(asked):
+            for part in load_frozen(original):
                 part.save_pretrained(staging / BACKBONE)
         (staging / "README.md").write_text(model_card(config), encoding="utf-8")
         seal_folder(staging)
     return out
 
 
+def _backbone_source(settings: BackboneSettings, *, included: bool) -> dict[str, Any]:
+    """Return where to find the backbone: in the folder, a directory or the hub."""
+    if included:
+        entry: dict[str, Any] = {"source": "included", "pocket": pocket_of(settings.model)}
+    else:
+        entry = {"source": "directory" if Path(settings.model).is_dir() else "hub"}
+    commit = getattr(load_frozen(settings)[0].config, "_commit_hash", None)
+    return {**entry, "commit": commit} if commit else entry
+
+
 def frozen_contents(module: MultimodalLM) -> dict[str, dict[str, str]]:
-    """Return name and digests of the frozen parts that an export needs, without their tower."""
+    """Return name and digests of the exported frozen parts, without the tower in their names."""
     tower = f"towers.{module.first}."
     return {
         part.removeprefix(tower): content
@@ -160,7 +166,10 @@ def frozen_contents(module: MultimodalLM) -> dict[str, dict[str, str]]:
 
 
 def _own_tensors(module: MultimodalLM) -> dict[str, Tensor]:
-    """Return all that trains beside that adapter; a tower's tensors without its name."""
+    """Return the exported trainable tensors that are not in the adapter's own file.
+
+    Tensors of the tower are without its name. The private adapter is among them.
+    """
     tower = f"towers.{module.first}."
     state = {
         name.removeprefix(tower): tensor.cpu().contiguous()

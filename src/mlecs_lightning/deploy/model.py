@@ -1,4 +1,4 @@
-"""An exported model, ready to be asked."""
+"""Loads an exported model and asks it questions."""
 
 from __future__ import annotations
 
@@ -51,29 +51,28 @@ _EXTRACTORS: dict[str, type[nn.Module]] = {
         f"{cls.__module__}.{cls.__name__}",
     )
 }
-"""The names under which an exported folder may ask for an encoder, unless it is trusted."""
+"""The encoder classes, by all their names, that a folder may use without being trusted."""
 _KEYS = {
     *("format_version", "versions", "backbone", "settings", "modalities", "instruction"),
     *("precision", "training"),
 }
-_LATER_KEYS = {"frozen"}  # exports of earlier versions have none
+_LATER_KEYS = {"frozen"}  # missing in exports of earlier versions
 
 
 class ExportedModel:
-    """A trained model and all that it takes to ask it about new inputs.
+    """A trained model that answers questions about new inputs.
 
     Attributes:
         module: The model itself, in evaluation mode.
         preparations: How each input is read and scaled.
-        instruction: What it is asked if nothing else is said; ``None`` if its training had several
-            instructions.
+        instruction: The default instruction, that of training; ``None`` if there were several.
         config: The contents of ``mlecs_config.json``.
     """
 
     def __init__(
         self, module: EdgeModule, preparations: dict[str, Preparation], config: dict[str, Any]
     ) -> None:
-        """Take the parts; `load_exported` reads them from a folder."""
+        """Build from the parts, which `load_exported` reads from a folder."""
         self.module = module.eval()
         self.preparations = preparations
         self.instruction: str | None = config["instruction"]
@@ -81,24 +80,24 @@ class ExportedModel:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The inputs that the model can take."""
+        """Names of the inputs that the model can take."""
         return self.module.modalities
 
     def ask(self, *, instruction: str | None = None, **inputs: object) -> str:
         """Ask about one sample.
 
         Args:
-            instruction: What to ask; that of the training by default.
+            instruction: The question; that of training by default.
             **inputs: For each modality a path, an array, a tensor or lists of numbers, see
-                `Preparation.read`; what is left out or ``None`` is absent.
+                `Preparation.read`. A modality that is left out or ``None`` is absent.
 
         Returns:
-            The sentence.
+            The generated sentence.
 
         Raises:
-            ValueError: If there is no input, one is none of the model's, or one cannot be read; all
-                faults in one message.
-            OSError: If there is no such file.
+            ValueError: If there is no input, or an input is unknown or cannot be read; one message
+                holds all faults.
+            OSError: If a file cannot be opened.
         """
         return self.ask_batch([inputs], instruction=instruction)[0]
 
@@ -112,15 +111,15 @@ class ExportedModel:
         """Ask about several samples.
 
         Args:
-            samples: The inputs of each, as in `ask`, length N.
-            instruction: What to ask, one for all or one for each.
-            batch_size: Samples that are answered at once.
+            samples: The inputs of N samples, as in `ask`.
+            instruction: The question, one for all samples or one for each.
+            batch_size: Number of samples per batch.
 
         Returns:
             N sentences.
 
         Raises:
-            ValueError: As `ask`; or if there are not as many instructions as samples.
+            ValueError: As `ask`, or if the numbers of instructions and samples differ.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -137,7 +136,7 @@ class ExportedModel:
 
     def _instructions(self, given: str | Sequence[str] | None, count: int) -> list[str]:
         if given is None and self.instruction is None:
-            raise ValueError("instruction: the training had several, say which")
+            raise ValueError("instruction: the training data had several, so give one")
         if given is None or isinstance(given, str):
             return [given or str(self.instruction)] * count
         if len(given) != count:
@@ -149,7 +148,7 @@ class ExportedModel:
         for number, sample in enumerate(samples):
             if unknown := [name for name in sample if name not in self.modalities]:
                 faults.append(
-                    f"sample {number}: {unknown} are none of the model's inputs "
+                    f"sample {number}: {unknown} are not among the model's inputs "
                     f"{list(self.modalities)}"
                 )
             elif all(value is None for value in sample.values()):
@@ -183,7 +182,7 @@ class ExportedModel:
         )
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        """Return the mixed precision of the training, so that answers are those of `predict`."""
+        """Return a context with the mixed precision of training, for the same answers as there."""
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
             self.config["precision"]
         )
@@ -197,24 +196,23 @@ def load_exported(
     device: str | torch.device = "cpu",
     trust_extractors: bool = False,
 ) -> ExportedModel:
-    """Load a model from the folder that ``export`` wrote.
+    """Load a model from a folder that ``export`` wrote.
 
     Args:
         folder: The folder.
-        backbone: Directory or hub id of the language model, if it lies elsewhere than the folder
-            says.
-        device: Where the model computes.
-        trust_extractors: Whether an encoder may be a class of another package than this one: the
-            folder says which class is imported and called.
+        backbone: Directory or hub id of the language model, if it is not where the folder says.
+        device: The device of the model.
+        trust_extractors: Whether encoders may be classes of other packages. The folder names the
+            classes that are imported and called, so set this only for folders that you trust.
 
     Returns:
         The model; ``model.ask(...)`` asks it.
 
     Raises:
-        ConfigurationError: If the folder is none that ``export`` wrote, is of another version, a
-            file of it does not fit, or the language model cannot be loaded or is not the one that
-            the model was trained with.
-        DamagedFileError: If a file of it is not what ``export`` wrote.
+        ConfigurationError: If ``export`` did not write the folder, its version is unknown, a file
+            does not fit, or the language model cannot be loaded or is not the one that the model
+            was trained with.
+        DamagedFileError: If a file has changed since ``export`` wrote it.
 
     Example:
         >>> from mlecs_lightning import load_exported  # doctest: +SKIP
@@ -260,11 +258,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{str(path.parent)!r} is no folder that `export` wrote: {path.name}: {error}"
+            f"{str(path.parent)!r} is not a folder that `export` wrote: {path.name}: {error}"
         ) from error
     if found != FORMAT_VERSION:
         raise ConfigurationError(
-            f"{str(path)!r} has format_version {found}, this version reads {FORMAT_VERSION}"
+            f"{str(path)!r} has format_version {found}, but this version of mlecs_lightning reads "
+            f"only {FORMAT_VERSION}"
         )
     if config.keys() - _LATER_KEYS != _KEYS:
         raise ConfigurationError(
@@ -275,33 +274,35 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_extractors(settings: ModelSettings) -> None:
-    """Refuse all encoders but those of this package: a folder could name any class, to be called.
+    """Refuse encoders of other packages, since a folder could name any class to be called.
 
-    By name, before anything is imported: importing a module runs it.
+    Names are checked before anything is imported, because importing a module runs it.
 
     Raises:
-        ConfigurationError: If there is another one, or arguments that it does not take.
+        ConfigurationError: If an encoder is of another package, or has unknown arguments.
     """
     for modality, setting in settings.extractors.items():
         key, path = f"extractors.{modality}", setting["class_path"]
         cls = _EXTRACTORS.get(path)
         if cls is None:
             raise ConfigurationError(
-                f"{key}: the class {path!r} is none of this package's "
-                f"{sorted(_EXTRACTORS)}; if you trust it, load_exported(..., trust_extractors=True)"
+                f"{key}: the class {path!r} is not one of this package's {sorted(_EXTRACTORS)}; "
+                "if you trust it, use load_exported(..., trust_extractors=True)"
             )
         known = [name for name in inspect.signature(cls).parameters if name != "spec"]
         if unknown := sorted((setting.get("init_args") or {}).keys() - set(known)):
-            raise ConfigurationError(f"{key}: {path} takes no {unknown}; known: {known}")
+            raise ConfigurationError(
+                f"{key}: {path} has no arguments {unknown}; its arguments are {known}"
+            )
 
 
 def _without_training(settings: ModelSettings) -> ModelSettings:
-    """Drop the classes that only a training builds: nothing of a folder is to call them."""
+    """Remove optimiser and scheduler, so that the folder cannot make their classes be called."""
     return replace(settings, optimizer=ModelSettings().optimizer, lr_scheduler=None)
 
 
 def _read_state(folder: Path, *, tower: str) -> dict[str, torch.Tensor]:
-    """Return the files' tensors under the names that the module has for them."""
+    """Return the tensors of both files under their names in the module."""
     own = load_safetensors(folder / WEIGHTS)
     adapter = load_safetensors(folder / "adapter_model.safetensors")
     return {

@@ -1,1 +1,1 @@
-"""How the models of the parties do on data that they have not seen."""
+"""Evaluation of the models of all parties on held-out data."""

@@ -1,4 +1,4 @@
-"""Under a schedule: how the clients do on the present domain, on earlier ones and on all."""
+"""Continual evaluation under a schedule: on the present domain, on earlier ones and on all."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlecs_lightning.clients.federation import Federation
-from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.data import FederatedDataModule, Schedule
 from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
 from mlecs_lightning.metrics import continual_scores
 from mlecs_lightning.rounds.learner import EdgeLearner
 
-__all__ = ["Stream"]
+__all__ = ["ContinualEvaluation"]
 
 _METRICS = ("macro_f1", "accuracy", "rouge_lsum")
 _VIEWS = ("present", "earlier", "all")
 
 
-class Stream:
-    """Judges clients on every phase of their schedule, and sums up what came of it.
+class ContinualEvaluation:
+    """Evaluates clients on every phase of their schedule, and summarises the scores.
 
     The domains of the metrics are the phases' names. The samples are those of the client's own test
-    split: a domain that it holds no test samples of has no score.
+    split: a domain of which it holds no test samples has no score.
     """
 
     def __init__(self, data: FederatedDataModule) -> None:
         """Take the data with its schedule.
 
         Args:
-            data: Dealt to the clients. Without a schedule there is nothing to judge.
+            data: Dealt to the clients. Without a schedule there is nothing to evaluate.
         """
         self._data = data
 
     def due(self, clients: Sequence[str], round: int) -> bool:
-        """Return whether a phase of some client ends with this round."""
+        """Return whether a phase of any client ends with this round."""
         schedule = self._data.schedule
         return schedule is not None and any(
             phase.start == round + 1 for client in clients for phase in schedule.phases(client)
         )
 
     def names(self, clients: Sequence[str]) -> list[str]:
-        """Return the names that `row` can give, empty without a schedule.
+        """Return the names of the metrics that `row` can give; none without a schedule.
 
         Args:
             clients: All clients.
@@ -52,8 +52,7 @@ class Stream:
         views = [f"stream/{view}" for view in _VIEWS]
         parts = [*views, *(f"clients/{client}/{view}" for client in clients for view in views)]
         for client in clients:
-            phases = dict.fromkeys(phase.name for phase in schedule.phases(client))
-            parts += [f"clients/{client}/domains/{phase}" for phase in phases]
+            parts += [f"clients/{client}/domains/{name}" for name in _domains(schedule, client)]
         metrics = _METRICS if self._data.classes else ("rouge_lsum",)
         return [f"{part}/{metric}" for part in parts for metric in metrics]
 
@@ -62,49 +61,34 @@ class Stream:
 
         ``clients/NAME/domains/DOMAIN/SCORE`` for every domain; ``clients/NAME/stream/VIEW/SCORE``
         and, as a mean over the clients, ``stream/VIEW/SCORE`` for the view ``present``, ``earlier``
-        (mean of the domains met before, the present one left out) and ``all``.
+        (mean of the domains met before, without the present one) and ``all``.
 
-        Every rank judges its own clients; all get everything. A client that cannot be judged has no
-        values.
+        Every rank evaluates its own clients; all ranks get all metrics. A client whose evaluation
+        fails has no values.
         """
         schedule = self._data.schedule
         if schedule is None:
             return {}
         phases = schedule.phases
 
-        def judge(edge: EdgeLearner) -> dict[str, float]:
+        def evaluate(edge: EdgeLearner) -> dict[str, float]:
             scores: dict[str, dict[str, float]] = {}
             for phase in phases(edge.name):
                 if phase.name not in scores:
                     table = self._data.private(edge.name, "test", round=phase.start)
                     found = evaluator.scores(edge, table)
                     scores[phase.name] = {k: found[k] for k in _METRICS if k in found}
-            return self._client_row(edge.name, scores, round)
+            return _client_row(schedule, edge.name, scores, round)
 
-        rows = evaluator.each_client(federation, judge, stage="stream", round=round)
+        rows = evaluator.each_client(federation, evaluate, stage="stream", round=round)
         merged = {f"clients/{c}/{k}": v for c, row in rows.items() for k, v in row.items()}
         views = [{k: v for k, v in row.items() if k.startswith("stream/")} for row in rows.values()]
         return merged | mean_rows(views)
 
-    def _client_row(
-        self, client: str, scores: Mapping[str, Mapping[str, float]], round: int
-    ) -> dict[str, float]:
-        schedule = self._data.schedule
-        assert schedule is not None
-        now = schedule.phase(client, round).name
-        met = {phase.name for phase in schedule.phases(client) if phase.start <= round} - {now}
-        views = {
-            "present": [scores[now]],
-            "earlier": [scores[name] for name in scores if name in met],
-            "all": list(scores.values()),
-        }
-        row = {f"domains/{name}/{k}": v for name, s in scores.items() for k, v in s.items()}
-        for view in _VIEWS:
-            row |= {f"stream/{view}/{k}": v for k, v in mean_rows(views[view]).items()}
-        return row
-
-    def summary(self, history: Sequence[Mapping[str, float]], clients: Sequence[str]) -> Any:  # noqa: ANN401 - a nested dict
-        """Return what summary.json says of the stream; ``None`` without a schedule.
+    def summary(
+        self, history: Sequence[Mapping[str, float]], clients: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """Return the continual scores for summary.json; ``None`` without a schedule.
 
         For each client its phases, and for each score `ContinualScores`; their means over the
         clients under ``mean``.
@@ -116,25 +100,64 @@ class Stream:
         schedule = self._data.schedule
         if schedule is None:
             return None
-        said: dict[str, Any] = {}
-        for client in clients:
-            names = list(dict.fromkeys(phase.name for phase in schedule.phases(client)))
-            own: dict[str, dict[str, float]] = {}
-            for metric in _METRICS:
-                keys = {name: f"clients/{client}/domains/{name}/{metric}" for name in names}
-                judged = [row for row in history if any(k in row for k in keys.values())]
-                if not judged:
-                    continue
-                rows = [{n: row[k] for n, k in keys.items() if k in row} for row in judged]
-                present = [schedule.phase(client, int(row["round"])).name for row in judged]
-                scores = continual_scores(rows, present)._asdict()
-                own[metric] = {k: v for k, v in scores.items() if not math.isnan(v)}
-            said[client] = {
-                "phases": [[phase.start, phase.name] for phase in schedule.phases(client)],
-                **own,
-            }
+        scores = {client: _client_scores(schedule, client, history) for client in clients}
         means = {
-            metric: mean_rows(said[c][metric] for c in clients if metric in said[c])
+            metric: mean_rows(own[metric] for own in scores.values() if metric in own)
             for metric in _METRICS
         }
-        return {"clients": said, "mean": {k: v for k, v in means.items() if v}}
+        phases = {
+            client: [[phase.start, phase.name] for phase in schedule.phases(client)]
+            for client in clients
+        }
+        return {
+            "clients": {client: {"phases": phases[client], **scores[client]} for client in clients},
+            "mean": {metric: mean for metric, mean in means.items() if mean},
+        }
+
+
+def _domains(schedule: Schedule, client: str) -> list[str]:
+    """Return the names of a client's phases, each once, in their order."""
+    return list(dict.fromkeys(phase.name for phase in schedule.phases(client)))
+
+
+def _client_row(
+    schedule: Schedule, client: str, scores: Mapping[str, Mapping[str, float]], round: int
+) -> dict[str, float]:
+    """Return a client's metrics after a round.
+
+    Args:
+        schedule: Says which domains the client has met.
+        client: The client.
+        scores: For each of its domains the scores.
+        round: The round.
+    """
+    now = schedule.phase(client, round).name
+    met = {phase.name for phase in schedule.phases(client) if phase.start <= round} - {now}
+    views = {
+        "present": [scores[now]],
+        "earlier": [scores[name] for name in scores if name in met],
+        "all": list(scores.values()),
+    }
+    row = {f"domains/{name}/{k}": v for name, own in scores.items() for k, v in own.items()}
+    for view in _VIEWS:
+        row |= {f"stream/{view}/{k}": v for k, v in mean_rows(views[view]).items()}
+    return row
+
+
+def _client_scores(
+    schedule: Schedule, client: str, history: Sequence[Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Return for each metric of a client its continual scores, those that are numbers."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in _METRICS:
+        keys = {
+            name: f"clients/{client}/domains/{name}/{metric}" for name in _domains(schedule, client)
+        }
+        evaluated = [row for row in history if any(key in row for key in keys.values())]
+        if not evaluated:
+            continue
+        rows = [{n: row[key] for n, key in keys.items() if key in row} for row in evaluated]
+        present = [schedule.phase(client, int(row["round"])).name for row in evaluated]
+        scores = continual_scores(rows, present)._asdict()
+        found[metric] = {name: value for name, value in scores.items() if not math.isnan(value)}
+    return found

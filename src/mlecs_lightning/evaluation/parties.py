@@ -1,4 +1,4 @@
-"""How the parties of a federation do on held-out data."""
+"""Validation and test of all parties of a federation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.metrics import BertScore, ReferencedText, TextMetrics, constant_row
-from mlecs_lightning.rounds.failures import EvaluationError, Fault, FaultLog, Note, raised
+from mlecs_lightning.rounds.failures import EvaluationError, Failure, FailureLog, Note, raised
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.types import Batch
 
@@ -40,7 +40,7 @@ def mean_rows(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 class Evaluator:
-    """Scores clients and server; every score has the best constant sentence beside it."""
+    """Scores clients and server, with the best constant sentence as a baseline."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Evaluator:
             fabric: Where the metrics' states live.
             bertscore: Whether to add BERTScore: true for the small model of the extra
                 ``bertscore``, or a hub id or directory.
-            limit: Most batches of an evaluation.
+            limit: Maximum number of batches per evaluation.
         """
         self._data, self._limit = data, limit
         template = BertScore.of(bertscore)
@@ -71,14 +71,14 @@ class Evaluator:
                 "model that knows their language"
             )
         reader = data.read_label if data.classes else None
-        # A party is evaluated by one process: the others must not be waited for.
+        # One process evaluates a party, so the metrics must not wait for others.
         self._metrics = TextMetrics(
             reader, len(data.classes) or None, bertscore=template, sync_on_compute=False
         ).to(fabric.device)
-        self.faults = FaultLog()
-        """Where clients that cannot be judged are noted; a run puts its own record here."""
+        self.failures = FailureLog()
+        """Record of clients whose evaluation failed; a run puts its own here."""
         self.note: Note = lambda client, text: log.debug("client %r: %s", client, text)
-        """Where the whole text of their exceptions goes; a run puts the clients' own files here."""
+        """Writes the full text of their exceptions; a run puts the clients' own files here."""
         self._constants: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
 
     def _batches(self, table: SampleTable) -> Iterable[Batch]:
@@ -112,59 +112,59 @@ class Evaluator:
     def each_client(
         self,
         federation: Federation,
-        judge: Callable[[EdgeLearner], T | None],
+        evaluate: Callable[[EdgeLearner], T | None],
         *,
         stage: str,
         round: int,
     ) -> dict[str, T]:
-        """Judge clients, each behind a guard of its own: what one raises is its fault alone.
+        """Evaluate every client; an exception of one is a failure of that client alone.
 
-        Every rank judges its own clients; all get everything.
+        Every rank evaluates its own clients; all ranks get all results.
 
         Args:
-            federation: Who is judged.
-            judge: What is asked of each; ``None`` if there is nothing to ask.
+            federation: The clients.
+            evaluate: Evaluates one client; returns ``None`` if it has no samples.
             stage: Name of the evaluation, for messages.
-            round: The round behind which it comes, for messages.
+            round: The round after which it comes, for messages.
 
         Returns:
-            For each client, in their order, what was found.
+            The result of each client, in their order.
 
         Raises:
             EvaluationError: If all have failed.
         """
-        own: dict[str, T | Fault | None] = {}
+        own: dict[str, T | Failure | None] = {}
         for client in federation.own:
             try:
-                own[client] = judge(federation.edge(client))
+                own[client] = evaluate(federation.edge(client))
             except Exception as error:
                 own[client] = raised(
                     error, kind="error", stage=stage, round=round, client=client, note=self.note
                 )
         merged = federation.ranks.merge(own)
         found = {c: r for c in federation.clients if (r := merged[c]) is not None}
-        failed = [result for result in found.values() if isinstance(result, Fault)]
-        self.faults.faults += failed
-        reasons = "\n".join(fault.reason for fault in failed)
+        failed = [result for result in found.values() if isinstance(result, Failure)]
+        self.failures.failures += failed
+        reasons = "\n".join(failure.reason for failure in failed)
         if failed and len(failed) == len(found):
-            raise EvaluationError(f"round {round}: no client could be judged:\n{reasons}{_KEPT}")
+            raise EvaluationError(f"round {round}: no client could be evaluated:\n{reasons}{_KEPT}")
         if failed:
             rank_zero_warn(f"{len(failed)} of {len(found)} clients have no scores:\n{reasons}")
-        return {c: result for c, result in found.items() if not isinstance(result, Fault)}
+        return {c: result for c, result in found.items() if not isinstance(result, Failure)}
 
     @staticmethod
     def _of_server(
-        federation: Federation, judge: Callable[[ServerLearner], T], *, stage: str, round: int
+        federation: Federation, evaluate: Callable[[ServerLearner], T], *, stage: str, round: int
     ) -> T:
-        """Return what the first rank finds of the server.
+        """Evaluate the server on the first rank; all ranks get the result.
 
         Raises:
-            EvaluationError: If it cannot be judged, on every rank: the others wait for its scores.
+            EvaluationError: On every rank, if that fails.
         """
         found, cause = None, None
         if federation.ranks.rank == 0:
             try:
-                found = judge(federation.server)
+                found = evaluate(federation.server)
             except Exception as error:
                 cause = error
         said = None if cause is None else f"{type(cause).__name__}: {cause}"
@@ -177,23 +177,23 @@ class Evaluator:
     def validate(self, federation: Federation, *, round: int | None = None) -> dict[str, float]:
         """Return the validation losses and scores of all clients, their mean, and the server's.
 
-        Every rank judges its own clients, the first the server; all get everything.
+        Every rank evaluates its own clients, the first the server; all ranks get all results.
 
         Args:
-            federation: Who is judged.
-            round: Under a schedule, the round whose data clients are judged on; all by default.
+            federation: The parties.
+            round: Under a schedule, the round whose data clients are evaluated on; all by default.
 
         Raises:
-            EvaluationError: If the server, or all clients that have validation samples, cannot be
-                judged.
+            EvaluationError: If the evaluation fails for the server, or for all clients that have
+                validation samples.
         """
         about: dict[str, Any] = {"stage": "validation", "round": round or 0}
 
-        def judge(edge: EdgeLearner) -> dict[str, float] | None:
+        def evaluate(edge: EdgeLearner) -> dict[str, float] | None:
             table = self._data.private(edge.name, "val", round=round)
             return self._validated(edge, table) if len(table) else None
 
-        rows = self.each_client(federation, judge, **about)
+        rows = self.each_client(federation, evaluate, **about)
         values = {f"clients/{c}/val/{k}": v for c, row in rows.items() for k, v in row.items()}
         values |= {f"clients/val/{k}": v for k, v in mean_rows(rows.values()).items()}
         public = self._data.public("val")
@@ -205,7 +205,7 @@ class Evaluator:
         return values | {f"server/val/{k}": v for k, v in server.items()}
 
     def validation_names(self, clients: Iterable[str]) -> list[str]:
-        """Return the names of what `validate` gives, without asking a model.
+        """Return the names of the values of `validate`, without running a model.
 
         Args:
             clients: All clients.
@@ -234,21 +234,21 @@ class Evaluator:
     def test(self, federation: Federation, *, round: int = 0) -> dict[str, Any]:
         """Return test scores: each client on its own domain and on all domains, and the server.
 
-        Every rank judges its own clients, the first the server; all get everything.
+        Every rank evaluates its own clients, the first the server; all ranks get all results.
 
         Args:
-            federation: Who is judged.
+            federation: The parties.
             round: The last round, for messages.
 
         Returns:
-            ``clients``: for each its modalities, ``own`` and ``all``, which are empty if it could
-            not be judged; ``server``: its scores on all domains; ``mean``: means over the clients
-            that have scores; ``constant``: the same means for the best constant sentence; with
-            BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that its
-            tokenizer does not know. A score that no target counts for is left out.
+            ``clients``: for each its modalities, ``own`` and ``all``, which are empty if its
+            evaluation failed; ``server``: its scores on all domains; ``mean``: means over the
+            clients that have scores; ``constant``: the same means for the best constant sentence;
+            with BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that
+            its tokenizer does not know. A score for which no target counts is left out.
 
         Raises:
-            EvaluationError: If the server, or all clients, cannot be judged.
+            EvaluationError: If the evaluation fails for the server, or for all clients.
         """
         public, table = self._data.public("train"), self._data.public("test")
         about: dict[str, Any] = {"stage": "test", "round": round}
@@ -280,7 +280,7 @@ class Evaluator:
     def _tested(
         self, federation: Federation, edge: EdgeLearner
     ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-        """Return a client's scores, and those of the best constant sentence beside them."""
+        """Return a client's scores, and those of the best constant sentence."""
         client = edge.name
         train, test = self._data.private(client, "train"), self._data.private(client, "test")
         everywhere = self._data.held_out(client, federation.parties.profiles[client])

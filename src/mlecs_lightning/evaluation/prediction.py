@@ -1,4 +1,4 @@
-"""What the parties of a checkpoint say of samples that they are asked about."""
+"""Predictions of all parties of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError
-from mlecs_lightning.checkpoints.models import SavedModels
-from mlecs_lightning.clients.ranks import Ranks, spread
+from mlecs_lightning.checkpoints.models import CheckpointModels
+from mlecs_lightning.clients.ranks import Ranks, assign_clients
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
@@ -18,41 +18,41 @@ from mlecs_lightning.rounds.failures import EvaluationError
 from mlecs_lightning.rounds.learner import Learner
 from mlecs_lightning.types import ClientProfile
 
-__all__ = ["answers"]
+__all__ = ["predictions_of"]
 
 log = logging.getLogger(__name__)
 
 
-def answers(
-    saved: SavedModels,
+def predictions_of(
+    saved: CheckpointModels,
     data: FederatedDataModule,
     *,
     fabric: Fabric,
     evaluator: Evaluator,
     client_names: tuple[str, ...],
 ) -> list[dict[str, str]]:
-    """Ask the server and every client about all samples that their sensors could deliver.
+    """Predict, with the server and every client, all samples that have their modalities.
 
     The models come from the checkpoint alone, and inputs are prepared as in its training, so that
-    the data need hold nothing but the samples in question. The clients are spread over the ranks,
-    and every rank gets all answers.
+    the data need hold nothing but the samples to predict. The clients are distributed over the
+    ranks, and every rank gets all predictions.
 
     Args:
         saved: The checkpoint.
-        data: Delivers the samples, `FederatedDataModule.asked`.
+        data: Has the samples, `FederatedDataModule.asked`.
         fabric: Device and precision; launched.
-        evaluator: Knows the size of a batch, and how many there may be.
-        client_names: Those that the configuration names: they must be the checkpoint's.
+        evaluator: Has the batch size and the maximum number of batches.
+        client_names: The clients of the configuration, which must be the checkpoint's.
 
     Returns:
         Rows of ``party``, ``id``, ``prediction`` and, where it is known, ``target``; the clients
-        one after another, the server last. A client that has not trained yet says nothing, and
-        neither does a party whose model raised.
+        one after another, the server last. A client that has not trained yet has no rows, and
+        neither has a party whose model raised an exception.
 
     Raises:
-        ConfigurationError: If the data declare other modalities, or hold nothing to answer.
+        ConfigurationError: If the data declare other modalities, or have no samples to predict.
         CheckpointError: If the checkpoint has other clients, or a model cannot be built.
-        EvaluationError: If no party could answer.
+        EvaluationError: If the prediction fails for every party.
     """
     if unlike := sorted(set(saved.clients) ^ set(client_names)):
         raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
@@ -63,28 +63,30 @@ def answers(
         raise ConfigurationError(str(error)) from error
     ranks = Ranks(fabric)
 
-    def said(party: str, module: MultimodalLM, table: SampleTable) -> list[dict[str, str]] | str:
+    def predict(party: str, module: MultimodalLM, table: SampleTable) -> list[dict[str, str]] | str:
         learner = Learner(party, module, fabric=fabric, gradient_clip_val=None, sync=False)
         try:
             return evaluator.predictions(learner, table)
-        except Exception as error:  # what others have said is not lost for it
-            log.debug("%r cannot answer", party, exc_info=True)
+        except Exception as error:  # the predictions of other parties are kept
+            log.debug("%r cannot predict", party, exc_info=True)
             return f"{party}, stage 'predict': {type(error).__name__}: {error}"
 
     own: dict[str, list[dict[str, str]] | str] = {}
-    for client, rank in spread(dict.fromkeys(saved.trained, 1.0), ranks.size).items():
+    for client, rank in assign_clients(dict.fromkeys(saved.trained, 1.0), ranks.size).items():
         if rank == ranks.rank:
             edge = saved.edge(client)
             seen = data.held_out(client, ClientProfile(edge.modalities), table=asked)
-            own[client] = said(client, edge, seen)
+            own[client] = predict(client, edge, seen)
     if ranks.rank == 0:
-        own["server"] = said("server", saved.server(), asked)
+        own["server"] = predict("server", saved.server(), asked)
     found = ranks.merge(own)
     failed = [reason for reason in found.values() if isinstance(reason, str)]
     if failed and len(failed) == len(found):
-        raise EvaluationError("\n".join(["no party could answer:", *failed]))
+        raise EvaluationError("\n".join(["no party could predict:", *failed]))
     if failed:
-        rank_zero_warn("\n".join([f"{len(failed)} of {len(found)} parties said nothing:", *failed]))
+        rank_zero_warn(
+            "\n".join([f"{len(failed)} of {len(found)} parties have no predictions:", *failed])
+        )
     return [
         {"party": party, **{k: v for k, v in row.items() if k != "target" or v}}
         for party in (*saved.trained, "server")

@@ -1,4 +1,4 @@
-"""One client's part of a round: the broadcast down, the training, the update up."""
+"""One client's part of a round: downlink, training, uplink."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mlecs_lightning.clients.federation import Wire
+from mlecs_lightning.clients.federation import CodecState
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.algorithm import ClientUpdate, Loaders
-from mlecs_lightning.rounds.bounds import Limits, bounded
+from mlecs_lightning.rounds.bounds import bounded
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
-from mlecs_lightning.rounds.failures import ClientFault, Fate, Fault, FaultKind, raised
+from mlecs_lightning.rounds.failures import Failure, FailureKind, Fate, SimulatedFailure, raised
 from mlecs_lightning.rounds.learner import EdgeLearner
 from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.rounds.signals import StopSignals
-from mlecs_lightning.wire.channel import Delivery, Parcel
+from mlecs_lightning.wire.channel import ReceivedMessage, SerialisedMessage
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import Message, Schema
 from mlecs_lightning.wire.reports import declared_figures, figures_of, with_figures, with_report
@@ -28,39 +28,36 @@ log = logging.getLogger(__name__)
 
 
 class _Trained(NamedTuple):
-    """What a client did, and its update as it leaves the device (``None`` if nothing does)."""
+    """A client's figures, and its packed update (``None`` if it sends nothing)."""
 
     figures: dict[str, float]
     schema: Schema
-    parcel: Parcel | None
+    parcel: SerialisedMessage | None
 
 
 class Exchange:
-    """Serves clients one after another; whatever fails is a `Fault` of the one client."""
+    """Serves one client after another; a failure is a `Failure` of that client alone."""
 
     def __init__(self, run: Run, settings: LoopSettings, stop: StopSignals) -> None:
         """Take the parts.
 
         Args:
-            run: What is trained.
-            settings: How.
-            stop: Says when to stop.
+            run: The run.
+            settings: Settings of its rounds.
+            stop: Tells whether a signal has asked to stop.
         """
         self._run, self._settings, self._stop = run, settings, stop
-        self._limits = Limits(
-            settings.max_update_norm, settings.max_update_ratio, settings.large_update
-        )
         self._figures = run.algorithm.figures()
         self._undeclared: set[str] = set()
 
     def serve(self, ctx: RoundContext, client: str, sent: Message | None, fate: Fate) -> Outcome:
-        """Carry the broadcast to a client, train it, carry its update back.
+        """Send a client the broadcast, train it, and receive its update.
 
         Args:
             ctx: The round.
             client: The client.
             sent: The broadcast; ``None`` if nothing is sent.
-            fate: What is to happen to the client.
+            fate: Simulated failure of the client.
         """
         run, federation = self._run, self._run.federation
         about: dict[str, Any] = {"client": client, "round": ctx.round}
@@ -68,35 +65,39 @@ class Exchange:
         down: dict[str, int] = {}
         errors: dict[str, float] = {}
         coded = run.channel.codec is not None and sent is not None
-        wire = federation.wire(client) if coded else Wire({}, {})
+        codec_state = federation.codec_state(client) if coded else CodecState({}, {})
         if sent is not None:
-            (received, down), errors = self._carry_down(sent, wire, about)
+            (received, down), errors = self._carry_down(sent, codec_state, about)
         edge = self._edge(client, fate)
         known = _adapter(received)
         way: dict[str, Any] = {"direction": "uplink", "known": known, **about}
         seed_generators(ctx.seed_for(client, "update"))
         try:
-            trained = self._train(edge, received, ctx, memory=wire.left, **way)
-        except ClientFault as fault:
-            return Outcome(client, down, fault=Fault(ctx.round, client, fault.kind, edge.stage))
+            trained = self._train(edge, received, ctx, memory=codec_state.left, **way)
+        except SimulatedFailure as failure:
+            return Outcome(
+                client, down, failure=Failure(ctx.round, client, failure.kind, edge.stage)
+            )
         except Exception as error:
-            return Outcome(client, down, fault=self._failed(error, "error", edge.stage, **about))
+            return Outcome(client, down, failure=self._failed(error, "error", edge.stage, **about))
         edge.end_round()
         figures, schema, parcel = trained
         if parcel is None:
             federation.keep(edge, round=ctx.round)
             return Outcome(client, down, metrics=figures | errors)
-        # An answer, good or bad, says that the broadcast has arrived: from now on both ends go by
-        # it. A client that fails before that has no state of this round, and neither has its wire.
-        federation.keep(edge, round=ctx.round, wire=Wire(known, parcel.memory) if coded else None)
+        # Any answer confirms that the broadcast has arrived, so both ends now refer to it. A client
+        # that fails before keeps the state of an earlier round, and so does its codec.
+        federation.keep(
+            edge, round=ctx.round, codec_state=CodecState(known, parcel.memory) if coded else None
+        )
         try:
             delivery = run.channel.receive(parcel.data, schema, **way)
             message, moved = self._accepted(delivery.message, received, **about)
         except ChannelError as error:
-            return Outcome(client, down, fault=self._failed(error, "refused", "uplink", **about))
+            return Outcome(client, down, failure=self._failed(error, "refused", "uplink", **about))
         data = parcel.data
         if coded or message is not delivery.message:
-            # Other ranks, and a round that is gone on with, know nothing of this client's wire.
+            # Other ranks, and a resumed round, do not have the codec's state of this client.
             data = run.channel.send(message, **about)
         metrics = figures_of(message) | errors | _error("uplink", parcel)
         return Outcome(client, down, delivery.sizes, data, message, metrics, moved=moved)
@@ -117,7 +118,7 @@ class Exchange:
     def _train(
         self, edge: EdgeLearner, received: Message | None, ctx: RoundContext, **way: Any
     ) -> _Trained:
-        """Train a client; pack what its algorithm lets out, with the figures that are declared."""
+        """Train a client; pack its update together with the declared figures."""
         run = self._run
         loaders = self._loaders(edge.name, ctx.round)
         update = run.algorithm.client_update(edge, loaders, received, ctx)
@@ -130,7 +131,7 @@ class Exchange:
         return _Trained(figures, schema, run.channel.pack(message, schema, **way))
 
     def _tell_undeclared(self, update: ClientUpdate) -> None:
-        """Say once which figures stay on the device."""
+        """Log once which figures stay on the device."""
         names = update.metrics.keys() - self._figures - self._undeclared
         if names:
             self._undeclared |= names
@@ -156,38 +157,39 @@ class Exchange:
         )
 
     def _failed(
-        self, error: Exception, kind: FaultKind, stage: str, *, client: str, round: int
-    ) -> Fault:
-        """Return what is told of an exception; its text stays in a file of the client's own."""
+        self, error: Exception, kind: FailureKind, stage: str, *, client: str, round: int
+    ) -> Failure:
+        """Return the public part of an exception; its text goes to the client's own file."""
         note = self._run.folder.note
         return raised(error, kind=kind, stage=stage, round=round, client=client, note=note)
 
     # On the server ----------------------------------------------------------------------------
 
     def _carry_down(
-        self, sent: Message, wire: Wire, about: Mapping[str, Any]
-    ) -> tuple[Delivery, dict[str, float]]:
-        """Return what a device reads of a broadcast, and what a codec lost of it.
+        self, sent: Message, codec_state: CodecState, about: Mapping[str, Any]
+    ) -> tuple[ReceivedMessage, dict[str, float]]:
+        """Return the broadcast as the device receives it, and the codec's reconstruction error.
 
-        Apart from the training, which the bytes need not outlast.
+        In a function of its own, so that the bytes are freed before the training.
         """
         run = self._run
         module = run.federation.module(about["client"])
         schema = run.algorithm.downlink(run.federation.server, module)
-        way: dict[str, Any] = {"direction": "downlink", "known": wire.received, **about}
+        way: dict[str, Any] = {"direction": "downlink", "known": codec_state.received, **about}
         parcel = run.channel.pack(sent, schema, **way)
         return run.channel.receive(parcel.data, schema, **way), _error("downlink", parcel)
 
     def _accepted(
         self, message: Message, received: Message | None, *, client: str, round: int
     ) -> tuple[Message, float]:
-        """Check what an update of the declared form says.
+        """Check the content of an update that has the declared form.
 
         Returns:
-            The update, clipped if need be, and how far it has moved.
+            The update, clipped if necessary, and how far it has moved.
 
         Raises:
-            ChannelError: If it makes no sense, is too large, or contradicts an earlier one.
+            ChannelError: If the algorithm refuses it, it is too large, or it contradicts an
+                earlier one.
         """
         run = self._run
         if faults := run.algorithm.refusals(run.federation.server, message):
@@ -195,12 +197,12 @@ class Exchange:
         try:
             run.claims.check(client, run.phase(client, round), run.claimed(message))
             former = run.algorithm.former(run.federation.server, message, received)
-            return bounded(message, former, self._limits, usual=run.moves.usual())
+            return bounded(message, former, self._settings.update_limits, usual=run.moves.usual())
         except ChannelError as error:
             raise type(error)(f"uplink of client {client!r} refused: {error}") from None
 
 
-def _error(direction: str, parcel: Parcel) -> dict[str, float]:
+def _error(direction: str, parcel: SerialisedMessage) -> dict[str, float]:
     return {} if parcel.error is None else {f"channel/{direction}_error": parcel.error}
 
 

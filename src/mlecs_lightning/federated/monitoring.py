@@ -1,4 +1,4 @@
-"""Whether the value that checkpoints are compared by can be there, asked before any training."""
+"""Checks before training that rounds will have the value by which checkpoints are compared."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ DEFAULT_MONITOR = "clients/val/loss"
 
 
 def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top_k: int) -> None:
-    """Refuse a value that no round can have, and one that is compared the wrong way.
+    """Refuse a monitored value that no round can have, and a wrong mode.
 
-    Warn if the best rounds are to be kept and no round will have the value.
+    Warn if the best rounds are to be kept but no round will have the value.
 
     Args:
-        run: A run that is about to train. If it has no samples for any validation, nothing can be
-            said of the name; and the default is no slip of the pen where clients have none.
-        settings: Says which rounds are validated.
+        run: A run that is about to train. If it has no validation samples at all, the name cannot
+            be checked. The default name is accepted even if the clients have none.
+        settings: Says after which rounds validation is due.
         max_rounds: As in `FederatedTrainer`.
         save_top_k: As in `FederatedTrainer`.
 
     Raises:
-        ConfigurationError: It says which values there are, or which mode is right.
+        ConfigurationError: If the name or the mode is wrong; it says which are right.
     """
     monitor, clients = run.monitor, run.federation.clients
-    known = [*run.evaluator.validation_names(clients), *run.stream.names(clients)]
+    known = [*run.evaluator.validation_names(clients), *run.continual.names(clients)]
     if monitor.name in known:
         _check_mode(monitor)
     elif known and monitor.name != DEFAULT_MONITOR:
@@ -41,7 +41,7 @@ def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top
     if save_top_k > 0 and rounds and not seen:
         why = "it has no samples" if validated else "none is validated"
         rank_zero_warn(
-            f"trainer.save_top_k is {save_top_k}, but no round to come will have a "
+            f"trainer.save_top_k is {save_top_k}, but no further round will have a "
             f"{monitor.name!r}: {why} (trainer.check_val_every_n_rounds is {settings.val_every}, "
             f"max_rounds {max_rounds}). Only the newest checkpoint is kept"
         )

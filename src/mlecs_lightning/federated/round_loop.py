@@ -1,4 +1,4 @@
-"""One round after another: broadcast, client updates, aggregation, server update, evaluation."""
+"""The loop over rounds: broadcast, client updates, aggregation, server update, evaluation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
-from mlecs_lightning.aggregation.adapters import Aggregate
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.federated.exchange import Exchange
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
-from mlecs_lightning.rounds.failures import EvaluationError, Fate, Fault
+from mlecs_lightning.rounds.failures import EvaluationError, Failure, Fate
 from mlecs_lightning.rounds.participation import LoopSettings, sample_clients
 from mlecs_lightning.rounds.signals import Interrupted, StopSignals
 from mlecs_lightning.wire.encoding import decode
@@ -21,15 +21,15 @@ __all__ = ["ClientsFailedError", "RoundLoop"]
 
 
 class ClientsFailedError(RuntimeError):
-    """The code of every client of a round raised: that is no misfortune of single devices."""
+    """Every client of a round raised an exception, so the failure is not one device's."""
 
 
 class RoundLoop:
     """Trains a run, round by round.
 
-    Clients are spread over the ranks. In turn every rank serves one of its clients, then all tell
-    each other what came of it, so that every rank aggregates every update. The server trains on all
-    ranks together.
+    Clients are distributed over the ranks. Each rank serves one of its clients at a time, then all
+    ranks exchange the outcomes, so that every rank aggregates every update. All ranks train the
+    server together.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class RoundLoop:
         """Take the parts.
 
         Args:
-            run: What is trained.
-            settings: How.
+            run: The run.
+            settings: Settings of its rounds.
             call: Calls a hook of all callbacks.
-            stop: Says when to stop.
+            stop: Tells whether a signal has asked to stop.
         """
         self._run, self._settings, self._call, self._stop = run, settings, call, stop
         self._exchange = Exchange(run, settings, stop)
         if run.federation.ranks.size == 1:
-            # Ranks that train together cannot stop in the middle of a pass, one without another.
+            # Ranks that train together cannot stop one by one in the middle of a pass.
             run.federation.server.before_step = stop.check
 
     def warm_up(self) -> None:
@@ -64,16 +64,16 @@ class RoundLoop:
         """Train one round, and add its metrics to the history.
 
         Raises:
-            Interrupted: After a signal. Clients that were served are in `Run.served`.
-            ClientsFailedError: If the code of every client raised.
-            EvaluationError: If the server or every client could not be judged. The round itself has
-                ended then: it is in the history, without scores.
+            Interrupted: After a signal. The clients served so far are in `Run.served`.
+            ClientsFailedError: If every client raised an exception.
+            EvaluationError: If the evaluation of the server or of every client failed. The round
+                itself has ended then: it is in the history, without scores.
             NonFiniteError: If the server diverged.
         """
         run, settings = self._run, self._settings
         seed = run.federation.parties.seed
         participants = sample_clients(
-            run.federation.clients, settings.client_fraction, seed=seed, round=number
+            run.federation.clients, settings.participation.fraction, seed=seed, round=number
         )
         ctx = RoundContext(number, seed, participants)
         self._call("on_round_start", round=number, participants=ctx.participants)
@@ -88,7 +88,7 @@ class RoundLoop:
         metrics |= {f"server/{k}": v for k, v in losses.items()}
         failure: EvaluationError | None = None
         try:
-            metrics |= self._judge(number)
+            metrics |= self._evaluate(number)
         except EvaluationError as error:
             failure = error
         for way in ("uplink", "downlink"):
@@ -102,16 +102,16 @@ class RoundLoop:
         if failure is not None:
             raise failure
 
-    def _judge(self, number: int) -> dict[str, float]:
-        """Return the scores of all parties after a round, where they are due."""
+    def _evaluate(self, number: int) -> dict[str, float]:
+        """Return the scores of all parties after a round, if they are due."""
         run, due = self._run, self._settings.validates(number)
         scores = run.evaluator.validate(run.federation, round=number) if due else {}
-        if due or run.stream.due(run.federation.clients, number):
-            scores |= run.stream.row(run.evaluator, run.federation, number)
+        if due or run.continual.due(run.federation.clients, number):
+            scores |= run.continual.row(run.evaluator, run.federation, number)
         return scores
 
     def _aggregate(self, ctx: RoundContext, metrics: dict[str, float]) -> Aggregate | None:
-        """Serve all clients; return what their updates came to, if there were enough."""
+        """Serve all clients; return the aggregate of their updates, if there are enough."""
         run = self._run
         updates = self._updates(ctx, metrics)
         if not run.algorithm.communicates:
@@ -119,7 +119,8 @@ class RoundLoop:
                 pass
             return None
         aggregate = run.algorithm.aggregate(updates, ctx)
-        if aggregate is None or aggregate.clients < max(1, self._settings.min_clients):
+        least = max(1, self._settings.participation.min_clients)
+        if aggregate is None or aggregate.clients < least:
             return None
         metrics["aggregate/error"] = aggregate.error
         metrics["aggregate/clients"] = aggregate.clients
@@ -130,7 +131,7 @@ class RoundLoop:
 
     @staticmethod
     def _channel_errors(ctx: RoundContext, metrics: dict[str, float]) -> dict[str, float]:
-        """Return what a codec lost on the way, mean over the clients that it served."""
+        """Return the codec's reconstruction errors, as means over the clients."""
         means = {}
         for name in ("channel/uplink_error", "channel/downlink_error"):
             keys = [f"clients/{client}/{name}" for client in ctx.participants]
@@ -144,20 +145,20 @@ class RoundLoop:
     def _updates(
         self, ctx: RoundContext, metrics: dict[str, float]
     ) -> Iterator[tuple[str, Message]]:
-        """Serve one client of every rank after another; yield what the server receives."""
+        """Serve one client per rank at a time; yield the updates that the server receives."""
         federation, ranks = self._run.federation, self._run.federation.ranks
         shares = [
             [c for c in ctx.participants if federation.owner[c] == r] for r in range(ranks.size)
         ]
         serving = self._serve(ctx, tuple(shares[ranks.rank]))
-        failed: list[Fault] = []
+        failed: list[Failure] = []
         for _ in zip_longest(*shares):
             outcome, stopped = None, None
             try:
                 outcome = next(serving, None)
             except Interrupted as error:
                 stopped = error.signum
-            # The decoded message stays here; the others decode it themselves.
+            # The decoded message stays here; the other ranks decode it themselves.
             told = outcome if ranks.size == 1 or outcome is None else outcome._replace(message=None)
             gathered = ranks.gather((told, stopped))
             gathered[ranks.rank] = (outcome, stopped)
@@ -165,8 +166,8 @@ class RoundLoop:
                 if settled is None:
                     continue
                 delivered = self._settle(settled, ctx, metrics)
-                if settled.fault is not None and settled.fault.kind == "error":
-                    failed.append(settled.fault)
+                if settled.failure is not None and settled.failure.kind == "error":
+                    failed.append(settled.failure)
                 if delivered is not None:
                     yield settled.client, delivered
             for _, signum in gathered:
@@ -179,18 +180,18 @@ class RoundLoop:
     def _settle(
         self, outcome: Outcome, ctx: RoundContext, metrics: dict[str, float]
     ) -> Message | None:
-        """Count and report what became of a client, the same way on every rank."""
+        """Record and report the outcome of a client, the same way on every rank."""
         run, client = self._run, outcome.client
         if outcome.down:
             run.ledger.add("downlink", client, outcome.down)
-        if outcome.fault is not None:
-            run.faults.faults.append(outcome.fault)
+        if outcome.failure is not None:
+            run.failures.failures.append(outcome.failure)
             self._call(
                 "on_client_fault",
                 round=ctx.round,
                 client=client,
-                kind=outcome.fault.kind,
-                reason=self._told(outcome.fault),
+                kind=outcome.failure.kind,
+                reason=self._told(outcome.failure),
             )
             return None
         metrics |= {f"clients/{client}/{k}": v for k, v in outcome.metrics.items()}
@@ -204,10 +205,10 @@ class RoundLoop:
         run.claims.register(client, run.phase(client, ctx.round), run.claimed(message))
         return message
 
-    def _told(self, fault: Fault) -> str:
-        """Return what is shown of a fault: what everybody may know, and where the rest is."""
-        path = self._run.folder.client_log(fault.client)
-        return f"{fault.reason}; full text in {path}" if fault.error else fault.reason
+    def _told(self, failure: Failure) -> str:
+        """Return the public text of a failure, and the file that has the full one."""
+        path = self._run.folder.client_log(failure.client)
+        return f"{failure.reason}; full text in {path}" if failure.error else failure.reason
 
     def _serve(self, ctx: RoundContext, clients: tuple[str, ...]) -> Iterator[Outcome]:
         """Serve this rank's clients, one after another."""
@@ -227,7 +228,7 @@ class RoundLoop:
                 yield self._served_before(client)
                 continue
             if fates[client].drops:
-                outcome = Outcome(client, fault=Fault(ctx.round, client, "dropout"))
+                outcome = Outcome(client, failure=Failure(ctx.round, client, "dropout"))
             else:
                 outcome = self._exchange.serve(ctx, *next(broadcasts), fates[client])
                 if outcome.data is not None and self._settings.keeps_messages:
@@ -245,16 +246,16 @@ class RoundLoop:
     # All ranks ------------------------------------------------------------------------------
 
     def stop_together(self) -> None:
-        """Stop on all ranks, if any has been asked to."""
+        """Stop on all ranks, if any rank has been asked to."""
         requested = self._run.federation.ranks.gather(self._stop.requested)
         for signum in requested:
             if signum is not None:
                 raise Interrupted(signum)
 
     def _seed(self, ctx: RoundContext, party: str, stage: str) -> None:
-        """Seed every generator for one party's stage: a round depends on nothing before it.
+        """Seed every generator for one party's stage, so that it depends on nothing before it.
 
-        Ranks that train the server together draw different dropout masks for their parts.
+        Ranks that train the server together draw different dropout masks for their shards.
         """
         offset = self._run.federation.ranks.rank if party == "server" else 0
         seed_generators(ctx.seed_for(party, stage) + offset)

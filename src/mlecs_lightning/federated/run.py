@@ -1,4 +1,4 @@
-"""Everything that belongs to one call of a trainer, and how it is saved and restored."""
+"""The state of one run: its parts, its progress, and how both are saved and restored."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.checkpoint import (
     CheckpointError,
-    check_config,
+    check_about,
     client_state,
     save_checkpoint,
 )
 from mlecs_lightning.checkpoints.timeline import last_round_of, prune_checkpoints, set_aside
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data import FederatedDataModule
-from mlecs_lightning.differences import alike
-from mlecs_lightning.evaluation.continual import Stream
+from mlecs_lightning.differences import arguments_of, untold_arguments
+from mlecs_lightning.evaluation.continual import ContinualEvaluation
 from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.rounds.bounds import Claims, Moves
-from mlecs_lightning.rounds.failures import Fault, FaultLog
+from mlecs_lightning.rounds.failures import Failure, FailureLog
 from mlecs_lightning.rounds.optimization import origin
 from mlecs_lightning.wire.channel import Channel
 from mlecs_lightning.wire.ledger import Ledger
@@ -42,16 +42,16 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What became of one client in one round.
+    """The result of one client's round.
 
     Attributes:
         client: The client.
         down: Bytes that it received, by component.
-        up: Bytes that it sent and that were accepted, by component.
+        up: Bytes of its accepted message, by component.
         data: The accepted message, as bytes.
         message: The accepted message, decoded; only in the process that served the client.
-        metrics: The figures of its report, and what a codec lost.
-        fault: Why there is no message, if there should be one.
+        metrics: The figures of its report, and the codec's reconstruction errors.
+        failure: Why there is no message, where one was due.
         moved: How far the accepted update has moved, see `Moves`.
     """
 
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
     data: bytes | None = None
     message: Message | None = None
     metrics: dict[str, float] = {}  # noqa: RUF012
-    fault: Fault | None = None
+    failure: Failure | None = None
     moved: float = 0.0
 
 
@@ -70,19 +70,20 @@ class Run:
     """The parts of a run, and its progress.
 
     Attributes:
-        evaluator: Judges after a round.
-        tester: Judges at the end, with all metrics.
+        evaluator: Evaluates after a round.
+        tester: Evaluates at the end, with all metrics.
+        arguments: Those of the trainer that a resumed run must share, as plain data.
         moves: How far accepted updates have moved.
-        claims: What clients have said of themselves.
-        served: Outcomes of this process's clients in the round under way, messages left out: the
-            store keeps these.
-        next_round: The round to go on with.
-        clock: Seconds spent by the end of each round, from the begin of the run: apart from the
-            history, which is the same bits whenever the run is done.
-        before: Seconds spent by the processes that this one goes on from.
-        in_place: Whether it goes on in the folder of the checkpoint that it goes on from.
-        restored: Whether it goes on from a checkpoint.
-        changed: What it goes on with otherwise than the checkpoint, for each party.
+        claims: What clients have reported about themselves.
+        served: Outcomes of this process's clients in the current round, without their messages,
+            which the store keeps.
+        next_round: The next round to train.
+        clock: Seconds from the start of the run to the end of each round. They are not in the
+            history, whose bits must not depend on when it is run.
+        before: Seconds spent before the run was resumed.
+        in_place: Whether a resumed run continues in the folder of its checkpoint.
+        restored: Whether the run was resumed.
+        changed: For each party, what a resumed run changes.
     """
 
     algorithm: Algorithm
@@ -96,9 +97,10 @@ class Run:
     fabric: Fabric
     config: Mapping[str, Any]
     monitor: Monitor
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     in_place: bool = False
     ledger: Ledger = field(default_factory=Ledger)
-    faults: FaultLog = field(default_factory=FaultLog)
+    failures: FailureLog = field(default_factory=FailureLog)
     moves: Moves = field(default_factory=Moves)
     claims: Claims = field(default_factory=Claims)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -112,40 +114,49 @@ class Run:
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self) -> None:
-        """Let the judges write into the one record of faults."""
-        for judge in (self.evaluator, self.tester):
-            judge.faults, judge.note = self.faults, self.folder.note
+        """Let both evaluators write into the run's record of failures."""
+        for evaluator in (self.evaluator, self.tester):
+            evaluator.failures, evaluator.note = self.failures, self.folder.note
 
     @property
     def seconds(self) -> float:
-        """Seconds spent so far, over all processes that went on from one another."""
+        """Seconds spent so far, including those before the run was resumed."""
         return self.before + time.perf_counter() - self._opened
 
     @property
-    def stream(self) -> Stream:
-        """What judges the clients on every phase of the schedule."""
-        return Stream(self.data)
+    def continual(self) -> ContinualEvaluation:
+        """Evaluates the clients on every phase of the schedule."""
+        return ContinualEvaluation(self.data)
+
+    @property
+    def last_round(self) -> int:
+        """The last round that has been trained; 0 if there is none."""
+        return int(self.history[-1]["round"]) if self.history else 0
+
+    def test(self) -> dict[str, Any]:
+        """Return the test scores of all parties."""
+        return self.tester.test(self.federation, round=self.last_round)
 
     def phase(self, client: str, round: int) -> str:
-        """Return what the client's data in a round are called, which do not change under a name."""
+        """Return the name of a client's data in a round; data of one name do not change."""
         schedule = self.data.schedule
         return "all" if schedule is None else schedule.phase(client, round).name
 
     def claimed(self, message: Message) -> dict[str, Scalar]:
-        """Return what an update says of its client that must not change."""
+        """Return the scalars of an update that the client must not change later."""
         return {k: message.scalars[k] for k in self.algorithm.registers if k in message.scalars}
 
-    # Between rounds all ranks know the same, except for the clients' states: each has its own.
+    # Between rounds all ranks hold the same, except that each holds the states of its own clients.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the clients' states, as plain values and tensors on the CPU."""
+        """Return everything but the clients' states, as plain values and tensors on the CPU."""
         return {
             "names": list(self.federation.clients),
             "about": self._about(),
             "server": self.federation.server.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "ledger": self.ledger.state_dict(),
-            "faults": self.faults.state_dict(),
+            "faults": self.failures.state_dict(),
             "moves": self.moves.state_dict(),
             "claims": self.claims.state_dict(),
             "history": list(self.history),
@@ -156,7 +167,7 @@ class Run:
         }
 
     def _about(self) -> dict[str, Any]:
-        """Return what it takes to ask the models later on, without data and configuration."""
+        """Return what it takes to rebuild the models and to compare a resumed run."""
         asked = set(self.data.public().instructions)
         return {
             "algorithm": type(self.algorithm).__name__,
@@ -164,6 +175,11 @@ class Run:
             "data": type(self.data).__name__,
             "seed": self.federation.parties.seed,
             "precision": str(self.fabric.strategy.precision.precision),
+            "arguments": {
+                "trainer": dict(self.arguments),
+                "algorithm": arguments_of(self.algorithm),
+                "data": arguments_of(self.data),
+            },
             "models": self.federation.describe(),
             "frozen": self.federation.frozen,
             "inputs": {m: p.to_dict() for m, p in self.data.preparations.items()},
@@ -182,13 +198,13 @@ class Run:
         keep: int,
         partial: dict[str, Any] | None = None,
     ) -> None:
-        """Write the checkpoint of a round, and delete those that are not to be kept.
+        """Write the checkpoint of a round, and delete those that need not be kept.
 
         Args:
             state: What `state_dict` returned.
             number: The round.
-            keep: The checkpoints of how many best rounds stay beside the newest; -1 for all.
-            partial: What `partial_state` returned, of a round that has not ended.
+            keep: Number of best rounds whose checkpoints stay beside the newest; -1 for all.
+            partial: What `partial_state` returned, for a round that has not ended.
         """
         clients, kept = self.client_states(), list[int]()
         if self.federation.ranks.rank == 0:
@@ -203,10 +219,10 @@ class Run:
             self.federation.store.prune(self.federation.ranks.gather(kept)[0])
 
     def save_beginning(self, state: dict[str, Any], *, keep: int) -> None:
-        """Write where the run begins, if that is not in its folder yet.
+        """Write the checkpoint that the run starts from, unless it is in the run folder already.
 
-        After a warm-up, which can be long, or a copy of a checkpoint from elsewhere: ``last`` then
-        means this run from its beginning.
+        It is the state after the warm-up, which can be long, or a copy of a checkpoint from
+        elsewhere. From then on ``last`` finds this run.
 
         Args:
             state: What `state_dict` returned.
@@ -221,7 +237,7 @@ class Run:
             self.save(state, self.next_round - 1, keep=keep)
 
     def partial_state(self) -> dict[str, Any]:
-        """Return what the clients served so far in this round have done, from all ranks."""
+        """Return the outcomes of this round so far, from all ranks."""
         return self.federation.ranks.merge(
             {
                 client: {
@@ -229,7 +245,7 @@ class Run:
                     "up": outcome.up,
                     "metrics": outcome.metrics,
                     "moved": outcome.moved,
-                    "fault": None if outcome.fault is None else vars(outcome.fault),
+                    "fault": None if outcome.failure is None else vars(outcome.failure),
                     "message": _as_tensor(self.federation.store.message(client))
                     if outcome.up
                     else None,
@@ -239,23 +255,36 @@ class Run:
         )
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of other settings, where no configuration tells.
+        """Refuse to resume from a checkpoint of other settings, where no configuration tells.
 
-        In Python nothing but the parts of a run say what they are.
+        From Python, only the objects of a run say how they were set. What they do not say is
+        logged.
 
         Raises:
-            CheckpointError: If seed, precision, classes or a party's settings differ.
+            CheckpointError: If seed, classes, arguments or a party's settings differ.
         """
-        if "about" in state and not (self.config and state["config"]):
-            check_config(_told(state["about"]), _told(self._about()), same=alike)
+        if "about" not in state or (self.config and state["config"]):
+            return
+        saved, present = state["about"], self._about()
+        untold = [
+            f"{key}.init_args.{name}"
+            for key, part in (("algorithm", self.algorithm), ("data", self.data))
+            for name in untold_arguments(part)
+        ]
+        if "arguments" not in saved:
+            del present["arguments"]
+            untold = ["the arguments of trainer, algorithm and data (an earlier version wrote it)"]
+        if untold:
+            rank_zero_info(f"ckpt_path: not compared with the checkpoint: {', '.join(untold)}")
+        check_about(saved, present)
 
     def restore(self, state: Mapping[str, Any], *, path: Path, same_data: bool = True) -> None:
-        """Go on from a checkpoint.
+        """Restore a checkpoint.
 
         Args:
             state: What `load_checkpoint` returned.
-            path: Where the checkpoint is; files of clients that it names are beside it.
-            same_data: Whether what clients have said of their data still holds.
+            path: Path of the checkpoint; the client files that it names are beside it.
+            same_data: Whether what clients have reported about their data still holds.
 
         Raises:
             CheckpointError: If it does not fit the federation, or a file that it names is damaged.
@@ -283,7 +312,7 @@ class Run:
             ) from error
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.ledger.load_state_dict(state["ledger"])
-        self.faults.load_state_dict(state["faults"])
+        self.failures.load_state_dict(state["faults"])
         self.moves.load_state_dict(state.get("moves", ()))
         if same_data:
             self.claims.load_state_dict(state.get("claims", ()))
@@ -293,13 +322,13 @@ class Run:
         self.restored = True
 
     def begin(self, checkpoint: Mapping[str, Any] | None) -> None:
-        """Make the run folder that of this run; when nothing can refuse it any more.
+        """Start writing to the run folder, once nothing can refuse the run any more.
 
         Args:
             checkpoint: The one that was restored, if there is one.
         """
         ranks = self.federation.ranks
-        ranks.gather(None)  # all have read what they go on from
+        ranks.gather(None)  # all ranks have read the checkpoint
         if checkpoint is not None and self.in_place and ranks.rank == 0:
             aside = set_aside(self.folder.path, checkpoint)
             if aside is not None:
@@ -314,7 +343,7 @@ class Run:
             self.folder.write_config(self.config, frozen=self.federation.frozen)
 
     def tell_changes(self) -> None:
-        """Say in one line each what the parties go on with otherwise, those alike together."""
+        """Log what a resumed run changes, one line for all parties with the same changes."""
         alike: dict[str, list[str]] = {}
         for party, changes in self.changed.items():
             alike.setdefault("; ".join(changes), []).append(party)
@@ -323,40 +352,30 @@ class Run:
                 log.warning("ckpt_path: %s: %s", ", ".join(parties), said)
 
     def log_round(self, metrics: Mapping[str, float], seconds: float) -> None:
-        """Hand the metrics of a round to the loggers, with the seconds of the run at its end."""
+        """Log the metrics of a round, with the seconds of the run at its end."""
         timed = {} if math.isnan(seconds) else {"seconds": seconds}
         self.folder.log({**metrics, **timed}, step=int(metrics["round"]) + 1)
 
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:
             self.federation.store.put_message(client, saved["message"].numpy().tobytes())
-        fault = None if saved["fault"] is None else Fault(**saved["fault"])
+        failure = None if saved["fault"] is None else Failure(**saved["fault"])
         self.served[client] = Outcome(
             client,
             saved["down"],
             saved["up"],
             metrics=saved["metrics"],
-            fault=fault,
+            failure=failure,
             moved=saved.get("moved", 0.0),
         )
 
 
-def _told(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run says of itself, party by party."""
-    models = about["models"]
-    clients = {
-        name: models["architectures"][int(number)] for name, number in models["clients"].items()
-    }
-    plain = {key: about[key] for key in ("algorithm", "data", "seed", "precision")}
-    return plain | {"server": models["server"]["settings"], "clients": clients}
-
-
 def clock_of(seconds: torch.Tensor | float, rounds: int) -> tuple[list[float], float]:
-    """Return the seconds at the end of each round, and those at the time of a checkpoint.
+    """Return the seconds at the end of each round, NaN if not known, and those of a checkpoint.
 
     Args:
-        seconds: What the checkpoint has: all of them, or, of before rounds were timed, the last.
-        rounds: Rounds that have ended; of one that was not timed it is NaN.
+        seconds: What the checkpoint has: all of them, or, from an earlier version, only the last.
+        rounds: Number of rounds that have ended.
     """
     *timed, now = torch.as_tensor(seconds).flatten().tolist()
     return [math.nan] * (rounds - len(timed)) + timed, now

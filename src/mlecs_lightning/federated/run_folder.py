@@ -1,4 +1,4 @@
-"""The run folder: loggers, summary, adapters, predictions."""
+"""The folder of one run: loggers, configuration, summary, adapters, predictions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """``<root>/<name>/version_k``: everything that a run leaves behind.
+    """``<root>/<name>/version_k``: all files that a run writes.
 
-    What is written once is written whole, with its digest (`digests`); metrics.csv, which grows
-    with every round, gets its own when the run ends.
+    A file that is written once is written as a whole, with its digest (`digests`); metrics.csv,
+    which grows with every round, gets its digest when the run ends.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class RunFolder:
         logger: bool | list[Logger],
         writes: bool = True,
     ) -> None:
-        """Claim a new version, or take an old one to go on in.
+        """Claim a new version, or open an old one to continue.
 
         Args:
             root: `default_root_dir`.
             name: Name of the run.
-            version: An existing version to go on in; ``None`` claims the next one.
-            logger: False for none, true for metrics.csv and TensorBoard, or loggers of your own.
-            writes: Whether this process writes what is there once in a run: log, configuration,
-                summary, predictions.
+            version: An existing version to continue; ``None`` claims the next one.
+            logger: False for none, true for metrics.csv and TensorBoard, or the user's loggers.
+            writes: Whether this process writes the files of which a run has one: log,
+                configuration, summary, predictions.
         """
         self._writes = writes
         self._trackers = logger if isinstance(logger, list) and writes else []
@@ -63,10 +63,10 @@ class RunFolder:
         versions = root / name
         self.path = claim_folder(versions, "version") if version is None else versions / version
         self.loggers: list[Logger] = []
-        """Who is told of metrics; none before `start_log`."""
+        """The loggers of metrics; none before `start_log`."""
 
     def start_log(self) -> None:
-        """Open the loggers: an empty log, since a run that goes on writes that of its history."""
+        """Open the loggers with an empty log: a resumed run logs its history again."""
         self.loggers = [*self._trackers]
         if self._own_log:
             for events in self.path.glob("events.out.tfevents.*"):
@@ -75,23 +75,23 @@ class RunFolder:
             self.loggers = [kind(self._root, self._name, self.path.name) for kind in own]
             forget_digest(self._metrics)
         with warnings.catch_warnings():
-            # The folder holds other things than the log.
+            # The folder has other files than the log.
             warnings.filterwarnings("ignore", message="Experiment logs directory")
             for opened in self.loggers:
                 getattr(opened, "experiment", None)
 
     def discard(self) -> None:
-        """Remove the folder again, if it is a new one: the run was refused before it began."""
+        """Remove the folder if it is new: the run was refused before it began."""
         if self._fresh and self._writes:
             shutil.rmtree(self.path)
 
     def close(self, status: Literal["success", "failed"]) -> None:
-        """Let every logger write what it has kept back, and end its record.
+        """Flush and close every logger.
 
         Raises:
-            FullDiskError: If there is no room for that, unless the run has failed anyway.
+            FullDiskError: If the disk is full, unless the run has failed anyway.
         """
-        # After a failure another one must not hide what it was.
+        # A second failure must not hide the first one.
         hidden = (
             contextlib.suppress(OSError, ValueError)
             if status == "failed"
@@ -104,7 +104,7 @@ class RunFolder:
                 record_digest(self._metrics)
 
     def _room(self) -> contextlib.AbstractContextManager[None]:
-        """Name the folder where loggers find the disk full; how much they want is not known."""
+        """Name the folder if loggers find the disk full; how much they need is not known."""
         return naming_full_disk(self._metrics, needed=lambda: 1)
 
     @property
@@ -117,14 +117,14 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def client_log(self, client: str) -> Path:
-        """Return the file of a client's own, with all that its exceptions say.
+        """Return the client's own log file, with the full text of its exceptions.
 
-        In a simulation it lies here; on a network it would on the device, and be nobody else's.
+        In a simulation it is in the run folder. On a network it would stay on the device.
         """
         return self.path / "clients" / client / "errors.log"
 
     def note(self, client: str, text: str) -> None:
-        """Append to the client's own file; a run does not end because that cannot be written."""
+        """Append to the client's own log file; if that fails, only warn."""
         path = self.client_log(client)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +134,10 @@ class RunFolder:
             log.warning("%s cannot be written: %s", path, error.strerror)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Hand metrics to every logger, with the round as step.
+        """Log metrics with every logger, with the round as step.
 
         Raises:
-            FullDiskError: If there is no room for them.
+            FullDiskError: If the disk is full.
         """
         with self._room():
             for logger in self.loggers:
@@ -149,11 +149,11 @@ class RunFolder:
             write_checked(self.path / name, text)
 
     def write_config(self, config: Mapping[str, Any], *, frozen: Contents) -> None:
-        """Write the configuration that reproduces the run; the user's own loggers get it, too.
+        """Write the configuration that reproduces the run, also to the user's loggers.
 
         Args:
             config: The configuration.
-            frozen: What the models that it names hold: a comment of the file.
+            frozen: Digests of the frozen models, for a comment in the file.
         """
         self._write("config.yaml", content_header(frozen) + dump_yaml(config))
         for logger in self._trackers:
@@ -165,22 +165,22 @@ class RunFolder:
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
     def write_predictions(self, rows: Iterable[Mapping[str, str]]) -> Path:
-        """Write predictions.jsonl: one JSON object a line."""
+        """Write predictions.jsonl: one JSON object per line."""
         path = self.path / "predictions.jsonl"
         self._write(path.name, "".join(json.dumps(dict(row)) + "\n" for row in rows))
         return path
 
     def write_adapters(self, federation: Federation) -> None:
-        """Write the adapters of own clients, and that of the server's LLM, in PEFT's format."""
+        """Write the adapters of this rank's clients and of the server's LLM in PEFT's format."""
         for client in federation.own:
             self._write_adapter(client, federation.edge(client).module)
         if federation.ranks.rank == 0:
             self._write_adapter("server", federation.server.module)
 
     def _write_adapter(self, party: str, module: MultimodalLM) -> None:
-        """Write a folder that travels: its digests are in it.
+        """Write the folder of an adapter, with the digests of its files.
 
-        Beside the adapter of a sub-model, whose layers are cut, it says which modules that has.
+        For a sub-model, whose layers are cut, a file lists the modules that it has.
         """
         with replacing_folder(self.path / "adapters" / party, over=True) as folder:
             write_adapter(module, folder)

@@ -1,4 +1,4 @@
-"""What summary.json holds."""
+"""The content of summary.json."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ __all__ = ["communication", "summary_of"]
 
 
 def summary_of(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what summary.json holds, with the scores of an evaluation."""
+    """Return the content of summary.json, with the scores of a test."""
     groups = {host: list(c) for host, c in run.federation.parties.groups.items()}
-    streamed = _streamed(run)
+    continual = _continual(run)
     return {
         "algorithm": type(run.algorithm).__name__,
         "seed": run.federation.parties.seed,
         "rounds": len(run.history),
         **results,
         **({"groups": groups} if len(groups) > 1 else {}),
-        **({} if streamed is None else {"stream": streamed}),
+        **({} if continual is None else {"stream": continual}),
         "aggregation_error": [r["aggregate/error"] for r in run.history if "aggregate/error" in r],
-        "faults": {**run.faults.counts(), "events": run.faults.state_dict()},
+        "faults": {**run.failures.counts(), "events": run.failures.state_dict()},
         "frozen": run.federation.frozen,
-        "communication": communication(run.ledger, run.federation) | _coded(run),
+        "communication": communication(run.ledger, run.federation) | _codec(run),
         "seconds": run.seconds,
     }
 
 
-def _streamed(run: Run) -> Any:  # noqa: ANN401 - a nested dict
-    """Judge the clients after the last round, if that has not been done, and sum up."""
+def _continual(run: Run) -> dict[str, Any] | None:
+    """Return the continual scores; evaluate after the last round if that was not done."""
     rows = list(run.history)
     if rows and not any(k.startswith("stream/") for k in rows[-1]):
         last = int(rows[-1]["round"])
-        rows[-1] = rows[-1] | run.stream.row(run.evaluator, run.federation, last)
-    return run.stream.summary(rows, run.federation.clients)
+        rows[-1] = rows[-1] | run.continual.row(run.evaluator, run.federation, last)
+    return run.continual.summary(rows, run.federation.clients)
 
 
-def _coded(run: Run) -> dict[str, Any]:
-    """Return what the codec is, and what it lost in each round."""
+def _codec(run: Run) -> dict[str, Any]:
+    """Return the codec's description, and its reconstruction error in each round."""
     if run.channel.codec is None:
         return {}
     lost = {
@@ -52,10 +52,10 @@ def _coded(run: Run) -> dict[str, Any]:
 
 
 def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
-    """Return the bytes that crossed the border and what share of the models they are.
+    """Return the bytes exchanged, and their ratio to the size of the models.
 
-    The ratios are the bytes of one client's round, one way, over the bytes of all parameters: of
-    the model that the client trains (mean over clients), and of the server's.
+    The ratios are the bytes per client and round in one direction, divided by the bytes of all
+    parameters: of the model that the client trains (mean over clients), and of the server's.
     """
     edges = federation.edge_bytes
     server = federation.server.module.parameter_bytes()

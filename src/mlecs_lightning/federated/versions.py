@@ -1,4 +1,4 @@
-"""Where the runs of one name lie, and which of them is gone on with."""
+"""The versions of a run: where they lie, and which one a resumed run continues."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mlecs_lightning.clients.ranks import Ranks
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.storage.folders import numbered_folders
 
-__all__ = ["RunPlace"]
+__all__ = ["RunVersions"]
 
 
 @dataclass(frozen=True)
-class RunPlace:
-    """The folder ``<root>/<name>`` of all versions of a run.
+class RunVersions:
+    """The folder ``<root>/<name>`` with all versions of a run.
 
     Attributes:
         root: `default_root_dir`.
@@ -28,10 +28,16 @@ class RunPlace:
     root: Path
     name: str
 
-    def find(self, ckpt_path: str | None) -> tuple[Path, str | None]:
-        """Return a checkpoint, and the version to go on in.
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.root / self.name
 
-        That is none if it lies elsewhere: in another folder, under another name, or set aside.
+    def find(self, ckpt_path: str | None) -> tuple[Path, str | None]:
+        """Return a checkpoint, and the version that a resumed run continues.
+
+        The version is ``None`` if the checkpoint lies elsewhere: in another folder, under another
+        name, or set aside.
 
         Args:
             ckpt_path: ``last``, ``best`` or a file.
@@ -41,9 +47,8 @@ class RunPlace:
         """
         if ckpt_path is None:
             raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
-        root = self.root / self.name
-        path = find_checkpoint(ckpt_path, run_root=root).resolve()
-        for version in numbered_folders(root, "version"):
+        path = find_checkpoint(ckpt_path, run_root=self.path).resolve()
+        for version in numbered_folders(self.path, "version"):
             folder = version / "checkpoints"
             names = {each.path.name for each in checkpoints(folder)}
             if path.parent == folder.resolve() and path.name in names:
@@ -53,11 +58,11 @@ class RunPlace:
     def open(self, ranks: Ranks, *, version: str | None, logger: bool | list[Logger]) -> RunFolder:
         """Open the folder of a run on all ranks.
 
-        The first one takes the number of the run; the others write nothing but their clients.
+        The first rank claims the version; the others write only the files of their clients.
 
         Args:
             ranks: All processes.
-            version: An existing version to go on in; ``None`` claims the next one.
+            version: An existing version to continue; ``None`` claims the next one.
             logger: As in `RunFolder`.
         """
         opened = (

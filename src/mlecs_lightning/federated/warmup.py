@@ -1,8 +1,9 @@
-"""The warm-up by itself: Lightning's own `Trainer` trains the server, alone and on public data.
+"""The warm-up as a command: Lightning's own `Trainer` trains the server on public data.
 
-On as many processes and nodes as `Trainer` can use, with its callbacks, loggers and checkpoints.
-The checkpoint is what a `fit` starts from (``trainer.warmup_ckpt_path``). In one process the result
-is that of the warm-up inside `fit`: the same initial weights, batches and random numbers.
+It runs on as many processes and nodes as `Trainer` can use, with its callbacks, loggers and
+checkpoints. A `fit` can start from its checkpoint (``trainer.warmup_ckpt_path``). In one process
+the result is that of the warm-up inside `fit`: the same initial weights, batches and random
+numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ INHERITED = (
     *("accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val"),
     *("limit_val_batches", "fast_dev_run", "enable_progress_bar", "default_root_dir"),
 )
-"""Options of Lightning's `Trainer` that are those of ``trainer`` unless ``warmup`` sets them."""
+"""Options of Lightning's `Trainer` that ``warmup`` takes from ``trainer`` unless it sets them."""
 
 _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("accelerator", "devices", "strategy"), "auto"),
@@ -67,7 +68,7 @@ OWN = frozenset(
     {"max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches"}
     | {"use_distributed_sampler", "reload_dataloaders_every_n_epochs"}
 )
-"""Options of `Trainer` that a warm-up decides: it is one pass of ``max_steps`` steps."""
+"""Options of `Trainer` that the warm-up sets itself: it is one pass of ``max_steps`` steps."""
 
 _FOUND_BY_LIGHTNING = ("last", "hpc")
 
@@ -76,12 +77,12 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class _WarmsUp(Protocol):
-    """What a warm-up asks of an algorithm, beside `Algorithm.prepare`."""
+    """What a warm-up needs of an algorithm besides `Algorithm.prepare`."""
 
     steps: Any
 
     def warmup_objective(self) -> Objective | None:
-        """Return what the warm-up minimises; L_LM of the LLM by default."""
+        """Return the objective of the warm-up; L_LM of the LLM by default."""
 
 
 class _Server:
@@ -106,8 +107,8 @@ class ServerWarmup:
         """Set the options.
 
         Args:
-            options: Arguments of `lightning.Trainer`, key ``warmup``; ``None`` is not given.
-            trainer: Arguments of the `FederatedTrainer`, which stand in for those not given.
+            options: Arguments of `lightning.Trainer`, key ``warmup``; ``None`` means not given.
+            trainer: Arguments of the `FederatedTrainer`, used for those not given.
         """
         given = {k: v for k, v in options.items() if v is not None}
         trainer = trainer or {}
@@ -135,14 +136,14 @@ class ServerWarmup:
         """Train the server alone on public data, with Lightning's own Trainer.
 
         Args:
-            algorithm: Says what is minimised, and for how many steps.
+            algorithm: Has the objective and the number of steps.
             datamodule: The data.
             federation: Server, edges and clients.
-            ckpt_path: A checkpoint of this warm-up to go on from: a file, or ``last`` where a
+            ckpt_path: A checkpoint of this warm-up to resume from: a file, or ``last`` if a
                 `ModelCheckpoint` with a folder of its own keeps one.
 
         Returns:
-            The checkpoint, if one was written: the best one where a callback monitors something.
+            The checkpoint, if one was written: the best one if a callback monitors a value.
 
         Raises:
             ValueError: If the settings do not fit together.
@@ -193,7 +194,7 @@ class ServerWarmup:
         check_precision(options.get("precision"), options["accelerator"])
         elastic = TorchElasticEnvironment.detect()
         if elastic and options["devices"] == "auto" and options["accelerator"] in ("auto", "cpu"):
-            # On the CPU Lightning takes auto for one process, however many torchrun has started.
+            # On the CPU, Lightning takes auto as one process, even if torchrun has started more.
             gpus = options["accelerator"] == "auto" and torch.cuda.is_available()
             options["devices"] = "auto" if gpus else int(os.environ["LOCAL_WORLD_SIZE"])
         callbacks = options.get("callbacks") or []
@@ -224,21 +225,21 @@ class ServerWarmup:
 
 
 def _strategy(options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as in Lightning
-    """Return the strategy; under DDP parameters may go without a gradient.
+    """Return the strategy; under DDP it allows parameters without a gradient.
 
-    The readout of the server's view has none where nothing is contrasted.
+    The readout of the server's representations has none unless an objective contrasts them.
     """
     asked = options["strategy"]
     if asked not in ("auto", "ddp"):
         return asked
-    # Fabric tells what `auto` is, without a word on the console.
+    # Fabric resolves `auto` without printing anything.
     known = {k: options[k] for k in ("accelerator", "devices", "num_nodes", "strategy")}
     ddp = isinstance(Fabric(**known).strategy, DDPStrategy)
     return "ddp_find_unused_parameters_true" if ddp else asked
 
 
 class _AsInFederation(L.Callback):
-    """Makes Lightning's training the warm-up of a federation."""
+    """Makes Lightning's training equal to the warm-up inside `fit`."""
 
     def __init__(self, ctx: RoundContext, config: Mapping[str, Any]) -> None:
         self._seed, self._config = ctx.seed_for("server", "warmup"), config
@@ -260,13 +261,13 @@ class _AsInFederation(L.Callback):
             write_checked(Path(folder) / "config.yaml", text)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed as the federated loop does; ranks draw different dropout masks for their parts."""
+        """Seed as the federated loop does; ranks draw different dropout masks."""
         seed_everything((self._seed + trainer.global_rank) % 2**32, verbose=False)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Restore the random numbers of a checkpoint, once loaders have drawn theirs."""
+        """Restore the random state of a checkpoint, after the loaders have drawn from it."""
         if len(self._saved) == trainer.world_size:
             _set_rng(self._saved[trainer.global_rank], pl_module.device)
         self._saved = []
@@ -285,7 +286,7 @@ class _AsInFederation(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the state of the random numbers of every rank."""
+        """Save the random state of every rank."""
         own = _get_rng(pl_module.device)
         states: list[Tensor] = [own] * trainer.world_size
         if trainer.world_size > 1:
@@ -295,9 +296,9 @@ class _AsInFederation(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the state of the random numbers until training begins.
+        """Keep the random state until training begins.
 
-        Where the optimiser has other settings now, these win; Lightning would take the old ones.
+        If the optimiser has other settings now, these apply; Lightning would restore the old ones.
         """
         assert isinstance(pl_module, ServerModule)
         self._saved = checkpoint.get("rng_states", [])
@@ -310,7 +311,7 @@ class _AsInFederation(L.Callback):
 
 
 def _get_rng(device: torch.device) -> Tensor:
-    """Return the state of the generator that dropout draws from."""
+    """Return the state of the generator that dropout uses."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
@@ -322,7 +323,7 @@ def _set_rng(state: Tensor, device: torch.device) -> None:
 
 
 class _Pass:
-    """The batches of the warm-up, which a resumed run goes on with where it stopped."""
+    """The batches of the warm-up; a resumed run continues with the next one."""
 
     def __init__(self, loader: SeededLoader, batches: int, *, seed: int) -> None:
         self._loader, self._batches, self._seed = loader, batches, seed
@@ -344,7 +345,7 @@ class _Pass:
 
 
 class _PublicData(L.LightningDataModule):
-    """The public split as `Trainer` takes it: each process gets its part."""
+    """The public split for `Trainer`, sharded over the processes."""
 
     def __init__(self, data: FederatedDataModule, *, batches: int, ctx: RoundContext) -> None:
         super().__init__()
@@ -361,7 +362,7 @@ class _PublicData(L.LightningDataModule):
         return _Pass(loader, self._batches, seed=self._seed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        """Return whole batches, dealt to the processes; all to each if there are too few."""
+        """Return whole batches, distributed over the processes; all if there are too few."""
         table = self._data.public("val")
         if not len(table):
             return []

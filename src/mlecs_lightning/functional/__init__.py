@@ -1,10 +1,5 @@
-"""Pure tensor functions: the mathematics of the methods, on torch alone, without state."""
+"""Pure tensor functions: the mathematics of the methods, with torch alone and without state."""
 
-from mlecs_lightning.functional.averaging import (
-    modality_aware_weights,
-    normalise_weights,
-    weighted_mean,
-)
 from mlecs_lightning.functional.compression import (
     dequantise_blocks,
     largest,
@@ -17,11 +12,6 @@ from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contra
 from mlecs_lightning.functional.distillation import distillation_loss, hidden_distance
 from mlecs_lightning.functional.lora import (
     LoraFactors,
-    aggregate_freeze_a,
-    aggregate_separate,
-    aggregate_stack,
-    aggregate_svd,
-    aggregation_error,
     compress,
     stack_factors,
 )
@@ -33,11 +23,6 @@ from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
 __all__ = [
     "LoraFactors",
     "VolumeContrast",
-    "aggregate_freeze_a",
-    "aggregate_separate",
-    "aggregate_stack",
-    "aggregate_svd",
-    "aggregation_error",
     "bytes_to_text",
     "compress",
     "coordinate_median",
@@ -48,8 +33,6 @@ __all__ = [
     "gram_log_volume",
     "hidden_distance",
     "largest",
-    "modality_aware_weights",
-    "normalise_weights",
     "pack_bits",
     "quantise_blocks",
     "stack_factors",
@@ -58,7 +41,6 @@ __all__ = [
     "trimmed_mean",
     "unpack_bits",
     "volume_contrastive_loss",
-    "weighted_mean",
     "with_error_feedback",
     "world_size",
 ]

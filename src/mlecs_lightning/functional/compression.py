@@ -1,9 +1,9 @@
 """Sparse and quantised updates: the dynamic weight update compression (DWC) of CD-CCA.
 
-Source of the scheme: arXiv 2312.16279 selects and quantises the weight updates on the way down. The
-abstract gives no formulas; what stands here is our choice, each part a known one: the largest
-magnitudes of each tensor, one scale for each block of values, what was left out carried over to the
-next update (error feedback, arXiv 1809.07599).
+Source: arXiv 2312.16279 selects and quantises the weight updates that the server sends. Its
+abstract gives no formulas, so the parts are our choice, each of them a known one: the largest
+magnitudes of each tensor, one scale per block of values, and error feedback, which adds what was
+left out to the next update (arXiv 1809.07599).
 """
 
 from collections.abc import Callable
@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 
 BITS = (2, 4, 8, 16, 32)
-"""Widths that a value can have; 32 is float32 itself."""
+"""Bits per value; 32 stands for float32."""
 
 
 def count_kept(size: int, fraction: float) -> int:
-    """Return how many of ``size`` values a fraction in (0, 1] keeps, at least one if there are any.
+    """Return the number of values to keep of ``size``: at least one, if there are any.
+
+    Args:
+        size: Number of values.
+        fraction: Fraction to keep, in (0, 1].
+
+    Raises:
+        ValueError: If ``fraction`` is outside (0, 1].
 
     Example:
         >>> [count_kept(10, q) for q in (1.0, 0.25, 0.001)]
@@ -28,14 +35,14 @@ def count_kept(size: int, fraction: float) -> int:
 
 
 def largest(values: Tensor, fraction: float) -> Tensor:
-    """Return where the largest magnitudes are.
+    """Return the positions of the largest magnitudes.
 
     Args:
-        values: Any shape, N values.
-        fraction: Share to keep, in (0, 1]; see :func:`count_kept`.
+        values: N values of any shape.
+        fraction: Fraction to keep, in (0, 1]; see :func:`count_kept`.
 
     Returns:
-        Ascending int64 indices into the flattened values; of equals, the first ones.
+        Ascending int64 indices into the flattened values; of equal magnitudes, the first ones.
 
     Example:
         >>> largest(torch.tensor([[0.1, -3.0], [2.0, 0.0]]), 0.5)
@@ -43,29 +50,30 @@ def largest(values: Tensor, fraction: float) -> Tensor:
     """
     flat = values.flatten().abs()
     kept = count_kept(len(flat), fraction)
-    # Stable: two ends that sort the same values must agree on the ties.
+    # Stable: client and server must agree on ties when they sort the same values.
     return flat.sort(descending=True, stable=True).indices[:kept].sort().values
 
 
 def quantise_blocks(values: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
-    """Quantise a vector, each block of values in steps of its own.
+    """Quantise a vector uniformly, with one step size per block of values.
 
-    The 2^b levels lie evenly and symmetrically, half a step off zero: (c - 2^(b-1) + 1/2) step for
-    c = 0 .. 2^b - 1, with step = 2 max|x| / (2^b - 1). All codes are used, and no value is off by
-    more than half a step (max|x| / (2^b - 1)); among the subnormal numbers of float32, below 1e-38,
-    steps have no digits left, and what has no step becomes zero. Zero is no level unless the whole
-    block is zero: what is sent are the largest values, and few of these are near it (our choice).
+    The 2^b levels are evenly spaced and symmetric about zero: (c - 2^(b-1) + 1/2) step for
+    c = 0 .. 2^b - 1, with step = 2 max|x| / (2^b - 1). The error is at most half a step,
+    max|x| / (2^b - 1), except for subnormal numbers (below 1e-38), whose steps lose precision or
+    become zero; values with a step of zero become zero. Zero itself is not a level, unless the
+    whole block is zero. Our choice: only the largest values are sent, and few of them are near
+    zero.
 
     Args:
         values: (N,) float.
-        bits: b, one of 2, 4, 8, 16.
-        block: Values that share a step; the last block may be shorter.
+        bits: Bits b per value: 2, 4, 8 or 16.
+        block: Number of values that share a step; the last block may be shorter.
 
     Returns:
         Codes (N,) int32, and steps (ceil(N / block),) float32.
 
     Raises:
-        ValueError: If ``bits`` or ``block`` is none of these.
+        ValueError: If ``bits`` is another number, or ``block`` is below 1.
 
     Example:
         >>> quantise_blocks(torch.tensor([3.0, -1.0, 1.0, -3.0]), 2, 4)
@@ -75,23 +83,26 @@ def quantise_blocks(values: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
     blocks = _blocks(values.float(), block)
     top = 2**bits - 1
     steps = 2 * blocks.abs().amax(dim=1) / top
-    # The smallest numbers of float32 have no step that is not zero: they become zero.
+    # The steps of the smallest subnormal numbers underflow to zero.
     divisor = torch.where(steps > 0, steps, 1.0).unsqueeze(1)
     codes = (blocks / divisor + 2 ** (bits - 1)).floor().clamp(0, top)
     return codes.to(torch.int32).flatten()[: len(values)], steps
 
 
 def dequantise_blocks(codes: Tensor, steps: Tensor, bits: int, block: int) -> Tensor:
-    """Return the values that :func:`quantise_blocks` made codes of, to half a step.
+    """Invert :func:`quantise_blocks`, up to half a step.
 
     Args:
         codes: (N,) integers.
         steps: (ceil(N / block),) float32.
-        bits: As there.
-        block: As there.
+        bits: As in :func:`quantise_blocks`.
+        block: As in :func:`quantise_blocks`.
 
     Returns:
         (N,) float32.
+
+    Raises:
+        ValueError: As :func:`quantise_blocks`.
 
     Example:
         >>> dequantise_blocks(torch.tensor([3, 1, 2, 0]), torch.tensor([2.0]), 2, 4)
@@ -110,20 +121,20 @@ def _check(bits: int, block: int) -> None:
 
 
 def _blocks(values: Tensor, block: int) -> Tensor:
-    """Return (..., blocks, block) of (..., N), the last block filled with zeros."""
+    """Reshape (..., N) to (..., blocks, block); the last block is padded with zeros."""
     padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % block))
     return padded.view(*values.shape[:-1], padded.shape[-1] // block, block)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Write codes one behind the other, the first one in the lowest bits.
+    """Pack codes into bytes, the first code in the lowest bits.
 
     Args:
         codes: (..., N) integers in 0 .. 2^bits - 1.
-        bits: 1, 2, 4, 8 or 16.
+        bits: Bits per code: 1, 2, 4, 8 or 16.
 
     Returns:
-        (..., ceil(N bits / 8)) uint8; bits left over are zero.
+        (..., ceil(N bits / 8)) uint8; unused bits are zero.
 
     Example:
         >>> pack_bits(torch.tensor([1, 0, 3]), 2)
@@ -137,18 +148,18 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Return the codes that :func:`pack_bits` wrote.
+    """Invert :func:`pack_bits`.
 
     Args:
         packed: (..., ceil(count bits / 8)) uint8.
-        bits: 1, 2, 4, 8 or 16.
-        count: N.
+        bits: Bits per code: 1, 2, 4, 8 or 16.
+        count: Number of codes N.
 
     Returns:
         (..., N) int32.
 
     Raises:
-        ValueError: If the bytes are not as many as such codes take, or bits left over are not zero.
+        ValueError: If the number of bytes does not fit, or unused bits are not zero.
 
     Example:
         >>> unpack_bits(torch.tensor([49], dtype=torch.uint8), 2, 3)
@@ -163,7 +174,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     shifts = torch.arange(8 // bits, dtype=torch.int32) * bits
     codes: Tensor = ((whole.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)
     if bool(codes[..., count:].any()):
-        raise ValueError("bits behind the last code")
+        raise ValueError("the bits after the last code must be zero")
     return codes[..., :count]
 
 
@@ -175,15 +186,15 @@ def packed_bytes(count: int, bits: int) -> int:
 def with_error_feedback(
     update: Tensor, residual: Tensor | None, compress: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Compress an update together with what earlier ones have left out.
+    """Compress an update plus the residual of earlier ones (error feedback, arXiv 1809.07599).
 
-    With u_t the updates and c_t what is applied of them, c_1 + .. + c_t = u_1 + .. + u_t - e_t: the
-    sum of what was applied is that of the true updates but for the last residual e_t.
+    With updates u_t and compressed updates c_t, c_1 + .. + c_t = u_1 + .. + u_t - e_t: the sum of
+    the compressed updates differs from that of the true ones only by the last residual e_t.
 
     Args:
         update: u_t, any shape.
-        residual: e_(t-1) of that shape; ``None`` at the start.
-        compress: Maps a tensor to what the receiver makes of it.
+        residual: e_(t-1), of the same shape; ``None`` at the start.
+        compress: Maps a tensor to its value after compression and decompression.
 
     Returns:
         c_t and e_t.

@@ -1,4 +1,4 @@
-"""Contrastive loss over volumes: each anchor must span the least volume with its own sample."""
+"""Contrastive loss over volumes: each anchor should span the least volume with its own sample."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
 
 
 class VolumeContrast(NamedTuple):
-    """Loss over volumes, with the figures that show a collapse: the loss alone does not.
+    """Contrastive loss with diagnostics, which show a collapse that the loss does not show.
 
     Attributes:
-        loss: Scalar with gradient, from 0 upwards; about ``ln(N)`` at chance.
+        loss: Scalar with gradient, at least 0; about ``ln(N)`` at chance.
         diagonal: Mean V of the anchors with their own samples, detached, in [0, 1].
         off_diagonal: Mean V over the contrasted pairs, detached, in [0, 1]; 0 if there are none.
         gram_det: Mean ``det K_j`` of the samples' own vectors, detached, in [0, 1].
-        pairs: Number of ordered pairs (i, j) contrasted, integer scalar; ``N * (N - 1)`` at most.
+        pairs: Number of contrasted ordered pairs (i, j), integer scalar, at most ``N * (N - 1)``.
     """
 
     loss: Tensor
@@ -35,28 +35,28 @@ def volume_contrastive_loss(
     classes: Tensor | None = None,
     temperature: float = 0.1,
 ) -> VolumeContrast:
-    """Symmetric cross entropy over volumes, target = the diagonal.
+    """Symmetric cross entropy over negative volumes, with the diagonal as target.
 
-    ``S_ij = -V(a_i; v_j) / temperature``; loss = 1/2 (cross entropy over the rows, anchor to data,
-    + cross entropy over the columns, data to anchor). Source: GRAM (arXiv 2412.11959). Our choice,
-    where it is silent: i and j are contrasted only if
+    ``S_ij = -V(a_i; v_j) / temperature``; the loss is the mean of the cross entropy over rows
+    (anchor to data) and over columns (data to anchor). Source: GRAM (arXiv 2412.11959). The paper
+    does not say which pairs to contrast; our choice is that i and j are contrasted only if
 
-    - the same vectors are present in both (volumes of different numbers of vectors are not
-      comparable), and at least one is;
-    - their classes differ: a sample with the same target is no negative, but a false one.
+    - the same vectors are present in both, and at least one (volumes of different numbers of
+      vectors are not comparable);
+    - their classes differ (a sample with the same target would be a false negative).
 
-    A sample left without a negative contributes a loss of zero. The mean is over all N samples, as
-    that of the language-model loss is, so that a sample weighs the same in every batch: a batch
-    with a single pair to contrast does not give that pair the weight of a whole batch.
+    A sample without negatives contributes a loss of zero. The mean is over all N samples, like that
+    of the language-model loss, so that a sample has the same weight in every batch, however many of
+    its pairs are contrasted.
 
-    Gradients reach ``anchors`` and ``vectors`` wherever the caller left them attached.
+    Gradients flow to ``anchors`` and ``vectors``; detach them to stop this.
 
     Args:
         anchors: Anchor of each sample, shape (N, D), floating point, any norm.
-        vectors: K vectors a sample, shape (N, K, D), floating point, any norm.
-        present: Which of the vectors exist, bool, shape (N, K); all of them if None.
+        vectors: K vectors per sample, shape (N, K, D), floating point, any norm.
+        present: Which of the vectors exist, bool, shape (N, K); all if None.
         classes: Class of each sample, integer, shape (N,); all different if None.
-        temperature: Divisor of the volumes, above 0. 0.1 is our choice.
+        temperature: Divisor of the volumes, above 0; the default is our choice.
 
     Returns:
         The loss and its diagnostics, float32, or float64 if an input is.
@@ -78,7 +78,7 @@ def volume_contrastive_loss(
         raise ValueError(f"contrast needs a batch of at least 2, got {size}")
     if vectors.shape[0] != size:
         raise ValueError(
-            f"anchors and vectors must be of the same samples, got {size} and {vectors.shape[0]}"
+            f"anchors and vectors must have equally many samples, got {size} and {vectors.shape[0]}"
         )
     volume = gram_log_volume(anchors, vectors, present).exp()
     negative = _negatives(size, volume.device, present=present, classes=classes)
@@ -100,7 +100,7 @@ def volume_contrastive_loss(
 def _negatives(
     size: int, device: torch.device, *, present: Tensor | None, classes: Tensor | None
 ) -> Tensor:
-    """Which pairs (i, j) are contrasted: bool, shape (N, N), symmetric, diagonal False."""
+    """Return which pairs (i, j) are contrasted: bool (N, N), symmetric, False on the diagonal."""
     negative = ~torch.eye(size, dtype=torch.bool, device=device)
     if present is not None:
         negative &= (present[:, None] == present[None]).all(dim=-1) & present.any(dim=-1)

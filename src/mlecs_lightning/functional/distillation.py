@@ -1,4 +1,4 @@
-"""Distillation: how far a student's answers and hidden states are from a teacher's."""
+"""Distillation losses between a student's logits or hidden states and a teacher's."""
 
 import torch
 from torch import Tensor
@@ -7,19 +7,19 @@ from torch import Tensor
 def distillation_loss(
     student: Tensor, teacher: Tensor, *, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """T^2 KL(teacher || student) over the vocabulary, mean over the positions that count.
+    """T^2 KL(teacher || student) over the vocabulary, averaged over the positions in ``mask``.
 
-    Source: Hinton et al. 2015 (arXiv 1503.02531); T^2 keeps the gradient's size as T changes. No
-    gradient goes to the teacher.
+    Source: Hinton et al. 2015 (arXiv 1503.02531); the factor T^2 keeps the size of the gradient
+    when T changes. No gradient flows to the teacher.
 
     Args:
         student: (..., V) logits.
         teacher: (..., V) logits over the same vocabulary.
-        mask: (...) bool, the positions that count.
-        temperature: T > 0.
+        mask: (...) bool, the positions to average over.
+        temperature: Temperature T, above 0.
 
     Returns:
-        Scalar; zero if no position counts.
+        Scalar; zero if ``mask`` is False everywhere.
 
     Raises:
         ValueError: If shapes differ or T is not positive.
@@ -31,8 +31,8 @@ def distillation_loss(
     """
     if student.shape != teacher.shape or mask.shape != student.shape[:-1]:
         raise ValueError(
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one "
-            f"shape, and mask {tuple(mask.shape)} all of it but the vocabulary"
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have the same "
+            f"shape, and mask {tuple(mask.shape)} that shape without the vocabulary"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -44,17 +44,17 @@ def distillation_loss(
 
 
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine of the student's and the teacher's hidden states, mean over the samples.
+    """1 - cosine similarity of the student's and the teacher's hidden states, mean over samples.
 
-    Our choice of distance: the two come through projections of their own into one space, in which
-    scale means nothing. No gradient goes to the teacher.
+    Our choice of distance: both are projected into a common space in which scale has no meaning. No
+    gradient flows to the teacher.
 
     Args:
         student: (B, D) projected hidden states.
-        teacher: (B, D).
+        teacher: (B, D) projected hidden states.
 
     Returns:
-        Scalar in 0..2.
+        Scalar in [0, 2].
 
     Example:
         >>> hidden_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()

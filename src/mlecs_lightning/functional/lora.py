@@ -1,10 +1,7 @@
-"""Aggregation of LoRA adapters as pairs of factors, never forming a full weight matrix.
+"""Low-rank updates as pairs of LoRA factors, without forming the full weight matrix.
 
-A client's update of one weight is ``delta_j = scaling_j * up_j @ down_j``. What a server wants is
-the mean of the deltas, but the mean of the factors is another matrix: the four ways below differ in
-what they give up (exactness, rank, or a trainable ``down``). All normalise the weights by their
-sum; only :func:`stack_factors` takes them as they are. Decompositions and norms are computed in
-float64, and results returned in the dtype of the factors.
+The update of one weight matrix is ``delta = scaling * up @ down``. Decompositions are computed in
+float64, and results are returned in the dtype of the factors.
 """
 
 import math
@@ -13,8 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from mlecs_lightning.functional.averaging import normalise_weights, weighted_mean
 
 
 class LoraFactors(NamedTuple):
@@ -36,104 +31,11 @@ class LoraFactors(NamedTuple):
         return self.down.shape[0]
 
 
-def aggregate_separate(factors: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
-    """Mean of ``down`` and mean of ``up``, each on its own: federated averaging of the adapter.
-
-    Not the mean of the updates, unless the clients share one of the two factors; see
-    :func:`aggregation_error`.
-
-    Args:
-        factors: One pair a client, all of one rank and scaling.
-        weights: Weight of each client, not negative.
-
-    Returns:
-        Factors of the same rank and scaling.
-
-    Raises:
-        ValueError: If weights are invalid, or ranks, scalings or shapes differ.
-    """
-    _check_factors(factors)
-    _check_same(factors)
-    mean = weighted_mean([{"down": f.down, "up": f.up} for f in factors], weights)
-    return LoraFactors(mean["down"], mean["up"], factors[0].scaling)
-
-
-def aggregate_stack(factors: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
-    """Exact weighted mean of the updates, of rank ``sum r_j``.
-
-    Source: FLoRA (arXiv 2409.05976), which stacks the factors of all clients.
-
-    Args:
-        factors: One pair a client; ranks and scalings may differ.
-        weights: Weight of each client, not negative.
-
-    Returns:
-        Factors of scaling 1: weights and scalings are folded into ``up``.
-
-    Raises:
-        ValueError: If weights are invalid or shapes disagree.
-    """
-    return stack_factors(factors, normalise_weights(weights, len(factors)))
-
-
-def aggregate_svd(
-    factors: Sequence[LoraFactors], weights: Sequence[float], *, rank: int, scaling: float
-) -> LoraFactors:
-    """Best approximation of given rank, in the Frobenius norm, of the weighted mean of the updates.
-
-    By the theorem of Eckart and Young, through :func:`compress`. Our choice; no client's rank has
-    to be that of another.
-
-    Args:
-        factors: One pair a client; ranks and scalings may differ.
-        weights: Weight of each client, not negative.
-        rank: Rank of the result, at least 1.
-        scaling: Scaling of the result, above 0.
-
-    Returns:
-        Factors of exactly this rank and scaling.
-
-    Raises:
-        ValueError: If weights are invalid, shapes disagree, or rank or scaling is too small.
-    """
-    dtypes = [tensor.dtype for f in factors for tensor in (f.down, f.up)]
-    # Stacked in float64, so that folding a weight into `up` does not round it.
-    best = compress(aggregate_stack([_double(f) for f in factors], weights), rank, scaling=scaling)
-    return _cast(best, dtypes)
-
-
-def aggregate_freeze_a(factors: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
-    """Mean of ``up`` under a ``down`` that all clients share and none trains: exact.
-
-    Source: FFA-LoRA (arXiv 2403.12313).
-
-    Args:
-        factors: One pair a client, with one and the same ``down`` and scaling.
-        weights: Weight of each client, not negative.
-
-    Returns:
-        Factors with that ``down`` and scaling.
-
-    Raises:
-        ValueError: If weights are invalid, shapes or scalings differ, or a ``down`` differs from
-            the first in any bit.
-    """
-    _check_factors(factors)
-    _check_same(factors)
-    for index, f in enumerate(factors):
-        if not torch.equal(f.down, factors[0].down):
-            raise ValueError(
-                f"freeze_a needs one `down` for all clients, but factors[{index}].down differs "
-                "from factors[0].down"
-            )
-    mean = weighted_mean([{"up": f.up} for f in factors], weights)
-    return factors[0]._replace(up=mean["up"])
-
-
 def stack_factors(factors: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
-    """Exact weighted sum ``sum_j w_j delta_j``, with the weights as they are.
+    """Exact weighted sum ``sum_j w_j delta_j``; the weights are not normalised.
 
-    For sums built up one client at a time: ``stack_factors([total, new], [1.0, w])``.
+    Source: FLoRA (arXiv 2409.05976), which stacks the factors of all clients. Sums can be built one
+    client at a time: ``stack_factors([total, new], [1.0, w])``.
 
     Args:
         factors: At least one pair; ranks and scalings may differ.
@@ -163,9 +65,9 @@ def stack_factors(factors: Sequence[LoraFactors], weights: Sequence[float]) -> L
 def compress(factors: LoraFactors, rank: int, *, scaling: float) -> LoraFactors:
     """Best approximation of an update by one of another rank: a truncated SVD.
 
-    QR of both factors leaves a core of at most r x r to decompose. ``sqrt(S / scaling)`` goes to
-    either side, and the entry of largest magnitude of every column of ``up`` is positive. Exact
-    if ``rank`` is at least the rank of the update.
+    The best one in the Frobenius norm (Eckart and Young). QR of both factors leaves a core of at
+    most r x r to decompose. Each side gets ``sqrt(S / scaling)``, and the entry of largest size
+    in every column of ``up`` is positive. Exact if ``rank`` is at least the rank of the update.
 
     Rows beyond the rank of the update have an ``up`` of zero, so that they add nothing, and a
     ``down`` that is random, the same in every call, with the variance of PEFT's initialisation. Our
@@ -206,34 +108,6 @@ def compress(factors: LoraFactors, rank: int, *, scaling: float) -> LoraFactors:
     return _cast(LoraFactors(down, up, scaling), [factors.down.dtype, factors.up.dtype])
 
 
-def aggregation_error(
-    aggregate: LoraFactors, factors: Sequence[LoraFactors], weights: Sequence[float]
-) -> float:
-    """Relative distance ``||delta - mean|| / ||mean||`` of an aggregate from the exact mean update.
-
-    Frobenius norms through Gram matrices of the factors, in float64: resolves errors down to about
-    1e-8.
-
-    Args:
-        aggregate: What is sent back.
-        factors: One pair a client.
-        weights: Weight of each client, not negative.
-
-    Returns:
-        0 for an exact aggregate; 0 if aggregate and mean are both zero, infinity if only the mean
-        is.
-
-    Raises:
-        ValueError: If weights are invalid or shapes disagree.
-    """
-    exact = aggregate_stack([_double(f) for f in factors], weights)
-    error = _norm(stack_factors([_double(aggregate), exact], [1.0, -1.0]))
-    size = _norm(exact)
-    if size == 0:
-        return 0.0 if error == 0 else math.inf
-    return error / size
-
-
 def _check_factors(factors: Sequence[LoraFactors]) -> None:
     """Every pair must be matrices that multiply, to a weight of one shape for all."""
     if not factors:
@@ -250,16 +124,6 @@ def _check_factors(factors: Sequence[LoraFactors]) -> None:
                 f"factors[{index}] updates a weight of shape {(up[0], down[1])}, but factors[0] "
                 f"one of shape {(first.up.shape[0], first.down.shape[1])}"
             )
-
-
-def _check_same(factors: Sequence[LoraFactors]) -> None:
-    """Averaging factors one by one needs equal ranks and scalings."""
-    ranks, scalings = [f.rank for f in factors], [f.scaling for f in factors]
-    if len(set(ranks)) > 1 or len(set(scalings)) > 1:
-        raise ValueError(
-            "averaging factors needs equal ranks and scalings (`stack` and `svd` do not), got "
-            f"ranks {ranks} and scalings {scalings}"
-        )
 
 
 def _thin_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,13 +143,6 @@ def _untrained_rows(rank: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     rows: Tensor = torch.randn(rank, width, generator=generator, dtype=torch.float64)
     return rows / math.sqrt(3 * width)
-
-
-def _norm(factors: LoraFactors) -> float:
-    """Frobenius norm of an update: ``||BA||^2 = trace((B^T B)(A A^T))``."""
-    squared = float((factors.up.T @ factors.up * (factors.down @ factors.down.T)).sum())
-    # A difference of near equals may come out a rounding error below zero.
-    return abs(factors.scaling) * math.sqrt(max(squared, 0.0))
 
 
 def _double(factors: LoraFactors) -> LoraFactors:

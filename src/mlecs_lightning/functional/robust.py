@@ -1,4 +1,4 @@
-"""Averages of named tensors that a minority of hostile clients cannot move far."""
+"""Robust means of named tensors, which a minority of malicious clients cannot move far."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -8,22 +8,22 @@ from torch import Tensor
 
 
 def coordinate_median(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Median of named tensors, key by key and coordinate by coordinate.
+    """Coordinate-wise median of named tensors.
 
-    Every client counts alike. As long as fewer than half of those that have a key are hostile, each
-    coordinate lies between the smallest and the largest value of the honest ones. Source: Yin et
-    al. 2018 (arXiv 1803.01498, definition 1). With an even number of clients the mean of the two
-    middle values, as in ``numpy.median``; a key that some clients lack is the median over those
-    that have it (our choice, as in :func:`weighted_mean`).
+    All clients have the same weight. If fewer than half of the clients with a key are malicious,
+    every coordinate is between the smallest and the largest value of the honest ones. Source: Yin
+    et al. 2018 (arXiv 1803.01498, definition 1). With an even number of clients it is the mean of
+    the two middle values, as in ``numpy.median``. The median of a key is over the clients that have
+    it (our choice).
 
     Args:
-        states: Named tensors of each client, of one shape a key. Values should be finite; NaN
-            counts as larger than all numbers.
+        states: Named tensors of each client, with the same shape for a key. Values should be
+            finite; NaN counts as larger than all numbers.
 
     Returns:
-        Every key of any client, in the order of first appearance, in its shape and in the clients'
-        dtype (the wider one where they differ; whole numbers are rounded). The order of the
-        clients does not show, not even in the last bit.
+        Every key of any client, in the order of first appearance, with its shape and the clients'
+        dtype (the widest if they differ; integers are rounded). The result does not depend on the
+        order of the clients, not even in the last bit.
 
     Raises:
         ValueError: If there are no clients, or the shapes of a key differ.
@@ -37,20 +37,20 @@ def coordinate_median(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
 
 
 def trimmed_mean(states: Sequence[Mapping[str, Tensor]], *, trim: float) -> dict[str, Tensor]:
-    """Mean of named tensors without the extremes, key by key and coordinate by coordinate.
+    """Coordinate-wise trimmed mean of named tensors.
 
-    Of the n values of a coordinate the ``floor(trim n)`` smallest and as many of the largest are
-    cut off; the mean of the rest, each counting alike, lies between the smallest and the largest
-    value of the honest clients as long as no more than ``floor(trim n)`` are hostile. Few clients
-    and a small ``trim`` cut off nothing. Source: Yin et al. 2018 (arXiv 1803.01498, definition 2);
-    rounding down as in ``scipy.stats.trim_mean``. A key that some clients lack is averaged over
-    those that have it (our choice, as in :func:`weighted_mean`).
+    Of the n values of a coordinate, the ``floor(trim n)`` smallest and equally many largest are
+    removed, and the others averaged with equal weights. If at most ``floor(trim n)`` clients are
+    malicious, the result is between the smallest and the largest value of the honest ones. With few
+    clients and a small ``trim``, nothing is removed. Source: Yin et al. 2018 (arXiv 1803.01498,
+    definition 2); rounding down as in ``scipy.stats.trim_mean``. The mean of a key is over the
+    clients that have it (our choice).
 
     Args:
-        states: Named tensors of each client, of one shape a key. Values should be finite; NaN
-            counts as larger than all numbers.
-        trim: Share of the clients to cut off at each end, in [0, 0.5), so that at least one value
-            stays.
+        states: Named tensors of each client, with the same shape for a key. Values should be
+            finite; NaN counts as larger than all numbers.
+        trim: Fraction of the clients to remove at each end, in [0, 0.5), so that at least one value
+            is left.
 
     Returns:
         As :func:`coordinate_median`; sums are in float64.
@@ -82,19 +82,22 @@ def _middle(ordered: Tensor) -> Tensor:
 def _by_key(
     states: Sequence[Mapping[str, Tensor]], reduction: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Reduce every key from (n, *shape) float64, sorted along the clients, to its shape."""
+    """Apply a reduction to each key: from (n, *shape) float64, sorted by value, to its shape."""
     if not states:
         raise ValueError("need at least one client")
-    result: dict[str, Tensor] = {}
-    for key in dict.fromkeys(key for state in states for key in state):
-        tensors = [state[key] for state in states if key in state]
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        if len(set(shapes)) > 1:
-            raise ValueError(f"key {key!r} has different shapes among the clients: {shapes}")
-        ordered = torch.stack([tensor.double() for tensor in tensors]).sort(dim=0).values
-        # 0 and -0 are equal to a sort, so which comes first depends on the order of the clients;
-        # adding 0 makes both 0.
-        value = reduction(ordered) + 0.0
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-        result[key] = (value if dtype.is_floating_point else value.round()).to(dtype)
-    return result
+    tensors_of: dict[str, list[Tensor]] = {}
+    for state in states:
+        for key, tensor in state.items():
+            tensors_of.setdefault(key, []).append(tensor)
+    return {key: _reduced(key, tensors, reduction) for key, tensors in tensors_of.items()}
+
+
+def _reduced(key: str, tensors: Sequence[Tensor], reduction: Callable[[Tensor], Tensor]) -> Tensor:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"key {key!r} has different shapes among the clients: {shapes}")
+    ordered = torch.stack([tensor.double() for tensor in tensors]).sort(dim=0).values
+    # Sorting takes 0 and -0 for equal and keeps the order of the clients; adding 0 makes both 0.
+    value = reduction(ordered) + 0.0
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return (value if dtype.is_floating_point else value.round()).to(dtype)

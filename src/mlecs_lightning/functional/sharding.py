@@ -1,10 +1,10 @@
-"""One global batch, spread over the processes of `torch.distributed`, with exact gradients.
+"""Exact gradients of a global batch that is shared by the processes of `torch.distributed`.
 
-Data-parallel training averages gradients: with W ranks, rank r holding the loss ``L_r`` of its own
-rows, every rank steps with ``1/W * sum_r grad L_r``. That is the gradient of the loss L of the
-global batch only if L is the mean of the ``L_r``. It is not where ranks hold different numbers of
-what is averaged (tokens), nor where a loss compares all samples with each other (contrasts). The
-functions here are what such losses need. All are the identity in a single process.
+Data-parallel training averages gradients: if rank r of W computes the loss ``L_r`` of its own rows,
+every rank steps with ``1/W * sum_r grad L_r``. That is the gradient of the loss L of the global
+batch only if L is the mean of the ``L_r``. It is not if ranks average over different numbers of
+tokens, or if a loss compares all samples with each other, as a contrastive loss does. These
+functions are for such losses. In a single process, all are the identity.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def world_size() -> int:
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks, without gradient; every rank must call.
+    """Return the sum of a tensor over all ranks, without gradient; every rank must call this.
 
     Args:
-        x: Any shape, the same on all ranks; of a type that can be added.
+        x: Any shape, the same on all ranks; any numeric type.
 
     Returns:
-        The sum, the same bits on all ranks; ``x`` itself, detached, in a single process.
+        The sum, bitwise equal on all ranks; ``x`` itself, detached, in a single process.
 
     Example:
         >>> sum_over_ranks(torch.tensor([3, 4])).tolist()
@@ -44,26 +44,26 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Return the rows of all ranks, one rank's after another's; every rank must call.
+    """Return the rows of all ranks, concatenated in rank order; every rank must call this.
 
-    The gradient is that of the global batch, if what follows is the same function of the gathered
-    rows on all ranks and gradients are then averaged over ranks, as DDP does. For ``X = [x_1; ..;
-    x_W]`` and a loss ``L(X)`` that every rank computes in full, the chain rule gives for weights t
+    The gradient is that of the global batch if all ranks compute the same function of the gathered
+    rows, and gradients are then averaged over ranks, as DDP does. For ``X = [x_1; ..; x_W]`` and a
+    loss ``L(X)`` that every rank computes, the chain rule gives for weights t
 
         dL/dt = sum_r (dx_r/dt)^T dL/dx_r
 
-    Rank r knows ``dx_r/dt`` of its own rows only, and all of ``dL/dX``. Averaging returns ``1/W``
-    of the sum of what the ranks put in, so each puts in W times its own term: the backward pass
-    hands rank r its rows of ``dL/dX``, times W. Nothing is communicated in it. Weights behind the
-    gathered rows get the same gradient on all ranks, which averaging leaves as it is.
+    Rank r knows ``dx_r/dt`` only for its own rows, but all of ``dL/dX``. Averaging multiplies the
+    sum over ranks by ``1/W``, so each rank must contribute W times its own term: the backward pass
+    returns to rank r its rows of ``dL/dX``, times W, without communication. Weights that are
+    applied after gathering get the same gradient on all ranks, which averaging does not change.
 
     Args:
-        x: (n, ...) rows of this rank, any type. The number of rows may differ between ranks, their
-            shape must not.
+        x: (n, ...) rows of this rank, any type. Ranks may have different numbers of rows, but the
+            shape of a row must be the same.
 
     Returns:
-        (N, ...) the rows of all ranks, the same bits on all of them; ``x`` itself in a single
-        process. Their order is not the one in which the global batch was drawn.
+        (N, ...) rows of all ranks, bitwise equal on all of them; ``x`` itself in a single process.
+        Their order differs from that in which the global batch was drawn.
 
     Example:
         >>> gather_rows(torch.tensor([[1.0], [2.0]])).tolist()
@@ -79,8 +79,8 @@ class _GatherRows(torch.autograd.Function):
         counts = [torch.empty_like(rows) for _ in range(world_size())]
         dist.all_gather(counts, rows)
         sizes = [int(count) for count in counts]
-        # Collectives want equal shapes. They travel as bytes, since not every backend knows every
-        # type (gloo has no bool).
+        # Collectives need equal shapes. Rows are sent as bytes, because not every backend supports
+        # every type (gloo has no bool).
         padded = x.new_zeros((max(sizes), *x.shape[1:]))
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]

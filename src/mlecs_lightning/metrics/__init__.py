@@ -1,4 +1,4 @@
-"""Scores of generated text; every value is in 0..1."""
+"""Metrics of generated text; all but those of continual learning are in [0, 1]."""
 
 from mlecs_lightning.metrics.continual import ContinualScores, continual_scores
 from mlecs_lightning.metrics.evaluation import TextMetrics, constant_row

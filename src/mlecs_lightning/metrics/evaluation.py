@@ -1,7 +1,8 @@
-"""The scores of a model's generated text, and the row of the best constant answer beside them."""
+"""All metrics of a model's answers, and those of the best constant answer for comparison."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,21 +18,21 @@ __all__ = ["TextMetrics", "constant_row"]
 
 
 class TextMetrics(MetricCollection):
-    """All scores of generated text, under the names that the reports use.
+    """All metrics of generated text, under the names that the reports use.
 
     ``update(predictions, targets)`` takes two sequences of texts. `compute` returns ``rouge_lsum``
-    and ``exact_match``, with a label reader also ``accuracy`` and ``macro_f1``, and with a
-    BERTScore also ``bertscore``; a score that no target counts for is left out. Where a target is a
-    `ReferencedText` the best of its references counts, the label is that of the target itself, and
-    ``rouge_lsum_mean`` (``bertscore_mean``) is there as well: the mean over the references.
+    and ``exact_match``; with a label reader also ``accuracy`` and ``macro_f1``; with a BERTScore
+    also ``bertscore``. Metrics without a scored target are left out. If a target is a
+    `ReferencedText`, its best reference counts, the label is that of the target itself, and
+    ``rouge_lsum_mean`` (and ``bertscore_mean``) is the mean over the references.
 
     Args:
-        reader: Reads the class index out of a text; ``None`` for free text without classes.
-        num_classes: The number of classes, needed with ``reader``.
-        bertscore: A template, whose settings are taken and whose state is left alone.
-        sync_on_compute: Whether `compute` adds up the states of all processes. True for a model
-            that all processes evaluate together, each on its part of the data. False for a client,
-            which lives in one process: the others never reach its `compute`, and it would hang.
+        reader: Reads the class index from a text; ``None`` for free text without classes.
+        num_classes: Number of classes, required with ``reader``.
+        bertscore: A `BertScore` whose settings are used, but not its state.
+        sync_on_compute: Whether `compute` sums the states of all processes. Use True for a model
+            that all processes evaluate together, each on a part of the data, and False for a
+            client, which runs in one process: `compute` would wait for the others forever.
 
     Raises:
         ValueError: If only one of ``reader`` and ``num_classes`` is given.
@@ -45,7 +46,7 @@ class TextMetrics(MetricCollection):
         bertscore: BertScore | None = None,
         sync_on_compute: bool = True,
     ) -> None:
-        # Of the constructor, not set later: torchmetrics reads the flag only there.
+        # An argument of the constructors, because torchmetrics reads the flag only there.
         sync: dict[str, Any] = {"sync_on_compute": sync_on_compute}
         metrics: dict[str, Metric | MetricCollection] = {
             "rouge_lsum": RougeLsum(**sync),
@@ -60,19 +61,19 @@ class TextMetrics(MetricCollection):
             like = (bertscore.model, bertscore.num_layers)
             metrics["bertscore"] = BertScore(*like, **sync)
             metrics["bertscore_mean"] = BertScore(*like, over="mean", **sync)
-        # Compute groups share one state among metrics whose states agree after the first batch: a
-        # first batch without errors would make ROUGE-Lsum a copy of the exact match.
+        # Compute groups would merge metrics whose states are equal after the first batch: after a
+        # batch without errors, ROUGE-Lsum would become a copy of exact match.
         super().__init__(metrics, compute_groups=False)
         self._build = partial(TextMetrics, reader, num_classes, bertscore=bertscore)
 
     def local(self) -> TextMetrics:
-        """Return an empty collection of the same metrics, for this process alone."""
+        """Return an empty collection of the same metrics, for this process only."""
         return self._build(sync_on_compute=False).to(self["rouge_lsum"].device)
 
     def compute(self) -> dict[str, float]:
-        """Return the scores by name, in 0..1, without those that no target counts for.
+        """Return the scores by name, in [0, 1], without metrics that have scored no target.
 
-        A NaN would reach means and files, where it is no JSON.
+        Those would be NaN, which must not get into means, nor into files, as it is not JSON.
         """
         values = {name: float(value) for name, value in super().compute().items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
@@ -85,20 +86,20 @@ def constant_row(
     *,
     candidates: int = 32,
 ) -> dict[str, float]:
-    """Score the best answer that ignores its input: the row to show beside every result.
+    """Score the best constant answer, a baseline to compare every result with.
 
-    Each metric takes the constant sentence that suits it best on the test targets, so the row is
-    what a model can reach without looking. That is much where targets share a template: with two
-    of seven words varying, a constant sentence reaches a ROUGE-Lsum of 0.8.
+    For each metric, the best constant sentence on the test targets is chosen, so this is what a
+    model can reach without its inputs. That is a lot if targets share a template: if two of seven
+    words vary, a constant sentence reaches a ROUGE-Lsum of 0.8.
 
     Args:
-        train_targets: The targets of the training data, where the sentences come from.
+        train_targets: The training targets, from which the sentences are taken.
         test_targets: The targets to score against.
-        metrics: Says which metrics; its own state is left alone.
-        candidates: How many of the most frequent distinct training targets to try.
+        metrics: The metrics to use; their state is not changed.
+        candidates: Number of the most frequent distinct training targets to try.
 
     Returns:
-        The names of ``metrics.compute()``, each with the score of its best candidate.
+        The names of ``metrics.compute()`` with the score of the best candidate for each.
 
     Raises:
         ValueError: If there are no training targets or no test targets.
@@ -109,16 +110,19 @@ def constant_row(
             f"{len(test_targets)} for testing"
         )
     sentences = [sentence for sentence, _ in Counter(train_targets).most_common(candidates)]
-    scratch = metrics.local()  # whichever process calls this has all the targets
-    # One pass over the distinct pairs fills the metrics' caches: BERTScore then embeds a target
-    # once rather than once for each candidate.
+    scratch = metrics.local()  # the calling process has all targets
+    # A pass over all distinct pairs fills the metrics' caches: BERTScore then embeds a target once,
+    # and not once for each candidate.
     distinct = list(dict.fromkeys(test_targets))
-    scratch.update(
-        [sentence for sentence in sentences for _ in distinct], distinct * len(sentences)
-    )
+    pairs = list(itertools.product(sentences, distinct))
+    scratch.update([sentence for sentence, _ in pairs], [target for _, target in pairs])
     rows = []
     for sentence in sentences:
         scratch.reset()
         scratch.update([sentence] * len(test_targets), test_targets)
         rows.append(scratch.compute())
-    return {name: max(row[name] for row in rows) for name in rows[0]}
+    best = dict(rows[0])
+    for row in rows[1:]:
+        for name, score in row.items():
+            best[name] = max(best[name], score)
+    return best

@@ -1,4 +1,4 @@
-"""Class labels read back from generated text, and their scores."""
+"""Class labels read from generated text, and their accuracy and macro-F1."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from mlecs_lightning.metrics.words import normalise, whole_words
 __all__ = ["LabelReader", "LabelScores", "keyword_label_reader"]
 
 LabelReader = Callable[[str], int | None]
-"""Reads the class index out of a text; ``None`` where the text names no class, or more than one."""
+"""Returns the index of the class that a text names; ``None`` if it names none or several."""
 
 
 def keyword_label_reader(keywords: Mapping[str, Sequence[str]]) -> LabelReader:
-    """Build a reader that looks for each class's key phrases in the text.
+    """Build a reader that searches a text for the key phrases of each class.
 
-    Whole words only, both normalised, so that letter case and whitespace do not matter; in a script
-    without blanks, which shows no words, anywhere. Of phrases that overlap the one that begins
-    first counts, and of these the longest, so that "not lying" is not also read as "lying".
+    Text and phrases are normalised, so that letter case and whitespace do not matter. Phrases match
+    whole words only, or anywhere in scripts without blanks between words. Of overlapping phrases
+    the one that begins first counts, and of those the longest, so that "not lying" is not also read
+    as "lying".
 
     Args:
-        keywords: For each class, in the order of the class indices, the phrases that name it.
+        keywords: The phrases that name each class, in the order of the class indices.
 
     Returns:
-        A reader, which can be pickled: the index of the class whose phrases occur, ``None`` if none
-        does or those of two classes do.
+        A reader, which can be pickled. It returns the index of the class whose phrases occur, and
+        ``None`` if no phrases or those of several classes occur.
 
     Raises:
-        ValueError: If a class has no phrase, a phrase is blank, or two classes share one.
+        ValueError: If a class has no phrase, a phrase is blank, or two classes share a phrase.
 
     Example:
         >>> read = keyword_label_reader({"upright": ["standing", "walking"], "lying": ["lying"]})
@@ -57,20 +58,21 @@ def keyword_label_reader(keywords: Mapping[str, Sequence[str]]) -> LabelReader:
 
 
 class LabelScores(Metric):
-    """Accuracy and macro-F1 of the classes named in generated text, in 0..1.
+    """Accuracy and macro-F1 of the classes named in generated text, in [0, 1].
 
-    A prediction that the reader cannot read is wrong: it lowers the recall of its true class and is
-    no class of its own.
+    A prediction without a readable class is wrong: it lowers the recall of its true class, but is
+    not a class of its own.
 
-    Macro-F1 is the mean over the classes that occur among the targets, which is scikit-learn's
-    ``f1_score`` with ``labels`` set to them. [our choice: one client's own domain may lack a class.
-    Over the union with the predicted classes, scikit-learn's default, a single stray prediction
-    would add a class of F1 0 to the mean; here it costs its true class recall, no more.]
+    Macro-F1 is the mean over the classes that occur in the targets, which is scikit-learn's
+    ``f1_score`` with ``labels`` set to them. Our choice, because a client's own domain may lack a
+    class. scikit-learn's default also includes all predicted classes: then a single stray
+    prediction would add a class with F1 0 to the mean, whereas here it only lowers the recall of
+    its true class.
 
     Args:
-        reader: Reads the class index out of a prediction or a target.
-        num_classes: C, the number of classes.
-        **kwargs: Of `torchmetrics.Metric`, such as ``sync_on_compute``.
+        reader: Reads the class index from a prediction or a target.
+        num_classes: Number of classes C.
+        **kwargs: Arguments of `torchmetrics.Metric`, such as ``sync_on_compute``.
     """
 
     is_differentiable = False
@@ -83,7 +85,7 @@ class LabelScores(Metric):
         super().__init__(**kwargs)
         self.reader = reader
         self.num_classes = num_classes
-        # Rows: the true class. Columns: the predicted class, the last one for unreadable texts.
+        # Rows are true classes, columns predicted classes; the last column is for unreadable texts.
         empty = torch.zeros(num_classes, num_classes + 1, dtype=torch.long)
         self.add_state("confusion", default=empty, dist_reduce_fx="sum")
 
@@ -92,11 +94,11 @@ class LabelScores(Metric):
 
         Args:
             predictions: The generated texts.
-            targets: For each prediction the true text, which must name one class.
+            targets: The true text of each prediction; each must name one class.
 
         Raises:
             ValueError: If there are not as many targets as predictions, the reader finds no class
-                in a target, or returns an index outside 0..C-1.
+                in a target, or it returns an index outside 0..C-1.
         """
         if len(predictions) != len(targets):
             raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
@@ -111,11 +113,11 @@ class LabelScores(Metric):
         counts = torch.bincount(
             torch.tensor(cells, dtype=torch.long), minlength=self.confusion.numel()
         )
-        # Not in place: a state reset under `torch.inference_mode` could not be updated outside it.
+        # Not in place, because a state reset in `torch.inference_mode` cannot be changed outside.
         self.confusion = self.confusion + counts.view_as(self.confusion).to(self.confusion.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``accuracy`` and ``macro_f1``, float32 scalars in 0..1; NaN without samples."""
+        """Return ``accuracy`` and ``macro_f1``, float32 scalars in [0, 1]; NaN without samples."""
         hits = self.confusion.diagonal()
         support = self.confusion.sum(dim=1)
         predicted = self.confusion[:, :-1].sum(dim=0)
@@ -123,7 +125,7 @@ class LabelScores(Metric):
         return {"accuracy": hits.sum() / support.sum(), "macro_f1": f1[support > 0].mean()}
 
     def _read(self, text: str) -> int:
-        """Return the column of a text."""
+        """Return the column of a text in the confusion matrix."""
         label = self.reader(text)
         if label is None:
             return self.num_classes

@@ -1,4 +1,4 @@
-"""Targets that know further sentences that would have been as right."""
+"""Targets with several equally good reference sentences."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["ReferencedText", "references_of"]
 class ReferencedText(str):
     """The target sentence of a sample, with all its reference sentences.
 
-    It is the string that a model trains on, so that whatever handles a target handles this one; the
-    metrics ask it for the others. Our choice: the references then go wherever the target goes, and
-    none of the layers between data and metrics has to know of them.
+    It is the string that a model trains on, and metrics also use its references. Our choice: the
+    references go wherever the target goes, so the layers between data and metrics need not handle
+    them.
 
     Attributes:
-        references: All references of the sample, this sentence among them.
+        references: All references of the sample, including this sentence.
     """
 
     references: tuple[str, ...]
@@ -24,21 +24,21 @@ class ReferencedText(str):
         """Build from the sentence to train on and all references.
 
         Raises:
-            ValueError: If the sentence is none of them.
+            ValueError: If the sentence is not one of the references.
         """
         if text not in references:
-            raise ValueError(f"the target {text!r} is none of its references {list(references)}")
+            raise ValueError(f"the target {text!r} is not one of its references {list(references)}")
         self = super().__new__(cls, text)
         self.references = tuple(references)
         return self
 
     def __getnewargs__(self) -> tuple[str, tuple[str, ...]]:  # type: ignore[override]
-        """Return what pickle needs: worker processes and other ranks get copies."""
+        """Return the arguments for pickle, which copies targets to worker processes and ranks."""
         return str(self), self.references
 
 
 def references_of(target: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the references of a target: several, or the one that a plain string is.
+    """Return the references of a target; a plain string is its own only reference.
 
     Example:
         >>> references_of("a cat ."), references_of(ReferencedText("a", ["a", "b"]))

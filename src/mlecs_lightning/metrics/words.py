@@ -1,7 +1,7 @@
-"""Text of any script as words: the one place where a metric normalises or splits a text.
+"""Normalises texts of any script and splits them into words, for all metrics.
 
-`re` knows neither scripts nor grapheme clusters, `regex` does: a set of characters is named by its
-Unicode properties here, so that no list of ours has to be kept.
+Characters are classified by their Unicode properties, so that no lists have to be maintained. This
+needs `regex`, because `re` knows neither scripts nor grapheme clusters.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["UnicodeTokenizer", "normalise", "whole_words"]
 
-# Letters of the scripts that are written without blanks: East Asian ones, and those that Unicode
-# calls complex in line breaking (UAX 14, class SA), as Thai, Lao, Khmer and Myanmar.
+# Letters of scripts without blanks between words: East Asian ones, and those of class SA in
+# Unicode's line breaking (UAX 14), such as Thai, Lao, Khmer and Myanmar.
 _SPACELESS = r"[[\p{L}\p{N}]&&[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{lb=SA}]]"
 _SPACED = rf"[[\p{{L}}\p{{N}}]--{_SPACELESS}]"
 
-# Those of ASCII, as + and $, are no words: rouge-score drops them, too.
+# ASCII symbols such as + and $ are not words; rouge-score drops them too.
 _SYMBOL = r"[\p{S}--\p{ASCII}]"
 
-# How a character looks, not which it is: variation selectors; and what formats without being seen.
+# Variation selectors change how a character looks, but not its meaning.
 _SELECTORS = regex.compile(r"\p{Variation_Selector}+")
-# Symbols are kept whole: a joiner makes one emoji of several, and tags make a flag of a country.
+# Invisible formatting characters, except within symbols: a joiner merges several emoji into one,
+# and tags make the flag of a country.
 _UNSEEN = regex.compile(r"((?=\p{S})\X)|\p{Cf}")
 
 # In this order: a symbol, a character of a script without blanks, a word, a mark without a letter.
@@ -41,12 +42,12 @@ _TOKENS = regex.compile(
 
 
 def normalise(text: str) -> str:
-    """Return a text without what people do not take for a difference.
+    """Normalise a text, so that texts that readers take for equal become equal.
 
-    Unicode's NFKC_Casefold (The Unicode Standard, section 3.13, definition R5), in which "ﬁ" is
-    "fi", full-width letters are letters and letter case is gone, but for one thing: joiners and
-    tags within a symbol stay, or the flags of England and Wales would be one. Words stand a single
-    space apart.
+    This is Unicode's NFKC_Casefold (The Unicode Standard, section 3.13, definition R5), which turns
+    "ﬁ" into "fi" and full-width letters into ordinary ones, and removes letter case. Unlike there,
+    joiners and tags within symbols are kept: otherwise the flags of England and Wales would be
+    equal. Words are separated by single spaces.
 
     Example:
         >>> normalise("  Straße\u3000FÄLLT "), normalise("fa\u0308llt") == normalise("Fällt")
@@ -61,11 +62,11 @@ def normalise(text: str) -> str:
 class UnicodeTokenizer:
     """Splits a text of any script into words, for `rouge_score.rouge_scorer.RougeScorer`.
 
-    On ASCII text the tokens are those of rouge-score's own tokenizer with stemming, which drops all
-    but a to z and 0 to 9 of any text. Here a token is a word of letters and digits, with its
-    combining marks; of scripts without blanks each character; and each symbol, an emoji of several
-    code points being one. Words of ASCII alone are stemmed, words with other letters are left as
-    they are. Our choice; ROUGE was defined on English (Lin 2004).
+    rouge-score's own tokenizer drops everything except a to z and 0 to 9. Here a token is a word of
+    letters and digits with its combining marks, a single character in scripts without blanks, or a
+    symbol (also an emoji of several code points). ASCII words are stemmed, so that tokens of ASCII
+    text are those of rouge-score with stemming; other words are not changed. Our choice, as ROUGE
+    was defined for English (Lin 2004).
     """
 
     def tokenize(self, text: str) -> list[str]:
@@ -89,10 +90,11 @@ def _ascii() -> DefaultTokenizer:
 
 
 def whole_words(phrases: Iterable[str]) -> regex.Pattern[str]:
-    """Return a pattern that finds phrases in a normalised text, of several at one place the first.
+    """Return a pattern that finds phrases in a normalised text, earlier phrases preferred.
 
-    A phrase does not begin or end within a word, nor within a character of several code points.
-    What is written without blanks shows no ends of words: beside it anything may stand.
+    A phrase matches only if it does not begin or end within a word, or within a character of
+    several code points. Scripts without blanks do not mark the ends of words, so next to their
+    characters anything may stand.
 
     Args:
         phrases: Normalised texts.

@@ -1,4 +1,4 @@
-"""LightningModules: the edge's SLM and the server's LLM."""
+"""LightningModules of the edge devices (SLM) and of the server (LLM)."""
 
 from mlecs_lightning.modules.base import Losses, MultimodalLM, Objective
 from mlecs_lightning.modules.edge import EdgeModule

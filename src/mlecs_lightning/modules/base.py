@@ -1,4 +1,4 @@
-"""The LightningModule that edge and server share."""
+"""Base class of the LightningModules of edge and server."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from mlecs_lightning.types import Batch, ModalitySpec
 __all__ = ["Losses", "MultimodalLM", "Objective"]
 
 Losses = dict[str, Tensor]
-"""Named scalar losses; ``loss`` is the one to minimise, the others are reported."""
+"""Named scalar losses; ``loss`` is minimised, the others are only reported."""
 
 Objective = Callable[[Any, Any], Losses]
-"""What a training pass minimises: a function of the module and a batch, mostly a `Batch`."""
+"""Training objective: computes losses from the module and a batch, usually a `Batch`."""
 
 
 class MultimodalLM(L.LightningModule):
-    """Extractors shared by one or more towers; the first tower answers.
+    """A multimodal language model: extractors and one or more towers on top of them.
 
-    Trains under a plain Lightning `Trainer` (language modelling on its own data), and under the
-    federated trainer with whatever objective an algorithm passes to `forward`: the whole objective
-    runs inside ``forward``, so that mixed precision and DDP wrap it.
+    The first tower generates the answers. A plain Lightning `Trainer` trains the model by language
+    modelling on its own data. The federated trainer passes the objective of an algorithm to
+    `forward`; the whole objective runs inside ``forward``, so that mixed precision and DDP wrap it.
     """
 
     def __init__(
@@ -51,12 +51,13 @@ class MultimodalLM(L.LightningModule):
         """Build extractors and towers.
 
         Args:
-            towers: The settings of each tower; extractors and optimiser are those of the first.
-            modalities: Modalities that the model can take, in column order.
+            towers: Settings of each tower by name; those of the first also set the extractors and
+                the optimiser.
+            modalities: Kind and shape of the model's modalities, in column order.
             key: The YAML key of the settings, for error messages.
 
         Raises:
-            ValueError: If a setting cannot be built; it names the key.
+            ValueError: If a part cannot be built; the message names the key.
         """
         super().__init__()
         first = next(iter(towers.values()))
@@ -76,8 +77,8 @@ class MultimodalLM(L.LightningModule):
         self.towers = nn.ModuleDict({name: Tower(widths, s) for name, s in towers.items()})
         self.first = next(iter(towers))
         self.objective: Objective | None = None
-        """What a `Trainer` minimises; L_LM of the answering tower if there is none."""
-        # DDP leaves the frozen weights where they are: every rank has loaded the same.
+        """The objective of a `Trainer`; L_LM of the first tower by default."""
+        # DDP need not broadcast frozen weights: every rank has loaded the same ones.
         self._ddp_params_and_buffers_to_ignore = sorted(self._frozen_names())
         self._places: dict[str, tuple[dict[str, Any], str]] | None = None
 
@@ -85,19 +86,19 @@ class MultimodalLM(L.LightningModule):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that the model can take, in column order."""
+        """The modalities of the model, in column order."""
         return tuple(self.specs)
 
     def tower(self, name: str | None = None) -> Tower:
-        """Return a tower, the answering one by default."""
+        """Return a tower by name, the first one (which answers) by default."""
         return self.towers[name or self.first]  # type: ignore[return-value]
 
     def _frozen_names(self) -> set[str]:
-        """Ask every part that can load its frozen tensors again (backbones, encoders) for theirs.
+        """Return the names of all tensors that backbones and pretrained encoders can load again.
 
-        Not all that has no gradient: what an extractor drew at random and fixed must be stored.
-        Asked once, when the model is built: what is frozen for a while later on still counts as
-        trained.
+        These are not all tensors without gradient: random weights that an extractor keeps fixed
+        must be stored. Collected once, when the model is built: tensors that are frozen for a while
+        later still count as trainable.
         """
         return {
             f"{part}.{name}"
@@ -107,13 +108,13 @@ class MultimodalLM(L.LightningModule):
         }
 
     def frozen_contents(self) -> dict[str, dict[str, str]]:
-        """Return name and digests of every part that is named and not stored; see `Contents`."""
+        """Return name and digests of every frozen part, which checkpoints omit: see `Contents`."""
         parts = {
             name: part.frozen_contents()
             for name, part in self.named_modules()
             if hasattr(part, "frozen_contents") and part is not self
         }
-        # A pocket model is known by its name on any machine.
+        # The directory of a pocket model differs between machines, its name does not.
         return {
             name: {**content, "model": pocket_of(content["model"]) or content["model"]}
             for name, content in parts.items()
@@ -121,28 +122,28 @@ class MultimodalLM(L.LightningModule):
         }
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Return copies of all that can be trained: extractors, connectors, adapters, readouts."""
+        """Return copies of all trainable tensors: extractors, connectors, adapters, readouts."""
         return {name: tensor.detach().clone() for name, tensor in self._trainable().items()}
 
     def _trainable(self) -> dict[str, Tensor]:
-        """Return the live tensors of `trainable_state`.
+        """Return the tensors of `trainable_state` themselves, not copies.
 
-        Every client's state passes here twice a round, and most of ``state_dict`` would be a walk
-        over frozen layers: where the tensors are is asked once. Parts are added before that.
+        This runs twice per client and round, and ``state_dict`` would mostly walk over frozen
+        layers, so the places of the tensors are cached. No part may be added after the first call.
         """
         if self._places is None:
             frozen = set(self._ddp_params_and_buffers_to_ignore)
             own = {k: v for k, v in self.state_dict().items() if k not in frozen}
             if any(isinstance(m, Resizable) for m in self.modules()):
-                return own  # its tensors are other ones tomorrow
+                return own  # resizing replaces tensors, so their places cannot be cached
             places = {name: place for name in own if (place := self._place(name)) is not None}
             if len(places) < len(own):
-                return own  # a part makes a state of its own
+                return own  # some part builds its state itself
             self._places = places
         return {name: held[leaf] for name, (held, leaf) in self._places.items()}
 
     def _place(self, name: str) -> tuple[dict[str, Any], str] | None:
-        """Return the dictionary that holds a tensor of ``state_dict``, and its name there."""
+        """Return the dictionary that holds a tensor of ``state_dict``, and its key there."""
         path, _, leaf = name.rpartition(".")
         try:
             module = self.get_submodule(path)
@@ -153,23 +154,23 @@ class MultimodalLM(L.LightningModule):
 
     @torch.no_grad()
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Write what `trainable_state` returned.
+        """Load a state that `trainable_state` returned; parts that are `Resizable` are resized.
 
         Raises:
-            KeyError: If the keys are not those of this module; it names some of them.
-            ValueError: If a shape differs. Nothing is written in either case.
+            KeyError: If keys are missing or unknown; the message names some. Nothing is written.
+            ValueError: If a shape differs. Nothing is written.
         """
         own = self._trainable()
         if own.keys() != state.keys():
             missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-            raise KeyError(f"state does not fit: missing {missing[:5]}, not known {extra[:5]}")
+            raise KeyError(f"state does not fit: missing {missing[:5]}, unknown {extra[:5]}")
         if self._places is None:
             for part, module in self.named_modules():
                 if isinstance(module, Resizable):
                     module.fit_to(state, prefix=f"{part}.")
-            own = self._trainable()  # a part may have another size now
+            own = self._trainable()  # resizing has replaced tensors
         for name, value in state.items():
-            # A copy would spread a single row over all rows.
+            # `copy_` would broadcast a single row to all rows.
             if own[name].shape != value.shape:
                 raise ValueError(
                     f"{name}: expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}"
@@ -178,25 +179,25 @@ class MultimodalLM(L.LightningModule):
             own[name].copy_(value)
 
     def form(self) -> dict[str, Any]:
-        """Return what the parts that change their shape say of it; empty if there are none."""
+        """Return the present form of the `Resizable` parts; empty if there are none."""
         parts = [m for m in self.modules() if isinstance(m, Resizable)]
         return {key: value for part in parts for key, value in part.form().items()}
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that an optimiser updates."""
+        """Return the parameters that the optimiser updates."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def parameter_count(self) -> int:
-        """Return the number of all parameters, frozen ones included, each counted once."""
+        """Return the number of parameters, frozen ones included."""
         return sum(p.numel() for p in self.parameters())
 
     def parameter_bytes(self) -> int:
-        """Return the bytes of all parameters: the denominator of the communication ratio."""
+        """Return the bytes of all parameters, the denominator of the communication ratio."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
     @contextmanager
     def frozen_extractors(self) -> Iterator[None]:
-        """Train everything but the extractors, as CCL does."""
+        """Freeze the extractors within the context, as CCL does."""
         parameters = [p for p in self.extractors.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -207,48 +208,48 @@ class MultimodalLM(L.LightningModule):
                 parameter.requires_grad_(True)
 
     def for_inference(self) -> AbstractContextManager[None]:
-        """Answer, inside the context, with the model that is meant for it: ``inference``."""
-        return (
-            self.tower().backbone.in_int8() if self.settings.inference == "int8" else nullcontext()
-        )
+        """Return a context in which the model answers with the precision of ``inference``."""
+        if self.settings.inference == "int8":
+            return self.tower().backbone.in_int8()
+        return nullcontext()
 
-    # Passes ---------------------------------------------------------------------------------
+    # Forward passes -------------------------------------------------------------------------
 
     def features(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Run the extractors.
 
         Returns:
-            For each modality of the model (B, features), and presence (B, K).
+            (B, features) of each modality of the model, and presence (B, K).
         """
         inputs, present = self.sensed(batch)
         return {m: self.extractors[m](x) for m, x in inputs.items()}, present
 
     def sensed(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the inputs of each modality of the model, in column order.
+        """Return the batch's inputs of the modalities of the model, in column order.
 
-        A modality that the batch lacks altogether counts as absent from every sample; its extractor
-        runs on zeros all the same, so that each parameter has a gradient on every rank.
+        A modality that the batch does not have counts as absent in every sample. Its extractor
+        still runs on zeros, so that every parameter has a gradient on every rank.
 
         Returns:
-            For each modality of the model (B, ...), and presence (B, K).
+            (B, ...) of each modality of the model, and presence (B, K).
         """
         column = {m: k for k, m in enumerate(batch.modalities)}
         size, device = len(batch.ids), batch.present.device
-        nobody = torch.zeros(size, dtype=torch.bool, device=device)
+        absent = torch.zeros(size, dtype=torch.bool, device=device)
         inputs = {
             m: batch.inputs[m] if m in column else torch.zeros(size, *spec.shape, device=device)
             for m, spec in self.specs.items()
         }
-        present = [batch.present[:, column[m]] if m in column else nobody for m in self.specs]
+        present = [batch.present[:, column[m]] if m in column else absent for m in self.specs]
         return inputs, torch.stack(present, dim=1)
 
     def embed(self, batch: Batch, *, tower: str | None = None) -> Embeddings:
-        """Return latent vectors, fused representation and prompt."""
+        """Run extractors and connector: latent vectors, fused representation and prompt."""
         features, present = self.features(batch)
         return self.tower(tower).connector(features, present)  # type: ignore[no-any-return]
 
     def read(self, batch: Batch, *, tower: str | None = None) -> TowerOutput:
-        """Run one tower over a batch with its targets."""
+        """Run extractors and one tower over a batch with its targets."""
         features, present = self.features(batch)
         return self.tower(tower)(  # type: ignore[no-any-return]
             features, present, batch.instructions, batch.targets
@@ -268,27 +269,34 @@ class MultimodalLM(L.LightningModule):
         return texts, output.log_probability().exp()
 
     def forward(self, batch: Batch, objective: Objective | None = None) -> Losses:
-        """Evaluate an objective; language modelling (L_LM of the answering tower) by default."""
+        """Compute the losses of an objective; by default L_LM of the first tower."""
         if objective is not None:
             return objective(self, batch)
         return {"loss": self.mean_loss(self.read(batch))}
 
     def mean_loss(self, output: TowerOutput) -> Tensor:
-        """Return L_LM of a pass: what an objective adds up, in place of ``output.loss``."""
+        """Return L_LM of a pass, for objectives in place of ``output.loss``; see `token_mean`."""
         return self.token_mean(output.loss, output)
 
     def token_mean(self, mean: Tensor, output: TowerOutput) -> Tensor:
-        """Return what an objective adds up, in place of a mean over the target tokens of a pass."""
+        """Return a mean over target tokens in the form that an objective may use.
+
+        `ServerModule` scales it where ranks share a batch; all others return it as it is.
+
+        Args:
+            mean: Mean over the target tokens of a pass, scalar.
+            output: The pass.
+        """
         return mean
 
     # Lightning hooks ------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
-        """Return what ``objective`` says of a batch."""
+        """Return the losses of ``objective`` on a training batch."""
         return self._logged(self(batch, self.objective), "train", batch)
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
-        """Return L_LM of a held-out batch."""
+        """Return L_LM of a validation batch."""
         return self._logged(self(batch), "val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int = 0) -> Losses:
@@ -303,22 +311,22 @@ class MultimodalLM(L.LightningModule):
         ]
 
     def configure_optimizers(self, *, scaled: bool | None = None) -> Optimizer:
-        """Build the optimiser of the settings over the trainable parameters.
+        """Build the configured optimiser for the trainable parameters.
 
-        Adam and AdamW take their fused step unless the settings choose: a connector and adapters
-        are many small tensors, and the calls cost more than the arithmetic. (The fused step of
-        torch's SGD fails where a parameter has no gradient yet.)
+        Adam and AdamW are fused unless the settings choose otherwise: connector and adapters are
+        many small tensors, for which kernel launches cost more than the arithmetic. (The fused step
+        of torch's SGD fails if a parameter has no gradient yet.)
 
         Args:
-            scaled: Whether losses are scaled, as in 16-mixed: Lightning cannot clip the gradients
-                of a fused optimiser then. By default the `Trainer`, if there is one, is asked.
+            scaled: Whether losses are scaled, as in 16-mixed; Lightning cannot clip the gradients
+                of a fused optimiser then. By default this is read from the `Trainer`, if any.
         """
         if scaled is None:
             plugin = None if self._trainer is None else self._trainer.precision_plugin
             scaled = getattr(plugin, "scaler", None) is not None
         setting, key = self.settings.optimizer, f"{self._key}.optimizer"
         given = setting.get("init_args") or {}
-        # The command line adds defaults: None is nobody's choice.
+        # The command line fills in defaults, so None means that nothing was chosen.
         chosen = (
             given.get("fused") is not None or given.get("foreach") or given.get("differentiable")
         )
@@ -330,10 +338,10 @@ class MultimodalLM(L.LightningModule):
         )
 
     def configure_lr_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
-        """Build the scheduler of the settings over the optimiser, if they name one.
+        """Build the configured learning-rate scheduler, if there is one.
 
-        Apart from `configure_optimizers`: it goes by rounds, which Lightning's `Trainer` has none
-        of.
+        It is not part of `configure_optimizers` because it steps once per round, and Lightning's
+        `Trainer` has no rounds.
         """
         if self.settings.lr_scheduler is None:
             return None
@@ -345,17 +353,17 @@ class MultimodalLM(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the frozen backbone out of Lightning's checkpoint: settings and digests name it."""
+        """Replace the frozen tensors in Lightning's checkpoint by their names and digests."""
         checkpoint["frozen"] = self.frozen_contents()
         frozen = set(self._ddp_params_and_buffers_to_ignore)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frozen backbone that is loaded already, so that all other keys must fit.
+        """Add the frozen tensors of this model to the checkpoint, which omits them.
 
         Raises:
-            ConfigurationError: If it is not the one that the checkpoint was trained with.
+            ConfigurationError: If they are not those that the checkpoint was trained with.
         """
         saved, names = checkpoint.get("frozen", {}), ("in the checkpoint", "here")
         if faults := content_faults(saved, self.frozen_contents(), names=names):
@@ -367,15 +375,15 @@ class MultimodalLM(L.LightningModule):
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
 
     def _logged(self, losses: Losses, stage: str, batch: Batch) -> Losses:
-        # Only under a Trainer: Fabric would write the value to the loggers without a step.
+        # Only with a Trainer: Fabric would write the value to the loggers without a step.
         if self._trainer is not None:
             values = {f"{stage}_{name}": value.detach() for name, value in losses.items()}
-            # Over all ranks: that of one alone is the loss of a part of the batch.
+            # Averaged over all ranks: each rank has a part of the batch.
             self.log_dict(values, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         return losses
 
     def _remember(self, **settings: ModelSettings) -> None:
-        """Store what `load_from_checkpoint` needs, as plain values a weights-only load accepts."""
+        """Store the arguments of `load_from_checkpoint` as plain values, for weights-only loads."""
         modalities = {m: {"kind": s.kind, "shape": list(s.shape)} for m, s in self.specs.items()}
         plain = {name: value.to_dict() for name, value in settings.items()}
         self.save_hyperparameters({**plain, "modalities": modalities})

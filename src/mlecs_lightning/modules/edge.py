@@ -1,4 +1,4 @@
-"""The model of an edge device: a small language model behind its own sensors."""
+"""The model of an edge device: a small language model that reads the device's sensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["EdgeModule"]
 
 
 class EdgeModule(MultimodalLM):
-    """Extractors, connector and SLM of one device: {E, C, B}.
+    """Extractors E, connector C and SLM B of one device.
 
-    Some methods put a proxy beside it: a second tower over the same extractors, whose adapter
-    travels in place of the answering one's, so that this one stays the device's own.
+    Some methods add a proxy, a second tower over the same extractors. The device exchanges the
+    proxy's adapter with the server and keeps that of the first tower, which answers, to itself.
 
     Example:
-        Alone, under Lightning's own trainer::
+        Training without a federation, with Lightning's own trainer::
 
             edge = EdgeModule(ModelSettings(backbone=BackboneSettings("gpt2")), modalities)
             Trainer(max_epochs=1).fit(edge, DataLoader(table, batch_size=8, collate_fn=whole_batch))
@@ -40,8 +40,8 @@ class EdgeModule(MultimodalLM):
 
         Args:
             settings: The SLM, its adapter, the connector, the extractors and the optimiser.
-            modalities: The modalities of this device, in column order.
-            proxy: Backbone, adapter and connector of the proxy, for a method that has one.
+            modalities: Kind and shape of the device's modalities, in column order.
+            proxy: Backbone, adapter and connector of the proxy, for methods that have one.
             key: The YAML key of the settings, for error messages.
         """
         settings = as_settings(settings)
@@ -51,13 +51,13 @@ class EdgeModule(MultimodalLM):
 
     @property
     def backbone(self) -> Backbone:
-        """The SLM whose adapter travels: the proxy where there is one."""
+        """The backbone whose adapter is exchanged: that of the proxy if there is one."""
         return self.tower("proxy" if "proxy" in self.towers else None).backbone
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return copies of the trainable tensors of the adapter that travels, in PEFT's names."""
+        """Return copies of the trainable tensors of the exchanged adapter, under PEFT's names."""
         return self.backbone.adapter_state()
 
     def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:
-        """Write the adapter that travels; see `Backbone.load_adapter_state`."""
+        """Set the exchanged adapter; see `Backbone.load_adapter_state`."""
         self.backbone.load_adapter_state(state, mix=mix)

@@ -1,8 +1,8 @@
-"""Pocket backbones: language models made on this machine in seconds, for runs without a hub.
+"""Pocket backbones: small language models trained on this machine, for runs without a hub.
 
-A soft prompt cannot steer a model that has only ever seen whole sentences. So a pocket model learns
-"key words => sentence": the key words stand where the soft prompt will stand, the sentence where
-the answer will. Then a connector only has to learn to produce the key words. Our choice.
+A soft prompt cannot steer a model that has seen only whole sentences. So a pocket model is trained
+on (key words, sentence) pairs: the key words take the place of the soft prompt, the sentence that
+of the answer. A connector then only has to learn to produce the key words. Our choice.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["POCKETS", "PocketRecipe", "is_pocket", "make_pocket", "pocket_coder", "pocket_of"]
 
 _VERSION = 2
-"""Raise it whenever the same texts would give other weights."""
+"""Increase it whenever the same texts would give different weights."""
 _RECORD = "pocket.json"
-"""The file of a pocket model that holds the SHA-256 of all its others."""
+"""The file of a pocket model with the SHA-256 of all its other files."""
 _PATIENCE = 2.0
-"""Seconds in which another process may look at a model without a word about it."""
+"""Seconds to wait for another process before saying so."""
 _SLOTS = 16
-"""Positions of the key words: the reference length of the soft prompt."""
+"""Positions for key words: the length of the soft prompt in the reference configuration."""
 _POSITIONS = 256
 _FILLER, _EOS, _UNKNOWN = "_", "<eos>", "<unk>"
 
@@ -55,12 +55,12 @@ class PocketRecipe:
     """Size and training of a pocket model.
 
     Attributes:
-        layers: Transformer blocks.
+        layers: Number of transformer blocks.
         width: Hidden width H.
-        heads: Attention heads.
-        steps: Training steps.
-        batch_size: Pairs of a step.
-        learning_rate: Peak rate of AdamW (one-cycle schedule).
+        heads: Number of attention heads.
+        steps: Number of training steps.
+        batch_size: Pairs per step.
+        learning_rate: Peak learning rate of AdamW (one-cycle schedule).
         seed: Seed of weights and sampling.
     """
 
@@ -78,14 +78,14 @@ POCKETS = {
     "pocket/slm": PocketRecipe(layers=3, width=96),
     "pocket/llm": PocketRecipe(layers=4, width=128),
 }
-"""The names that `BackboneSettings.model` accepts beside hub ids and directories."""
+"""The names that `BackboneSettings.model` accepts besides hub ids and directories."""
 
 
 def is_pocket(model: str) -> bool:
-    """Return whether a backbone's name asks for a pocket model.
+    """Return whether the name of a backbone is that of a pocket model.
 
     Raises:
-        ValueError: If it starts with ``pocket/`` but is none.
+        ValueError: If it starts with ``pocket/`` but is not one.
     """
     if model.startswith("pocket/") and model not in POCKETS:
         raise ValueError(f"backbone.model {model!r}: the pocket models are {sorted(POCKETS)}")
@@ -93,7 +93,7 @@ def is_pocket(model: str) -> bool:
 
 
 def pocket_of(directory: str) -> str | None:
-    """Return which pocket model a directory holds that `make_pocket` returned, on any machine."""
+    """Return the name of the pocket model in a directory of `make_pocket`; ``None`` for others."""
     path = Path(directory)
     name, _, digest = path.name.rpartition("-")
     is_one = path.parent.name == "pocket" and f"pocket/{name}" in POCKETS and len(digest) == 16
@@ -101,21 +101,19 @@ def pocket_of(directory: str) -> str | None:
 
 
 def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]) -> Path:
-    """Return the directory of a pocket model, training it if nobody has yet.
+    """Return the directory of a pocket model, and train it if it does not exist yet.
 
-    A model whose files are no longer those that were written is made again: it costs a minute, and
-    everything that it takes is here. Where the new one has other weights (made on another kind of
-    CPU), checkpoints of the old one are refused by their digests.
+    A model with damaged files is trained again, which takes a minute. If the new one has different
+    weights (because it is trained on another kind of CPU), checkpoints of the old one are refused
+    by their digests.
 
     Args:
         model: One of `POCKETS`.
-        pairs: "key words => sentence" pairs of the data set.
-        instructions: What the model will be asked, for its vocabulary and its place in the
-            sequence.
+        pairs: (key words, sentence) pairs of the data set.
+        instructions: The instructions of the data set, which the model has to know.
 
     Returns:
-        An ordinary Hugging Face directory, for `from_pretrained`. It is keyed by the whole recipe,
-        texts included, written to a temporary name and renamed.
+        A Hugging Face directory for `from_pretrained`. Its name has a hash of recipe and texts.
 
     Raises:
         ConfigurationError: If a damaged model cannot be removed.
@@ -131,9 +129,9 @@ def make_pocket(model: str, pairs: Sequence[tuple[str, str]], instructions: Sequ
         if target.is_dir():
             if (damage := _damage(target)) is None:
                 return target
-            rank_zero_info(f"{model} in {target} is damaged ({damage}): it is made again")
+            rank_zero_info(f"{model} in {target} is damaged ({damage}): training it again")
             _remove(target, model)
-        rank_zero_info(f"training {model}, once: it is kept in {target}")
+        rank_zero_info(f"training {model} once; it is kept in {target}")
         with replacing_folder(target) as staging:
             with _quiet_lightning(), _progress(model, recipe.steps) as step:
                 parts = _train(recipe, sorted(pairs), sorted(set(instructions)), on_step=step)
@@ -150,10 +148,10 @@ def _damage(folder: Path) -> str | None:
         digests: dict[str, str] = dict(json.loads((folder / _RECORD).read_text()))
         broken = [name for name, digest in digests.items() if sha256_of(folder / name) != digest]
     except FileNotFoundError as error:
-        return f"there is no {Path(error.filename).name}"
+        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, TypeError):
         return f"{_RECORD} cannot be read"
-    return f"{', '.join(broken)} is not what was written" if broken else None
+    return f"{', '.join(broken)} has changed" if broken else None
 
 
 def _remove(folder: Path, model: str) -> None:
@@ -162,20 +160,20 @@ def _remove(folder: Path, model: str) -> None:
     except OSError as error:
         raise ConfigurationError(
             f"backbone.model {model!r}: {str(folder)!r} is damaged and cannot be removed "
-            f"({error}): remove it, and it is made again"
+            f"({error}): remove it to train the model again"
         ) from error
 
 
 @contextmanager
 def _locked(target: Path, model: str) -> Iterator[None]:
-    """Let one process make a model; those that have to wait say so."""
+    """Let one process at a time train a model; those that wait say so."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{target}.lock")
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        rank_zero_info(f"another process trains {model}: waiting for it")
+        rank_zero_info(f"waiting for another process to train {model}")
         lock.acquire()
     try:
         yield
@@ -185,7 +183,7 @@ def _locked(target: Path, model: str) -> Iterator[None]:
 
 @contextmanager
 def _progress(model: str, steps: int) -> Iterator[Callable[[], None]]:
-    """Show steps and the time that is left on a terminal, on the first rank; yield what counts."""
+    """Show a progress bar if stderr is a terminal, on the first rank; yield a step counter."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     left = (TextColumn("steps, left"), TimeRemainingColumn())
@@ -197,7 +195,7 @@ def _progress(model: str, steps: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep back what Lightning has to say of a training that is none of the user's."""
+    """Silence Lightning's messages about a training that the user did not start."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -212,7 +210,7 @@ def _quiet_lightning() -> Iterator[None]:
 def pocket_coder(
     model: str, pairs: Sequence[tuple[str, str]], instructions: Sequence[str]
 ) -> TextCoder:
-    """Return the tokenizer that `make_pocket` gives a model of these texts, training nothing."""
+    """Return the `TextCoder` of the pocket model for these texts, without training it."""
     return _coder(_tokenizer(pairs, instructions), model)
 
 
@@ -228,7 +226,7 @@ def _tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     texts = [*(text for pair in pairs for text in pair), *instructions]
-    own = [_EOS, _UNKNOWN, _FILLER]  # their numbers stay, should a text have one as a word
+    own = [_EOS, _UNKNOWN, _FILLER]  # first, so that their ids are fixed even if texts have them
     words = sorted({word for text in texts for word in text.split()} - {*own})
     vocabulary = {w: i for i, w in enumerate([*own, *words])}
     words_only = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -239,7 +237,7 @@ def _tokenizer(
 
 
 class _PairModel(L.LightningModule):
-    """Next-token prediction of the sentence after slots with key words and an instruction."""
+    """Predicts the tokens of a sentence after slots with key words and an instruction."""
 
     def __init__(self, lm: nn.Module, recipe: PocketRecipe) -> None:
         super().__init__()
@@ -267,7 +265,10 @@ class _PairModel(L.LightningModule):
 
 
 class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Draw number i is a function of i: a pair, with its key words strewn over the slots."""
+    """Random training samples: a pair, with its key words in random slots.
+
+    Sample i depends on i and the seed only.
+    """
 
     def __init__(
         self,
@@ -299,11 +300,11 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         slots = [self.filler] * max(_SLOTS, len(keys))
         for place, key in zip(torch.randperm(len(slots), generator=generator), keys, strict=False):
             slots[int(place)] = key
-        # Half of the draws have no instruction: the model must hold for any other one, too.
-        spoken = (
-            self.instructions[draw(len(self.instructions))] if self.instructions and draw(2) else []
-        )
-        head = [*slots, *spoken]
+        # Half of the samples have no instruction: the model must also work with unknown ones.
+        instruction: Sequence[int] = []
+        if self.instructions and draw(2):
+            instruction = self.instructions[draw(len(self.instructions))]
+        head = [*slots, *instruction]
         tokens = [*head, *sentence, self.eos]
         labels = [-100] * len(head) + [*sentence, self.eos]
         pad = self.length - len(tokens)
@@ -312,11 +313,11 @@ class _Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 @contextmanager
 def _same_everywhere(seed: int) -> Iterator[None]:
-    """Make training a function of the seed alone, and leave the caller's settings as they were.
+    """Make training depend on the seed only, and restore the caller's random state afterwards.
 
-    With one thread: kernels sum in another order with each number of threads, and every machine
-    that makes a model has to get the same weights. GPUs are left alone, their generators too. What
-    remains is the CPU's instruction set, which only a comparison of the weights can tell.
+    Kernels sum in a different order for each number of threads, so one thread is used: every
+    machine has to get the same weights. GPUs and their generators are not touched. The instruction
+    set of the CPU still matters; digests of the weights detect that.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

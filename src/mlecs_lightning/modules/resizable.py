@@ -1,4 +1,4 @@
-"""Parts of a model whose tensors change their shape from round to round."""
+"""Protocol of parts of a model whose tensors change their shapes during training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ __all__ = ["Resizable"]
 
 @runtime_checkable
 class Resizable(Protocol):
-    """A part that an algorithm cuts and grows while it trains, such as a sub-model's MLPs.
+    """A part that an algorithm shrinks or grows during training, such as the MLPs of a sub-model.
 
-    A `MultimodalLM` finds its own by these two methods, so that it need not know the algorithm.
+    A `MultimodalLM` calls these methods on each of its submodules that has both of them, so it does
+    not depend on the algorithm.
     """
 
     def fit_to(self, state: Mapping[str, Tensor], *, prefix: str) -> None:
-        """Take the shape that a state was saved with, before its values are written.
+        """Resize to the shapes in a saved state, whose values are loaded afterwards.
 
         Args:
-            state: Tensors by their names in the whole model.
-            prefix: What the names of this part's tensors begin with.
+            state: The trainable state of the whole model, by name.
+            prefix: Prefix of the names that belong to this part.
         """
 
     def form(self) -> dict[str, Any]:
-        """Return what the present shape is, as JSON."""
+        """Return a description of the present shapes, as JSON values."""

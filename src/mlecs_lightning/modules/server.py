@@ -1,4 +1,4 @@
-"""The model of the cloud server: a large language model, and the clients' small ones beside it."""
+"""The model of the cloud server: a large language model, and copies of the clients' small ones."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ RepresentationSource = Literal["connector", "backbone"]
 
 
 class ServerModule(MultimodalLM):
-    """One set of extractors, a tower for the LLM (which answers), a tower for each hosted SLM.
+    """Shared extractors, a tower for the LLM (which answers), and a tower for each hosted SLM.
 
-    A hosted SLM carries the aggregated adapter of a group of clients, those with its backbone and
-    adapted layers; SE-CCL trains it beside the LLM. As a rule there is one group.
+    A hosted SLM has the aggregated adapter of a group of clients: those with the same backbone and
+    adapted layers. SE-CCL trains it together with the LLM. Usually there is one group.
 
     Attributes:
         hosts: Names of the towers of the hosted SLMs, ``slm`` first.
-        sharded: Whether each rank holds a part of a global batch, and gradients are averaged over
-            ranks. An objective that uses `mean_loss` and `gather` then has the value (mean over
-            ranks) and the gradient of the whole batch. In training mode only: ranks may evaluate
-            different numbers of batches.
+        sharded: Whether each rank holds a part of the global batch, and gradients are averaged over
+            ranks. Objectives that use `mean_loss` and `gather` then have the value (averaged over
+            ranks) and the gradient of the global batch. It applies in training mode only, since
+            ranks may evaluate different numbers of batches.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class ServerModule(MultimodalLM):
 
         Args:
             settings: The LLM, its adapter and connector; the extractors; the optimiser.
-            hosted: Backbone and adapter of the clients' SLM. Its connector has the server's sizes.
-            modalities: All modalities, in column order.
-            further: The same as ``hosted`` for each further group of clients, by tower.
+            hosted: Backbone and adapter of the clients' SLM; its connector has the server's sizes.
+            modalities: Kind and shape of all modalities, in column order.
+            further: Like ``hosted``, for each further group of clients, by name of the tower.
             key: The YAML key of the settings, for error messages.
         """
         settings, hosted = as_settings(settings), as_settings(hosted)
@@ -60,13 +60,17 @@ class ServerModule(MultimodalLM):
         if further:
             self.hparams["further"] = {h: beside[h].to_dict() for h in further}
 
-    # A global batch -------------------------------------------------------------------------
+    # Batches shared by several ranks --------------------------------------------------------
 
     def token_mean(self, mean: Tensor, output: TowerOutput) -> Tensor:
-        """Return a mean over target tokens, scaled so that its mean over ranks is that over all.
+        """Scale a mean over target tokens so that its average over ranks is the mean over all.
 
-        With n_r tokens on rank r of W, and N on all, L_LM = sum_r n_r/N L_r = 1/W sum_r (W n_r/N)
-        L_r: each rank returns W n_r/N times its own mean.
+        With n_r tokens on rank r of W, and N on all ranks, L_LM = sum_r n_r/N L_r = 1/W sum_r
+        (W n_r/N) L_r: each rank returns W n_r/N times its own mean.
+
+        Args:
+            mean: Mean over the target tokens of this rank, scalar.
+            output: The pass that it was computed from.
         """
         if not (self.sharded and self.training):
             return mean
@@ -75,30 +79,32 @@ class ServerModule(MultimodalLM):
         return mean * (world_size() * tokens / sum_over_ranks(tokens).clamp(min=1))
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of the global batch, for a loss that compares its samples.
+        """Return the rows of the global batch, for a loss that compares samples with each other.
 
-        See `gather_rows` on order and gradient. Every rank must then compute the same loss, in
-        full.
+        Every rank must compute the same loss of all rows: see `gather_rows`, also on their order.
+
+        Args:
+            rows: (B, ...) rows of this rank.
         """
         return gather_rows(rows) if self.sharded and self.training else rows
 
     # The hosted SLMs ------------------------------------------------------------------------
 
     def adapter_state(self, host: str = "slm") -> dict[str, Tensor]:
-        """Return copies of a hosted SLM's adapter, under PEFT's names."""
+        """Return copies of the adapter of a hosted SLM, under PEFT's names."""
         return self.tower(host).backbone.adapter_state()
 
     def load_adapter_state(
         self, state: Mapping[str, Tensor], *, mix: float = 1.0, host: str = "slm"
     ) -> None:
-        """Write a hosted SLM's adapter; see `Backbone.load_adapter_state`."""
+        """Set the adapter of a hosted SLM; see `Backbone.load_adapter_state`."""
         self.tower(host).backbone.load_adapter_state(state, mix=mix)
 
     def host_of(self, backbone: Backbone) -> str:
-        """Return the tower that hosts the SLM of an edge.
+        """Return the name of the tower that hosts an edge device's SLM.
 
         Raises:
-            KeyError: If none has the edge's backbone and adapted layers.
+            KeyError: If no tower has the same backbone and adapted layers.
         """
         for host in self.hosts:
             if _kind(self.tower(host).backbone) == _kind(backbone):
@@ -106,17 +112,17 @@ class ServerModule(MultimodalLM):
         raise KeyError(f"none of {self.hosts} hosts {_kind(backbone)}")
 
     def represent(self, batch: Batch, *, source: RepresentationSource = "connector") -> Tensor:
-        """Return the representation (B, D) that goes down to the clients as anchor of CCL.
+        """Return the representation (B, D) that is sent to the clients as the anchor of CCL.
 
         Args:
             batch: Public samples.
-            source: ``connector`` is f, what the connector fused; ``backbone`` is g, what the LLM
-                made of it.
+            source: ``connector`` for the fused representation f, ``backbone`` for g, the readout of
+                the LLM.
         """
         embeddings = self.embed(batch)
         return embeddings.fused if source == "connector" else self.tower().view(embeddings)
 
 
 def _kind(backbone: Backbone) -> tuple[str, str | None, set[str]]:
-    """Return what two adapters must have in common to be averaged."""
+    """Return what two adapters need to have in common to be averaged."""
     return backbone.settings.model, backbone.settings.revision, backbone.adapted_layers()

@@ -1,4 +1,4 @@
-"""Plain torch and Hugging Face building blocks: extractors, connector, backbone, tower."""
+"""Building blocks in torch and Hugging Face: extractors, connector, backbone, tower."""
 
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector, Embeddings

@@ -1,4 +1,4 @@
-"""The backbone B: any Hugging Face causal language model, frozen, with a LoRA adapter by PEFT."""
+"""The backbone B: a frozen causal language model of Hugging Face with a LoRA adapter from PEFT."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _IGNORE = -100
 
 
 class BackboneOutput(NamedTuple):
-    """What the language model says of a prompt.
+    """The result of a forward pass of the language model.
 
     Attributes:
-        loss: Mean next-token cross entropy over the target tokens, scalar; zero without targets.
-        prompt_hidden: (B, H) last hidden state, mean over the P prompt positions.
-        logits: (B, T, vocabulary) the logits that predict ``labels``.
-        labels: (B, T) target tokens, -100 where there is none.
+        loss: L_LM, the mean next-token cross entropy over the target tokens; scalar.
+        prompt_hidden: (B, H) last hidden state, averaged over the P prompt positions.
+        logits: (B, T, vocabulary) logits that predict ``labels``.
+        labels: (B, T) target tokens, -100 elsewhere.
     """
 
     loss: Tensor
@@ -50,14 +50,14 @@ class BackboneOutput(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A frozen causal language model behind a soft prompt, with a trainable LoRA adapter.
+    """A frozen causal language model that reads a soft prompt S, with a trainable LoRA adapter.
 
     The sequence is [beginning of sequence ; S ; instruction tokens ; target tokens ; end of
-    sequence]; the first is there in the families whose tokenizers put it in front of every text.
+    sequence]. It has a beginning-of-sequence token only if the tokenizer adds one to every text.
     """
 
     def __init__(self, settings: BackboneSettings, lora: LoraSettings) -> None:
-        """Load the model (or share the one already loaded) and insert a fresh adapter.
+        """Load the model, or share the one that is already loaded, and insert a new adapter.
 
         Args:
             settings: The language model.
@@ -84,19 +84,19 @@ class Backbone(nn.Module):
             # variant; this one does not need it.
             own.activation_checkpointing_enable({"use_reentrant": False})
         # We always pass attention masks. `generate` drops one that masks nothing, and the model
-        # would then warn of every answer that ended before the others.
+        # would then warn about every answer that ends before the others.
         self.lm.config.pad_token_id = None
-        # Loaded models are in evaluation mode; a fresh module is in training mode, all of it, so
-        # that a plain `Trainer` and the federated loop train with the same dropout.
+        # Loaded models are in evaluation mode, new modules in training mode. The whole module is
+        # set to training, so that a plain `Trainer` and the federated loop use the same dropout.
         self.lm.train()
         self.hidden_size: int = model.get_input_embeddings().embedding_dim  # type: ignore[assignment]
 
     def frozen_names(self) -> set[str]:
-        """Return the names of the tensors that loading restores: a checkpoint needs none."""
+        """Return the names of the tensors that checkpoints omit, since `load_frozen` loads them."""
         return frozen_tensors(self)
 
     def frozen_contents(self) -> dict[str, str]:
-        """Return the name ``model``, and the SHA-256 of weights, configuration and tokenizer."""
+        """Return the model's name and the SHA-256 of its weights, configuration and tokenizer."""
         return {"model": self.settings.model, **digests(*load_frozen(self.settings))}
 
     # Adapter --------------------------------------------------------------------------------
@@ -110,41 +110,41 @@ class Backbone(nn.Module):
         }
 
     def adapted_layers(self) -> set[str]:
-        """Return the names of the layers that the adapter changes, in full."""
+        """Return the full names of the layers that the adapter changes."""
         return {key.partition(".lora_")[0] for key in self._adapter}
 
     @property
     def scaling(self) -> float:
-        """Scale alpha / r of the adapter's update."""
+        """The scale alpha / r of the adapter's update."""
         return self.lora.alpha / self.lora.r
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return copies of the adapter's tensors under PEFT's own names.
+        """Return copies of the adapter's tensors under PEFT's names.
 
-        Tensors that do not train (``lora_A`` under ``freeze_a``) are left out: they never change,
-        so they never travel.
+        Tensors that do not train (``lora_A`` after `freeze_a`) are left out: they never change, so
+        they need not be sent.
         """
         return {k: p.detach().clone() for k, p in self.adapter_parameters().items()}
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's live parameters, those that train, under PEFT's own names."""
+        """Return the adapter's trainable parameters under PEFT's names."""
         return {k: p for k, p in self._adapter.items() if p.requires_grad}
 
     @torch.no_grad()
     def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:
-        """Write the adapter: ``mix`` of the received, the rest of the present one.
+        """Set the adapter to ``mix`` times the given state plus ``1 - mix`` times its own.
 
         Args:
-            state: What `adapter_state` of a backbone of the same shape returned.
-            mix: 1 overwrites, 0 keeps.
+            state: The `adapter_state` of a backbone of the same shape.
+            mix: Weight of the given state in [0, 1]: 1 overwrites the adapter, 0 keeps it.
 
         Raises:
-            KeyError: If a key is unknown.
-            ValueError: If a shape differs. Nothing is written in either case.
+            KeyError: If a key is unknown. Nothing is written then.
+            ValueError: If a shape differs. Nothing is written then.
         """
         for key, value in state.items():
             if key not in self._adapter:
-                raise KeyError(f"the adapter has no {key!r}")
+                raise KeyError(f"the adapter has no tensor {key!r}")
             expected = self._adapter[key].shape
             if expected != value.shape:
                 raise ValueError(
@@ -169,7 +169,7 @@ class Backbone(nn.Module):
 
     @contextmanager
     def in_int8(self) -> Iterator[None]:
-        """Answer with a copy in 8-bit integers; see `int8_copy`."""
+        """Use a copy in 8-bit integers within the context; see `int8_copy`."""
         own = self.lm
         self.lm = int8_copy(own)  # type: ignore[assignment]
         try:
@@ -180,10 +180,10 @@ class Backbone(nn.Module):
     # Text -----------------------------------------------------------------------------------
 
     def tokens(self, text: str) -> int:
-        """Return how many tokens a text has.
+        """Return the number of tokens of a text.
 
         Raises:
-            ConfigurationError: If the model does not embed one of them.
+            ConfigurationError: If the model has no embedding for one of them.
         """
         return len(self.coder.encode(text))
 
@@ -209,19 +209,19 @@ class Backbone(nn.Module):
         )  # type: ignore[return-value]
 
     def _check_length(self, needed: int, what: str) -> None:
-        """Refuse what is too long, before a kernel of the model does: on a GPU that is for good.
+        """Check a length before the model does: an index error on a GPU would end the process.
 
         Raises:
             ValueError: If the model has fewer positions.
         """
         if self.coder.positions is not None and needed > self.coder.positions:
             raise ValueError(
-                f"{what} needs {needed} positions, backbone.model {self.settings.model!r} has "
+                f"{what} needs {needed} positions, but backbone.model {self.settings.model!r} has "
                 f"{self.coder.positions}: shorten the text"
             )
 
     def _sequence(self, prompt: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Return the embeddings (B, L', H) of the start, the prompt and (B, L) tokens."""
+        """Return the embeddings (B, L', H) of start token, prompt and tokens (B, L)."""
         embed = self.lm.get_input_embeddings()
         parts = [prompt.to(embed.weight.dtype)]
         if self.coder.start:
@@ -231,7 +231,7 @@ class Backbone(nn.Module):
             parts.append(embed(tokens))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    # Passes ---------------------------------------------------------------------------------
+    # Forward passes and generation ----------------------------------------------------------
 
     def forward(
         self, prompt: Tensor, instructions: Sequence[str], targets: Sequence[str]
@@ -240,18 +240,21 @@ class Backbone(nn.Module):
 
         Args:
             prompt: (B, P, H) soft prompt.
-            instructions: Length B.
-            targets: Length B; an empty one is unknown, and its sample adds nothing to the loss.
+            instructions: B texts.
+            targets: B texts.
 
         Returns:
-            The loss, the prompt's hidden states and the logits. L_LM is taken over the target
-            tokens and the end of sequence only; it is zero if no target is known.
+            The loss, the prompt's hidden states and the logits. L_LM covers the target tokens and
+            the end-of-sequence token only.
+
+        Raises:
+            ValueError: If a sequence is longer than the model can read.
         """
         tokens, mask, labels = (t.to(prompt.device) for t in self._pack(instructions, targets))
         before = len(self.coder.start) + prompt.shape[1]
         self._check_length(before + tokens.shape[1], "the longest instruction with its target")
-        # Only the last positions predict a target: on a real vocabulary the others' logits would
-        # cost more than the whole transformer.
+        # Only the last positions predict a target. With a large vocabulary, the logits of the
+        # others would cost more than the whole transformer.
         first = min(len(self.coder.encode(text)) for text in instructions)
         keep = tokens.shape[1] - first + 1
         output = self.lm(
@@ -261,7 +264,7 @@ class Backbone(nn.Module):
             use_cache=False,
             logits_to_keep=keep,
         )
-        # A family that does not know `logits_to_keep` returns them all.
+        # Some model families ignore `logits_to_keep` and return all logits.
         logits, answer = output.logits[:, -keep:-1], labels[:, first:]
         if any(targets):
             loss = nn.functional.cross_entropy(
@@ -273,9 +276,9 @@ class Backbone(nn.Module):
         return BackboneOutput(loss, hidden, logits, answer)
 
     def read_prompt(self, prompt: Tensor) -> Tensor:
-        """Return the (B, H) mean last hidden state over the prompt positions, without any text.
+        """Return the last hidden state (B, H), averaged over the prompt positions, without a text.
 
-        The same value as ``forward(...).prompt_hidden``: the model is causal.
+        It equals ``forward(...).prompt_hidden``, because the model is causal.
         """
         sequence = self._sequence(prompt)
         output = self.lm(
@@ -295,18 +298,18 @@ class Backbone(nn.Module):
     def generate(
         self, prompt: Tensor, instructions: Sequence[str], *, max_new_tokens: int
     ) -> list[str]:
-        """Answer greedily, whatever the model's folder says of how it is to be sampled.
+        """Generate answers by greedy decoding, whatever the model's own generation settings.
 
         Args:
             prompt: (B, P, H) soft prompt.
-            instructions: Length B.
-            max_new_tokens: Longest answer.
+            instructions: B texts.
+            max_new_tokens: Maximum number of tokens of an answer.
 
         Returns:
             B sentences without special tokens.
 
         Raises:
-            ValueError: If an instruction is too long for an answer of that length.
+            ValueError: If an instruction leaves no room for an answer of that length.
         """
         from transformers import GenerationConfig
 
@@ -317,8 +320,8 @@ class Backbone(nn.Module):
             sequence.shape[1] + max_new_tokens, "the longest instruction with max_new_tokens"
         )
         mask = nn.functional.pad(mask, (before, 0), value=1)
-        # An answer starts at the right end, so padding moves to the left of the prompt, where it is
-        # masked and skipped by the position ids.
+        # Answers start at the right end, so padding moves to the left of the prompt, where the
+        # mask and the position ids skip it.
         order = mask.argsort(dim=1, stable=True)
         answer = self.lm.generate(  # type: ignore[no-untyped-call]
             inputs_embeds=sequence.gather(1, order.unsqueeze(-1).expand_as(sequence)),

@@ -1,4 +1,4 @@
-"""Modules by the name of a modality, whatever that name is."""
+"""A module dictionary that accepts any name of a modality."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 __all__ = ["ByModality"]
 
 _OWN = frozenset(dir(nn.ModuleDict()))
-# No name of a modality begins so, and none is the mark and another name.
+# No name of a modality may begin with this.
 _MARK = "~"
 
 
 class ByModality(nn.ModuleDict):
-    """A `torch.nn.ModuleDict` that takes names which a module has itself: ``training``, ``type``.
+    """A `torch.nn.ModuleDict` whose keys may be attributes of a module: ``training``, ``type``.
 
-    Such a name is stored with a mark before it. All others are stored as they are, so that states
-    have the names that a plain `torch.nn.ModuleDict` gives them.
+    Such keys are stored with a prefix. All others are stored as they are, so that the names in a
+    state are those of a plain `torch.nn.ModuleDict`.
 
     Example:
         >>> modules = ByModality({"camera": nn.Linear(1, 1), "training": nn.Linear(1, 1)})

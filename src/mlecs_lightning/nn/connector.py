@@ -1,4 +1,4 @@
-"""The connector C: from the modalities present to one latent vector and a soft prompt."""
+"""The connector C: fuses the present modalities into one latent vector and a soft prompt."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Connector", "Embeddings"]
 
 
 class Embeddings(NamedTuple):
-    """What a model makes of the sensors, before its language model speaks.
+    """The representations of a batch that the connector computes.
 
     Attributes:
         modalities: (B, K, D) latent vectors z_m; those of absent modalities are zero and must be
             masked by ``present``.
-        present: (B, K) bool.
+        present: (B, K) bool, whether a sample has a modality.
         fused: (B, D) fused representation f.
         prompt: (B, P, H) soft prompt S.
     """
@@ -31,7 +31,11 @@ class Embeddings(NamedTuple):
     prompt: Tensor
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Return the vectors of the volume, (B, K + 1, D): all z_m and f, and which are present."""
+        """Return the vectors that span the volume, all z_m and f.
+
+        Returns:
+            Vectors (B, K + 1, D), and which of them are present (B, K + 1).
+        """
         vectors = torch.cat([self.modalities, self.fused.unsqueeze(1)], dim=1)
         return vectors, nn.functional.pad(self.present, (0, 1), value=True)
 
@@ -39,9 +43,9 @@ class Embeddings(NamedTuple):
 class Connector(nn.Module):
     """z_m = P_m E_m(x_m); f = Linear(LayerNorm([z_1 .. z_K])); S = Linear(Dropout(GELU(f))).
 
-    Forward pass of ML-ECS (docs/method.md, Setting); prompt length and width as in the reference
-    configuration. A learned vector stands in for the z_m of an absent modality, so that f is
-    defined for every subset (our choice).
+    This is the forward pass of ML-ECS (docs/method.md, Setting), with prompt length and width of
+    the reference configuration. A learned vector replaces the z_m of an absent modality, so that f
+    is defined for every subset of modalities (our choice).
     """
 
     def __init__(
@@ -55,11 +59,12 @@ class Connector(nn.Module):
         """Build the connector.
 
         Args:
-            features: For each modality, in column order, the width of its extractor.
+            features: Output width of each modality's extractor, in column order.
             hidden_size: Hidden width H of the backbone.
             settings: Width D, prompt length P, dropout.
-            slots: The columns, if there are more than modalities: of all that another connector
-                has, so that its weights fit this one. What is no modality here is always absent.
+            slots: Names of the columns, if there are more than modalities: those of another
+                connector whose weights this one must be able to load. Columns without a modality
+                are always absent.
         """
         super().__init__()
         width = settings.width
@@ -75,8 +80,7 @@ class Connector(nn.Module):
             nn.Dropout(settings.dropout),
             nn.Linear(width, self.prompt_length * hidden_size),
         )
-        # A prompt that starts near the scale of word embeddings, as language models initialise
-        # theirs.
+        # The prompt starts at the scale of word embeddings: language models initialise them so.
         last: nn.Linear = self.to_prompt[-1]  # type: ignore[assignment]
         for weight in (self.absent, last.weight):
             nn.init.normal_(weight, std=0.02)
@@ -86,8 +90,8 @@ class Connector(nn.Module):
         """Fuse the features.
 
         Args:
-            features: For each modality (B, features), in column order.
-            present: (B, K) bool.
+            features: (B, features) of each modality, in column order.
+            present: (B, K) bool, whether a sample has a modality.
 
         Returns:
             The `Embeddings` of the batch.
@@ -99,7 +103,7 @@ class Connector(nn.Module):
     def latent(
         self, features: Mapping[str, Tensor], present: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return z (B, K, D), which of them are present (B, K), and f (B, D): no prompt."""
+        """Return z (B, K, D), which of them are present (B, K), and f (B, D), without a prompt."""
         vectors = {m: self.projections[m](x) for m, x in features.items()}
         if self.slots != tuple(features):
             column = dict(zip(features, present.unbind(dim=1), strict=True))

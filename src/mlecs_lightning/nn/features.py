@@ -1,9 +1,9 @@
-"""Features of frozen encoders, kept on disk: what does not train is computed once.
+"""Caches the features of frozen encoders on disk, so that they are computed once.
 
-One SQLite file for each encoder, in ``features`` of `cache_dir`: several processes may read and
-write it, a killed one leaves no half row, and it may be deleted at any time. A row carries the
-checksum of its key and its value, so that one that is damaged is computed again; a file that SQLite
-cannot read is begun anew.
+There is one SQLite file per encoder in the folder ``features`` of `cache_dir`. Several processes
+may read and write it, a killed process leaves no partial row, and it may be deleted at any time.
+Each row has a checksum of its key and value: a damaged row is computed again. A file that SQLite
+cannot read is replaced.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from mlecs_lightning.storage.cache import seal, unseal
 __all__ = ["cached_features", "fingerprint"]
 
 _WAIT = 60.0
-"""Seconds to wait for another process that writes."""
-_AT_ONCE = 500
-"""Keys of one query; SQLite takes at least 999."""
+"""Seconds to wait for another process that is writing."""
+_KEYS_PER_QUERY = 500
+"""SQLite accepts at least 999."""
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-"""What SQLite says of a file with flipped bits: malformed, no database, no such table or column."""
+"""Errors for a damaged file: malformed, not a database, no such table or column."""
 
 
 def cached_features(
     compute: Callable[[Tensor], Tensor], inputs: Tensor, *, identity: str, limit: int
 ) -> Tensor:
-    """Return the features of each row, computing only those of rows that nobody has seen yet.
+    """Return the features of each row, and compute only those that are not cached.
 
-    A row is known by the SHA-256 of its bytes, so that equal content in another sample, client or
-    run counts as seen. New rows are computed one by one: a feature is then a function of its row
-    alone, to the last bit, whatever batch it first came in; batched kernels round differently with
-    the size of the batch. Our choice: the price is paid once a row.
+    Rows are identified by the SHA-256 of their content, so equal rows of other samples, clients or
+    runs are found. New rows are computed one at a time, because batched kernels round differently
+    for different batch sizes: this way a feature depends on its row only, to the last bit, and not
+    on the batch. Our choice, as the cost occurs once per row.
 
-    Where the file cannot be read or written, all is computed, with a warning; a damaged file is
-    removed.
+    If the file cannot be read or written, all features are computed, with a warning; a damaged file
+    is removed.
 
     Args:
-        compute: Maps (1, ...) to (1, F); must not depend on anything but ``identity`` and the row.
+        compute: Maps (1, ...) to (1, F); must depend on nothing but ``identity`` and the row.
         inputs: (B, ...).
-        identity: What the features depend on beside the row: weights, precision, preparation.
-        limit: Largest size of the file in bytes. Rows that come when it is full are not kept.
+        identity: Everything else that features depend on: weights, precision, preparation.
+        limit: Maximum size of the file in bytes; no rows are added beyond it.
 
     Returns:
         (B, F) float32, on the device of ``inputs``.
@@ -78,20 +78,20 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
 
 
 def _read(path: Path, keys: set[bytes]) -> dict[bytes, Tensor]:
-    if not path.is_file() or path.stat().st_size == 0:  # another process has just begun it
+    if not path.is_file() or path.stat().st_size == 0:  # another process has just created it
         return {}
     asked, rows = list(keys), []
     try:
         with closing(sqlite3.connect(path, timeout=_WAIT)) as file:
-            file.text_factory = bytes  # a flipped bit makes texts of bytes
-            for start in range(0, len(asked), _AT_ONCE):
-                part = asked[start : start + _AT_ONCE]
+            file.text_factory = bytes  # a flipped bit may turn bytes into text
+            for start in range(0, len(asked), _KEYS_PER_QUERY):
+                part = asked[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(part))
                 rows += file.execute(
                     f"SELECT key, value FROM features WHERE key IN ({marks})", part
                 ).fetchall()
     except sqlite3.Error as error:
-        _complain(path, "read", error)
+        _warn(path, "read", error)
         return {}
     known = {}
     for key, sealed in rows:
@@ -115,15 +115,16 @@ def _write(path: Path, rows: Mapping[bytes, Tensor], *, limit: int) -> None:
                 ],
             )
     except (sqlite3.Error, OSError) as error:
-        _complain(path, "write", error)
+        _warn(path, "write", error)
 
 
 def _name(path: Path, key: bytes) -> str:
-    """Return what a row is sealed for: the encoder, which the file is named by, and the input."""
+    """Return what the checksum of a row covers besides its value: encoder (file name) and input."""
     return f"{path.stem}/{key.hex()}"
 
 
-def _complain(path: Path, verb: str, error: Exception) -> None:
+def _warn(path: Path, verb: str, error: Exception) -> None:
+    """Warn of an error, and remove the file if it is damaged."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
         with suppress(OSError):
             path.unlink()

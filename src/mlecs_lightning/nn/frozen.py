@@ -1,4 +1,4 @@
-"""Frozen Hugging Face models: one copy of the weights for all who use them, adapted by PEFT."""
+"""Frozen Hugging Face models: shared weights, digests, and adapters from PEFT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -34,28 +34,27 @@ __all__ = [
 ]
 
 PRIVATE = "private"
-"""PEFT's name of the adapter that never leaves a device; the one that travels is its default."""
+"""PEFT's name of the adapter that stays on the device; the one that is sent is PEFT's default."""
 
-
-_NO_CONTENT = {"architectures", "dtype", "quantization_config", "transformers_version"}
-"""What a configuration says of its file and of how the weights are stored."""
+_STORAGE_KEYS = {"architectures", "dtype", "quantization_config", "transformers_version"}
+"""Keys of a configuration that describe the file and the storage of the weights."""
 
 
 @functools.cache
 def digests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the SHA-256 of all that the answers of a frozen model depend on, asked once.
+    """Return the SHA-256 of everything that the answers of a frozen model depend on.
 
-    Of the tensors as they were loaded, not of files: the same model in other shards or another
-    format, or saved again, is the same; weights stored in other types or bits are not. The tensors
-    are hashed by all threads at once, which takes less time than reading them did.
+    Tensors are hashed as loaded, not as files: the same model has the same digests in other shards
+    or another format, but not with weights of another type. The tensors are hashed in parallel,
+    which takes less time than reading them.
 
     Returns:
-        That of its ``weights``, of its ``config`` (what differs from its family's defaults) and of
-        its ``tokenizer``.
+        Digests of ``weights``, of ``config`` (the values that differ from the defaults of the model
+        family) and of ``tokenizer``.
     """
     return {
         "weights": _weights_digest(model.state_dict()),
-        "config": _digest(_spoken(model.config)),
+        "config": _digest(_changed_values(model.config)),
         "tokenizer": _digest([_rules(tokenizer), tokenizer.special_tokens_map]),
     }
 
@@ -70,23 +69,23 @@ def _weights_digest(state: Mapping[str, Any]) -> str:
     return whole.hexdigest()
 
 
-def _spoken(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return what a configuration says beside its family's defaults, which grow with versions."""
+def _changed_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the values that differ from the defaults, to which new versions add keys."""
     defaults = type(config)().to_dict()
     return {
         key: value
         for key, value in config.to_dict().items()
-        if key not in _NO_CONTENT and not key.startswith("_") and value != defaults.get(key)
+        if key not in _STORAGE_KEYS and not key.startswith("_") and value != defaults.get(key)
     }
 
 
 def _rules(tokenizer: PreTrainedTokenizerBase) -> Any:  # noqa: ANN401 - JSON
-    """Return the whole pipeline of a tokenizer; of one that runs in Python, its vocabulary."""
+    """Return the whole pipeline of a tokenizer, or the vocabulary of one written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenizer.get_vocab()
     rules = json.loads(backend.to_str())
-    # Every call sets these two.
+    # Every call of the tokenizer changes these two.
     return {key: rule for key, rule in rules.items() if key not in ("padding", "truncation")}
 
 
@@ -95,10 +94,10 @@ def _digest(value: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Give each tanh approximation of GELU that transformers writes out to torch's one kernel.
+    """Replace transformers' own tanh approximations of GELU by torch's fused kernel.
 
-    GPT-2, GPT-J and others have the one of eight elementwise operations, each with a tensor of its
-    own; the function is the same to rounding.
+    GPT-2, GPT-J and others compute it in eight elementwise operations, each with a tensor of its
+    own; the result is the same up to rounding.
     """
     from transformers.activations import FastGELUActivation, NewGELUActivation
 
@@ -109,27 +108,26 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of the modules that holds the very same frozen tensors.
+    """Return a copy of a model's modules that shares its frozen tensors.
 
-    PEFT inserts its layers into the modules it is given. With a copy of the modules (kilobytes)
-    over one set of weights (gigabytes), every architecture gets an adapter of its own and an
-    ordinary `PeftModel`.
+    PEFT inserts its layers into the given modules. A copy of the modules takes kilobytes, while the
+    weights (gigabytes) exist once, and each copy can have an adapter of its own.
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, memo={id(t): t for t in tensors})
 
 
 def frozen_tensors(module: nn.Module) -> set[str]:
-    """Return the names of all tensors but the parameters that train, buffers included."""
+    """Return the names of all tensors, buffers included, except trainable parameters."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
     learned = {name for name, p in parameters.items() if p.requires_grad}
-    # Quantised layers keep more in their state than parameters and buffers.
+    # The state of quantised layers has more than parameters and buffers.
     return {*module.state_dict(), *parameters, *buffers} - learned
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the last names of the layers that LoRA adapts as a rule: all linear but the output."""
+    """Return the last parts of the names of all linear layers except the output layer."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -145,25 +143,24 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
 def add_lora(
     model: PreTrainedModel, lora: LoraSettings, *, task: str | None, key: str, what: str
 ) -> PeftModel:
-    """Insert a fresh adapter into a model by PEFT.
+    """Insert a new adapter into a model.
 
     Args:
         model: The model; it is changed.
         lora: The adapter.
         task: PEFT's task type.
         key: The YAML key of ``target_modules``, for error messages.
-        what: Whose layers these are, for error messages.
+        what: The model's name in error messages.
 
     Raises:
-        ConfigurationError: If a name that is given is no layer that LoRA can adapt, or none is
-            given and PEFT has no default for the family. It names the linear layers that there are.
+        ConfigurationError: If a given name is not a layer that LoRA can adapt, or no name is given
+            and PEFT has no default for the model family. The message lists the linear layers.
     """
     from peft import LoraConfig, get_peft_model
 
     layers, given = linear_layers(model), lora.target_modules
-    names = [f".{name}" for name, _ in model.named_modules()]
-    # PEFT leaves out a name that is no layer as long as another one is.
-    unknown = [t for t in given or () if not any(name.endswith(f".{t}") for name in names)]
+    # PEFT ignores names that are not layers, as long as one name is.
+    unknown = _unknown_layers(model, given or ())
     if unknown:
         raise ConfigurationError(
             f"{key}: {what} has no layers {unknown}; its linear layers are {layers}"
@@ -176,9 +173,9 @@ def add_lora(
         task_type=task,
     )
     with warnings.catch_warnings():
-        # GPT-2's Conv1D layers store the transpose; PEFT sees it, corrects itself and warns.
+        # GPT-2's Conv1D layers store the transposed weights: PEFT handles it, and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        # PEFT asks transformers 5 in the words of transformers 4.
+        # PEFT uses the interface of transformers 4.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         try:
             adapted = get_peft_model(model, config)
@@ -189,10 +186,19 @@ def add_lora(
                 f"{key}: {what}: {why}; name some of its linear layers: {layers}"
             ) from error
         if lora.private_r:
-            # The same scale: alpha / r of both is equal.
+            # Both have the same scale alpha / r.
             alpha = lora.alpha * lora.private_r / lora.r
             own = replace(config, r=lora.private_r, lora_alpha=alpha)  # type: ignore[arg-type]
             adapted.add_adapter(PRIVATE, own)
-            # Both add up; PEFT's own model class would set one alone.
+            # Their updates are added; `PeftModel.set_adapter` would activate only one.
             adapted.base_model.set_adapter(["default", PRIVATE])  # type: ignore[operator]
     return adapted
+
+
+def _unknown_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    names = [f".{name}" for name, _ in model.named_modules()]
+    unknown = []
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            unknown.append(target)
+    return unknown

@@ -1,4 +1,4 @@
-"""Frozen language models and tokenizers by the settings that name them, each loaded once."""
+"""Loads frozen language models and their tokenizers, each once per process."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ __all__ = ["load_coder", "load_frozen"]
 
 
 def load_frozen(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, once in a process.
+    """Load a causal language model and its tokenizer, once per process.
 
     Args:
         settings: Hub id or directory, and how to load it.
 
     Returns:
-        The model, in evaluation mode and without gradients, and its tokenizer. Shared by all who
-        ask for the same settings: never change it, take a `Backbone`.
+        The model, in evaluation mode and without gradients, and its tokenizer. All calls with the
+        same settings share them, so never change them; use a `Backbone`.
 
     Raises:
-        ConfigurationError: If transformers cannot load it (neither a directory nor on the hub, or
-            its files are damaged), or this machine cannot quantise it.
+        ConfigurationError: If transformers cannot load the model (it is neither a directory nor on
+            the hub, or its files are damaged), or this machine cannot quantise it.
     """
-    # Checkpointing changes how a copy trains, not what is loaded.
+    # Gradient checkpointing changes how a copy trains, not what is loaded.
     return _load(replace(settings, gradient_checkpointing=False))
 
 
 def load_coder(settings: BackboneSettings) -> TextCoder:
-    """Return the tokenizer of a causal language model, used for data; one for all who ask for it.
+    """Return the `TextCoder` of a causal language model, one per model and process.
 
     Raises:
-        ConfigurationError: As `load_frozen`; or if model and tokenizer do not fit together.
+        ConfigurationError: As `load_frozen`, or if model and tokenizer do not fit together.
     """
     return _load_coder(replace(settings, gradient_checkpointing=False))
 
@@ -77,42 +77,45 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
         model, found = causal.from_pretrained(
             settings.model, dtype=settings.dtype, output_loading_info=True, **where, **options
         )
-        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+        if missing := sorted(found["missing_keys"]):  # transformers initialises them at random
             raise LookupError(f"there are no weights for {missing[:5]}")
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # json, safetensors, tokenizers and pickle have their own
+    except Exception as error:  # json, safetensors, tokenizers and pickle raise their own kinds
         raise ConfigurationError(_why_not(settings, error)) from error
     model.requires_grad_(False).eval()
     fuse_activations(model)
-    # What its folder says of sampling, penalties and forbidden words is for other uses: `generate`
-    # takes it for all that a `GenerationConfig` leaves open.
+    # `generate` would use the model's own settings (sampling, penalties, forbidden words) for all
+    # that a `GenerationConfig` leaves open. They are meant for other uses.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
 
 def _why_not(settings: BackboneSettings, error: Exception) -> str:
-    """Say why a model cannot be loaded; if its files are damaged, where they are and what helps."""
+    """Explain why a model cannot be loaded; if its files are damaged, with their folder and remedy.
+
+    Errors of transformers explain themselves.
+    """
     text = f"backbone.model {settings.model!r}: {str(error).strip() or type(error).__name__}"
     own = isinstance(error, OSError | ValueError | ImportError)
     if own and not isinstance(error, json.JSONDecodeError) and "valid JSON" not in str(error):
-        return text  # transformers' own words
+        return text
     folder, remedy = Path(settings.model), "copy its files there again"
     if not folder.is_dir():
         known = try_to_load_from_cache(settings.model, "config.json", revision=settings.revision)
         if not isinstance(known, str):
             return text
-        folder, remedy = Path(known).parent, "delete the folder, and they are fetched again"
+        folder, remedy = Path(known).parent, "delete the folder to download them again"
     elif cache_dir() / "pocket" in folder.parents:
-        remedy = "delete the folder, and the model is made again"
-    return f"{text}\n  the files in {str(folder)!r} are damaged, or of no such model: {remedy}"
+        remedy = "delete the folder to train the model again"
+    return f"{text}\n  the files in {str(folder)!r} are damaged, or of another model: {remedy}"
 
 
 def _quantized(settings: BackboneSettings) -> dict[str, Any]:
-    """Return what `from_pretrained` needs for weights of few bits; nothing without quantization.
+    """Return the arguments of `from_pretrained` for quantised weights; empty without quantization.
 
     Raises:
-        ConfigurationError: If there is no GPU or no bitsandbytes; it names all that is missing.
+        ConfigurationError: If there is no GPU or no bitsandbytes; the message names all that lacks.
     """
     if settings.quantization is None:
         return {}
@@ -127,9 +130,9 @@ def _quantized(settings: BackboneSettings) -> dict[str, Any]:
     if missing:
         raise ConfigurationError(
             f"backbone.quantization {settings.quantization!r} needs {' and '.join(missing)}; leave "
-            "it out, or store fewer bytes with backbone.dtype: bfloat16"
+            "it out, or save memory with backbone.dtype: bfloat16"
         )
-    # NF4, double quantization and arithmetic in bfloat16 are those of QLoRA.
+    # NF4, double quantization and arithmetic in bfloat16, as in QLoRA (arXiv 2305.14314).
     arithmetic = "bfloat16" if settings.dtype == "auto" else settings.dtype
     options: dict[str, Any] = {"load_in_8bit": True}
     if settings.quantization == "4bit":

@@ -1,4 +1,4 @@
-"""A language model in 8-bit integers, for inference on the CPU of a device."""
+"""Quantises a language model to 8-bit integers, for inference on the CPU of a device."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["int8_copy"]
 
 
 def int8_copy(model: PeftModel) -> PreTrainedModel:
-    """Return a copy whose linear layers have weights in int8, with the adapter merged into them.
+    """Return a copy with the adapter merged into the weights, and int8 weights in linear layers.
 
-    Dynamic quantisation: one scale for each layer's weights; activations are quantised as they
-    come. Everything else stays in float32. The copy cannot be trained.
+    The quantisation is dynamic: the weights of a layer have one scale, and activations are
+    quantised in each call. Everything else stays in float32. The copy cannot be trained.
 
     Args:
-        model: A language model in float32 on the CPU; left as it is.
+        model: A language model in float32 on the CPU; it is not changed.
     """
     merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
     _linear(merged)
     with warnings.catch_warnings():
-        # torch announces that this moves to torchao.
+        # torch warns that this function will move to torchao.
         warnings.simplefilter("ignore")
         torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             merged, {nn.Linear}, dtype=torch.qint8, inplace=True
@@ -37,7 +37,7 @@ def int8_copy(model: PeftModel) -> PreTrainedModel:
 
 
 def _linear(model: nn.Module) -> None:
-    """Replace GPT-2's Conv1D, which stores the transpose, by the linear layer that it is."""
+    """Replace GPT-2's Conv1D layers, which store transposed weights, by equal linear layers."""
     from transformers.pytorch_utils import Conv1D
 
     for parent in list(model.modules()):

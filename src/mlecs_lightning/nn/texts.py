@@ -1,4 +1,4 @@
-"""Texts of data as the tokens that a language model reads, and its tokens as texts again."""
+"""Encodes texts as the tokens of a language model, and decodes its tokens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _CACHED = 65536
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a language model can read, ``None`` if its configuration sets no end.
+    """Return the maximum number of tokens that a language model can read; ``None`` if unlimited.
 
-    One with rotary positions can be made to read more, and is not at its best there: the
+    A model with rotary positions could read more than its configuration says, but not well, so the
     configuration counts.
     """
     length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -29,22 +29,22 @@ def positions_of(config: PretrainedConfig) -> int | None:
 
 
 class TextCoder:
-    """The tokenizer of a language model, used for data.
+    """Encodes the texts of a data set for a language model, and decodes its answers.
 
-    Data hold no special tokens. What looks like one in them ("<|endoftext|>" in a target) is text:
-    it is spelt out as other words are, or it would be trained as the end of the sentence. Where a
-    tokenizer makes a special token of it all the same (its vocabulary is of whole words, and that
-    is one), it is the unknown token, or nothing if there is none. Our choice.
+    The data contain no special tokens. A string that looks like one ("<|endoftext|>" in a target)
+    is encoded as ordinary text: otherwise a model would be trained to end its sentence there. If a
+    tokenizer can only encode it as a special token (because its vocabulary consists of whole
+    words), it becomes the unknown token, or is left out if there is none. Our choice.
 
     Attributes:
         tokenizer: The tokenizer itself.
-        model: The name of its language model, for messages.
-        start: What the tokenizer puts in front of a text by itself: the beginning-of-sequence token
-            in Llama and Gemma, nothing in GPT-2 and Qwen. Models that have been trained with one
-            expect it at the very front.
+        model: Name of the language model, for messages.
+        start: The tokens that the tokenizer puts before every text: the beginning-of-sequence token
+            in Llama and Gemma, none in GPT-2 and Qwen. Models that were trained with one expect it
+            at the very beginning.
         end: The end-of-sequence token.
-        pad: What fills rows up; it is masked.
-        positions: How many tokens the model can read; ``None`` for any number.
+        pad: The padding token; it is masked.
+        positions: Maximum number of tokens that the model can read; ``None`` if unlimited.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class TextCoder:
 
         Args:
             tokenizer: The tokenizer.
-            embedded: How many tokens the model embeds. Tokenizers may know more, the padding token
-                among them.
-            positions: How many tokens the model can read.
-            model: Its name.
+            embedded: Number of tokens that the model has embeddings for. The tokenizer may have
+                more, such as a padding token.
+            positions: Maximum number of tokens that the model can read.
+            model: Name of the model.
 
         Raises:
-            ConfigurationError: If there is no end-of-sequence token, or the model does not embed
-                what every text begins with.
+            ConfigurationError: If there is no end-of-sequence token, or the model has no embedding
+                for a token that every text begins with.
         """
         self.tokenizer, self.model, self.positions = tokenizer, model, positions
         self._embedded = embedded
@@ -81,20 +81,20 @@ class TextCoder:
             )
         self.end: int = end
         self.pad: int = end if pad is None or pad >= embedded else pad
-        # GPT-2 names its end-of-sequence token as unknown token, too.
+        # In GPT-2 the end-of-sequence token is also the unknown token.
         self._unknown: list[int] = [] if unknown is None or unknown == end else [unknown]
         self._special = {end, *tokenizer.all_special_ids} - {*self._unknown}
         self.start = self._checked(_put_in_front(tokenizer), "the beginning of a text")
         self.encode = functools.lru_cache(maxsize=_CACHED)(self._encode)
-        """Return the tokens of a text; the same ones are asked for in each round."""
+        """Return the tokens of a text, cached, since each round encodes the same texts."""
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of a text of the data, none of them a special one but the unknown.
+        """Return the tokens of a text, without special tokens except the unknown one.
 
         Raises:
-            ConfigurationError: If the model does not embed one of them.
+            ConfigurationError: If the model has no embedding for one of them.
         """
-        # Said in every call: the tokenizer remembers what the last one asked for.
+        # Set in every call, because the tokenizer keeps the options of the last one.
         found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         tokens: list[int] = found["input_ids"]
         if not self._special.isdisjoint(tokens):
@@ -105,32 +105,32 @@ class TextCoder:
     def _checked(self, tokens: Sequence[int], what: str) -> tuple[int, ...]:
         if max(tokens, default=0) >= self._embedded:
             raise ConfigurationError(
-                f"backbone.model {self.model!r}: its tokenizer makes token {max(tokens)} of "
-                f"{what}, but the model embeds {self._embedded}: they do not belong together"
+                f"backbone.model {self.model!r}: its tokenizer encodes {what} with token "
+                f"{max(tokens)}, but the model embeds only {self._embedded}: they do not fit"
             )
         return tuple(tokens)
 
     def decode(self, rows: Tensor | list[list[int]]) -> list[str]:
-        """Return what rows of tokens say: without special tokens, words apart by one blank."""
+        """Return the texts of rows of tokens, without special tokens, with single blanks."""
         texts = self.tokenizer.batch_decode(
             rows,
             skip_special_tokens=True,
-            # It would take blanks away that the model has said.
+            # It would remove blanks that the model has generated.
             clean_up_tokenization_spaces=False,
         )
         return [" ".join(text.split()) for text in texts]
 
     def survives(self, text: str) -> bool:
-        """Return whether a text is the same once it has been encoded and decoded.
+        """Return whether a text is the same after encoding and decoding.
 
-        If not, the model can never say it.
+        If not, the model can never generate it.
         """
         return self.decode([list(self.encode(text))]) == [" ".join(text.split())]
 
 
 def _put_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that a tokenizer puts before those of a text."""
-    # Any text will do, but one of whole words may know no other than its own.
+    """Return the tokens that a tokenizer puts before every text."""
+    # Any text will do, but a tokenizer of whole words may know only its own.
     text = next((word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()), "x")
     plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer(text, add_special_tokens=True)["input_ids"]
@@ -141,7 +141,7 @@ def _put_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def coder_of_files(settings: BackboneSettings) -> TextCoder:
-    """Return the tokenizer of a language model without loading its weights.
+    """Return the `TextCoder` of a language model without loading its weights.
 
     Raises:
         ConfigurationError: If transformers cannot load configuration or tokenizer.
@@ -166,12 +166,12 @@ def coder_of_files(settings: BackboneSettings) -> TextCoder:
 
 
 class Room(NamedTuple):
-    """What a sequence [start ; S ; instruction ; target ; end] has room for.
+    """Counts the positions of a sequence [start ; S ; instruction ; target ; end].
 
     Attributes:
         coder: The tokenizer and its model.
-        prompt: P, positions of the soft prompt S.
-        answer: Most tokens of an answer that is generated.
+        prompt: Length P of the soft prompt S.
+        answer: Maximum number of tokens of a generated answer.
     """
 
     coder: TextCoder
@@ -179,12 +179,12 @@ class Room(NamedTuple):
     answer: int
 
     def needed(self, instruction: str, target: str) -> int:
-        """Return the positions of the longer of the two: reading the target, and answering."""
+        """Return the positions that a sample needs: the maximum of training and generation."""
         fixed = len(self.coder.start) + self.prompt + len(self.coder.encode(instruction))
         return fixed + max(len(self.coder.encode(target)) + 1, self.answer)
 
     def asked(self) -> int | None:
-        """Return the most tokens that an instruction may have; ``None`` for any number."""
+        """Return the maximum number of tokens of an instruction; ``None`` if unlimited."""
         if self.coder.positions is None:
             return None
         return self.coder.positions - len(self.coder.start) - self.prompt - self.answer

@@ -1,4 +1,4 @@
-"""A tower: one connector and one backbone over features that several towers may share."""
+"""A tower: a connector and a backbone on top of extractors that several towers may share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Tower", "TowerOutput"]
 
 
 class TowerOutput(NamedTuple):
-    """One pass of a tower over a batch with targets.
+    """The result of a forward pass of a tower over a batch with targets.
 
     Attributes:
         embeddings: Latent vectors, fused representation and prompt.
-        view: (B, D) g, the backbone's view of the sample.
+        view: (B, D) g, the backbone's representation of the sample.
         loss: L_LM, scalar.
-        logits: (B, T, vocabulary).
-        labels: (B, T).
+        logits: (B, T, vocabulary) logits that predict ``labels``.
+        labels: (B, T) target tokens, -100 elsewhere.
     """
 
     embeddings: Embeddings
@@ -33,7 +33,7 @@ class TowerOutput(NamedTuple):
     labels: Tensor
 
     def tokens(self) -> Tensor:
-        """Return the number of target tokens that ``loss`` is the mean over, integer scalar."""
+        """Return the number of target tokens that ``loss`` averages over, an integer scalar."""
         return (self.labels >= 0).sum()
 
 
@@ -44,7 +44,7 @@ class Tower(nn.Module):
         """Build the tower.
 
         Args:
-            features: For each modality the width of its extractor.
+            features: Output width of each modality's extractor.
             settings: Connector, backbone and adapter.
         """
         super().__init__()
@@ -60,7 +60,14 @@ class Tower(nn.Module):
         instructions: Sequence[str],
         targets: Sequence[str],
     ) -> TowerOutput:
-        """Read a batch and score its targets."""
+        """Read a batch and compute L_LM of its targets.
+
+        Args:
+            features: (B, features) of each modality.
+            present: (B, K) bool, whether a sample has a modality.
+            instructions: B texts.
+            targets: B texts.
+        """
         embeddings = self.connector(features, present)
         output = self.backbone(embeddings.prompt, instructions, targets)
         view = self.readout(output.prompt_hidden)
@@ -71,11 +78,11 @@ class Tower(nn.Module):
         return self.readout(self.backbone.read_prompt(embeddings.prompt))  # type: ignore[no-any-return]
 
     def room(self) -> Room:
-        """Return what a sequence has room for."""
+        """Return the lengths of this tower's sequences."""
         return Room(self.backbone.coder, self.connector.prompt_length, self.longest_answer)
 
     def generate(self, embeddings: Embeddings, instructions: Sequence[str]) -> list[str]:
-        """Answer greedily, one sentence for each sample."""
+        """Generate one sentence for each sample by greedy decoding."""
         return self.backbone.generate(
             embeddings.prompt, instructions, max_new_tokens=self.longest_answer
         )

@@ -19,7 +19,7 @@ def report(args: Sequence[str]) -> int:
     """Write a report.
 
     Args:
-        args: What stands behind ``report`` on the command line.
+        args: The arguments after ``report`` on the command line.
 
     Returns:
         0; 1 if a run cannot be read or the report cannot be written, which is printed.
@@ -27,7 +27,7 @@ def report(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mlecs report",
         allow_abbrev=False,
-        description="One page for one or many runs: tables and charts, without a network.",
+        description="Write one page with tables and charts of one or more runs; needs no network.",
     )
     parser.add_argument(
         "runs",
@@ -35,12 +35,15 @@ def report(args: Sequence[str]) -> int:
         nargs="+",
         help="a run folder (runs/NAME/version_K), a folder of versions, or a file of JSON lines",
     )
-    parser.add_argument("--format", choices=("html", "md"), help="that of --output, else html")
     parser.add_argument(
-        "--output", type=Path, help="the file to write; report.html or report.md if not given"
+        "--format", choices=("html", "md"), help="default: by the ending of --output, else html"
     )
     parser.add_argument(
-        "--reference", help="the algorithm that the others are compared with; MLECS, or the first"
+        "--output", type=Path, help="the file to write; default: report.html or report.md"
+    )
+    parser.add_argument(
+        "--reference",
+        help="the algorithm to compare the others with; default: MLECS, else the first",
     )
     given = parser.parse_args(args)
     suffix = given.output.suffix if given.output else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import torch
 from rich.console import Console
@@ -281,15 +281,19 @@ def _of_clients(data: FederatedDataModule, clients: Iterable[str]) -> Iterator[s
         for split, table in (("validation", val), ("test", test)):
             if not len(table):
                 yield f"clients.{name} has no {split} samples"
+    yield from _of_nobody(data, held)
+    if not len(data.public("val")):
+        yield "the server has no validation samples"
+    if not len(data.pools.test):
+        yield "split test is empty: nothing will be scored"
+
+
+def _of_nobody(data: FederatedDataModule, held: Set[str]) -> Iterator[str]:
     pool = data.pools.private
     nobody = Counter(d for d, i in zip(pool.domains, pool.ids, strict=True) if i not in held)
     if nobody:
         what = ", ".join(f"{count:,} of {domain!r}" for domain, count in nobody.items())
         yield f"no client holds these samples of split train: {what}"
-    if not len(data.public("val")):
-        yield "the server has no validation samples"
-    if not len(data.pools.test):
-        yield "split test is empty: nothing will be scored"
 
 
 def _of_targets(data: FederatedDataModule) -> Iterator[str]:

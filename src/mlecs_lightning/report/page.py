@@ -8,11 +8,11 @@ from importlib.resources import files
 from jinja2 import Environment
 
 from mlecs_lightning.report.drawing.svg import distinct_ids, swatch
+from mlecs_lightning.report.hooks import algorithm_sections
 from mlecs_lightning.report.markdown import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
 from mlecs_lightning.report.results.reading import ReportError, Run
-from mlecs_lightning.report.sections import continual as stream
-from mlecs_lightning.report.sections import devices, plots, sweeps, tables
+from mlecs_lightning.report.sections import continual, plots, sweeps, tables
 
 __all__ = ["to_html", "to_markdown_page"]
 
@@ -81,8 +81,8 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
         tables.results(setting),
         tables.differences(setting, reference),
         *(plots.learning(setting) if charts else ()),
-        *stream.stream(setting, charts=charts),
-        *devices.devices(setting, charts=charts),
+        *continual.continual(setting, charts=charts),
+        *algorithm_sections(setting, charts=charts),
         *sweeps.sweeps(setting, charts=charts),
         plots.quality(setting) if charts else None,
         plots.quality_over_time(setting) if charts else None,

@@ -1,4 +1,4 @@
-"""What a report is made of: sections with tables and charts; and how its runs are grouped."""
+"""The parts of a report, sections with tables and charts, and the groups of its runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""One round: its context, who takes part, what may fail, and the steps of an algorithm."""
+"""A round: its context and participants, the steps of an algorithm, and client failures."""
 
 from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
+from mlecs_lightning.rounds.bounds import UpdateLimits
 from mlecs_lightning.rounds.context import RoundContext
-from mlecs_lightning.rounds.failures import EvaluationError, FaultTrace
+from mlecs_lightning.rounds.failures import EvaluationError, FailureTrace
 from mlecs_lightning.rounds.learner import (
     EdgeLearner,
     Learner,
@@ -10,6 +11,7 @@ from mlecs_lightning.rounds.learner import (
     ServerLearner,
     TrainingPass,
 )
+from mlecs_lightning.rounds.participation import Participation
 from mlecs_lightning.rounds.signals import Interrupted
 
 __all__ = [
@@ -17,12 +19,14 @@ __all__ = [
     "ClientUpdate",
     "EdgeLearner",
     "EvaluationError",
-    "FaultTrace",
+    "FailureTrace",
     "Interrupted",
     "Learner",
     "Loaders",
     "NonFiniteError",
+    "Participation",
     "RoundContext",
     "ServerLearner",
     "TrainingPass",
+    "UpdateLimits",
 ]

@@ -1,14 +1,14 @@
-"""The interface between the federated trainer and a method: four steps of a round."""
+"""The interface between the federated trainer and an algorithm: the four steps of a round."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from mlecs_lightning.aggregation.adapters import Aggregate
+from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.data import SeededLoader
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds.context import RoundContext
@@ -24,9 +24,9 @@ class Loaders(NamedTuple):
 
     Attributes:
         public: The public samples, restricted to the party's modalities.
-        private: A client's own samples. Under an algorithm that pools the data (`Centralized`),
-            everybody's; the server has none otherwise.
-        resources: What a client can spend in this round, as a multiple of its configured budget.
+        private: A client's own samples. The server has none, unless the algorithm pools the data
+            (`Centralized`); then every party has the samples of all clients.
+        resources: The client's budget in this round, as a multiple of its configured budget.
     """
 
     public: SeededLoader
@@ -35,12 +35,12 @@ class Loaders(NamedTuple):
 
 
 class ClientUpdate(NamedTuple):
-    """What a client did in a round.
+    """The result of a client's round.
 
     Attributes:
-        message: What it sends up, ``None`` if the algorithm does not communicate.
-        metrics: Its training losses and other figures; of these the ones that
-            `Algorithm.figures` declares go up with the message.
+        message: The uplink message; ``None`` if the algorithm does not communicate.
+        metrics: Training losses and other figures. Those that `Algorithm.figures` declares are
+            sent with the message.
     """
 
     message: Message | None
@@ -48,37 +48,41 @@ class ClientUpdate(NamedTuple):
 
 
 class Algorithm(ABC):
-    """One method of training a federation.
+    """A method of training a federation.
 
     A round is ``broadcast`` -> ``client_update`` for each participant -> ``aggregate`` ->
-    ``server_update``. Everything between the two sides goes through the channel, under the schemas
-    declared here. An algorithm holds settings, and no state that changes from round to round.
+    ``server_update``. All messages pass the channel, which checks them against the schemas declared
+    here.
+
+    An algorithm holds its settings and what `prepare` reads from the fresh modules, but no state
+    that changes from round to round: such state belongs in buffers of the modules (`build_server`,
+    `build_edge`), where checkpoints save it.
     """
 
     communicates: ClassVar[bool] = True
-    """Whether anything is sent; if not, `broadcast`, `aggregate` and the schemas are not called."""
+    """Whether messages are sent; if not, `broadcast`, `aggregate` and the schemas are not used."""
 
     pools_private: ClassVar[bool] = False
-    """Whether every party sees all private data. Only for the ceiling, `Centralized`."""
+    """Whether every party sees all private data. Only for the upper bound, `Centralized`."""
 
     uses_proxy: ClassVar[bool] = False
-    """Whether clients have a proxy beside their SLM, of the backbone that the server hosts."""
+    """Whether clients have a proxy beside their SLM, with the backbone that the server hosts."""
 
     registers: ClassVar[tuple[str, ...]] = ()
-    """Scalars of an update that a client cannot change later, such as its number of samples."""
+    """Scalars that a client must not change after its first update, such as its sample count."""
 
     delivers: ClassVar[bool] = False
-    """Whether devices are handed over with a model that the server has made: see `deliver`."""
+    """Whether clients start from a model that the server has trained; see `deliver`."""
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
-        """Say what in the settings does not fit this algorithm, before anything is built.
+        """List settings that do not fit this algorithm, before anything is built.
 
         Args:
             clients: The adapter settings of each client.
-            batch_size: Samples of a training batch.
+            batch_size: Number of samples in a training batch.
 
         Returns:
-            One line for each fault, naming the key and what is allowed.
+            One line per fault, with the key and what is allowed.
         """
         return []
 
@@ -87,7 +91,7 @@ class Algorithm(ABC):
         return next(iter(clients.values()))
 
     def adds_parts(self) -> bool:
-        """Return whether models have parts that only this algorithm can build again."""
+        """Return whether the models have parts that only this algorithm can rebuild."""
         hooks = ("build_edge", "build_server")
         return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
 
@@ -110,7 +114,7 @@ class Algorithm(ABC):
         return
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Look at the freshly built modules, or change them, before round 0.
+        """Check, read or change the fresh modules before round 0.
 
         Args:
             server: The server.
@@ -119,62 +123,62 @@ class Algorithm(ABC):
         return
 
     def shipped(self, server: ServerLearner, client: str) -> Mapping[str, Tensor]:
-        """Return tensors of a broadcast that a device has before the first message.
+        """Return the tensors of a broadcast that a client has before the first message.
 
-        A codec sends what has changed since. Called once, on the fresh server, whose weights are a
-        function of the seed: a device can be delivered with them. Whatever is not here counts as
-        zero.
+        A codec sends the difference from them; tensors that are missing here count as zero. Called
+        once, on the fresh server: its weights are a function of the seed, so a device can ship with
+        them.
         """
         return {}
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
-        """Declare all that a broadcast to a client holds."""
+        """Declare the contents of a broadcast to a client."""
         return Schema()
 
     def uplink(self, edge: EdgeModule) -> Schema:
-        """Declare all that a client's update holds."""
+        """Declare the contents of a client's update."""
         return Schema()
 
     def figures(self) -> tuple[str, ...]:
-        """Name all the figures that a client may report of its training, as ``stage/name``.
+        """Name the training figures that a client may report, as ``stage/name``.
 
-        They go up as a part of the message, one finite float64 each, and are counted under
-        ``report``. Whatever else `client_update` returns as a metric stays on the device. Where
-        nothing goes up, these are what the experimenter sees.
+        They are sent with the message, one finite float64 each, and counted under ``report``. Other
+        metrics that `client_update` returns stay on the client. Without communication, these are
+        the figures in the log.
         """
         return ()
 
     def former(
         self, server: ServerLearner, message: Message, received: Message | None
     ) -> Mapping[str, Tensor]:
-        """Return what the tensors of an update started from, for those whose change is limited.
+        """Return the tensors that an update started from, where its change is limited.
 
-        See ``trainer.max_update_ratio``. By default the adapter that came down, where one goes up.
+        See ``trainer.update_limits``. By default these are the tensors of the received adapter.
 
         Args:
             server: The server.
-            message: The update, of the declared form.
-            received: What the client was sent.
+            message: The update, valid under the schema.
+            received: The broadcast that the client received.
 
         Returns:
-            Tensors of the update's names and shapes.
+            Tensors with names and shapes of the update.
         """
-        there = {} if received is None else received.tensors
-        return {k: there[k] for k in message.tensors if k in there and k.startswith("adapter/")}
+        sent = {} if received is None else received.tensors
+        return {k: sent[k] for k in message.tensors if k in sent and k.startswith("adapter/")}
 
     def refusals(self, server: ServerLearner, message: Message) -> list[str]:
-        """Say what makes no sense in an update whose form is as declared.
+        """List what is wrong with the values of an update that is valid under the schema.
 
-        Called before the update is used; with any fault it is refused, and the client gives nothing
-        in this round.
+        Called before the update is used. An update with any fault is refused, and the client does
+        not contribute to this round.
         """
         return []
 
     def deliver(self, server: ServerLearner, edge: EdgeModule) -> None:
-        """Change a client's fresh model once the server is warm, as before a device is handed over.
+        """Initialise a client's fresh model from the server after the warm-up.
 
-        With `delivers` only. Not a message: it does not cross the channel, and is not counted. What
-        a device has then is what the warm server has: `shipped` is asked again.
+        Called only if `delivers` is true. This happens before the device is deployed, so it is no
+        message and is not counted. `shipped` is called again afterwards.
         """
         return
 
@@ -182,15 +186,14 @@ class Algorithm(ABC):
     def warmup(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> dict[str, float]:
-        """Train the server alone before round 0; return its losses."""
+        """Train the server alone before round 0, and return its losses."""
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message | None]]:
         """Yield the message to each participant, in order; ``None`` sends nothing.
 
-        A generator: the message of one client exists only while that client is served, so that
-        memory does not grow with their number.
+        A generator, so that only one client's message exists at a time.
         """
         return ()
 
@@ -203,7 +206,14 @@ class Algorithm(ABC):
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
     ) -> Aggregate | None:
-        """Consume the clients' messages as they come in; keep no more of them than is needed."""
+        """Aggregate the clients' messages as they arrive.
+
+        They come one at a time: keep only what is needed, so that memory does not grow with the
+        number of clients.
+
+        Returns:
+            What `server_update` needs: an `Aggregate`, or a subclass of the algorithm's own.
+        """
         for _ in updates:
             pass
         return None
@@ -212,8 +222,16 @@ class Algorithm(ABC):
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
-        """Train the server with what came up; return its losses."""
+        """Update the server from the aggregate, train it, and return its losses.
+
+        Args:
+            server: The server.
+            aggregate: What `aggregate` returned, of the algorithm's own class; ``None`` if fewer
+                than ``trainer.min_clients`` clients sent an update.
+            loaders: The server's data.
+            ctx: The round.
+        """

@@ -1,75 +1,76 @@
-"""How far a client may move what it was sent, and what it may claim of itself."""
+"""Limits on client updates: how large a change may be, and which scalars must not change."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mlecs_lightning.rounds.participation import LargeUpdate
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import Message, Scalar
 
-__all__ = ["ChangedClaimError", "Claims", "LargeUpdateError", "Moves", "bounded"]
+__all__ = ["ChangedClaimError", "Claims", "LargeUpdateError", "Moves", "UpdateLimits", "bounded"]
 
 _FIRST, _LEAST = 1.0, 0.01
-"""Root mean square of an update that is taken for usual where nothing is known yet, and the least
-that ever is.
+"""Root mean square of an update that counts as usual before any update is known, and its minimum.
 
-Our choice. The factors of a LoRA start at about 0.1 (A) and 0 (B) and move by some learning rates
-a round: 0.002 to 0.02 a value in the shipped configurations. A change of 1 a value is far beyond
-that; and 0.01 keeps a warm-up of the learning rate from making the first updates the measure.
+Our choice. LoRA factors start at about 0.1 (A) and 0 (B) and change by a few learning rates per
+round: 0.002 to 0.02 per value in the shipped configurations. A change of 1 per value is far beyond
+that. The minimum of 0.01 keeps small first updates, as with a learning-rate warm-up, from setting
+the limit.
 """
 
 
 class LargeUpdateError(ChannelError):
-    """An update that is further from what the client was sent than updates are allowed to be."""
+    """An update that differs from what the client was sent by more than the limit."""
 
 
 class ChangedClaimError(ChannelError):
-    """A client that says something else of itself than it has said before."""
+    """A client has changed a scalar that must stay the same, such as its number of samples."""
 
 
 class Moves:
-    """How far the accepted updates of a run have moved, as the measure of those to come.
+    """Tracks the size of accepted updates, from which the limit for later updates is derived.
 
-    An update counts by the root mean square of its changes, so that adapters of several sizes can
-    be compared. Of each round the median is kept: a minority of clients cannot shift it. What an
-    update is measured by is the median of the rounds before, never of its own: clients are judged
-    one after another, or at once on several processes, and none of them knows of the others.
+    The size of an update is the root mean square of its changes, so adapters of different sizes can
+    be compared. The median of each round is kept, which a minority of clients cannot shift. An
+    update is compared with the median of earlier rounds, never with its own round: clients are
+    checked one by one, possibly in several processes, so the result must not depend on the order.
     """
 
     def __init__(self) -> None:
-        """Start with nothing known."""
+        """Start without any update."""
         self._medians: list[float] = []
         self._round: list[float] = []
 
     def usual(self) -> float:
-        """Return the root mean square that is usual so far."""
+        """Return the usual root mean square of an update so far."""
         if not self._medians:
             return _FIRST
         return max(_LEAST, statistics.median_low(self._medians))
 
     def add(self, size: float) -> None:
-        """Count an accepted update of the round under way; one that changes nothing tells nothing.
+        """Add an accepted update of the current round; one without any change is ignored.
 
-        The lower median: of two clients the one that moves less is believed.
+        The round counts by its lower median: of two updates, the smaller one.
         """
         if size > 0:
             self._round.append(size)
 
     def end_round(self) -> None:
-        """Let the updates of the round count from now on."""
+        """End the round: its updates count from now on."""
         if self._round:
             self._medians.append(statistics.median_low(self._round))
         self._round = []
 
     def state_dict(self) -> list[float]:
-        """Return the median of each round, as plain numbers; between rounds that is all."""
+        """Return the median of each round as plain numbers: the whole state between rounds."""
         return list(self._medians)
 
     def load_state_dict(self, state: Sequence[float]) -> None:
@@ -77,52 +78,64 @@ class Moves:
         self._medians, self._round = list(state), []
 
 
-class Limits(NamedTuple):
-    """What an update may come to.
+@dataclass(frozen=True)
+class UpdateLimits:
+    """How far a client's update may be from what the client was sent.
 
     Attributes:
-        norm: Largest Euclidean norm of its changes; ``None`` sets no limit.
-        ratio: How many times the usual root mean square they may have; ``None`` sets no limit.
-        large: Whether a larger one is refused, or clipped to the limit.
+        max_norm: Maximum Euclidean distance from what the client was sent; ``None`` for no limit.
+        max_ratio: Maximum root mean square of the changes, as a multiple of what was usual in
+            earlier rounds (`Moves`); ``None`` for no limit. Honest clients stay far below the
+            default.
+        on_excess: Whether a larger update is refused, or clipped to the limit.
     """
 
-    norm: float | None
-    ratio: float | None
-    large: LargeUpdate
+    max_norm: float | None = None
+    max_ratio: float | None = 100.0
+    on_excess: Literal["refuse", "clip"] = "refuse"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        faults = FaultList()
+        for name in ("max_norm", "max_ratio"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                faults.append(f"trainer.update_limits.{name} must be above 0, got {limit}")
+        faults.raise_any()
 
 
 def bounded(
-    message: Message, former: Mapping[str, Tensor], limits: Limits, *, usual: float
+    message: Message, former: Mapping[str, Tensor], limits: UpdateLimits, *, usual: float
 ) -> tuple[Message, float]:
-    """Limit how far an update may be from what the client was sent.
+    """Limit how much an update may differ from what the client was sent.
 
     Args:
         message: The update.
-        former: For each tensor that is limited what it started from, in the tensor's shape.
+        former: For each limited tensor its earlier value, of the same shape.
         limits: The limits.
         usual: See `Moves.usual`.
 
     Returns:
-        The update, clipped if it has to be, and the root mean square of its changes.
+        The update, clipped if necessary, and the root mean square of its changes.
 
     Raises:
         LargeUpdateError: If it is too large, and such updates are refused.
     """
-    # In float64: the square of a large float32 is none.
+    # In float64, since the square of a large float32 overflows.
     change = {k: message.tensors[k].double() - old.double() for k, old in former.items()}
     count = sum(t.numel() for t in change.values())
     if not count:
         return message, 0.0
     norm = float(torch.nn.utils.get_total_norm(change.values()))
-    wide = math.inf if limits.ratio is None else limits.ratio * usual * math.sqrt(count)
-    limit = min(wide, math.inf if limits.norm is None else limits.norm)
+    wide = math.inf if limits.max_ratio is None else limits.max_ratio * usual * math.sqrt(count)
+    limit = min(wide, math.inf if limits.max_norm is None else limits.max_norm)
     if norm <= limit:
         return message, norm / math.sqrt(count)
-    if limits.large == "refuse":
-        key = "max_update_norm" if limit < wide else "max_update_ratio"
+    if limits.on_excess == "refuse":
+        key = "max_norm" if limit < wide else "max_ratio"
         raise LargeUpdateError(
-            f"norm of the update is {norm:.4g}, the limit is {limit:.4g} (trainer.{key}; usual is "
-            f"{usual * math.sqrt(count):.4g})"
+            f"norm of the update is {norm:.4g}, the limit is {limit:.4g} "
+            f"(trainer.update_limits.{key}; usual is {usual * math.sqrt(count):.4g})"
         )
     clipped = {
         k: (former[k].double() + t * (limit / norm)).to(message.tensors[k].dtype)
@@ -132,27 +145,27 @@ def bounded(
 
 
 class Claims:
-    """What clients have said of themselves: the first word counts.
+    """Scalars that clients report of themselves and must not change later.
 
-    A client counts by its number of samples, which nobody but itself can know. So it is registered
-    with the first update that is accepted, and what it says later has to be the same. Where the
-    data change by a schedule (``data.init_args.schedule``) that holds for each of its phases.
+    A client is weighted by its number of samples, which only the client knows. The number is
+    registered with its first accepted update, and later updates must repeat it. If the data change
+    by a schedule (``data.init_args.schedule``), this applies to each phase separately.
     """
 
     def __init__(self) -> None:
-        """Start with nobody known."""
+        """Start empty."""
         self._said: dict[tuple[str, str], dict[str, Scalar]] = {}
 
     def check(self, client: str, phase: str, claims: Mapping[str, Scalar]) -> None:
-        """Compare with what the client has said before.
+        """Compare with what the client reported before.
 
         Args:
             client: The client.
-            phase: Name of the phase of its data.
-            claims: What it says now, by the name of the scalar.
+            phase: Name of the current phase of its data.
+            claims: The scalars by name.
 
         Raises:
-            ChangedClaimError: If it says something else; it names both.
+            ChangedClaimError: If a scalar has changed; it names both values.
         """
         before = self._said.get((client, phase), {})
         changed = [
@@ -167,7 +180,7 @@ class Claims:
             )
 
     def register(self, client: str, phase: str, claims: Mapping[str, Scalar]) -> None:
-        """Remember what a client has said in an accepted update, unless it is known already."""
+        """Register the scalars of an accepted update, unless the client is registered already."""
         if claims:
             self._said.setdefault((client, phase), dict(claims))
 

@@ -1,4 +1,4 @@
-"""The frozen facts of one round."""
+"""The fixed facts of one round, and the seeds derived from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RoundContext", "derive_seed", "seed_generators"]
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed that is a function of the parts, the same in every process."""
+    """Return a 63-bit seed as a function of the parts, the same in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -21,15 +21,15 @@ def derive_seed(*parts: int | str) -> int:
 def seed_generators(seed: int) -> None:
     """Seed Python, NumPy and torch on all devices, as Lightning's `seed_everything` does.
 
-    Apart from it, because this is done for every client: where there is no accelerator,
-    `torch.manual_seed` spends nearly all its time on a stack trace for each kind of them.
+    A faster version, because it is called for every client: without an accelerator
+    `torch.manual_seed` spends nearly all its time on stack traces, one per device type.
 
     Args:
-        seed: Of any size; NumPy takes 32 bits of it, and so do the others.
+        seed: Of any size; its lowest 32 bits are used, since NumPy takes no more.
     """
     seed %= 2**32
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the generator that users' code draws from
+    np.random.seed(seed)  # noqa: NPY002 - users' code draws from it
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
@@ -38,7 +38,7 @@ def seed_generators(seed: int) -> None:
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What a round depends on, and nothing that changes during it.
+    """What a round depends on; nothing in it changes during the round.
 
     Attributes:
         round: Number of the round, from 0.
@@ -53,7 +53,7 @@ class RoundContext:
     def seed_for(self, party: str, stage: str) -> int:
         """Return the seed of one party's stage in this round.
 
-        Nothing counts up between rounds, so a resumed run and an unbroken one draw the same
-        numbers, and so do runs on any number of processes.
+        No counter is kept between rounds, so a resumed run draws the same numbers as an
+        uninterrupted one, on any number of processes.
         """
         return derive_seed(self.seed, self.round, party, stage)

@@ -1,4 +1,4 @@
-"""What can go wrong with a client: drawn misfortunes for simulations, and the record of all."""
+"""Client failures: simulated ones, and the record of all that happen in a run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.rounds.context import derive_seed
 
 __all__ = [
-    "ClientFault",
     "EvaluationError",
+    "Failure",
+    "FailureKind",
+    "FailureLog",
+    "FailureTrace",
     "Fate",
-    "Fault",
-    "FaultKind",
-    "FaultLog",
-    "FaultTrace",
     "Note",
+    "SimulatedFailure",
     "raised",
 ]
 
-FaultKind = Literal["dropout", "straggler", "crash", "error", "refused"]
+FailureKind = Literal["dropout", "straggler", "crash", "error", "refused"]
 
 
 _STAGE = re.compile(r"[A-Za-z0-9_ ./-]{0,64}")
@@ -32,44 +33,48 @@ _CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})?")
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One client that gave nothing in one round, or could not be judged after it.
+class Failure:
+    """The failure of one client in one round, in training or evaluation.
 
-    This is all that is told of it to anybody else. What an exception says may quote the client's
-    data. So its text stays with the client, in the file `RunFolder.client_log`; here are its class
-    and where it was raised, of bounded length.
+    This is everything that others learn of it. The text of an exception may quote the client's
+    data, so it stays with the client, in the file `RunFolder.client_log`. Only the class and the
+    stage are recorded here, both of bounded length.
 
     Attributes:
         round: The round, from 0.
         client: The client.
-        kind: ``dropout`` (was not there), ``straggler`` (missed the deadline), ``crash`` (stopped
-            in the middle of a pass), ``error`` (its code raised, in training or evaluation),
-            ``refused`` (its message was not accepted).
-        stage: The pass that it was in, ``uplink`` on the way back; empty before the first one.
-        error: Name of the exception's class; empty if there was none.
+        kind: ``dropout`` (absent), ``straggler`` (missed the deadline), ``crash`` (stopped during a
+            pass), ``error`` (its code raised, in training or evaluation), ``refused`` (its message
+            was not accepted).
+        stage: The training pass, or ``uplink`` for its message; empty before the first pass.
+        error: Class name of the exception; empty if there was none.
     """
 
     round: int
     client: str
-    kind: FaultKind
+    kind: FailureKind
     stage: str = ""
     error: str = ""
 
     def __post_init__(self) -> None:
-        """Check that every part has its form.
+        """Check the format of every field.
 
         Raises:
-            ValueError: If one has not.
+            ValueError: If one is invalid.
         """
-        if self.kind not in get_args(FaultKind):
-            raise ValueError(f"kind must be one of {list(get_args(FaultKind))}, got {self.kind!r}")
+        if self.kind not in get_args(FailureKind):
+            raise ValueError(
+                f"kind must be one of {list(get_args(FailureKind))}, got {self.kind!r}"
+            )
         for name, form in (("stage", _STAGE), ("error", _CLASS)):
             if not form.fullmatch(getattr(self, name)):
                 raise ValueError(f"{name} must be like {form.pattern}")
 
     @classmethod
-    def of(cls, error: Exception, *, kind: FaultKind, stage: str, round: int, client: str) -> Fault:
-        """Return what is told of an exception; a name that is none of the form is left out."""
+    def of(
+        cls, error: Exception, *, kind: FailureKind, stage: str, round: int, client: str
+    ) -> Failure:
+        """Return the failure for an exception, without names that are not of the allowed format."""
         name = type(error).__name__
         return cls(
             round,
@@ -81,44 +86,44 @@ class Fault:
 
     @property
     def reason(self) -> str:
-        """What happened, in words."""
+        """The failure in words."""
         where = f", stage {self.stage!r}" if self.stage else ""
         return f"client {self.client!r}{where}: {self.error or self.kind}"
 
 
 Note = Callable[[str, str], None]
-"""Writes a text into the file of a client's own, by name of the client."""
+"""Writes text to a client's own log file: ``note(client, text)``."""
 
 
 def raised(
-    error: Exception, *, kind: FaultKind, stage: str, round: int, client: str, note: Note
-) -> Fault:
-    """Return what is told of an exception; all that it says goes to the client's own file."""
+    error: Exception, *, kind: FailureKind, stage: str, round: int, client: str, note: Note
+) -> Failure:
+    """Return the failure for an exception, and write its full text to the client's own file."""
     text = "".join(traceback.format_exception(error))
     note(client, f"round {round}, {kind}, stage {stage!r}\n{text}\n")
-    return Fault.of(error, kind=kind, stage=stage, round=round, client=client)
+    return Failure.of(error, kind=kind, stage=stage, round=round, client=client)
 
 
 class EvaluationError(RuntimeError):
-    """The server, or every client, could not be judged. What has been trained is not lost."""
+    """The evaluation of the server, or of every client, failed. No training is lost."""
 
 
-class ClientFault(Exception):
-    """A client cannot end its round, as drawn by a `FaultTrace`."""
+class SimulatedFailure(Exception):
+    """A client fails in a round because a `FailureTrace` says so."""
 
-    def __init__(self, kind: FaultKind, reason: str) -> None:
-        """Say which kind, and what happened."""
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        """Set kind and reason."""
         super().__init__(reason)
-        self.kind: FaultKind = kind
+        self.kind: FailureKind = kind
 
 
 class Fate(NamedTuple):
-    """What is to happen to one client in one round.
+    """The simulated failures of one client in one round.
 
     Attributes:
-        drops: It does not take part at all.
-        budget: Optimiser steps that it gets done before the deadline; ``None`` for any number.
-        crash: The optimiser step, from 0, in place of which it crashes; ``None`` for never.
+        drops: Whether it is absent.
+        budget: Number of optimiser steps it can take before the deadline; ``None`` for no limit.
+        crash: Number of optimiser steps after which it crashes; ``None`` for never.
     """
 
     drops: bool = False
@@ -126,36 +131,36 @@ class Fate(NamedTuple):
     crash: int | None = None
 
     def watch(self) -> Callable[[], None]:
-        """Return a function to call before every optimiser step; it raises `ClientFault`."""
+        """Return a function to call before each optimiser step; it may raise `SimulatedFailure`."""
         steps = 0
 
         def before_step() -> None:
             nonlocal steps
             if self.crash is not None and steps >= self.crash:
-                raise ClientFault("crash", f"crashed after {steps} steps")
+                raise SimulatedFailure("crash", f"crashed after {steps} steps")
             if self.budget is not None and steps >= self.budget:
-                raise ClientFault("straggler", f"missed the deadline after {steps} steps")
+                raise SimulatedFailure("straggler", f"missed the deadline after {steps} steps")
             steps += 1
 
         return before_step
 
 
 @dataclass(frozen=True)
-class FaultTrace:
-    """Misfortunes drawn from a seed: a function of round and client, the same in every run.
+class FailureTrace:
+    """Simulated client failures, drawn from a seed as a function of round and client.
 
-    Our choice of model. Work is counted in the client's own optimiser steps, never in seconds, so
-    that a trace does not depend on the machine that simulates it.
+    The model is our choice. Work is counted in optimiser steps, not in seconds, so a trace does not
+    depend on the machine that simulates it.
 
     Attributes:
         dropout_rate: Probability that a client is absent from a round.
         straggler_rate: Probability that a client is slow in a round.
-        slowdown: How many times longer a step of a slow client takes.
-        deadline: Steps that a client of normal speed gets done in a round's time; ``None`` waits
-            for all.
+        slowdown: Factor by which a step of a slow client takes longer.
+        deadline: Number of steps that a client of normal speed can take in a round; ``None`` waits
+            for all clients.
         crash_rate: Probability that a client crashes in a round.
-        crash_within: The crash comes before one of that many first steps, all equally likely.
-        seed: Seed of the draws, apart from that of the training.
+        crash_within: The crash comes before one of this many first steps, each equally likely.
+        seed: Seed of the draws, independent of the training seed.
     """
 
     dropout_rate: float = 0.0
@@ -168,22 +173,19 @@ class FaultTrace:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        faults = FaultList()
         for name in ("dropout_rate", "straggler_rate", "crash_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"trainer.faults.{name} must lie in [0, 1], got {getattr(self, name)}"
-                )
-        if self.slowdown < 1:
-            raise ValueError(f"trainer.faults.slowdown must be at least 1, got {self.slowdown}")
-        for name in ("deadline", "crash_within"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"trainer.faults.{name} must be at least 1, got {value}")
+            rate = getattr(self, name)
+            if not 0 <= rate <= 1:
+                faults.append(f"trainer.faults.{name} must lie in [0, 1], got {rate}")
+        for name in ("slowdown", "deadline", "crash_within"):
+            faults.check_range(f"trainer.faults.{name}", getattr(self, name), at_least=1)
+        faults.raise_any()
 
     def fate(self, round: int, client: str) -> Fate:
-        """Return what happens to a client in a round."""
+        """Return the simulated failures of a client in a round."""
         rng = random.Random(derive_seed(self.seed, round, client, "fate"))
-        # All are drawn always, so that one rate does not shift the draws of another.
+        # Always draw all four, so that one rate does not change the draws of another.
         drops, slow, crashes, step = (rng.random() for _ in range(4))
         budget = self.deadline
         if budget is not None and slow < self.straggler_rate:
@@ -195,26 +197,26 @@ class FaultTrace:
         )
 
 
-class FaultLog:
-    """Every fault of a run."""
+class FailureLog:
+    """All failures of a run."""
 
     def __init__(self) -> None:
         """Start empty."""
-        self.faults: list[Fault] = []
+        self.failures: list[Failure] = []
 
     def counts(self) -> dict[str, int]:
-        """Return how many there were of each kind."""
-        counted = Counter(fault.kind for fault in self.faults)
-        return {kind: counted[kind] for kind in get_args(FaultKind)}
+        """Return the number of failures of each kind."""
+        counted = Counter(failure.kind for failure in self.failures)
+        return {kind: counted[kind] for kind in get_args(FailureKind)}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return plain values."""
-        return [asdict(fault) for fault in self.faults]
+        return [asdict(failure) for failure in self.failures]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Restore what `state_dict` returned; entries that a fault has not are left behind.
+        """Restore what `state_dict` returned.
 
-        Those of older versions hold whole texts.
+        Unknown entries are dropped: earlier versions also stored full error messages.
         """
-        known = {each.name for each in fields(Fault)}
-        self.faults = [Fault(**{k: v for k, v in f.items() if k in known}) for f in state]
+        known = {each.name for each in fields(Failure)}
+        self.failures = [Failure(**{k: v for k, v in f.items() if k in known}) for f in state]

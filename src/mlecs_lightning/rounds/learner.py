@@ -1,4 +1,4 @@
-"""A module, its optimiser and the loop that takes steps: what an algorithm trains with."""
+"""Learners: a module, its optimiser and the training loop that algorithms call."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class TrainingPass(NamedTuple):
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a weight became infinite or not a number; says whose, in which stage and step."""
+    """A loss or a weight is not finite; says whose, in which stage and step."""
 
 
 class Learner(Generic[M]):
-    """Trains one module in the precision and on the device of Fabric.
+    """Trains one module with the precision and on the device of Fabric.
 
     Attributes:
         name: The client's name, or ``server``.
         module: The module itself.
-        stage: The pass under way, or the last one; for error messages.
+        stage: The current or last training pass, for error messages.
         before_step: Called before every optimiser step; may raise to stop the pass there.
-        changed: What the state loaded last was trained with otherwise.
+        changed: Settings that differ from those of the state loaded last.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Learner(Generic[M]):
         """Put the module on its device.
 
         Args:
-            name: Who this is, for messages.
+            name: Name of the party, for messages.
             module: The module.
             fabric: Device, precision and strategy.
-            gradient_clip_val: Largest gradient norm; ``None`` or 0 does not clip.
-            sync: Whether the module trains on all ranks together (the server). Edges never do: each
-                lives on one rank, so they are moved to the device but not wrapped.
+            gradient_clip_val: Maximum gradient norm; ``None`` or 0 for no clipping.
+            sync: Whether all ranks train the module together (the server). An edge belongs to one
+                rank, so it is moved to the device but not wrapped.
         """
         self.name, self.module, self._fabric = name, module, fabric
         self.stage, self.changed = "", list[str]()
@@ -84,7 +84,7 @@ class Learner(Generic[M]):
 
     def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
         batch = self._fabric.to_device(batch)
-        # Held-out data are scored by one rank alone, which DDP would leave waiting for the others.
+        # One rank scores held-out data alone; DDP would wait for the others.
         if self._wrapped is not None and self.module.training:
             return self._wrapped(batch, objective)  # type: ignore[no-any-return]
         with self._fabric.autocast():
@@ -104,8 +104,8 @@ class Learner(Generic[M]):
             The mean of each loss over the pass, under ``stage/name``. Empty without batches.
 
         Raises:
-            NonFiniteError: If a loss or a weight is not finite. Checked once, after the pass: a
-                check in every step would make a GPU wait for the host.
+            NonFiniteError: If a loss or a weight is not finite. Checked once after the pass, since
+                a check in every step would make a GPU wait for the host.
         """
         return self.fit_in_turns([TrainingPass(stage, batches, objective)])
 
@@ -120,7 +120,7 @@ class Learner(Generic[M]):
         """
         histories: dict[str, list[dict[str, Tensor]]] = {}
         for stage, batch, objective in _in_turns(passes):
-            # All of it trains or none: it walks over every layer, frozen ones too.
+            # Only if needed: `train` visits every layer, including frozen ones.
             if not self.module.training:
                 self.module.train()
             self.stage = stage
@@ -230,4 +230,4 @@ def _in_turns(
 
 
 def _go_on() -> None:
-    """Stop nowhere."""
+    """Never stop."""

@@ -1,8 +1,8 @@
-"""An optimiser and its learning rate, and what of them goes on under other settings.
+"""Optimisers and learning-rate schedules, and how a resume with changed settings treats them.
 
-What a checkpoint holds of an optimiser is of two kinds. Options (learning rate, weight decay, ...)
-are settings: the present ones win, at the round that the party has come to. Moments are what the
-training has found out: they are kept if the present optimiser can go on from them.
+The optimiser state in a checkpoint has two parts. Options (learning rate, weight decay, ...) are
+settings: the present settings apply, at the round that the party has reached. Moments are a result
+of training: they are kept if the present optimiser can use them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STATED = ("optimizer", "lr_scheduler")
 
 
 class Optimization:
-    """The optimiser of a party, with its scheduler, which goes by rounds.
+    """The optimiser of a party with its scheduler, which steps once per round.
 
     Attributes:
         optimizer: The optimiser.
@@ -37,7 +37,7 @@ class Optimization:
     def __init__(
         self, settings: ModelSettings, optimizer: Optimizer, scheduler: LRScheduler | None
     ) -> None:
-        """Take the parts, fresh: they are what a change of the settings begins from.
+        """Store the fresh parts; a resume with changed settings starts from them.
 
         Args:
             settings: What they were built from.
@@ -47,20 +47,20 @@ class Optimization:
         self.optimizer, self._scheduler = optimizer, scheduler
         self._settings = {name: getattr(settings, name) for name in _STATED}
         self._rounds = 0
-        self._fresh = to_cpu(optimizer.state_dict())  # some begin with a state
+        self._fresh = to_cpu(optimizer.state_dict())  # some have a state from the start
         self._schedule = to_cpu(scheduler.state_dict()) if scheduler else {}
 
     def end_round(self) -> None:
-        """Let the learning rate go on to its value of the next round."""
+        """Step the learning rate to its value for the next round."""
         self._rounds += 1
         if self._scheduler is not None:
             with warnings.catch_warnings():
-                # A round may have no step, under a limit of 0 or as one's own objective wants it.
+                # A round may have no step, with a limit of 0 or an objective of the user's.
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
                 self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of it, copied to the CPU, and the settings and rounds that it is of."""
+        """Return the state, copied to the CPU, with its settings and number of rounds."""
         state = {
             "optimizer": to_cpu(self.optimizer.state_dict()),
             "settings": to_cpu(self._settings),
@@ -74,13 +74,13 @@ class Optimization:
         """Restore what `state_dict` returned, under the present settings.
 
         Returns:
-            What differs from the settings that the state is of, and whether its moments are lost.
+            The settings that differ from those of the state, and whether the moments are lost.
         """
         saved, settings = state["optimizer"], state.get("settings", self._settings)
         changed = differences(settings, self._settings)
-        # Fused or not depends on the precision, too.
+        # Whether an optimiser is fused also depends on the precision.
         if not changed and _fused(saved) == _fused(self._fresh):
-            # A copy: an optimiser goes on working in the very tensors that it is given.
+            # A copy, since an optimiser updates the given tensors in place.
             self.optimizer.load_state_dict(to_cpu(saved))
             if self._scheduler is not None:
                 self._scheduler.load_state_dict(to_cpu(state["lr_scheduler"]))
@@ -95,10 +95,10 @@ class Optimization:
         return [*changed.values(), *([anew] if anew else [])]
 
     def _move_to(self, round: int) -> None:
-        """Bring the learning rate from its fresh value to that of a round.
+        """Step the learning rate from its initial value to that of a round.
 
         Raises:
-            ValueError: If the scheduler does not reach so far.
+            ValueError: If the scheduler ends before that round.
         """
         self._rounds = 0
         if self._scheduler is not None:
@@ -113,18 +113,18 @@ def why_anew(
     new: ClassPath,
     parameters: Sequence[Tensor],
 ) -> str | None:
-    """Say why an optimiser cannot go on from moments, ``None`` if it can.
+    """Return why an optimiser cannot use saved moments, or ``None`` if it can.
 
     Args:
-        saved: For each parameter, by its number, what the old optimiser had of it.
-        old: The optimiser that it is from.
-        new: The optimiser that is to go on.
-        parameters: What that trains, in the order of the numbers.
+        saved: The old optimiser's state of each parameter, by index.
+        old: Class path of the old optimiser.
+        new: Class path of the new optimiser.
+        parameters: The parameters of the new optimiser, in the order of the indices.
     """
     before, now = (str(each["class_path"]).rpartition(".")[2] for each in (old, new))
     if not _same_class(old, new):
         return f"the optimizer's moments begin anew: {before} in the checkpoint, {now} now"
-    # What it needs depends on its options (amsgrad, momentum, ...): a step on zeros tells.
+    # A trial step shows which moments it needs; that depends on amsgrad, momentum, ...
     trial = [torch.zeros_like(p, requires_grad=True) for p in parameters]
     optimizer = build_class(new, trial, home=_HOME, key="optimizer")
     for parameter in trial:
@@ -146,12 +146,12 @@ def _same_class(one: ClassPath, other: ClassPath) -> bool:
             import_class(one, home=_HOME, key="optimizer")
             is import_class(other, home=_HOME, key="optimizer")
         )
-    except ConfigurationError:  # that of the checkpoint is not on this machine
+    except ConfigurationError:  # the checkpoint's class is not installed here
         return False
 
 
 def origin(checkpoint: Mapping[str, Any], party: str, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the state of a party does not say itself, in a checkpoint of an earlier version.
+    """Return the settings and rounds of a state that lacks them, as earlier versions wrote it.
 
     Args:
         checkpoint: The checkpoint.
@@ -173,8 +173,8 @@ def origin(checkpoint: Mapping[str, Any], party: str, saved: Mapping[str, Any]) 
     }
 
 
-def to_cpu(value: Any) -> Any:  # noqa: ANN401 - a nested optimiser state
-    """Return a copy of a nested state, its tensors on the CPU."""
+def to_cpu(value: Any) -> Any:  # noqa: ANN401 - any nested state
+    """Return a copy of a nested state with its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, dict):

@@ -1,18 +1,16 @@
-"""Who takes part in a round, and under what rules."""
+"""Which clients take part in a round, and the trainer's settings for it."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
-from mlecs_lightning.errors import FaultList
+from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.rounds.bounds import UpdateLimits
 from mlecs_lightning.rounds.context import derive_seed
-from mlecs_lightning.rounds.failures import FaultTrace
+from mlecs_lightning.rounds.failures import FailureTrace
 
-__all__ = ["LargeUpdate", "LoopSettings", "sample_clients"]
-
-LargeUpdate = Literal["refuse", "clip"]
+__all__ = ["LoopSettings", "Participation", "sample_clients"]
 
 
 def sample_clients(
@@ -37,36 +35,57 @@ def sample_clients(
 
 
 @dataclass(frozen=True)
-class LoopSettings:
-    """The trainer's options that concern rounds; see `FederatedTrainer`."""
+class Participation:
+    """How many clients take part in a round.
 
-    val_every: int
-    limit_train: int | None
-    client_fraction: float
-    min_clients: int
-    faults: FaultTrace | None
-    max_update_norm: float | None
-    max_update_ratio: float | None
-    large_update: LargeUpdate
-    keeps_messages: bool
+    Attributes:
+        fraction: Fraction of the clients that is sampled for each round.
+        min_clients: Minimum number of client updates; with fewer, the server does not use the
+            aggregate of the round.
+    """
 
-    def validates(self, round: int) -> bool:
-        """Return whether a validation is due after a round."""
-        return bool(self.val_every) and (round + 1) % self.val_every == 0
+    fraction: float = 1.0
+    min_clients: int = 1
 
     def __post_init__(self) -> None:
         """Check ranges."""
         faults = FaultList()
-        if self.val_every < 0:
+        if not 0 < self.fraction <= 1:
+            faults.append(f"trainer.participation.fraction must lie in (0, 1], got {self.fraction}")
+        if self.min_clients < 0:
             faults.append(
+                f"trainer.participation.min_clients must be at least 0, got {self.min_clients}"
+            )
+        faults.raise_any()
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The trainer's settings that concern rounds; see `FederatedTrainer`.
+
+    Attributes:
+        val_every: Validate after every n-th round; 0 for never.
+        limit_train: Maximum number of batches per training pass.
+        participation: How many clients take part.
+        faults: Client failures to simulate.
+        update_limits: How far an update may be from what the client was sent.
+        keeps_messages: Whether accepted messages are stored for a resumed round.
+    """
+
+    val_every: int = 1
+    limit_train: int | None = None
+    participation: Participation = field(default_factory=Participation)
+    faults: FailureTrace | None = None
+    update_limits: UpdateLimits = field(default_factory=UpdateLimits)
+    keeps_messages: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.val_every < 0:
+            raise ConfigurationError(
                 f"trainer.check_val_every_n_rounds must be at least 0, got {self.val_every}"
             )
-        if not 0 < self.client_fraction <= 1:
-            faults.append(f"trainer.client_fraction must lie in (0, 1], got {self.client_fraction}")
-        if self.min_clients < 0:
-            faults.append(f"trainer.min_clients must be at least 0, got {self.min_clients}")
-        for name in ("max_update_norm", "max_update_ratio"):
-            limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                faults.append(f"trainer.{name} must be above 0, got {limit}")
-        faults.raise_any()
+
+    def validates(self, round: int) -> bool:
+        """Return whether a validation is due after a round."""
+        return bool(self.val_every) and (round + 1) % self.val_every == 0

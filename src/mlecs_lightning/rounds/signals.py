@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: stop after the batch at hand, save, and say by which signal."""
+"""SIGTERM and SIGINT: stop after the current batch and save a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ __all__ = ["Interrupted", "StopSignals"]
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop. What could be saved is saved.
+    """The run was stopped by a signal, after saving its state.
 
-    No `Exception`: a client that is interrupted has not failed.
+    Not an `Exception`, since an interrupted client has not failed.
 
     Attributes:
-        signum: The signal. The process should exit with 128 + signum.
+        signum: Number of the signal. The process should exit with 128 + signum.
     """
 
     def __init__(self, signum: int) -> None:
-        """Name the signal."""
+        """Set the signal."""
         self.signum = signum
         super().__init__(f"stopped by {signal.Signals(signum).name}")
 
 
 class StopSignals:
-    """A context in which SIGTERM and SIGINT set a flag, and a second SIGINT ends the process.
+    """A context in which SIGTERM and SIGINT set a flag; a second SIGINT ends the process at once.
 
-    Outside the main thread, where Python has no signal handlers, the context changes nothing.
+    Python allows signal handlers in the main thread only; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
-        """Begin without a request."""
+        """Start without a request."""
         self.requested: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -50,18 +50,18 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put the former handlers back."""
+        """Restore the previous handlers."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested == signal.SIGINT == signum:
-            os._exit(128 + signum)  # whoever presses twice does not want to wait
+            os._exit(128 + signum)  # Ctrl-C twice: do not wait
         self.requested = signum
 
     def check(self) -> None:
-        """Stop here, if that has been asked for.
+        """Stop here if a signal has been received.
 
         Raises:
             Interrupted: After a signal.

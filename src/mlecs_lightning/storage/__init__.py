@@ -1,1 +1,1 @@
-"""Files and folders that are written whole or not at all, and checked when they are read."""
+"""Atomic writing of files and folders, and checks of their content when they are read."""

@@ -1,8 +1,8 @@
-"""Entries of a cache that carry a checksum: one that is damaged counts as missing.
+"""Cache entries with a checksum: a damaged entry counts as missing.
 
-What is kept of a computation must never change its result. So each entry ends with the SHA-256 of
-its key and its content: a flipped bit, half a file, an entry of an earlier version or of another
-key are computed again and written anew.
+A cache must never change a result. So each entry ends with the SHA-256 of its key and content. An
+entry with a flipped bit, a truncated one, or one of an earlier version or another key is computed
+and written again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LENGTH = hashlib.sha256().digest_size
 
 
 def seal(content: bytes, *, key: str) -> bytes:
-    """Return a content with its checksum behind it.
+    """Return content followed by its checksum.
 
     Example:
         >>> unseal(seal(b"value", key="a"), key="a")
@@ -31,7 +31,7 @@ def seal(content: bytes, *, key: str) -> bytes:
 
 
 def unseal(sealed: object, *, key: str) -> bytes | None:
-    """Return the content that was sealed under a key, ``None`` if this is not it."""
+    """Return the content that was sealed under a key, or ``None`` if the checksum is wrong."""
     if not isinstance(sealed, bytes):
         return None
     content = sealed[:-_LENGTH]
@@ -39,17 +39,17 @@ def unseal(sealed: object, *, key: str) -> bytes | None:
 
 
 def read_entry(path: Path, *, key: str) -> bytes | None:
-    """Return what `write_entry` wrote, ``None`` if it is missing or damaged."""
+    """Return what `write_entry` wrote, or ``None`` if it is missing or damaged."""
     with suppress(OSError):
         return unseal(path.read_bytes(), key=key)
     return None
 
 
 def write_entry(path: Path, content: bytes, *, key: str) -> None:
-    """Keep a content in a file of its own. A full or read-only disk makes it slow, not wrong."""
+    """Write an entry to a file; errors of the disk are ignored, since a cache is optional."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not synced: what a power cut breaks fails its checksum.
+        # Not synced: after a power cut the checksum tells.
         write_atomically(path, seal(content, key=key), sync=False)
 
 

@@ -1,9 +1,9 @@
-"""SHA-256 digests beside the files that carry no checksum of their own: text, JSON, safetensors.
+"""SHA-256 digests of files without a checksum of their own: text, JSON, safetensors.
 
-They are in a file ``SHA256SUMS`` in the folder of the files, in the format of ``sha256sum``, so
-that ``sha256sum --check SHA256SUMS`` checks a folder without this package. A file without a line
-there is not checked: it is of an earlier version, still being written, or changed by somebody who
-has deleted the line.
+The digests of a folder are in its file ``SHA256SUMS``, in the format of ``sha256sum``, so
+``sha256sum --check SHA256SUMS`` checks a folder without this package. A file without a line there
+is not checked: an earlier version wrote it, it is still being written, or its line was deleted
+after a change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 def write_checked(path: Path, content: bytes | str) -> None:
-    """Write a file atomically, and its digest beside it.
+    """Write a file atomically and record its digest.
 
     Raises:
         FullDiskError: If the disk is full.
@@ -40,27 +40,27 @@ def write_checked(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     digest = hashlib.sha256(data).hexdigest()
     if _digests(path.parent).get(path.name) != digest:
-        forget_digest(path)  # a process that is killed between the two leaves no wrong digest
+        forget_digest(path)  # a process killed in between must leave no wrong digest
     write_atomically(path, data)
     _record(path, digest)
 
 
 def record_digest(path: Path) -> None:
-    """Note the digest of a file that another library has written."""
+    """Record the digest of a file that another library has written."""
     _record(path, sha256_of(path))
 
 
 def forget_digest(path: Path) -> None:
-    """Delete the line of a file that is about to change."""
+    """Remove the digest of a file that is about to change."""
     digests = _digests(path.parent)
     if digests.pop(path.name, None) is not None:
         _write(path.parent, digests)
 
 
 def seal_folder(folder: Path) -> None:
-    """Note the digests of all files of a folder that has just been written, those below included.
+    """Record the digests of all files in a new folder, including subfolders.
 
-    The ``README.md`` is left out: it is for people, who may well edit it.
+    The ``README.md`` is left out, since people may edit it.
     """
     digests = {
         path.relative_to(folder).as_posix(): sha256_of(path)
@@ -71,11 +71,11 @@ def seal_folder(folder: Path) -> None:
 
 
 def read_checked(path: Path) -> bytes:
-    """Return the content of a file whose digest, if there is one, is that of its writing.
+    """Return the content of a file after checking its digest, if there is one.
 
     Raises:
         OSError: If it cannot be read.
-        DamagedFileError: If it is not what was written.
+        DamagedFileError: If its content has changed.
     """
     data = path.read_bytes()
     _compare(path.parent, path.name, hashlib.sha256(data).hexdigest())
@@ -83,14 +83,14 @@ def read_checked(path: Path) -> bytes:
 
 
 def check_folder(folder: Path, *, below: str = "") -> None:
-    """Check all files of a folder that have a digest there.
+    """Check all files of a folder that have a digest.
 
     Args:
         folder: The folder with the digests.
-        below: Check only those whose path begins with this.
+        below: Check only paths that begin with this.
 
     Raises:
-        DamagedFileError: If one is missing, or is not what was written.
+        DamagedFileError: If a file is missing, or its content has changed.
     """
     for name in _digests(folder):
         if name.startswith(below):
@@ -104,11 +104,11 @@ def check_folder(folder: Path, *, below: str = "") -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:
-    """Read the tensors of a file of safetensors.
+    """Read the tensors of a safetensors file.
 
     Raises:
         OSError: If it cannot be read.
-        DamagedFileError: If it is not what was written.
+        DamagedFileError: If its content has changed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -130,10 +130,10 @@ def _compare(folder: Path, name: str, digest: str) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return what is noted in a folder, by name; empty if nothing is.
+    """Return the digests of a folder by file name.
 
     Raises:
-        DamagedFileError: If the file is not of this format.
+        DamagedFileError: If ``SHA256SUMS`` is malformed.
     """
     path = folder / SUMS
     if not path.is_file():

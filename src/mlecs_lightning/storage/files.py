@@ -1,8 +1,7 @@
-"""Files that are written whole or not at all, and checked when they are read back.
+"""Atomic writing of files and folders, and reading with checksums.
 
-Everything that a run leaves behind goes through here, so that a power cut, a full disk or a flipped
-bit is found by the reader and never taken for content. Files of tensors carry checksums of their
-own; those of other files are kept beside them, see `digests`.
+All output of a run is written here, so a reader detects the effects of a power cut, a full disk or
+a flipped bit. Tensor files contain checksums; for other files see `digests`.
 """
 
 from __future__ import annotations
@@ -35,37 +34,37 @@ __all__ = [
 
 _CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""No space on the device, the user's quota used up, a file longer than its limit."""
+"""Disk full, quota exceeded, or file too large."""
 
 
 class DamagedFileError(ValueError):
-    """A file does not hold what was written; says which, and what is wrong with it."""
+    """A file has changed since it was written; says which, and what is wrong."""
 
 
 class FullDiskError(OSError):
-    """There is no room to write a file; says which, the bytes it needs and those that are free."""
+    """The disk is full; says which file, and how many bytes it needs and are free."""
 
     def __str__(self) -> str:
-        """Return the message alone: it says in words what the number means."""
+        """Return the message without the error number."""
         return str(self.strerror)
 
 
 def write_atomically(
     path: Path, content: bytes | str | Callable[[BinaryIO], object], *, sync: bool = True
 ) -> None:
-    """Write a file so that whoever opens the path finds the old content or the new, never a part.
+    """Write a file atomically: a reader finds either the old or the new content.
 
-    The content goes to a temporary file of the same folder, which is synced and renamed. If
-    anything fails, the temporary file is removed and the old content stays.
+    The content is written to a temporary file in the same folder, which is synced and renamed. On
+    an error the temporary file is removed and the old content stays.
 
     Args:
-        path: The file. Its folder has to exist.
+        path: The file. Its folder must exist.
         content: Bytes, text (written as UTF-8), or a function that writes to an open binary file;
-            it is called a second time, to count its bytes, if there is no room for them.
-        sync: Whether it must survive a power cut, too.
+            if the disk is full, it is called again to count the bytes.
+        sync: Whether the file must survive a power cut.
 
     Raises:
-        FullDiskError: If the disk, or the user's quota of it, is full.
+        FullDiskError: If the disk or the user's quota is full.
     """
     data = content.encode() if isinstance(content, str) else content
     write = data if callable(data) else lambda file: file.write(data)
@@ -78,7 +77,7 @@ def write_atomically(
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
-            staging.chmod(0o666 & ~_umask())  # mkstemp lets nobody else in
+            staging.chmod(0o666 & ~_umask())  # mkstemp permits only the owner
             staging.replace(path)
             if sync:
                 _sync(path.parent)
@@ -88,15 +87,15 @@ def write_atomically(
 
 @contextmanager
 def replacing_folder(target: Path, *, over: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``target`` when the block ends without an error.
+    """Yield a temporary folder that is renamed to ``target`` when the block ends without an error.
 
     Args:
-        target: Its parent is made.
-        over: Whether the new folder takes the place of one that is there. Otherwise ``target``
-            must not exist, or be an empty folder, when the block ends.
+        target: The folder. Its parent is created if missing.
+        over: Whether to replace an existing folder. Otherwise ``target`` must not exist, or be
+            empty, when the block ends.
 
     Raises:
-        FullDiskError: If the disk, or the user's quota of it, is full.
+        FullDiskError: If the disk or the user's quota is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".tmp"))
@@ -107,7 +106,7 @@ def replacing_folder(target: Path, *, over: bool = False) -> Iterator[Path]:
             for path in staging.rglob("*"):
                 _sync(path)
             _sync(staging)
-        staging.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in
+        staging.chmod(0o777 & ~_umask())  # mkdtemp permits only the owner
         if over and target.exists():
             target.rename(aside)
         staging.rename(target)
@@ -121,19 +120,19 @@ def replacing_folder(target: Path, *, over: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming_full_disk(path: Path, *, needed: Callable[[], int]) -> Iterator[None]:
-    """Say of an error inside that has no room for its cause which file it was, and what is free.
+    """Convert an error of a full disk in the block to one that names the file and the free space.
 
     Args:
-        path: What is written inside.
+        path: The file or folder that the block writes.
         needed: Counts its bytes, as far as they are known.
 
     Raises:
-        FullDiskError: In place of whatever the writer made of a full disk.
+        FullDiskError: In place of the error that the writer raised.
     """
     try:
         yield
     except FullDiskError:
-        raise  # of a file inside a folder
+        raise  # from a file inside the folder
     except Exception as error:
         number = _number(error)
         if number not in _FULL:
@@ -147,9 +146,9 @@ def naming_full_disk(path: Path, *, needed: Callable[[], int]) -> Iterator[None]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files and folders that a killed process has left in a folder.
+    """Remove temporary files and folders that a killed process has left in a folder.
 
-    Only where no other process writes into it at the moment.
+    No other process may be writing into the folder.
     """
     for path in sorted(folder.rglob(".*.tmp")):
         if path.is_dir():
@@ -158,8 +157,8 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def save_tensors(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever torch saves
-    """Write with `torch.save`, atomically.
+def save_tensors(path: Path, value: Any) -> None:  # noqa: ANN401 - anything torch saves
+    """Write a value with `torch.save`, atomically.
 
     Raises:
         FullDiskError: If the disk is full.
@@ -169,12 +168,12 @@ def save_tensors(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever tor
     write_atomically(path, lambda file: torch.save(value, file))
 
 
-def load_tensors(path: Path) -> Any:  # noqa: ANN401 - whatever torch saved
-    """Read what `save_tensors` wrote: weights only, on the CPU, every byte checked.
+def load_tensors(path: Path) -> Any:  # noqa: ANN401 - anything torch saved
+    """Read what `save_tensors` wrote, weights only and on the CPU, after checking every byte.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedFileError: If it is not what was written.
+        DamagedFileError: If its content has changed.
     """
     import torch
 
@@ -186,12 +185,12 @@ def load_tensors(path: Path) -> Any:  # noqa: ANN401 - whatever torch saved
 def check_tensors(path: Path) -> None:
     """Check every byte of what `save_tensors` wrote, without loading it.
 
-    `torch.load` does not look at the checksums of its zip archive, so that a flipped bit would come
-    back as a weight.
+    `torch.load` ignores the checksums in its zip archive, so a flipped bit would become part of a
+    weight.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedFileError: If it is not what was written.
+        DamagedFileError: If its content has changed.
     """
     with _damage_of(path), zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
@@ -200,12 +199,12 @@ def check_tensors(path: Path) -> None:
 
 @contextmanager
 def _damage_of(path: Path) -> Iterator[None]:
-    """Call whatever a reader trips over damage of the file, with a reason that is never empty."""
+    """Convert any error of a reader to a `DamagedFileError` with a non-empty reason."""
     try:
         yield
     except (FileNotFoundError, MemoryError):
         raise
-    except Exception as error:  # zip, pickle and torch have one for each occasion
+    except Exception as error:  # zip, pickle and torch raise many types
         reason = str(error).strip() or type(error).__name__
         raise DamagedFileError(
             f"{str(path)!r} is damaged, or is no file of this package: {reason}"
@@ -213,7 +212,7 @@ def _damage_of(path: Path) -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -222,7 +221,7 @@ def sha256_of(path: Path) -> str:
 
 
 class _Counter(io.RawIOBase):
-    """Takes bytes and keeps their number."""
+    """A binary file that only counts the bytes written to it."""
 
     count = 0
 
@@ -242,10 +241,10 @@ def _count(write: Callable[[Any], object]) -> int:
 
 
 def _number(error: BaseException | None) -> int:
-    """Return the number of the system's error behind this one; 0 if there is none.
+    """Return the errno of the system error that caused this one, or 0.
 
-    torch raises a `RuntimeError` while it handles the system's error; safetensors and tokenizers,
-    which are written in Rust, have one of their own that quotes it.
+    torch raises a `RuntimeError` while handling the system error; safetensors and tokenizers, which
+    are written in Rust, quote it in an error of their own.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno:
@@ -265,7 +264,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Sync a file or a folder: a rename itself must survive a power cut, too."""
+    """Sync a file, or a folder so that a rename in it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""Folders with numbers: ``version_k`` of a run, ``abandoned_k`` of a version.
+"""Numbered folders: ``version_k`` of a run, ``abandoned_k`` of a version.
 
-Whatever else lies beside them, such as ``version_0_backup``, belongs to somebody else.
+Other names, such as ``version_0_backup``, are ignored.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["claim_folder", "numbered_folders"]
 
 
 def numbered_folders(parent: Path, stem: str) -> list[Path]:
-    """Return the folders ``<stem>_k`` of a parent, by k; none if there is no parent.
+    """Return the folders ``<stem>_k`` of a parent in the order of k.
 
     Args:
-        parent: Where they are.
+        parent: The parent; it may be missing.
         stem: ``version`` or ``abandoned``.
     """
     name = re.compile(rf"{stem}_(0|[1-9][0-9]*)")
@@ -29,10 +29,10 @@ def numbered_folders(parent: Path, stem: str) -> list[Path]:
 
 
 def claim_folder(parent: Path, stem: str) -> Path:
-    """Make the next folder ``<stem>_k``, which no other process can claim as well.
+    """Create the next folder ``<stem>_k``; no other process can claim the same one.
 
     Args:
-        parent: Made if missing.
+        parent: Created if missing.
         stem: ``version`` or ``abandoned``.
     """
     parent.mkdir(parents=True, exist_ok=True)

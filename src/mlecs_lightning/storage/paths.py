@@ -1,4 +1,4 @@
-"""Paths as a user writes them."""
+"""Expansion of paths as users write them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 
 def expanded(path: str | Path, *, key: str = "") -> Path:
-    """Return a path with ``~``, ``$NAME`` and ``${NAME}`` replaced, as a shell would.
+    """Return a path with ``~``, ``$NAME`` and ``${NAME}`` expanded, as in a shell.
 
-    Every key that is a path goes through here, so that all of them mean the same.
+    All options that are paths are expanded here.
 
     Args:
-        path: What the user wrote.
-        key: Where, for error messages.
+        path: The path.
+        key: Its YAML key, for error messages.
 
     Raises:
-        ConfigurationError: If a variable is not set, or there is no such user: the path would be
-            another one than the user meant.
+        ConfigurationError: If a variable is not set or a user does not exist.
     """
     written, where = str(path), f"{key}: " if key else ""
     unset = [a or b for a, b in _VARIABLE.findall(written) if (a or b) not in os.environ]
@@ -43,5 +42,5 @@ def expanded(path: str | Path, *, key: str = "") -> Path:
 
 
 def expanded_name(name: str, *, key: str = "") -> str:
-    """Expand what is a path or an id of a hub, if it is a path that has to be."""
+    """Expand a name that may be a path or a hub id, if it contains anything to expand."""
     return str(expanded(name, key=key)) if name.startswith("~") or "$" in name else name

@@ -1,4 +1,4 @@
-"""Texts of others: UTF-8, whatever the machine's locale says."""
+"""Reading text files as UTF-8, independently of the locale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKS = {
 
 
 class EncodingError(ValueError):
-    """A text is not in UTF-8; says where, what it may be instead, and what to do."""
+    """A text is not UTF-8; says where, which encoding it may be, and what to do."""
 
 
 def utf8(data: bytes, *, line: int = 1) -> str:
@@ -36,7 +36,7 @@ def utf8(data: bytes, *, line: int = 1) -> str:
     """
     mark = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     if mark is None and b"\0" in data[:1000] and data[:1000].count(b"\0") * 3 > len(data[:1000]):
-        mark = "UTF-16"  # without a mark: of most scripts in use every other byte is small
+        mark = "UTF-16"  # no mark, but many zero bytes
     if mark is not None:
         raise EncodingError(
             f"is no text in UTF-8 but in {mark}: save it anew: iconv -f {mark} -t UTF-8 OLD > NEW"
@@ -44,7 +44,7 @@ def utf8(data: bytes, *, line: int = 1) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # `error.object`: the mark is cut off there, and `start` counts from behind it.
+        # `error.object` and `error.start` do not include the byte-order mark.
         before = error.object[: error.start]
         raise EncodingError(
             f"is no text in UTF-8: line {line + before.count(10)}, "
@@ -54,7 +54,7 @@ def utf8(data: bytes, *, line: int = 1) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a whole file as `utf8`.
+    """Read a text file with `utf8`.
 
     Raises:
         EncodingError: If it is in another encoding.

@@ -1,8 +1,8 @@
-"""YAML from anywhere: bounded before anything is built, and names read as they are written.
+"""Safe YAML: bounded in size, and with names read as they are written.
 
 YAML 1.1 reads ``no`` as false, ``007`` as 7, ``010`` as 8 and ``12:30`` as 750. Here every key is
-a word, and so is every item of a list of names (`NAME_KEYS`): a client ``no`` is called "no".
- Elsewhere ``yes`` and ``no`` still switch something on and off, and whole numbers are decimal.
+a string, and so is every item of a list of names (`NAME_KEYS`): a client ``no`` is called "no".
+Elsewhere ``yes`` and ``no`` are still booleans, and integers are decimal.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import yaml
 
 __all__ = ["NAME_KEYS", "YamlFaultError", "dump_yaml", "parse_yaml"]
 
-# Our choices: room for thousands of clients that each have settings of their own, and for twice the
-# depth of the deepest key that there is.
+# Our choices: room for thousands of clients with settings of their own, and for twice the depth of
+# the deepest key.
 _MOST_VALUES = 100_000
 _DEEPEST = 40
 
-# Keys whose lists hold names, and keys whose tables hold lists of them.
+# Keys of lists of names, and keys of mappings to such lists.
 _LISTS = {"modalities", "domains", "clients", "lose"}
 _TABLES = {"labels", "domains"}
 NAME_KEYS = frozenset(_LISTS | _TABLES)
-"""The keys below which lists of names stand."""
+"""Keys under which lists of names may appear."""
 
 _BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FLOAT = re.compile(
@@ -37,15 +37,15 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class YamlFaultError(yaml.YAMLError):  # type: ignore[misc]
-    """A text is YAML, and still not read; says why, and what to do."""
+    """Valid YAML that is refused; says why, and what to do."""
 
 
 class _Loader(_BASE):  # type: ignore[misc]
-    """Resolves decimal numbers, booleans and null, and leaves dates and all else as words."""
+    """Resolves decimal numbers, booleans and null; everything else, even a date, is a string."""
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Quotes whatever `_Loader`, or any other reader of YAML, would take for more than a word."""
+    """Quotes every string that `_Loader` or another YAML reader would not read as a string."""
 
 
 _kept = {"null", "bool", "merge", "value"}
@@ -62,17 +62,16 @@ for _kind in (_Loader, _Dumper):
     )
 
 
-def parse_yaml(text: str, *, at: Sequence[str] = ()) -> Any:  # noqa: ANN401 - whatever stands there
-    """Read YAML, or JSON, which is a part of it.
+def parse_yaml(text: str, *, at: Sequence[str] = ()) -> Any:  # noqa: ANN401 - any value
+    """Read YAML, which includes JSON.
 
     Args:
-        text: The text. Its size, with every alias written out, and its depth are checked before
-            anything is built of it.
-        at: The keys below which it stands, where it is a part of a larger configuration.
+        text: The text. Its size, with aliases expanded, and its depth are checked first.
+        at: The keys above it, if it is part of a larger configuration.
 
     Raises:
-        YamlFaultError: If it is too large or too deep, a key is written twice, or a value is none.
-        yaml.YAMLError: If it is no YAML.
+        YamlFaultError: If it is too large or too deep, a key is repeated, or a value is invalid.
+        yaml.YAMLError: If it is not YAML.
 
     Example:
         >>> parse_yaml("clients: {007: {modalities: [no, yes], lora: {r: 010}}}")
@@ -90,14 +89,14 @@ def parse_yaml(text: str, *, at: Sequence[str] = ()) -> Any:  # noqa: ANN401 - w
         if twice:
             raise YamlFaultError(f"written twice, and the first would be lost: {twice}")
         return loader.construct_document(node)
-    except (ValueError, TypeError, OverflowError) as error:  # of `!!int x`, and its like
+    except (ValueError, TypeError, OverflowError) as error:  # e.g. `!!int x`
         raise YamlFaultError(f"a value cannot be read: {error}") from error
     finally:
         loader.dispose()
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Write YAML that `parse_yaml`, and any other reader of YAML, reads back as it was.
+    """Write YAML that `parse_yaml` and other YAML readers read back unchanged.
 
     Example:
         >>> print(dump_yaml({"name": "no", "run": "1e3", "rate": 0.1}), end="")
@@ -110,14 +109,14 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 def _check_size(text: str) -> None:
-    """Count values event by event: an alias counts as much as all that it stands for.
+    """Count values event by event, with every alias expanded.
 
     Raises:
-        YamlFaultError: If there are too many, they are too deep, or one holds itself.
+        YamlFaultError: If there are too many, they are too deep, or one contains itself.
     """
     total = 0
     sizes: dict[str | None, int] = {}
-    open_: list[tuple[str | None, int]] = []  # anchor of each collection, and the count before it
+    open_: list[tuple[str | None, int]] = []  # anchor and preceding count of each collection
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_):
@@ -148,10 +147,10 @@ def _place(event: Any) -> str:  # noqa: ANN401 - an event of yaml
 
 
 def _prepared(node: yaml.Node, path: tuple[str, ...]) -> Iterator[str]:
-    """Make words of all names; yield the keys that a table holds more than once.
+    """Turn all names into strings; yield the keys that a mapping repeats.
 
     Raises:
-        YamlFaultError: If a key is a list or a table.
+        YamlFaultError: If a key is a list or a mapping.
     """
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -170,5 +169,5 @@ def _prepared(node: yaml.Node, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _is_named(path: tuple[str, ...]) -> bool:
-    """Return whether a list at this place holds names."""
+    """Return whether a list at this path holds names."""
     return bool(path) and (path[-1] in _LISTS or bool({*path[-2:]} & _TABLES))

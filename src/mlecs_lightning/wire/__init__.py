@@ -1,6 +1,6 @@
-"""What crosses the border between a client and the server."""
+"""What clients and the server exchange: messages, schemas, and the channel that checks them."""
 
-from mlecs_lightning.wire.channel import Channel
+from mlecs_lightning.wire.channel import Channel, MessageLimits
 from mlecs_lightning.wire.codec import DWC, Codec
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import Message, ScalarField, Schema, TensorField
@@ -11,6 +11,7 @@ __all__ = [
     "ChannelError",
     "Codec",
     "Message",
+    "MessageLimits",
     "ScalarField",
     "Schema",
     "TensorField",

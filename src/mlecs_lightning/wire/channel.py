@@ -1,4 +1,4 @@
-"""The only border between devices and cloud: serialises, checks, counts, refuses."""
+"""The channel between devices and cloud: serialises, checks, and counts every message."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ import reprlib
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.errors import FaultList
 from mlecs_lightning.wire.codec import Codec, CodecError, Direction
 from mlecs_lightning.wire.encoding import ChannelError, decode, encode
 from mlecs_lightning.wire.messages import REPORT, Message, Scalar, Schema, component_of
 
-__all__ = ["Channel", "ChannelError", "Delivery", "Direction", "Parcel"]
+__all__ = [
+    "Channel",
+    "ChannelError",
+    "Direction",
+    "MessageLimits",
+    "ReceivedMessage",
+    "SerialisedMessage",
+]
 
 _NOTHING: Mapping[str, Tensor] = {}
 
 
 def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[str]:
-    """Say everything that is wrong with a message."""
+    """Return everything that is wrong with a message."""
     forms = {**schema.tensors, **schema.optional}
     faults = [f"undeclared tensor {k!r}" for k in sorted(message.tensors.keys() - forms)]
     faults += [f"missing tensor {k!r}" for k in sorted(schema.tensors.keys() - message.tensors)]
@@ -52,7 +61,7 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
 
 
 def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int) -> list[str]:
-    """Say what in an envelope is not as expected; it holds these two entries and no other."""
+    """Return what is wrong with an envelope: it holds these two entries and nothing else."""
     expected: dict[str, Scalar] = {"client": client, "round": round}
     faults = [f"undeclared {k!r} in the envelope" for k in sorted(envelope.keys() - expected)]
     return faults + [
@@ -62,25 +71,25 @@ def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int)
     ]
 
 
-class Delivery(NamedTuple):
-    """A message that has passed the border.
+class ReceivedMessage(NamedTuple):
+    """A message that has passed all checks.
 
     Attributes:
         message: As the receiver reads it, on the CPU.
-        sizes: Its bytes by component, for the ledger.
+        sizes: Number of bytes of each component, for the ledger.
     """
 
     message: Message
     sizes: dict[str, int]
 
 
-class Parcel(NamedTuple):
-    """A message ready to cross the border.
+class SerialisedMessage(NamedTuple):
+    """A serialised message.
 
     Attributes:
         data: The bytes.
-        memory: What the sender has to remember for its next message; empty without a codec.
-        error: Relative error of the update that the receiver will read; ``None`` without a codec.
+        memory: What the sender must keep for its next message; empty without a codec.
+        error: Relative error of the update as the receiver will read it; ``None`` without a codec.
     """
 
     data: bytes
@@ -88,32 +97,45 @@ class Parcel(NamedTuple):
     error: float | None
 
 
-class Channel:
-    """Carries messages over the border, in one process as real bytes.
+@dataclass(frozen=True)
+class MessageLimits:
+    """How large a message may be.
 
-    What arrives is what was decoded from the bytes, never the sender's object: a simulated
-    federation can share nothing by accident. Every message says who it belongs to and in which
-    round it was written, so that none can be taken for another's or for that of a later round.
+    Attributes:
+        max_norm: Maximum Euclidean norm of all tensors of a message; ``None`` for no limit.
+        max_bytes: Maximum length of a message in bytes; a longer one is refused unread. ``None``
+            for no limit.
     """
 
-    def __init__(
-        self,
-        *,
-        max_norm: float | None = None,
-        max_bytes: int | None = None,
-        codec: Codec | None = None,
-    ) -> None:
+    max_norm: float | None = None
+    max_bytes: int | None = 2**30
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        faults = FaultList()
+        for name in ("max_norm", "max_bytes"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                faults.append(f"trainer.message_limits.{name} must be above 0, got {limit}")
+        faults.raise_any()
+
+
+class Channel:
+    """Carries messages between clients and the server.
+
+    Within one process, too, the receiver reads what was decoded from bytes, never the sender's
+    object, so a simulated federation cannot share anything by accident. Every message names its
+    client and its round, so it cannot be mistaken for another client's or for a later one.
+    """
+
+    def __init__(self, limits: MessageLimits | None = None, *, codec: Codec | None = None) -> None:
         """Open the channel.
 
         Args:
-            max_norm: Largest Euclidean norm of all tensors of a message; ``None`` sets no limit.
-            max_bytes: Largest message; a larger one is not even decoded. ``None`` sets no limit.
-            codec: Makes messages shorter on their way.
+            limits: How large a message may be.
+            codec: Compresses messages.
         """
-        for key, limit in (("norm", max_norm), ("bytes", max_bytes)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"trainer.max_message_{key} must be above 0, got {limit}")
-        self._max_norm, self._max_bytes, self.codec = max_norm, max_bytes, codec
+        self._limits, self.codec = limits or MessageLimits(), codec
 
     def pack(
         self,
@@ -125,29 +147,29 @@ class Channel:
         round: int,
         known: Mapping[str, Tensor] = _NOTHING,
         memory: Mapping[str, Tensor] = _NOTHING,
-    ) -> Parcel:
-        """Return the bytes of a message as they cross the border, by the codec if there is one.
+    ) -> SerialisedMessage:
+        """Serialise a message, compressed if there is a codec.
 
         Args:
             message: The message.
             schema: Its declaration.
             direction: ``uplink`` or ``downlink``.
-            client: The client at the one end.
-            round: The round under way.
-            known: Tensors that both ends hold, by name.
-            memory: What the sender remembers of its last message of this direction.
+            client: The client that sends or receives it.
+            round: The current round.
+            known: Tensors that both sides hold, by name.
+            memory: What the sender kept from its last message in this direction.
 
         Raises:
             ChannelError: If the message cannot be written.
         """
         if self.codec is None:
-            return Parcel(self.send(message, client=client, round=round), {}, None)
+            return SerialisedMessage(self.send(message, client=client, round=round), {}, None)
         packed = self.codec.pack(message, schema, direction, known=known, memory=memory)
         data = self.send(packed.message, client=client, round=round)
-        return Parcel(data, packed.memory, packed.error)
+        return SerialisedMessage(data, packed.memory, packed.error)
 
     def send(self, message: Message, *, client: str, round: int) -> bytes:
-        """Return the bytes of a message with its envelope.
+        """Serialise a message with its envelope.
 
         Raises:
             ChannelError: If the message cannot be written.
@@ -163,45 +185,45 @@ class Channel:
         client: str,
         round: int,
         known: Mapping[str, Tensor] = _NOTHING,
-    ) -> Delivery:
-        """Read and check what came over the wire.
+    ) -> ReceivedMessage:
+        """Read and check a message.
 
         Args:
             data: The bytes.
             schema: What the algorithm declared for this direction and client.
             direction: ``uplink`` or ``downlink``.
-            client: The client at the one end: the envelope must name it.
-            round: The round under way: the envelope must name it.
+            client: The client that sends or receives it; the envelope must name it.
+            round: The current round; the envelope must name it.
             known: As in `pack`.
 
         Raises:
-            ChannelError: If the message is too long, unreadable, of another client or round, or
-                anything in it is undeclared, missing, of another shape, dtype or type, not finite,
-                or too large; or if the codec cannot make sense of it.
+            ChannelError: If the message is too large, unreadable, or from another client or round;
+                if anything in it is undeclared, missing, not finite, or of the wrong shape, dtype
+                or type; or if the codec cannot decode it.
         """
         try:
-            if self._max_bytes is not None and len(data) > self._max_bytes:
-                raise ChannelError(f"{len(data)} bytes exceed {self._max_bytes}")
+            if self._limits.max_bytes is not None and len(data) > self._limits.max_bytes:
+                raise ChannelError(f"{len(data)} bytes exceed {self._limits.max_bytes}")
             message, envelope = decode(data)
             faults = _envelope_faults(envelope, client=client, round=round)
             codec = self.codec
             form = schema if codec is None else codec.declare(schema, direction)
-            faults += _faults(message, form, self._max_norm)
+            faults += _faults(message, form, self._limits.max_norm)
             sizes = _sizes(message, len(data))
             if codec is not None and not faults:
                 message = codec.unpack(message, schema, direction, known=known)
-                faults = _faults(message, schema, self._max_norm)
+                faults = _faults(message, schema, self._limits.max_norm)
             if faults:
                 raise ChannelError("; ".join(faults))
         except (ChannelError, CodecError) as error:
-            # Names and values come from the sender: the reason must not be as long as the message.
+            # Names and values come from the sender, so the reason could be as long as the message.
             reason = textwrap.shorten(str(error), 1000, placeholder=" ...")
             raise ChannelError(f"{direction} of client {client!r} refused: {reason}") from error
-        return Delivery(message, sizes)
+        return ReceivedMessage(message, sizes)
 
 
 def _sizes(message: Message, total: int) -> dict[str, int]:
-    """Split a message's bytes: tensors by component, the rest (names, scalars) is ``header``."""
+    """Count bytes by component; names, scalars and the rest of the format are ``header``."""
     sizes: Counter[str] = Counter()
     for name, tensor in message.tensors.items():
         sizes[component_of(name)] += tensor.numel() * tensor.element_size()

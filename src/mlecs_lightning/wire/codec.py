@@ -1,4 +1,4 @@
-"""How messages are made shorter on their way: codecs of the channel."""
+"""Codecs: compression of messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlecs_lightning.functional.compression import (
 )
 from mlecs_lightning.wire.messages import Message, ScalarField, Schema, TensorField
 
-__all__ = ["DWC", "Codec", "CodecError", "Direction", "Packed"]
+__all__ = ["DWC", "Codec", "CodecError", "CompressedMessage", "Direction"]
 
 Direction = Literal["uplink", "downlink"]
 _ADAPTER = "adapter/"
@@ -31,17 +31,17 @@ _PACKED, _ROWS, _STEPS = "adapter/packed", ".codes", ".steps"
 
 
 class CodecError(ValueError):
-    """A packed message that cannot be unpacked; says why."""
+    """A compressed message that cannot be decoded; says why."""
 
 
-class Packed(NamedTuple):
-    """A message made shorter.
+class CompressedMessage(NamedTuple):
+    """A compressed message.
 
     Attributes:
-        message: What crosses the border.
-        memory: What the sender's end has to remember until its next message, by tensor name.
-        error: Relative Euclidean distance of what the receiver makes of the adapter's update from
-            the update itself; 0 if there is none.
+        message: What is sent.
+        memory: What the sender must keep until its next message, by tensor name.
+        error: Relative Euclidean distance between the adapter's update as the receiver decodes it
+            and the update itself; 0 if there is none.
     """
 
     message: Message
@@ -50,21 +50,20 @@ class Packed(NamedTuple):
 
 
 class Codec(ABC):
-    """Makes messages shorter, against what both ends know.
+    """Compresses messages relative to what both sides know.
 
-    ``known`` are tensors that both ends hold in the same bits: what the device last received (and,
-    before that, what it was shipped with). A codec has settings and no state: what a sender has to
-    remember it returns, and the loop keeps it with the client's state, so that it is part of the
-    checkpoint.
+    ``known`` are tensors that both sides hold with identical bits: what the device received last
+    or, before that, what it was delivered with. A codec has settings but no state. It returns what
+    a sender must keep, and the loop stores that with the client's state and so in the checkpoint.
     """
 
     def describe(self) -> dict[str, Any]:
-        """Return name and settings, for the summary."""
+        """Return the name and the settings, for the summary."""
         return {"class_path": type(self).__name__, **vars(self)}
 
     @abstractmethod
     def declare(self, schema: Schema, direction: Direction) -> Schema:
-        """Return the form that a packed message of this schema has."""
+        """Return the schema of a compressed message."""
 
     @abstractmethod
     def pack(
@@ -75,15 +74,15 @@ class Codec(ABC):
         *,
         known: Mapping[str, Tensor],
         memory: Mapping[str, Tensor],
-    ) -> Packed:
-        """Make a message shorter.
+    ) -> CompressedMessage:
+        """Compress a message.
 
         Args:
-            message: What is to arrive, or nearly.
+            message: The message; the receiver reads an approximation of it.
             schema: Its declaration.
-            direction: Which way it goes.
-            known: What both ends know.
-            memory: What the sender remembers of its last message of this direction.
+            direction: ``uplink`` or ``downlink``.
+            known: What both sides know.
+            memory: What the sender kept from its last message in this direction.
         """
 
     @abstractmethod
@@ -93,31 +92,31 @@ class Codec(ABC):
         """Return the message that the receiver reads.
 
         Args:
-            message: A message of the form that `declare` gives; its contents may be hostile.
-            schema: The declaration of what is to come out of it.
-            direction: Which way it came.
-            known: What both ends know.
+            message: A message of the schema that `declare` returns; its contents may be hostile.
+            schema: The schema of the result.
+            direction: ``uplink`` or ``downlink``.
+            known: What both sides know.
 
         Raises:
-            CodecError: If the contents make no sense.
+            CodecError: If the contents are invalid.
         """
 
 
 class DWC(Codec):
     """Dynamic weight update compression of CD-CCA (arXiv 2312.16279), for any algorithm.
 
-    Of the update of each adapter tensor the largest ``fraction`` is sent, in ``bits`` bits a value;
-    the rest is carried over to the next message. Both ends know the shapes, so that one tensor of
-    bytes holds them all: for each tensor, in the order of names, where its values are (a bit for
-    every place, or 2 or 4 bytes for every value, whichever is less), the values, and the steps of
-    their blocks. The details are our choice; see `functional.compression`.
+    The largest ``fraction`` of the update of each adapter tensor is sent with ``bits`` bits a
+    value; the rest is carried over to the next message. Both sides know the shapes, so one tensor
+    of bytes holds everything: for each tensor, in the order of names, the positions of its values
+    (one bit for each position, or 2 or 4 bytes for each value, whichever is smaller), the values,
+    and the step sizes of their blocks. The details are our choice; see `functional.compression`.
 
-    The update is that from what both ends know: on the way down from what the device received last,
-    on the way up from what it received in this round. With 32 bits it is the new values themselves
-    that are sent, so that ``fraction: 1`` with ``bits: 32`` changes nothing, in any bit.
+    An update is the difference from what both sides know: on the downlink from what the device
+    received last, on the uplink from what it received in this round. With 32 bits the new values
+    themselves are sent, so ``fraction: 1`` with ``bits: 32`` is lossless.
 
-    Other tensors of 32-bit floats (representations, token features) have no former value to differ
-    from. They are quantised row by row to ``feature_bits``.
+    Other float32 tensors (representations, token features) have no earlier value to differ from.
+    They are quantised row by row to ``feature_bits``.
     """
 
     def __init__(
@@ -129,17 +128,18 @@ class DWC(Codec):
         feature_bits: int = 32,
         directions: list[Direction] | None = None,
     ) -> None:
-        """Set how much is sent.
+        """Set how strongly messages are compressed.
 
         Args:
-            fraction: q, share of the values of each adapter tensor, in (0, 1].
-            bits: b, bits of each of them: 2, 4, 8, 16, or 32 for float32.
-            block: Values that share a step of four bytes.
-            feature_bits: Bits of the values of other float tensors; 32 leaves them alone.
-            directions: Which way messages are packed; both by default.
+            fraction: q, share of the values of each adapter tensor that is sent, in (0, 1].
+            bits: b, number of bits of each value: 2, 4, 8, 16, or 32 for float32.
+            block: Number of values that share a step size of four bytes.
+            feature_bits: Number of bits for the values of other float tensors; 32 leaves them
+                unchanged.
+            directions: The directions that are compressed; both by default.
 
         Raises:
-            ValueError: If a value is none of these.
+            ValueError: If a value is not allowed.
         """
         faults, key = FaultList(), "trainer.codec.init_args"
         if not 0 < fraction <= 1:
@@ -147,8 +147,7 @@ class DWC(Codec):
         for name, value in (("bits", bits), ("feature_bits", feature_bits)):
             if value not in BITS:
                 faults.append(f"{key}.{name} must be one of {list(BITS)}, got {value}")
-        if block < 1:
-            faults.append(f"{key}.block must be at least 1, got {block}")
+        faults.check_range(f"{key}.block", block, at_least=1)
         unknown = [way for way in directions or () if way not in ("uplink", "downlink")]
         if unknown or directions == []:
             faults.append(f"{key}.directions: some of uplink and downlink, got {directions}")
@@ -160,7 +159,7 @@ class DWC(Codec):
     # The form on the wire ---------------------------------------------------------------------
 
     def declare(self, schema: Schema, direction: Direction) -> Schema:
-        """Return the form of a packed message; its settings are part of it, so that both agree."""
+        """Return the schema of a compressed message; it includes the settings, which must match."""
         if direction not in self.directions:
             return schema
         tensors: dict[str, TensorField] = {}
@@ -251,7 +250,7 @@ class DWC(Codec):
         places, values, steps = torch.split(data, list(self._parts(size)))
         at = self._read_places(places, size)
         if self.bits == 32:
-            # A copy first: the bytes of the message need not lie where floats may.
+            # A copy, since the bytes of the message may not be aligned for floats.
             return old.index_put((at,), values.clone().view(torch.float32))
         scale = steps.clone().view(torch.float32)
         try:
@@ -291,14 +290,14 @@ class DWC(Codec):
         *,
         known: Mapping[str, Tensor],
         memory: Mapping[str, Tensor],
-    ) -> Packed:
+    ) -> CompressedMessage:
         """See `Codec`.
 
-        Down, ``known`` is what all messages before came to: what they left out is in the difference
-        by itself. Up, it is what has just come down: what was left out must be remembered.
+        On the downlink ``known`` is the result of all earlier messages, so the difference includes
+        what they left out. On the uplink it is what was just received, so the rest must be kept.
         """
         if direction not in self.directions:
-            return Packed(message, {}, 0.0)
+            return CompressedMessage(message, {}, 0.0)
         sizes = self._sizes(schema)
         tensors: dict[str, Tensor] = {}
         for name, tensor in message.tensors.items():
@@ -326,7 +325,7 @@ class DWC(Codec):
             tensors[_PACKED] = torch.cat(written)
         scalars = {**message.scalars, "dwc/bits": self.bits, "dwc/fraction": float(self.fraction)}
         error = (missed / moved) ** 0.5 if moved else 0.0
-        return Packed(Message(tensors, scalars), left, error)
+        return CompressedMessage(Message(tensors, scalars), left, error)
 
     def unpack(
         self, message: Message, schema: Schema, direction: Direction, *, known: Mapping[str, Tensor]
@@ -375,12 +374,13 @@ class DWC(Codec):
 
 
 def _check_steps(codes: Tensor, steps: Tensor, *, bits: int, block: int) -> None:
-    """Check the steps (blocks,) of codes (N,), and that no bit of either is without effect.
+    """Check the step sizes (blocks,) of codes (N,), and that every bit of both has an effect.
 
-    Under a step of zero any code means zero: only the one that `quantise_blocks` writes is taken.
+    With a step size of zero any code means zero; only the code that `quantise_blocks` writes is
+    accepted.
 
     Raises:
-        CodecError: If they are not such.
+        CodecError: If a step size or a code is invalid.
     """
     if not bool((torch.isfinite(steps) & ~torch.signbit(steps)).all()):
         raise CodecError("a step that is negative or not finite")
@@ -390,5 +390,5 @@ def _check_steps(codes: Tensor, steps: Tensor, *, bits: int, block: int) -> None
 
 
 def _flat(tensor: Tensor | None, size: int) -> Tensor:
-    """Return float32 values in a row; zeros where nothing is known."""
+    """Return the values as a flat float32 tensor; zeros if nothing is known."""
     return torch.zeros(size) if tensor is None else tensor.detach().float().cpu().flatten()

@@ -1,4 +1,4 @@
-"""The bytes of a message: one form for each, so that nothing can hide in them."""
+"""Messages as bytes, in one canonical form, so that nothing can be hidden in them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["ChannelError", "decode", "encode"]
 
 
 class ChannelError(Exception):
-    """A message that may not cross the border; says whose, in which direction and why."""
+    """A refused message; says of which client, in which direction, and why."""
 
 
 def encode(message: Message, envelope: Mapping[str, int | str] | None = None) -> bytes:
-    """Serialise a message: a safetensors file whose metadata hold scalars and envelope as JSON.
+    """Serialise a message as a safetensors file whose metadata hold scalars and envelope as JSON.
 
-    Equal messages have equal bytes: names are sorted, wherever they stand.
+    Equal messages have equal bytes, since all names are sorted.
 
     Args:
         message: Tensors and scalars.
-        envelope: Whose message it is and of which round.
+        envelope: The client and the round of the message.
 
     Raises:
         ChannelError: If a scalar has no JSON form, or tensors share their memory.
     """
     try:
         tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
-        # One entry: safetensors writes several in an order that differs from process to process.
+        # A single entry, since safetensors writes several in an order that differs by process.
         about = {"scalars": dict(message.scalars), "envelope": dict(envelope or {})}
         text = json.dumps(about, sort_keys=True, allow_nan=False)
         return save(tensors, metadata={"message": text})
@@ -44,9 +44,9 @@ def encode(message: Message, envelope: Mapping[str, int | str] | None = None) ->
 def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
     """Read what `encode` wrote: the message and its envelope.
 
-    Nothing else is read: bytes that the message read from them would not be written as are refused.
-    So every bit of what is accepted is part of a tensor, of a scalar or of the envelope, and
-    spaces, the order of names, further metadata or unused parts of the file can carry nothing.
+    Bytes are refused unless `encode` would write the decoded message as exactly these bytes. So
+    every accepted bit belongs to a tensor, a scalar or the envelope; spaces, the order of names,
+    further metadata and unused parts of the file cannot carry hidden content.
 
     Raises:
         ChannelError: If the bytes are not such a message.
@@ -69,11 +69,11 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
 
 
 def _read(data: bytes) -> tuple[Message, dict[str, Any]]:
-    # safetensors hands them out in an order that differs from process to process, and sums over
-    # them would differ in the last bit.
+    # safetensors returns tensors in an order that differs by process, and sums over them would
+    # differ in the last bit.
     tensors = dict(sorted(load(data).items()))
     for name, tensor in tensors.items():
-        # A bool takes a byte, of which torch looks at no single bit.
+        # A bool is stored as a byte, and torch accepts any non-zero byte as True.
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
             raise ValueError(f"tensor {name!r}: a bool that is neither 0 nor 1")
     length = int.from_bytes(data[:8], "little")

@@ -1,4 +1,4 @@
-"""Bytes that crossed the border."""
+"""A count of all bytes sent and received."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """Bytes that crossed the border, by direction, client and component."""
+    """Counts bytes by direction, client and component."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -19,13 +19,13 @@ class Ledger:
         self._messages: Counter[tuple[str, str]] = Counter()
 
     def add(self, direction: Direction, client: str, parts: dict[str, int]) -> None:
-        """Count one message: bytes by component."""
+        """Count one message, given its bytes by component."""
         for component, size in parts.items():
             self._bytes[direction, client, component] += size
         self._messages[direction, client] += 1
 
     def total(self, direction: Direction, *, client: str | None = None) -> int:
-        """Return the bytes of a direction, of one client or of all."""
+        """Return the bytes sent in a direction, by one client or by all."""
         return sum(
             size
             for (way, name, _), size in self._bytes.items()
@@ -33,7 +33,7 @@ class Ledger:
         )
 
     def messages(self, direction: Direction, *, client: str | None = None) -> int:
-        """Return the number of messages of a direction, of one client or of all."""
+        """Return the number of messages in a direction, of one client or of all."""
         return sum(
             n
             for (way, name), n in self._messages.items()
@@ -41,7 +41,7 @@ class Ledger:
         )
 
     def per_message(self, direction: Direction) -> float:
-        """Return the mean bytes of one client's message: one client's round, one way."""
+        """Return the mean size of a message in bytes: one client, one round, one direction."""
         messages = self.messages(direction)
         return self.total(direction) / messages if messages else 0.0
 

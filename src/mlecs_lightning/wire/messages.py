@@ -1,4 +1,4 @@
-"""What may cross the border between a device and the cloud, and the declaration of it."""
+"""Messages between a device and the cloud, and the schemas that declare them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
 Scalar = int | float | str | tuple[str, ...]
 
 REPORT = "report"
-"""Component of the figures that tell how a client's training went; see `reports`."""
+"""Component of the figures that a client reports about its training; see `reports`."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """Named tensors and scalars, nothing else.
+    """Named tensors and scalars.
 
     Attributes:
         tensors: Tensors under ``component/name``; the part before the first slash is the component
@@ -51,7 +51,7 @@ class TensorField:
     """The declared form of one tensor.
 
     Attributes:
-        shape: Expected shape; ``None`` leaves a dimension open.
+        shape: Expected shape; ``None`` stands for any size of a dimension.
         dtype: Expected dtype.
     """
 
@@ -59,7 +59,7 @@ class TensorField:
     dtype: torch.dtype = torch.float32
 
     def fault(self, tensor: Tensor) -> str | None:
-        """Say what is wrong with a tensor, ``None`` if nothing is."""
+        """Return what is wrong with a tensor, or ``None``."""
         if tensor.dtype != self.dtype:
             return f"dtype {tensor.dtype}, declared {self.dtype}"
         fits = len(tensor.shape) == len(self.shape) and all(
@@ -73,9 +73,10 @@ class ScalarField:
     """The declared form of one scalar.
 
     Attributes:
-        kind: int, float, str, or tuple (of strings). A bool is no int, an int no float.
-        low: Smallest number allowed; ``None`` sets no limit.
-        high: Largest number allowed; ``None`` sets no limit.
+        kind: int, float, str, or tuple (of strings). A bool does not count as an int, nor an int
+            as a float.
+        low: Minimum; ``None`` for no limit.
+        high: Maximum; ``None`` for no limit.
         equal: The only value allowed; ``None`` allows any.
     """
 
@@ -85,13 +86,13 @@ class ScalarField:
     equal: Scalar | None = None
 
     def fault(self, value: Scalar) -> str | None:
-        """Say what is wrong with a scalar, ``None`` if nothing is."""
+        """Return what is wrong with a scalar, or ``None``."""
         declared = self._broken(value)
-        # Shortened: the value comes from the sender and may be as long as a message.
+        # Shortened, since the value comes from the sender and may be very long.
         return f"{reprlib.repr(value)}, declared {declared}" if declared else None
 
     def _broken(self, value: Scalar) -> str | None:
-        """Return the first part of the declaration that a value does not keep to."""
+        """Return the first part of the declaration that a value violates."""
         if type(value) is not self.kind:
             return self.kind.__name__
         if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
@@ -110,12 +111,12 @@ class ScalarField:
 
 @dataclass(frozen=True)
 class Schema:
-    """All that a message of one direction may hold.
+    """Everything that a message in one direction may hold.
 
     Attributes:
-        tensors: The form of each tensor; all of them have to be there.
-        scalars: The form of each scalar; all of them have to be there.
-        optional: The form of tensors that may be left out.
+        tensors: The required tensors.
+        scalars: The required scalars.
+        optional: Tensors that may be missing.
     """
 
     tensors: Mapping[str, TensorField] = field(default_factory=dict)
@@ -124,10 +125,10 @@ class Schema:
 
 
 def component_of(name: str) -> str:
-    """Return the component that a tensor is counted under."""
+    """Return the component under which the ledger counts a tensor."""
     return name.partition("/")[0]
 
 
 def adapter_fields(adapter: Mapping[str, Tensor]) -> dict[str, TensorField]:
-    """Declare the tensors of an adapter like the given one, as component ``adapter``."""
+    """Declare tensors of the given adapter's shapes as component ``adapter``."""
     return {f"adapter/{k}": TensorField(tuple(t.shape), t.dtype) for k, t in adapter.items()}

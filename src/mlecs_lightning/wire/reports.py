@@ -1,4 +1,4 @@
-"""What a client tells of its training beside its update: declared figures, and nothing else."""
+"""The training figures that a client reports with its update: only those that are declared."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["declared_figures", "figures_of", "with_figures", "with_report"]
 
 
 def with_report(schema: Schema, names: Iterable[str]) -> Schema:
-    """Return a schema of which each of the named figures may be a part, as a finite number.
+    """Return a schema in which each of the named figures is an optional, finite number.
 
-    A tensor of one float64 each, so that the length of a message does not depend on their digits.
+    Each is a float64 tensor with one element, so the size of a message does not depend on digits.
     """
     report = {f"{REPORT}/{name}": TensorField((), torch.float64) for name in names}
     return Schema(schema.tensors, schema.scalars, {**schema.optional, **report})
 
 
 def declared_figures(figures: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
-    """Return what may be told of a client's figures: those that are declared and finite.
+    """Return the figures that a client may report: those that are declared and finite.
 
-    Of a pass without steps there are none, and the mean of nothing is no number: no figure has to
-    be there.
+    A pass without steps has no figures, and the mean of no values is not finite, so every figure is
+    optional.
     """
     return {
         name: float(figures[name])
@@ -35,7 +35,7 @@ def declared_figures(figures: Mapping[str, float], names: Iterable[str]) -> dict
 
 
 def with_figures(message: Message, figures: Mapping[str, float]) -> Message:
-    """Return an update with a report in it."""
+    """Return a copy of an update that includes a report."""
     report = {
         f"{REPORT}/{name}": torch.tensor(value, dtype=torch.float64)
         for name, value in figures.items()
@@ -44,5 +44,5 @@ def with_figures(message: Message, figures: Mapping[str, float]) -> Message:
 
 
 def figures_of(message: Message) -> dict[str, float]:
-    """Return the figures of a message that has been checked."""
+    """Return the reported figures of a checked message."""
     return {name: float(value) for name, value in message.component(REPORT).items()}

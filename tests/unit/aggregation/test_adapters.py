@@ -7,15 +7,8 @@ import torch
 from scipy.stats import trim_mean
 from torch import Tensor
 
-from mlecs_lightning.aggregation import AdapterAggregator, Aggregate, Aggregation
+from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator, Aggregation
 from mlecs_lightning.aggregation.adapters import fit_rank
-from mlecs_lightning.functional import (
-    LoraFactors,
-    aggregate_freeze_a,
-    aggregate_separate,
-    aggregate_stack,
-    aggregate_svd,
-)
 from tests.unit.updates import dense, mean, relative_error
 
 # (out, in) of each layer; the first is wider than high, the second higher than wide.
@@ -44,7 +37,7 @@ def aggregate(
     rank: int = 2,
     scaling: float = 2.0,
     trim: float = 0.34,
-) -> Aggregate:
+) -> AdapterAggregate:
     total = AdapterAggregator(method, rank=rank, scaling=scaling, trim=trim)
     for state, weight, own in zip(states, weights, scalings, strict=True):
         total.add(state, weight=weight, scaling=own)
@@ -106,7 +99,7 @@ def test_svd_is_the_truncated_svd_of_the_dense_mean() -> None:
     assert result.error == pytest.approx(math.sqrt(missed / size), rel=1e-5)
 
 
-def error_by_hand(result: Aggregate, states: list[dict[str, Tensor]]) -> float:
+def error_by_hand(result: AdapterAggregate, states: list[dict[str, Tensor]]) -> float:
     """Relative distance of an aggregate from the exact weighted mean, over all layers together."""
     exact = [
         mean(zip((dense(s, layer, 2.0) for s in states), WEIGHTS, strict=True)) for layer in LAYERS
@@ -133,6 +126,24 @@ def test_error_where_the_exact_mean_of_a_layer_is_zero() -> None:
     assert errors == [math.inf, pytest.approx(2 / 3)]  # y alone has an exact mean, 3, and no error
 
 
+def test_error_of_separate_grows_with_the_spread_of_the_clients_and_svd_is_never_worse() -> None:
+    """The measured figures: about 0.3, 8, 28 and 81 % for 8 clients of rank 8."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x.lora_A.weight": (8, 256), "x.lora_B.weight": (256, 8)}
+    common = {k: torch.randn(*shape, generator=generator) for k, shape in shapes.items()}
+    errors: dict[Aggregation, list[float]] = {"separate": [], "svd": []}
+    for spread in (0.1, 0.5, 1.0, 3.0):
+        states = [
+            {k: t + spread * torch.randn(t.shape, generator=generator) for k, t in common.items()}
+            for _ in range(8)
+        ]
+        for method, found in errors.items():
+            facts = {"weights": [1.0] * 8, "scalings": (2.0,) * 8}
+            found.append(aggregate(method, states, rank=8, **facts).error)
+    assert errors["separate"] == pytest.approx([0.0035, 0.08, 0.28, 0.81], rel=0.15)
+    assert all(svd <= other for svd, other in zip(errors["svd"], errors["separate"], strict=True))
+
+
 def test_equal_clients_come_back_as_they_were() -> None:
     state = adapter(0)
     for method in ("separate", "stack", "svd", *ROBUST):
@@ -154,7 +165,8 @@ def test_untrained_adapters_have_no_error() -> None:
 
 def test_without_clients_there_is_nothing() -> None:
     for method in METHODS:
-        assert AdapterAggregator(method, rank=2, scaling=2.0).result() == Aggregate({}, 0.0, 0)
+        nothing = AdapterAggregate(adapter={}, clients=0)
+        assert AdapterAggregator(method, rank=2, scaling=2.0).result() == nothing
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
@@ -166,35 +178,12 @@ def test_a_weight_must_be_positive_and_finite(weight: float) -> None:
 # Streaming ------------------------------------------------------------------------------------
 
 
-def test_streaming_equals_the_functions_over_all_clients_at_once() -> None:
-    states = [adapter(seed) for seed in range(3)]
-    for state in states[1:]:
-        state |= {k: t for k, t in states[0].items() if "lora_A" in k}
-    batch = {
-        "separate": aggregate_separate,
-        "stack": aggregate_stack,
-        "svd": lambda f, w: aggregate_svd(f, w, rank=2, scaling=2.0),
-        "freeze_a": aggregate_freeze_a,
-    }
-    for method in MEANS:
-        # Under freeze_a only B travels; A is the common one.
-        sent = [
-            {k: t for k, t in s.items() if method != "freeze_a" or "lora_B" in k} for s in states
-        ]
-        result = aggregate(method, sent, rank=6 if method == "stack" else 2)
-        for layer in LAYERS:
-            factors = [
-                LoraFactors(s[f"{layer}.lora_A.weight"], s[f"{layer}.lora_B.weight"], 2.0)
-                for s in states
-            ]
-            whole = batch[method](factors, WEIGHTS)
-            common = {f"{layer}.lora_A.weight": states[0][f"{layer}.lora_A.weight"]}
-            torch.testing.assert_close(
-                dense(common | result.adapter, layer, 2.0),
-                whole.scaling * whole.up.double() @ whole.down.double(),
-                rtol=0,
-                atol=1e-5,
-            )
+@pytest.mark.parametrize("method", ["separate", "freeze_a"])
+def test_small_values_are_not_lost_in_a_sum_with_large_ones(method: Aggregation) -> None:
+    values = [1e9, *[1.0] * 8, -1e9]
+    states = [{f"x.lora_{f}.weight": torch.full((1, 1), v) for f in "AB"} for v in values]
+    result = aggregate(method, states, weights=[1.0] * 10, scalings=(1.0,) * 10)
+    assert [t.item() for t in result.adapter.values()] == pytest.approx([0.8, 0.8])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,7 @@ from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.algorithms import FedAvg, Steps
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.clients import ClientSettings
-from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext
+from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, UpdateLimits
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message
 from mlecs_lightning.wire.channel import decode
@@ -124,8 +124,7 @@ def test_a_client_counts_by_its_samples(tiny: SimpleNamespace) -> None:
         )
     ]
     aggregate = algorithm.aggregate(iter(updates), RoundContext(0, 0, federation.clients))
-    assert aggregate is not None
-    for tensor in aggregate.adapter.values():
+    for tensor in aggregate.adapters["slm"].values():
         torch.testing.assert_close(tensor, torch.full_like(tensor, 0.1 + 0.6 + 6.0))
     assert aggregate.clients == 3
 
@@ -266,7 +265,10 @@ def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
     algorithm = FedAvg(steps=tiny.steps(server=0), aggregation=aggregation)
     settings = tiny.parties(clients)
     with tapped() as log:
-        options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
+        options = {
+            "update_limits": UpdateLimits(max_ratio=None),
+            "enable_checkpointing": True,
+        }  # it would be refused
         summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down, weights = sent(log, "uplink"), sent(log, "downlink"), samples(tiny)
     rank, scaling = (6, 1.0) if aggregation == "stack" else (3, 4 / 3)
@@ -347,7 +349,10 @@ def test_a_robust_aggregate_of_five_clients_stands_a_hostile_one(
     settings = tiny.parties({name: ClientSettings(["fourier"]) for name in "abcde"})
     algorithm = Attacked(steps=tiny.steps(server=0), aggregation=aggregation, trim=0.25)
     with tapped() as log:
-        options = {"max_update_ratio": None, "enable_checkpointing": True}  # it would be refused
+        options = {
+            "update_limits": UpdateLimits(max_ratio=None),
+            "enable_checkpointing": True,
+        }  # it would be refused
         summary = tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **options)
     up, down = sent(log, "uplink"), sent(log, "downlink")
     hosted = adapter(checkpoint(tmp_path)["server"]["model"])
@@ -387,8 +392,8 @@ def test_faults_of_the_arguments_are_named_together() -> None:
 def test_a_trimmed_mean_that_cuts_off_nobody_is_a_fault() -> None:
     clients = {name: LoraSettings(4, 8) for name in "abcde"}
     assert FedAvg(aggregation="trimmed_mean").faults(clients, batch_size=1) == [
-        "algorithm.init_args.trim is 0.1: of 5 clients it cuts off nobody; 'trimmed_mean' needs at "
-        "least 1/5 here (and below 0.5), 'median' needs none"
+        "algorithm.init_args.trim is 0.1: of 5 clients it drops none; 'trimmed_mean' needs at "
+        "least 1/5 here (and below 0.5), 'median' needs no trim"
     ]
     assert FedAvg(aggregation="trimmed_mean", trim=0.2).faults(clients, batch_size=1) == []
     for aggregation in ("median", "separate"):

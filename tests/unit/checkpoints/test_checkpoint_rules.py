@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mlecs_lightning import MLECS, FederatedTrainer
 from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
@@ -17,6 +18,9 @@ from mlecs_lightning.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from mlecs_lightning.checkpoints.timeline import prune_checkpoints
+from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
+from mlecs_lightning.storage.files import save_tensors
+from mlecs_lightning.wire import DWC, MessageLimits
 
 LOSSES = [0.5, 0.2, float("nan"), 0.3, 0.4]
 HISTORY = [{"round": r, "clients/val/loss": loss} for r, loss in enumerate(LOSSES)]
@@ -81,7 +85,7 @@ def test_save_top_k_leaves_checkpoints_that_still_can_be_loaded(
     """With states on disk: the files that the kept rounds need stay, the others go."""
     options = {"enable_checkpointing": True, "save_top_k": 0, "store": "disk", "max_rounds": 3}
     algorithm = MLECS(steps=tiny.steps())
-    tiny.fit(algorithm, tmp_path, client_fraction=0.34, **options)
+    tiny.fit(algorithm, tmp_path, participation=Participation(0.34), **options)
     folder = tmp_path / "tiny" / "version_0" / "checkpoints"
     assert written(folder) == ["round=0002.ckpt"]
     states = sorted(p.name for p in (folder / "clients").glob("*.pt"))
@@ -158,6 +162,85 @@ def test_without_a_configuration_the_parties_say_what_differs(
     with pytest.raises(CheckpointError, match=re.escape(named + key)):
         trainer.fit(mlecs_run.algorithm, tiny.data(), settings, checkpoint)
     assert not (tmp_path / "tiny").exists() or list((tmp_path / "tiny").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"gradient_clip_val": 0.5}, "trainer.gradient_clip_val: 1.0 in the checkpoint, 0.5 now"),
+        ({"limit_train_batches": 3}, "trainer.limit_train_batches: None in the checkpoint, 3 now"),
+        (
+            {"participation": Participation(0.5)},
+            "trainer.participation.fraction: 1.0 in the checkpoint, 0.5 now",
+        ),
+        (
+            {"faults": FailureTrace(crash_rate=0.1)},
+            "trainer.faults.crash_rate: None in the checkpoint, 0.1 now",
+        ),
+        (
+            {"update_limits": UpdateLimits(on_excess="clip")},
+            "trainer.update_limits.on_excess: 'refuse' in the checkpoint, 'clip' now",
+        ),
+        (
+            {"message_limits": MessageLimits(max_norm=1e9)},
+            "trainer.message_limits.max_norm: None in the checkpoint, 1000000000.0 now",
+        ),
+        ({"codec": DWC(bits=8)}, "trainer.codec.init_args.bits: None in the checkpoint, 8 now"),
+    ],
+)
+def test_without_a_configuration_the_trainer_says_what_differs(
+    tiny: SimpleNamespace,
+    mlecs_run: SimpleNamespace,
+    tmp_path: Path,
+    values: dict[str, object],
+    line: str,
+) -> None:
+    checkpoint = str(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
+    trainer = tiny.trainer(tmp_path, max_rounds=2, **values)
+    with pytest.raises(CheckpointError) as caught:
+        trainer.fit(mlecs_run.algorithm, tiny.data(), tiny.parties(), checkpoint)
+    assert line in str(caught.value).splitlines()
+
+
+def test_without_a_configuration_algorithm_and_data_say_what_differs(
+    tiny: SimpleNamespace, mlecs_run: SimpleNamespace, tmp_path: Path
+) -> None:
+    checkpoint = str(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
+    algorithm = MLECS(steps=tiny.steps(warmup=1, public=3), temperature=0.2)
+    data = tiny.data(sample_rate=0.5, num_workers=1)  # of these the second changes nothing
+    with pytest.raises(CheckpointError) as caught:
+        tiny.trainer(tmp_path, max_rounds=2).fit(algorithm, data, tiny.parties(), checkpoint)
+    assert str(caught.value).splitlines()[1:] == [
+        "algorithm.init_args.steps.public: 2 in the checkpoint, 3 now",
+        "algorithm.init_args.temperature: 0.1 in the checkpoint, 0.2 now",
+        "data.init_args.sample_rate: 1.0 in the checkpoint, 0.5 now",
+    ]
+
+
+def test_what_cannot_be_compared_is_told(
+    tiny: SimpleNamespace,
+    mlecs_run: SimpleNamespace,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A checkpoint of a version that did not note the arguments."""
+    path = tmp_path / "round=0001.ckpt"
+    state = torch.load(mlecs_run.folder / "checkpoints" / path.name, weights_only=True)
+    del state["about"]["arguments"]
+    save_tensors(path, state)
+    trainer = tiny.trainer(tmp_path, max_rounds=2, gradient_clip_val=0.5)
+    with caplog.at_level("INFO"):
+        trainer.fit(mlecs_run.algorithm, tiny.data(), tiny.parties(), str(path))
+    assert "not compared with the checkpoint: the arguments of trainer, algorithm and" in (
+        caplog.text
+    )
+
+
+def test_a_configuration_of_an_earlier_version_is_compared_under_the_present_keys() -> None:
+    saved = changed(trainer={"client_fraction": 0.5, "max_message_bytes": 9})
+    check_config(saved, changed(trainer={"participation": {"fraction": 0.5}}))
+    with pytest.raises(CheckpointError, match=r"participation\.fraction: 0\.5 in the ch.*, 1"):
+        check_config(saved, changed(trainer={"participation": {"fraction": 1.0}}))
 
 
 def test_a_fit_of_another_configuration_is_refused_unless_told_otherwise(

@@ -9,7 +9,7 @@ import torch
 
 from mlecs_lightning.checkpoints import CheckpointError
 from mlecs_lightning.checkpoints.export import export_run
-from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules.pocket import pocket_of
 
@@ -63,7 +63,7 @@ def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
 
 
 def test_clients_of_one_architecture_come_one_after_another(mlecs_run: SimpleNamespace) -> None:
-    saved = SavedModels(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
+    saved = CheckpointModels(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
     kitchen = saved.edge("kitchen")
     state = kitchen.trainable_state()
     study = saved.edge("study")
@@ -83,10 +83,10 @@ def test_a_pocket_model_is_found_where_this_machine_keeps_it(
         name = Path(built["settings"]["backbone"]["model"]).name
         built["settings"]["backbone"]["model"] = f"/somewhere/else/pocket/{name}"
     rewrite(last, about=about)
-    assert SavedModels(last).edge("hall").settings.backbone.model.endswith(f"pocket/{name}")
+    assert CheckpointModels(last).edge("hall").settings.backbone.model.endswith(f"pocket/{name}")
     monkeypatch.setenv("MLECS_CACHE", str(tmp_path / "empty"))
     with pytest.raises(CheckpointError, match=r"pocket/slm: there is no .*`test` with the conf"):
-        SavedModels(last).edge("hall")
+        CheckpointModels(last).edge("hall")
 
 
 def test_only_what_was_made_here_is_a_pocket_model(tiny: SimpleNamespace) -> None:

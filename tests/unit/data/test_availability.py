@@ -67,7 +67,7 @@ def test_names_sort_like_numbers(count: int, first: str, last: str) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
 def test_rate_outside_its_range_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match=r"lies in \(0, 1\], got"):
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got"):
         draw_sample_mask(2, 2, rate=rate, seed=0)
 
 

@@ -108,18 +108,18 @@ def test_all_faults_of_all_clients_are_in_one_message() -> None:
             "d": client("wave", domains=["mars", "attic"]),
         }
     ) == [
-        "clients.a.modalities: 'sound' is none of ['tilt', 'wave']",
-        "clients.a.modalities: 'smell' is none of ['tilt', 'wave']",
+        "clients.a.modalities: 'sound' is not one of ['tilt', 'wave']",
+        "clients.a.modalities: 'smell' is not one of ['tilt', 'wave']",
         "clients.b.modalities is empty: name at least one of ['tilt', 'wave']",
-        "clients.c.domains: 'moon' is none of ['attic', 'bath', 'cellar']",
-        "clients.d.domains: 'mars' is none of ['attic', 'bath', 'cellar']",
+        "clients.c.domains: 'moon' is not one of ['attic', 'bath', 'cellar']",
+        "clients.d.domains: 'mars' is not one of ['attic', 'bath', 'cellar']",
     ]
 
 
 def test_empty_private_splits_are_named_beside_the_other_faults() -> None:
     found = faults({"a": client("sound"), "b": client("tilt", domains=[])})
-    assert found[0] == "clients.a.modalities: 'sound' is none of ['tilt', 'wave']"
-    assert found[1].startswith("clients.b has an empty private split: give it other `domains`")
+    assert found[0] == "clients.a.modalities: 'sound' is not one of ['tilt', 'wave']"
+    assert found[1].startswith("clients.b has no private samples: give it other `domains`")
     assert len(found) == 2
 
 
@@ -133,7 +133,7 @@ def test_label_skew_that_leaves_a_client_nothing_is_an_error() -> None:
 
 def test_domains_under_a_partition_that_ignores_them_are_refused() -> None:
     assert faults({"a": client("tilt", domains=["attic"])}, partition="dirichlet") == [
-        "clients.a.domains goes with data.init_args.partition: domain only, got 'dirichlet'"
+        "clients.a.domains needs data.init_args.partition: domain, got 'dirichlet'"
     ]
 
 

@@ -106,8 +106,8 @@ def test_shifts_of_one_round_add_up() -> None:
 @pytest.mark.parametrize(
     ("shift", "words"),
     [
-        (Shift(-1, budget=2.0), r"start must be at least 0 and end beyond it, got -1 and None"),
-        (Shift(3, 3, budget=2.0), r"end beyond it, got 3 and 3"),
+        (Shift(-1, budget=2.0), r"start must be at least 0 and end after it, got -1 and None"),
+        (Shift(3, 3, budget=2.0), r"end after it, got 3 and 3"),
         (Shift(3), r"changes nothing; give lose, domains, class_mix or budget"),
         (Shift(0, budget=0.0), r"\.budget must be positive, got 0.0"),
         (Shift(0, class_mix=-1.0), r"\.class_mix must be positive, got -1.0"),

@@ -107,11 +107,11 @@ def test_groups_are_whole_and_every_claimed_sample_is_held_once(
 
 
 def test_unknown_domains_of_all_clients_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match="none of") as caught:
+    with pytest.raises(ValueError, match="not one of") as caught:
         partition_by_domain(DOMAINS, GROUPS, wanted={"a": ["moon", "attic"], "b": ["mars"]})
     assert str(caught.value).splitlines() == [
-        "clients.a.domains: 'moon' is none of ['attic', 'bath', 'cellar']",
-        "clients.b.domains: 'mars' is none of ['attic', 'bath', 'cellar']",
+        "clients.a.domains: 'moon' is not one of ['attic', 'bath', 'cellar']",
+        "clients.b.domains: 'mars' is not one of ['attic', 'bath', 'cellar']",
     ]
 
 

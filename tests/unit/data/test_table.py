@@ -110,7 +110,7 @@ def test_columns_of_other_lengths_are_named(table: SampleTable) -> None:
 
 
 def test_modalities_must_be_those_of_inputs_and_presence(table: SampleTable) -> None:
-    with pytest.raises(ValueError, match=r"modalities \('series', 'vector'\) need inputs"):
+    with pytest.raises(ValueError, match=r"modalities \('series', 'vector'\) needs inputs"):
         replace(table, modalities=("series", "vector"))
     with pytest.raises(ValueError, match=r"present \(4, 1\)"):
         replace(table, present=table.present[:, :1])

@@ -37,7 +37,7 @@ def test_it_says_what_the_model_was_trained_with(
         "| rounds | 2 |",
         "| seed | 0 |",
         "| data set | Digits |",
-        "| clients of the federation | 3 |",
+        "| number of clients | 3 |",
         f"| all domains | Rouge-Lsum | {score:.3f} | {beside:.3f} |",
     ):
         assert row in text
@@ -47,7 +47,7 @@ def test_it_says_what_the_model_was_trained_with(
 def test_it_tells_no_scores_that_are_not_those_of_the_model(config: dict[str, Any]) -> None:
     training = {**config["training"], "scores": {}}
     assert "| all domains |" not in (text := model_card({**config, "training": training}))
-    assert "Not known" in text
+    assert "Unknown" in text
 
 
 def test_its_lines_of_use_are_python(config: dict[str, Any]) -> None:

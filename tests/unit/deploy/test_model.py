@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mlecs_lightning import ExportedModel, load_exported
 from mlecs_lightning.checkpoints.export import export_run
-from mlecs_lightning.checkpoints.models import SavedModels
+from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.errors import ConfigurationError
 
 
@@ -26,7 +26,7 @@ def test_it_says_what_predict_says(party: str, talking: SimpleNamespace, tmp_pat
     rows = [test.ids.index(sample) for sample in said]
     samples = [{m: test.inputs[m][row] for m in model.modalities} for row in rows]
     # What the language model reads depends on the sample, and is that of the model in the run.
-    saved = SavedModels(talking.folder / "checkpoints" / "round=0000.ckpt")
+    saved = CheckpointModels(talking.folder / "checkpoints" / "round=0000.ckpt")
     trained = (saved.server() if party == "server" else saved.edge(party)).eval()
     batch = test.restrict(model.modalities).__getitems__(rows)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_wrong_inputs_are_named(model: ExportedModel) -> None:
         ([{}], ["sample 0: give at least one of ['fourier']"]),
         (
             [{"smell": 1}, {"fourier": None}],
-            ["sample 0: ['smell'] are none of the model's inputs", "sample 1: give at least"],
+            ["sample 0: ['smell'] are not among the model's inputs", "sample 1: give at least"],
         ),
         (
             [{"fourier": [1, 2]}, {"fourier": np.zeros(40)}, {"fourier": "x" * 3}],
@@ -123,7 +123,7 @@ def test_it_computes_as_its_training_did(
 
 
 def test_a_folder_that_does_not_fit_is_refused(copied: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="is no folder that `export` wrote"):
+    with pytest.raises(ConfigurationError, match="is not a folder that `export` wrote"):
         load_exported(tmp_path / "nowhere")
     own = load_file(copied / "mlecs_model.safetensors")
     del own["readout.bias"]
@@ -135,7 +135,10 @@ def test_a_folder_that_does_not_fit_is_refused(copied: Path, tmp_path: Path) -> 
         load_exported(copied)
     config = json.loads((copied / "mlecs_config.json").read_text())
     (copied / "mlecs_config.json").write_text(json.dumps({**config, "format_version": 99}))
-    with pytest.raises(ConfigurationError, match="format_version 99, this version reads 1"):
+    with pytest.raises(
+        ConfigurationError,
+        match="format_version 99, but this version of mlecs_lightning reads only 1",
+    ):
         load_exported(copied)
 
 
@@ -162,7 +165,7 @@ def test_a_folder_that_does_not_fit_is_refused(copied: Path, tmp_path: Path) -> 
 )
 def test_a_folder_cannot_have_any_class_called(copied: Path, path: str) -> None:
     change_settings(copied, extractors={"fourier": {"class_path": path, "init_args": {}}})
-    with pytest.raises(ConfigurationError, match="is none of this package's") as caught:
+    with pytest.raises(ConfigurationError, match="is not one of this package's") as caught:
         load_exported(copied)
     assert repr(path) in str(caught.value)
 
@@ -172,7 +175,9 @@ def test_an_encoder_of_this_package_takes_its_own_arguments_alone(copied: Path, 
     for unknown in ("out_features", "trust_remote_code", "spec"):
         setting = {"class_path": path, "init_args": {"width": 64, unknown: 1}}
         change_settings(copied, extractors={"fourier": setting})
-        with pytest.raises(ConfigurationError, match=rf"takes no \['{unknown}'\]; known: .*width"):
+        with pytest.raises(
+            ConfigurationError, match=rf"no arguments \['{unknown}'\]; its arguments are .*width"
+        ):
             load_exported(copied)
 
 

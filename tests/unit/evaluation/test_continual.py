@@ -7,7 +7,7 @@ import torch
 from mlecs_lightning.algorithms import Standalone
 from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.data import DomainStream
-from mlecs_lightning.evaluation.continual import Stream
+from mlecs_lightning.evaluation.continual import ContinualEvaluation
 
 CLIENTS = {
     "kitchen": ClientSettings(["pixels"], domains=["bold", "light"]),
@@ -15,10 +15,10 @@ CLIENTS = {
 }
 
 
-def streamed(tiny: SimpleNamespace, stream: DomainStream | None) -> Stream:
+def streamed(tiny: SimpleNamespace, stream: DomainStream | None) -> ContinualEvaluation:
     data = tiny.data(partition="domain", schedule=stream)
     tiny.build(Standalone(), tiny.parties(CLIENTS), data)
-    return Stream(data)
+    return ContinualEvaluation(data)
 
 
 def test_a_phase_of_any_client_ends_with_the_round_before_the_next(tiny: SimpleNamespace) -> None:
@@ -79,7 +79,7 @@ def test_the_log_of_a_run_has_the_present_the_earlier_and_all(
     at = "clients/hall/{}/rouge_lsum".format
     first, second, _, last = rows
     told = {k for row in rows for k in row if "stream/" in k or "/domains/" in k}
-    assert told == set(Stream(data).names(tuple(CLIENTS)))
+    assert told == set(ContinualEvaluation(data).names(tuple(CLIENTS)))
     assert streamed(tiny, None).names(tuple(CLIENTS)) == []
     assert at("stream/earlier") not in first
     assert first[at("stream/present")] == first[at("domains/bold")]

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from mlecs_lightning import Digits
 from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode, unknown_value
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.evaluation.continual import Stream
+from mlecs_lightning.evaluation.continual import ContinualEvaluation
 from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.metrics import ReferencedText
@@ -85,12 +85,6 @@ def settings(val_every: int) -> LoopSettings:
     return LoopSettings(
         val_every=val_every,
         limit_train=None,
-        client_fraction=1.0,
-        min_clients=1,
-        faults=None,
-        max_update_norm=None,
-        max_update_ratio=None,
-        large_update="refuse",
         keeps_messages=True,
     )
 
@@ -111,7 +105,7 @@ def checked(
         monitor=Monitor(name, mode),
         federation=SimpleNamespace(clients=clients),
         evaluator=judge(mlecs_run.data, limit),
-        stream=Stream(mlecs_run.data),
+        continual=ContinualEvaluation(mlecs_run.data),
         next_round=done,
     )
     with warnings.catch_warnings(record=True) as caught:

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.rounds import ClientUpdate, FaultTrace
+from mlecs_lightning.rounds import ClientUpdate, FailureTrace, Participation, UpdateLimits
 from mlecs_lightning.rounds.failures import Fate
 from mlecs_lightning.rounds.participation import sample_clients
-from mlecs_lightning.wire import Channel, Message
+from mlecs_lightning.wire import Channel, Message, MessageLimits
 from mlecs_lightning.wire.encoding import decode, encode
 
 KINDS = ("dropout", "straggler", "crash", "error", "refused")
 
 
 @dataclass(frozen=True)
-class Spares(FaultTrace):
+class Spares(FailureTrace):
     """The drawn misfortunes, which spare some clients."""
 
     spared: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ def test_clients_that_were_not_drawn_keep_their_state(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
     algorithm = FedAvg(steps=tiny.steps())
-    options = {"enable_checkpointing": True, "client_fraction": 0.34, "max_rounds": 3}
+    options = {"enable_checkpointing": True, "participation": Participation(0.34), "max_rounds": 3}
     summary = tiny.fit(algorithm, tmp_path, **options)
     took_part = [sample_clients(tuple(tiny.clients), 0.34, seed=0, round=r) for r in range(3)]
     assert [len(t) for t in took_part] == [1, 1, 1]
@@ -122,7 +122,7 @@ def test_clients_that_were_not_drawn_keep_their_state(
 def test_a_run_of_which_half_the_clients_fail_at_random_gets_to_its_end(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
-    trace = FaultTrace(
+    trace = FailureTrace(
         dropout_rate=0.2,
         straggler_rate=0.5,
         slowdown=4.0,
@@ -203,7 +203,11 @@ def test_an_aggregate_of_too_few_is_not_used(
 ) -> None:
     trace = Spares(dropout_rate=1.0, spared=("kitchen", "study"))
     algorithm = FedAvg(steps=tiny.steps(server=0))
-    options = {"faults": trace, "min_clients": least, "enable_checkpointing": True}
+    options = {
+        "faults": trace,
+        "participation": Participation(min_clients=least),
+        "enable_checkpointing": True,
+    }
     summary = tiny.fit(algorithm, tmp_path, **options)
     start = tiny.build(algorithm).server.state_dict()["model"]
     moved = any(not torch.equal(t, start[k]) for k, t in hosted(tmp_path).items())
@@ -212,7 +216,7 @@ def test_an_aggregate_of_too_few_is_not_used(
 
 
 def test_a_round_without_anybody_passes(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    trace = FaultTrace(dropout_rate=1.0)
+    trace = FailureTrace(dropout_rate=1.0)
     summary = tiny.fit(FedAvg(steps=tiny.steps()), tmp_path, faults=trace)
     assert summary["faults"]["dropout"] == 3
     assert summary["communication"]["uplink_bytes"] == 0
@@ -288,14 +292,18 @@ def intercepted(client: str, round: int, spoil: Spoil) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Once(FaultTrace):
+class Once(FailureTrace):
     """Hall is absent from round 1."""
 
     def fate(self, round: int, client: str) -> Fate:
         return Fate(drops=(round, client) == (1, "hall"))
 
 
-LIMITS = {"max_update_norm": 100.0, "max_message_bytes": 100_000, "max_rounds": 2}
+LIMITS = {
+    "update_limits": UpdateLimits(max_norm=100.0),
+    "message_limits": MessageLimits(max_bytes=100_000),
+    "max_rounds": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +345,8 @@ def test_a_large_update_may_be_clipped_instead(tiny: SimpleNamespace, tmp_path: 
             algorithm,
             tmp_path,
             tiny.parties(clients),
-            **{"enable_checkpointing": True, "max_update_norm": 2.0, "large_update": "clip"},
+            enable_checkpointing=True,
+            update_limits=UpdateLimits(max_norm=2.0, on_excess="clip"),
         )
     assert summary["faults"]["refused"] == 0
     change = [t - start[k] for k, t in hosted(tmp_path).items()]

@@ -1,4 +1,4 @@
-import re
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,9 +16,9 @@ from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.data.base import Pools
 from mlecs_lightning.federated import ClientsFailedError
-from mlecs_lightning.rounds import Algorithm, NonFiniteError
+from mlecs_lightning.rounds import Algorithm, NonFiniteError, Participation, UpdateLimits
 from mlecs_lightning.types import ClientProfile
-from mlecs_lightning.wire import ChannelError
+from mlecs_lightning.wire import ChannelError, MessageLimits
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 
@@ -130,21 +130,36 @@ def test_the_base_callback_has_every_hook_and_takes_keywords_only() -> None:
         ("check_val_every_n_rounds", -1, "at least 0"),
         ("limit_train_batches", -1, "at least 0"),
         ("save_top_k", -2, "at least -1"),
-        ("client_fraction", 0.0, r"in \(0, 1\]"),
-        ("client_fraction", 1.5, r"in \(0, 1\]"),
-        ("min_clients", -1, "at least 0"),
-        ("max_update_norm", 0.0, "above 0"),
-        ("max_message_norm", -1.0, "above 0"),
-        ("max_message_bytes", 0, "above 0"),
-        ("gradient_clip_val", -1.0, "above 0"),
+        ("limit_val_batches", -1, "at least 0"),
+        ("limit_test_batches", -1, "at least 0"),
+        ("gradient_clip_val", -1.0, "at least 0"),
+        ("gradient_clip_val", math.nan, "at least 0"),
     ],
 )
 def test_numbers_out_of_range_name_their_key(
     tiny: SimpleNamespace, key: str, value: float, allowed: str, tmp_path: Path
 ) -> None:
-    name = key.replace("limit_train", "limit_{train,val,test}")
-    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*{allowed}.*{value}"):
+    with pytest.raises(ValueError, match=rf"trainer\.{key} must be {allowed}, got {value}"):
         tiny.trainer(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "name", "value", "allowed"),
+    [
+        ("participation", Participation, "fraction", 0.0, r"lie in \(0, 1\]"),
+        ("participation", Participation, "fraction", 1.5, r"lie in \(0, 1\]"),
+        ("participation", Participation, "min_clients", -1, "be at least 0"),
+        ("update_limits", UpdateLimits, "max_norm", 0.0, "be above 0"),
+        ("update_limits", UpdateLimits, "max_ratio", math.nan, "be above 0"),
+        ("message_limits", MessageLimits, "max_norm", -1.0, "be above 0"),
+        ("message_limits", MessageLimits, "max_bytes", 0, "be above 0"),
+    ],
+)
+def test_groups_of_options_check_themselves(
+    group: str, kind: type, name: str, value: float, allowed: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.{group}\.{name} must {allowed}, got {value}"):
+        kind(**{name: value})
 
 
 def test_validation_comes_every_nth_round(
@@ -191,7 +206,7 @@ def test_the_limit_caps_every_training_pass(
 
 def test_the_norm_of_a_message_is_limited(tiny: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ChannelError, match="downlink of client 'kitchen' refused: norm"):
-        tiny.fit(MLECS(steps=tiny.steps()), tmp_path, max_message_norm=1e-3)
+        tiny.fit(MLECS(steps=tiny.steps()), tmp_path, message_limits=MessageLimits(max_norm=1e-3))
 
 
 # What a run depends on ------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_codes_come_back(bits: int, data: st.DataObject) -> None:
 def test_bytes_that_are_no_codes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 bytes for 3 codes of 2 bits"):
         unpack_bits(torch.zeros(2, dtype=torch.uint8), 2, 3)
-    with pytest.raises(ValueError, match="bits behind the last code"):
+    with pytest.raises(ValueError, match="the bits after the last code must be zero"):
         unpack_bits(torch.tensor([0b01000000], dtype=torch.uint8), 2, 3)
 
 

@@ -35,5 +35,5 @@ def test_where_there_is_nothing_there_is_no_number() -> None:
     lacking = continual_scores([{"b": 0.5}, {"b": 0.7}], ["a", "b"])  # no test samples of a
     assert (lacking.present, lacking.final) == (0.7, 0.7)
     assert math.isnan(lacking.forgetting)
-    with pytest.raises(ValueError, match="1 rows, and 2 names"):
+    with pytest.raises(ValueError, match="1 rows, but 2 names"):
         continual_scores([{}], ["a", "b"])

@@ -28,7 +28,7 @@ def test_a_target_is_its_sentence_and_knows_the_others() -> None:
         assert isinstance(same, str)
     assert references_of("a cat") == ("a cat",)
     assert references_of(["a cat", "a dog"]) == ("a cat", "a dog")
-    with pytest.raises(ValueError, match="'a dog' is none of its references"):
+    with pytest.raises(ValueError, match="'a dog' is not one of its references"):
         ReferencedText("a dog", TEXTS)
 
 

@@ -307,7 +307,7 @@ def test_model_without_a_maximal_length_scores_long_texts(headless_bert: Path) -
 def test_layer_is_bert_scores_own_or_must_be_given() -> None:
     assert BertScore("roberta-large").num_layers == 17
     assert BertScore("roberta-large", 3).num_layers == 3
-    with pytest.raises(ValueError, match="tuned no layer for 'my/encoder': give `num_layers`"):
+    with pytest.raises(ValueError, match="tuned no layer for 'my/encoder': set `num_layers`"):
         BertScore("my/encoder")
 
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from mlecs_lightning import MLECS, CoPLMs, Digits
+from mlecs_lightning.algorithms.mlecs.objectives import both_towers
 from mlecs_lightning.data.sampling import SeededLoader, draw_batches
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
@@ -30,10 +31,10 @@ ALGORITHM = MLECS(temperature=0.3, contrast_weight=0.5)
 # contrast, so ranks meet each other in it only where they lack nothing.
 RUNS: dict[str, tuple[Objective | None, bool]] = {
     "language": (None, True),
-    "both towers": (ALGORITHM.both_towers, True),
-    "se_ccl": (ALGORITHM.se_ccl, False),
-    "se_ccl, lacking": (ALGORITHM.se_ccl, True),
-    "se_ccl of ids": (MLECS(class_aware=False).se_ccl, False),
+    "both towers": (both_towers, True),
+    "se_ccl": (ALGORITHM.objectives.se_ccl, False),
+    "se_ccl, lacking": (ALGORITHM.objectives.se_ccl, True),
+    "se_ccl of ids": (MLECS(class_aware=False).objectives.se_ccl, False),
     "mutual": (CoPLMs().mutual, True),
 }
 DIGITS = Digits()
@@ -151,7 +152,7 @@ def evaluated(rank: int, size: int) -> dict[str, Any]:
     module.sharded = size > 1
     batch = table(lacking=True).__getitems__(list(range(5)))
     with torch.no_grad():
-        return ALGORITHM.se_ccl(module.eval(), batch)
+        return ALGORITHM.objectives.se_ccl(module.eval(), batch)
 
 
 def edge(rank: int, size: int) -> Tensor:

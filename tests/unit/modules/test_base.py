@@ -263,7 +263,7 @@ def test_state_that_does_not_fit_is_refused_and_nothing_is_written(edge: EdgeMod
     first, *_, last = state
     zeros = {k: torch.zeros_like(v) for k, v in state.items()}
     missing = {k: v for k, v in zeros.items() if k != last}
-    with pytest.raises(KeyError, match=rf"missing \['{last}'\], not known \['extra'\]"):
+    with pytest.raises(KeyError, match=rf"missing \['{last}'\], unknown \['extra'\]"):
         edge.load_trainable_state(missing | {"extra": torch.zeros(1)})
     with pytest.raises(ValueError, match=rf"{last}: expected shape \(16,\), got \(1,\)"):
         edge.load_trainable_state(zeros | {last: torch.zeros(1)})

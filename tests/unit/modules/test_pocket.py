@@ -239,14 +239,14 @@ def said() -> Iterator[list[str]]:
     [
         (
             lambda path: flip(path / "model.safetensors"),
-            "model.safetensors is not what was written",
+            "model.safetensors has changed",
         ),
-        (lambda path: os.truncate(path / "model.safetensors", 500), "model.safetensors is not"),
-        (lambda path: (path / "config.json").unlink(), "there is no config.json"),
-        (lambda path: flip(path / "tokenizer.json", 100), "tokenizer.json is not what was written"),
+        (lambda path: os.truncate(path / "model.safetensors", 500), "model.safetensors has"),
+        (lambda path: (path / "config.json").unlink(), "config.json is missing"),
+        (lambda path: flip(path / "tokenizer.json", 100), "tokenizer.json has changed"),
         (lambda path: (path / "pocket.json").write_text("[1, 2"), "pocket.json cannot be read"),
         (lambda path: (path / "pocket.json").write_text("[1, 2]"), "pocket.json cannot be read"),
-        (lambda path: (path / "pocket.json").unlink(), "there is no pocket.json"),
+        (lambda path: (path / "pocket.json").unlink(), "pocket.json is missing"),
     ],
 )
 def test_a_damaged_model_is_made_again_with_one_line(
@@ -294,7 +294,7 @@ def test_progress_is_shown_on_a_terminal_by_the_first_rank(
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "200")
     path = make()
-    assert said == [f"training pocket/slm, once: it is kept in {path}"] * (rank == 0)
+    assert said == [f"training pocket/slm once; it is kept in {path}"] * (rank == 0)
     drawn = capsys.readouterr().err
     shown = rank == 0 and terminal
     assert (re.search(r"training pocket/slm.*3/3.* left .*0:00:00", drawn) is not None) == shown
@@ -314,7 +314,7 @@ def test_who_waits_for_another_process_says_so(
             while not said:
                 time.sleep(0.01)
         assert waiting.result() == path
-    assert said[0] == "another process trains pocket/slm: waiting for it"
+    assert said[0] == "waiting for another process to train pocket/slm"
 
 
 # What comes out -----------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_state_that_does_not_fit_is_refused_and_nothing_is_written(own: Backbone
     before = own.adapter_state()
     first, *_, last = before
     good = {first: torch.zeros_like(before[first])}
-    with pytest.raises(KeyError, match=r"the adapter has no 'lora_C'"):
+    with pytest.raises(KeyError, match=r"the adapter has no tensor 'lora_C'"):
         own.load_adapter_state({**good, "lora_C": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"expected shape \(\d+, \d+\), got \(1, 1\)") as caught:
         own.load_adapter_state({**good, last: torch.zeros(1, 1)})

@@ -63,7 +63,7 @@ def test_a_pocket_model_is_made_again(
     folder = Path(shutil.copytree(tiny.pocket(), tmp_path / "pocket" / "slm-0"))
     monkeypatch.setenv("MLECS_CACHE", str(tmp_path))
     cut("model.safetensors", 0.5)(folder)
-    with pytest.raises(ConfigurationError, match=r"slm-0' are damaged.*the model is made again"):
+    with pytest.raises(ConfigurationError, match=r"slm-0' are damaged.*to train the model again"):
         load_frozen(BackboneSettings(model=str(folder)))
 
 
@@ -80,4 +80,4 @@ def test_a_model_of_the_hub_is_fetched_again(
     with pytest.raises(ConfigurationError) as caught:
         load_frozen(BackboneSettings(model="someone/small", local_files_only=True))
     assert f"the files in {str(folder)!r} are damaged" in str(caught.value)
-    assert str(caught.value).endswith("delete the folder, and they are fetched again")
+    assert str(caught.value).endswith("delete the folder to download them again")

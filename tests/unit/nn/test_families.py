@@ -286,7 +286,7 @@ def test_padding_token_that_the_model_does_not_embed_is_not_used(
 
 def test_tokenizer_of_another_model_is_found(prompt: Tensor, tmp_path: Path) -> None:
     backbone = Backbone(BackboneSettings(save(tmp_path, "llama", vocab_size=8)), LORA)
-    with pytest.raises(ConfigurationError, match=r"token \d+ of 'upright \.'.* embeds 8"):
+    with pytest.raises(ConfigurationError, match=r"'upright \.' with token \d+, .* embeds only 8"):
         backbone(prompt, [""] * len(SAY), SAY)
 
 

@@ -42,12 +42,12 @@ def test_faults_are_printed_and_nothing_is_written(
 
 
 def test_a_report_starts_without_torch_and_lightning(tmp_path: Path) -> None:
-    folder = whole(tmp_path / "version_0")
+    folder = whole(tmp_path / "version_0", "ECLM")  # its hook is loaded, too
     program = (
         "import sys; from mlecs_lightning.__main__ import main; "
         f"main(['report', {str(folder)!r}, '--output', {str(tmp_path / 'r.html')!r}]); "
         "print(*sorted({'torch', 'transformers', 'lightning', 'peft', 'sklearn'} & "
-        "set(sys.modules)))"
+        "set(sys.modules))); assert 'mlecs_lightning.algorithms.eclm.report' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -147,7 +147,8 @@ def test_one_seed_has_no_differences_and_one_run_no_best(tmp_path: Path) -> None
     [
         ({}, {}, None),
         ({"codec": {"class_path": "x.DWC", "init_args": {"bits": 4}}}, {}, "codec DWC (none)"),
-        ({"client_fraction": 0.5}, {}, "client fraction 0.5 (none)"),
+        # The key of an earlier version.
+        ({"client_fraction": 0.5}, {}, "participation fraction 0.5 (none)"),
         ({}, {"optimizer": {"init_args": {"lr": 0.1}}}, "edge optimizer lr 0.1 (0.01)"),
         ({}, {"backbone": {"model": "pocket/xs"}}, "edge backbone pocket/xs (pocket/slm)"),
     ],

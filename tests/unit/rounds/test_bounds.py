@@ -10,14 +10,14 @@ from mlecs_lightning.rounds.bounds import (
     ChangedClaimError,
     Claims,
     LargeUpdateError,
-    Limits,
     Moves,
+    UpdateLimits,
     bounded,
 )
 from mlecs_lightning.wire import Message
 
 FORMER = {"adapter/a": torch.ones(3, 4), "adapter/b": torch.zeros(4)}
-RELATIVE = Limits(None, 100.0, "refuse")
+RELATIVE = UpdateLimits(None, 100.0, "refuse")
 
 
 def update(size: float) -> Message:
@@ -48,14 +48,14 @@ def test_an_update_within_the_limit_stays_as_it_is(size: float) -> None:
 
 @pytest.mark.parametrize("size", [101.0, 1e6, 1e20, 1e38, -3e38])
 def test_a_larger_one_is_refused_whatever_its_size(size: float) -> None:
-    with pytest.raises(LargeUpdateError, match=r"norm of the update is .*max_update_ratio") as info:
+    with pytest.raises(LargeUpdateError, match=r"norm of the update is .*max_ratio") as info:
         bounded(update(size), FORMER, RELATIVE, usual=1.0)
     assert "inf" not in str(info.value)  # squares of 1e38 are none of float32
 
 
 @pytest.mark.parametrize("size", [101.0, 1e20, 3e38])
 def test_or_is_clipped_to_the_limit(size: float) -> None:
-    message, moved = bounded(update(size), FORMER, Limits(None, 100.0, "clip"), usual=1.0)
+    message, moved = bounded(update(size), FORMER, UpdateLimits(None, 100.0, "clip"), usual=1.0)
     assert moved == pytest.approx(100.0)
     for name, old in FORMER.items():
         torch.testing.assert_close(message.tensors[name] - old, torch.full_like(old, 100.0))
@@ -66,21 +66,21 @@ def test_or_is_clipped_to_the_limit(size: float) -> None:
 @pytest.mark.parametrize(
     ("limits", "usual", "key"),
     [
-        (Limits(2.0, 100.0, "refuse"), 1.0, "max_update_norm"),
-        (Limits(2.0, None, "refuse"), 1.0, "max_update_norm"),
-        (Limits(1e9, 10.0, "refuse"), 0.05, "max_update_ratio"),
+        (UpdateLimits(2.0, 100.0, "refuse"), 1.0, "max_norm"),
+        (UpdateLimits(2.0, None, "refuse"), 1.0, "max_norm"),
+        (UpdateLimits(1e9, 10.0, "refuse"), 0.05, "max_ratio"),
     ],
 )
-def test_the_smaller_limit_holds_and_is_named(limits: Limits, usual: float, key: str) -> None:
-    with pytest.raises(LargeUpdateError, match=rf"trainer\.{key}"):
+def test_the_smaller_limit_holds_and_is_named(limits: UpdateLimits, usual: float, key: str) -> None:
+    with pytest.raises(LargeUpdateError, match=rf"trainer\.update_limits\.{key}"):
         bounded(update(1.0), FORMER, limits, usual=usual)  # its norm is 4
-    _, moved = bounded(update(1.0), FORMER, Limits(None, None, "refuse"), usual=usual)
+    _, moved = bounded(update(1.0), FORMER, UpdateLimits(None, None, "refuse"), usual=usual)
     assert moved == pytest.approx(1.0)
 
 
 def test_what_starts_from_nothing_has_no_limit() -> None:
     message = update(1e38)
-    assert bounded(message, {}, Limits(1.0, 1.0, "refuse"), usual=0.01) == (message, 0.0)
+    assert bounded(message, {}, UpdateLimits(1.0, 1.0, "refuse"), usual=0.01) == (message, 0.0)
 
 
 # What is usual --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from mlecs_lightning import FedAvg
 from mlecs_lightning.class_paths import build_class
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.rounds import Participation
 from mlecs_lightning.rounds.optimization import Optimization
 from mlecs_lightning.settings import ModelSettings
 
@@ -202,7 +203,7 @@ def test_a_client_that_is_drawn_less_often_may_have_a_shorter_schedule(
     """With one client a round, nobody is drawn in each of four; going on further is refused."""
     short = of("OneCycleLR", max_lr=0.1, total_steps=3)
     settings = tiny.parties(edge=tiny.model(lr_scheduler=short))
-    values = {"client_fraction": 0.3, "enable_checkpointing": True}
+    values = {"participation": Participation(0.3), "enable_checkpointing": True}
     algorithm = FedAvg(steps=tiny.steps())
     assert tiny.fit(algorithm, tmp_path, settings, max_rounds=2, **values)["rounds"] == 2
     trainer = tiny.trainer(tmp_path, max_rounds=30, **values)

@@ -178,7 +178,8 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(
 def test_a_file_that_may_not_be_so_long_is_named(tmp_path: Path) -> None:
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from tests.unit.test_files import WRITERS; from mlecs_lightning.storage.files import *\n"
+        "from tests.unit.storage.test_files import WRITERS\n"
+        "from mlecs_lightning.storage.files import FullDiskError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "for name, write in WRITERS.items():\n"
         "    try: write(Path(sys.argv[1]) / name)\n"

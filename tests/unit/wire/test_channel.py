@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mlecs_lightning.wire import Channel, ChannelError, Message, ScalarField, Schema, TensorField
-from mlecs_lightning.wire.channel import Delivery, Direction
+from mlecs_lightning.wire.channel import Direction, MessageLimits, ReceivedMessage
 from mlecs_lightning.wire.encoding import decode, encode
 from mlecs_lightning.wire.ledger import Ledger
 
@@ -33,7 +33,7 @@ def without(table: dict[str, Any], name: str) -> dict[str, Any]:
 
 def carried(
     message: Message, border: Channel | None = None, *, direction: Direction = "uplink"
-) -> Delivery:
+) -> ReceivedMessage:
     """Carry a message of hall in round 0 over a border."""
     border = border or Channel()
     data = border.send(message, client="hall", round=0)
@@ -46,7 +46,7 @@ def refusal(
     """Return why a message of the right envelope was refused; the reason names both its ends."""
     # Written past `send`, which would refuse some of them already.
     data = encode(Message(tensors, scalars), {"client": "hall", "round": 0})
-    return refusal_of(data, Channel(max_norm=max_norm))
+    return refusal_of(data, Channel(MessageLimits(max_norm=max_norm)))
 
 
 def refusal_of(data: bytes, border: Channel) -> str:
@@ -141,7 +141,7 @@ def test_all_faults_are_named_at_once() -> None:
 def test_the_norm_is_that_of_all_tensors_together() -> None:
     tensors = {"adapter/a": torch.zeros(2, 3), "fused/anchors": torch.zeros(1, 5)}
     tensors["adapter/a"][0, 0], tensors["fused/anchors"][0, 4] = 3.0, 4.0
-    carried(Message(tensors, SCALARS), Channel(max_norm=5.0))
+    carried(Message(tensors, SCALARS), Channel(MessageLimits(max_norm=5.0)))
     assert refusal(tensors, SCALARS, max_norm=4.99) == "norm 5 exceeds 4.99"
 
 
@@ -186,8 +186,8 @@ def test_a_message_of_another_client_or_round_is_refused(
 
 def test_a_message_over_the_limit_is_refused_unread() -> None:
     size = len(encode(Message(TENSORS, SCALARS), {"client": "hall", "round": 0}))
-    carried(Message(TENSORS, SCALARS), Channel(max_bytes=size))
-    assert refusal_of(b"x" * (size + 1), Channel(max_bytes=size)) == (
+    carried(Message(TENSORS, SCALARS), Channel(MessageLimits(max_bytes=size)))
+    assert refusal_of(b"x" * (size + 1), Channel(MessageLimits(max_bytes=size))) == (
         f"{size + 1} bytes exceed {size}"
     )
 

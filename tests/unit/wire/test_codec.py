@@ -18,7 +18,7 @@ from torch import Tensor
 from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.rounds import FaultTrace, Interrupted
+from mlecs_lightning.rounds import FailureTrace, Interrupted
 from mlecs_lightning.rounds.failures import Fate
 from mlecs_lightning.wire import (
     DWC,
@@ -29,7 +29,7 @@ from mlecs_lightning.wire import (
     Schema,
     TensorField,
 )
-from mlecs_lightning.wire.channel import Delivery, Parcel
+from mlecs_lightning.wire.channel import ReceivedMessage, SerialisedMessage
 from mlecs_lightning.wire.encoding import decode, encode
 from mlecs_lightning.wire.messages import adapter_fields
 
@@ -63,7 +63,9 @@ OTHERS = {
 MESSAGE = Message({**NEW, **OTHERS}, {"samples": 7})
 
 
-def carried(codec: DWC, message: Message = MESSAGE, **more: Any) -> tuple[Parcel, Delivery]:
+def carried(
+    codec: DWC, message: Message = MESSAGE, **more: Any
+) -> tuple[SerialisedMessage, ReceivedMessage]:
     channel = Channel(codec=codec)
     way: dict[str, Any] = {"direction": "uplink", "known": OLD, **ABOUT}
     parcel = channel.pack(message, SCHEMA, **way, **more)
@@ -225,7 +227,7 @@ def test_settings_without_sense_are_refused(values: dict[str, Any], words: str) 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
 
 
-def rewritten(parcel: Parcel, change: Change) -> bytes:
+def rewritten(parcel: SerialisedMessage, change: Change) -> bytes:
     message, _ = decode(parcel.data)
     tensors, scalars = dict(message.tensors), dict(message.scalars)
     change(tensors, scalars)
@@ -261,11 +263,19 @@ LIES: dict[str, tuple[dict[str, Any], Change, str]] = {
     "few places": ({}, at(0, *[0] * 12), "'adapter/a': 0 places, 24 are to be sent"),
     "many places": ({}, at(0, *[255] * 12), "'adapter/a': 96 places, 24 are to be sent"),
     # Of 36 values 9: 5 bytes of places, of which the last has 4 bits too many.
-    "places behind": ({}, at(28 + 4, 0xF0), "'adapter/b': bits behind the last code"),
+    "places behind": (
+        {},
+        at(28 + 4, 0xF0),
+        "'adapter/b': the bits after the last code must be zero",
+    ),
     # One place in two bytes, at most 35.
     "place beyond": ({"fraction": 0.01}, at(2 + 1 + 4, 36, 0), "rise from 0 to 35"),
     "place twice": ({"fraction": 0.02}, at(0, 7, 0, 7, 0), "rise from 0 to 95"),
-    "codes behind": ({"fraction": 0.01}, at(2, 0xF0), "'adapter/a': bits behind the last code"),
+    "codes behind": (
+        {"fraction": 0.01},
+        at(2, 0xF0),
+        "'adapter/a': the bits after the last code must be zero",
+    ),
     "value nan": ({"fraction": 0.01, "bits": 32}, at(2, *NAN), "'adapter/a': not finite"),
     "overflow": ({"bits": 8}, at(36, 255, 255, 127, 127), "'adapter/a': not finite"),
     "bits": ({}, lambda t, s: s.update({"dwc/bits": 3}), "scalar 'dwc/bits': 3, declared 4"),
@@ -423,7 +433,7 @@ def test_both_ends_go_by_the_same_adapter_and_less_crosses(
     assert len(traffic["reconstruction_error"]["uplink"]) == 2
 
 
-class Breaks(FaultTrace):
+class Breaks(FailureTrace):
     """Hall crashes in round 1, in its second step."""
 
     def fate(self, round: int, client: str) -> Fate:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlecs_lightning.aggregation import GroupedAdapters
 from mlecs_lightning.algorithms.answers.consensus import Consensus, consensus
 from mlecs_lightning.algorithms.answers.labels import Labels
 from mlecs_lightning.data import SampleTable
@@ -17,9 +18,21 @@ from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.rounds import EdgeLearner, Loaders, ServerLearner
 from mlecs_lightning.types import Batch
 
-__all__ = ["Answers"]
+__all__ = ["AnsweredAdapters", "Answers"]
 
 _BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredAdapters(GroupedAdapters):
+    """Aggregated adapters, and what the clients agree on.
+
+    Attributes:
+        consensus: The clients' consensus on the samples of `Answers.asked`; ``None`` if nobody
+            answered.
+    """
+
+    consensus: Labels | None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.algorithms.base import LocalTraining, Steps
 from mlecs_lightning.algorithms.cdcca.distillation import (
     AKD,
@@ -18,6 +17,7 @@ from mlecs_lightning.algorithms.cdcca.distillation import (
     vocabulary_faults,
 )
 from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
+from mlecs_lightning.algorithms.cdcca.tokens import TokenAggregate, Tokens
 from mlecs_lightning.algorithms.cdcca.uncertainty import most_uncertain
 from mlecs_lightning.data.sampling import draw_batches
 from mlecs_lightning.errors import ConfigurationError, FaultList
@@ -27,7 +27,6 @@ from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, Schema
 from mlecs_lightning.wire.messages import adapter_fields
-from mlecs_lightning.wire.tokens import Tokens
 
 __all__ = ["CDCCA", "Distillation"]
 
@@ -36,27 +35,26 @@ _SAMPLING = ("uts/looked_at", "uts/sent", "uts/uncertainty", "uts/uncertainty_se
 
 
 class CDCCA(LocalTraining):
-    """A small model on the device keeps up with a changing world, helped by a large one.
+    """A large cloud model adapts the small model of the devices to changing data.
 
-    The server's LLM is the teacher. The SLM beside it is the student, and a device runs a copy of
-    it: extractors, connector and adapter, handed over once the server is warm. From then on a
-    device only looks and answers; it needs no labels and takes no optimiser step.
+    The server's LLM is the teacher. The hosted SLM is the student, and each device runs a copy of
+    it: extractors, connector and adapter, delivered after the warm-up. From then on a device only
+    does inference; it needs no labels and takes no optimiser step.
 
     One round:
 
     1. The server sends each device the student's adapter; with ``trainer.codec: DWC`` as a sparse,
        quantised difference (the third part of the method).
-    2. ``UTS`` (device): of what it looks at, the features of the ``token_fraction`` of tokens that
-       the device is least sure of go up, with their positions and the instruction. No sample, no
-       target. *With 1: all of them.*
+    2. ``UTS`` (device): the device sends the features of the ``token_fraction`` of tokens that its
+       model is most uncertain of, with their positions and instructions, but no samples and no
+       targets. *With 1: all tokens.*
     3. ``AKD`` (cloud): the teacher answers from these tokens. The student's adapter (and the
-       projection of its hidden states) learns from the teacher's logits at a temperature and its
-       hidden states, beside public samples with their true targets, so that it does not forget
-       them. *With ``answers``: from the teacher's words alone. With ``none``: nothing goes up or
-       down, the device is left to itself.*
+       projection of its hidden states) learns from the teacher's softened logits and hidden states,
+       and from public samples with their true targets, against forgetting. *With ``answers``: from
+       the teacher's answers alone. With ``none``: nothing is sent, and devices do not adapt.*
 
-    A token is what the extractor of one modality makes of one sample. Teacher and student must have
-    one vocabulary. What is ours in this: docs/method.md.
+    A token is the output of one modality's extractor for one sample. Teacher and student must have
+    one vocabulary. Which choices are ours: docs/method.md.
     """
 
     communicates = True
@@ -80,23 +78,24 @@ class CDCCA(LocalTraining):
         """Set the method.
 
         Args:
-            token_fraction: rho, share of the tokens of a round that a device sends.
-            passes: Dropout passes of the uncertainty.
-            variance_weight: Weight of their variance beside the entropy.
-            distillation: What the cloud does with the tokens.
-            temperature: T of the logits.
-            hidden_weight: Weight of the distance of the hidden states.
+            token_fraction: Share rho of a round's tokens that a device sends.
+            passes: Number of dropout passes for the uncertainty.
+            variance_weight: Weight of the variance over these passes, relative to the entropy.
+            distillation: How the cloud uses the tokens.
+            temperature: Temperature T of the logits.
+            hidden_weight: Weight of the distance between hidden states.
             replay_weight: Weight of L_LM on public samples.
             token_dropout: Probability that a token is left out in the warm-up, so that teacher and
-                student can read samples of which some tokens were not sent.
-            student_warmup: Share of the steps of the warm-up, the last ones, in which the student
-                trains beside the teacher: what is handed over is then a small model that has not
-                had the large one's training. (The command ``warmup`` trains both in all steps.)
-            train_device: Whether a device trains on its own labelled samples; only with
-                ``distillation: none``, since the cloud's copy of the model would be none any more.
-            steps: ``warmup`` and ``server`` are optimiser steps; ``private`` are the batches that a
-                device looks at in a round (with ``train_device``, steps); ``public`` are steps of a
-                device on public samples, with ``train_device`` only.
+                student learn to read samples with missing tokens.
+            student_warmup: Share of the warm-up steps, counted from the end, in which the student
+                trains with the teacher. With less than 1, the delivered student has had less
+                training than the teacher. (The command ``warmup`` trains both in all steps.)
+            train_device: Whether a device trains on its own labelled samples. Only with
+                ``distillation: none``, because the student must remain a copy of its model.
+            steps: ``warmup`` and ``server`` are optimiser steps; ``private`` is the number of
+                batches that a device looks at in a round (optimiser steps with ``train_device``);
+                ``public`` counts the steps of a device on public samples, with ``train_device``
+                only.
 
         Raises:
             ValueError: If a value is out of range.
@@ -117,8 +116,8 @@ class CDCCA(LocalTraining):
                 faults.append(f"{key}.{name} must be {allowed}, got {value}")
         if train_device and distillation != "none":
             faults.append(
-                f"{key}.train_device goes with distillation: none, got {distillation!r}: the "
-                "student in the cloud would be no copy of the device's model any more"
+                f"{key}.train_device needs distillation: none, got {distillation!r}: the student "
+                "in the cloud would no longer be a copy of the device's model"
             )
         faults.raise_any()
         self.token_fraction, self.passes = token_fraction, passes
@@ -136,7 +135,7 @@ class CDCCA(LocalTraining):
     # Before round 0 ---------------------------------------------------------------------------
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
-        """Say which devices would have another adapter than the student."""
+        """List the devices whose adapter would differ from the student's."""
         first, lora = next(iter(clients.items()))
         return [
             f"clients.{name}.lora is {other}, that of clients.{first} is {lora}: under CDCCA all "
@@ -147,10 +146,10 @@ class CDCCA(LocalTraining):
         ]
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Check that student and teacher speak one language, and that devices can run the student.
+        """Check that student and teacher share a vocabulary, and that devices can run the student.
 
         Raises:
-            ConfigurationError: If they cannot; all faults in one message.
+            ConfigurationError: If not; all faults in one message.
         """
         faults = FaultList(vocabulary_faults(server.module))
         wanted = _shapes(server.module, "slm")
@@ -174,7 +173,7 @@ class CDCCA(LocalTraining):
     def warmup(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> dict[str, float]:
-        """Train the teacher on public data, and for the last steps the student beside it."""
+        """Train the teacher on public data, and in the last steps the student as well."""
         steps = self.steps.warmup
         batches = loaders.public.take(steps, seed=ctx.seed_for("server", "public"))
         alone = steps - int(self.student_warmup * steps + 0.5)
@@ -192,19 +191,19 @@ class CDCCA(LocalTraining):
         return {"loss": server.mean_loss(server.tower("llm")(*given))}
 
     def both_towers(self, server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of teacher and student over the same features, some of which are left out."""
+        """L_LM of teacher and student on the same features, with some tokens left out."""
         features, present = server.features(batch)
         given = (features, self._kept(present), batch.instructions, batch.targets)
         llm, slm = (server.mean_loss(server.tower(name)(*given)) for name in ("llm", "slm"))
         return {"loss": llm + slm, "lm_llm": llm, "lm_slm": slm}
 
     def _kept(self, present: Tensor) -> Tensor:
-        """Leave out tokens at random; a sample that would lose all keeps all."""
+        """Drop tokens at random; a sample that would lose all of them keeps all."""
         kept = present & (torch.rand(present.shape, device=present.device) >= self.token_dropout)
         return torch.where(kept.any(dim=1, keepdim=True), kept, present)
 
     def deliver(self, server: ServerLearner, edge: EdgeModule) -> None:
-        """Give a device the student: extractors, connector, adapter."""
+        """Copy the student to a device: extractors, connector, adapter."""
         cloud = server.module
         edge.extractors.load_state_dict(cloud.extractors.state_dict())
         mine, theirs = edge.tower(), cloud.tower("slm")
@@ -215,7 +214,7 @@ class CDCCA(LocalTraining):
     # The wire -----------------------------------------------------------------------------------
 
     def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
-        """Return the student's adapter as it is now."""
+        """Return the student's present adapter."""
         return {f"adapter/{k}": v for k, v in server.module.adapter_state().items()}
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
@@ -228,7 +227,7 @@ class CDCCA(LocalTraining):
         return Tokens.schema(widths)
 
     def figures(self) -> tuple[str, ...]:
-        """Name what is told of the sampling, and the losses of a device that trains."""
+        """Name the figures of the sampling, and the losses of a device that trains."""
         return (*super().figures(), *_SAMPLING)
 
     def broadcast(
@@ -244,7 +243,7 @@ class CDCCA(LocalTraining):
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
     ) -> ClientUpdate:
-        """Take over the adapter, look at the stream, send what the device is least sure of."""
+        """Load the adapter, look at the stream, and send the most uncertain tokens."""
         if broadcast is None:
             losses = self.local_passes(edge, loaders, ctx) if self.train_device else {}
             return ClientUpdate(None, losses)
@@ -270,7 +269,7 @@ class CDCCA(LocalTraining):
         return ClientUpdate(sent.message(), dict(zip(_SAMPLING, told, strict=True)))
 
     def _look(self, module: EdgeModule, batch: Batch) -> tuple[Tokens, Tensor]:
-        """Return the tokens of a batch and how unsure the device is of each, on the CPU."""
+        """Return the tokens of a batch and the uncertainty of each, on the CPU."""
         tokens = tokens_of(module, batch)
         scores = (
             torch.zeros(tokens.present.shape)
@@ -285,7 +284,7 @@ class CDCCA(LocalTraining):
     # The cloud ----------------------------------------------------------------------------------
 
     def refusals(self, server: ServerLearner, message: Message) -> list[str]:
-        """Say which positions or texts of a device make no sense, or are too long to be read."""
+        """List invalid positions, and instructions that are invalid or too long."""
         faults = Tokens.faults(message, server.module.modalities)
         texts = message.scalars["instructions"]
         assert isinstance(texts, tuple)
@@ -304,24 +303,24 @@ class CDCCA(LocalTraining):
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
-        """Collect the tokens of all devices."""
+    ) -> TokenAggregate | None:
+        """Join the tokens of all devices."""
         parts = []
         for _, message in updates:
             names = [n.partition("/")[2] for n in message.tensors if n.startswith("tokens/")]
             parts.append(Tokens.read(message, names))
         if not parts:
             return None
-        return Aggregate({}, 0.0, len(parts), tokens=Tokens.joined(parts))
+        return TokenAggregate(clients=len(parts), tokens=Tokens.joined(parts))
 
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: TokenAggregate | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
-        """AKD: the student's adapter learns from the teacher."""
+        """AKD: train the student's adapter on the teacher's answers."""
         if self.distillation == "none":
             return {}
         tokens = None if aggregate is None else aggregate.tokens
@@ -336,7 +335,7 @@ class CDCCA(LocalTraining):
     def _lessons(
         self, tokens: Tokens | None, answers: Sequence[str], loaders: Loaders, ctx: RoundContext
     ) -> Iterator[Lesson]:
-        """Yield this process's part of every step."""
+        """Yield this rank's part of every step."""
         public = loaders.public
         replays = public.take(self.steps.server, seed=ctx.seed_for("server", "public"))
         if tokens is None:
@@ -351,13 +350,13 @@ class CDCCA(LocalTraining):
             seed=ctx.seed_for("server", "tokens"),
         )
         for rows, replay in zip(drawn, replays, strict=False):
-            # Fewer samples than processes: some are seen twice, so that nobody has none.
+            # With fewer samples than ranks, some are used twice, so that every rank has one.
             own = rows[rank::size] or rows[:1]
             yield Lesson(tokens.rows(own), tuple(answers[i] for i in own), replay)
 
 
 def _shapes(module: ServerModule | EdgeModule, tower: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all that a device takes over from the student."""
+    """Return the shapes of the tensors that a device copies from the student."""
     parts = {"extractors": module.extractors, "connector": module.tower(tower).connector}
     return {
         f"{part}.{name}": tuple(tensor.shape)

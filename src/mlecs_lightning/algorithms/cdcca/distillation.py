@@ -1,4 +1,4 @@
-"""AKD: adapter-based knowledge distillation, the cloud's side of CD-CCA."""
+"""Adapter-based knowledge distillation (AKD), which CD-CCA runs in the cloud."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.functional import (
     distillation_loss,
     hidden_distance,
@@ -20,17 +21,16 @@ from mlecs_lightning.modules import Losses, ServerModule
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.rounds import ServerLearner
 from mlecs_lightning.types import Batch
-from mlecs_lightning.wire.tokens import Tokens
 
 __all__ = ["AKD", "Lesson", "teachers_answers", "vocabulary_faults"]
 
 
 class Lesson(NamedTuple):
-    """What the student learns from in one step.
+    """The training data of one step of the student.
 
     Attributes:
-        tokens: Token features of devices; ``None`` if none came.
-        answers: What the teacher says of them, one sentence a sample.
+        tokens: Token features of devices; ``None`` if none arrived.
+        answers: The teacher's answers from them, one sentence per sample.
         replay: Public samples with their true targets.
     """
 
@@ -41,19 +41,20 @@ class Lesson(NamedTuple):
 
 @dataclass(frozen=True)
 class AKD:
-    """The teacher is the server's LLM, the student the SLM beside it; only its adapter learns.
+    """Distils the server's LLM, the teacher, into the adapter of the hosted SLM, the student.
 
-    L = T^2 KL(teacher || student) + hidden_weight (1 - cos of the hidden states), over the words of
-    the teacher's own answer, since nobody sends targets, + replay_weight L_LM(public samples).
+    L = T^2 KL(teacher || student) + hidden_weight (1 - cos of the hidden states)
+    + replay_weight L_LM(public samples). In the first two terms the teacher's own answer takes the
+    place of the target, because devices send no targets.
 
     Attributes:
-        temperature: T.
-        hidden_weight: Weight of the hidden states. Each model's mean over the prompt positions
-            comes through its readout, a projection into the space that all share; the student's is
-            trained, the teacher's stays.
+        temperature: Temperature T.
+        hidden_weight: Weight of the hidden states: each model's mean over the prompt positions,
+            projected into the shared space by its readout. The student's readout is trained, the
+            teacher's is fixed.
         replay_weight: Weight of L_LM on public samples, against forgetting (our choice).
-        words_alone: Learn the teacher's words in place of its logits and hidden states
-            (sequence-level distillation, arXiv 1606.07947).
+        words_alone: Whether the student learns the teacher's words instead of its logits and hidden
+            states (sequence-level distillation, arXiv 1606.07947).
     """
 
     temperature: float
@@ -62,7 +63,7 @@ class AKD:
     words_alone: bool = False
 
     def teach(self, server: ServerLearner, lessons: Iterable[Lesson]) -> dict[str, float]:
-        """Take one optimiser step a lesson; return the losses."""
+        """Take one optimiser step per lesson, and return the losses."""
         with _student_alone(server.module):
             return server.fit(lessons, self.loss, stage="akd")
 
@@ -83,7 +84,7 @@ class AKD:
         student: TowerOutput = server.tower("slm")(*given)
         if self.words_alone:
             return {"taught": server.mean_loss(student)}
-        tower = server.tower("llm").eval()  # a teacher that drops nothing out
+        tower = server.tower("llm").eval()  # no dropout in the teacher
         with torch.no_grad():
             teacher: TowerOutput = tower(*given)
         mask = student.labels >= 0
@@ -102,7 +103,7 @@ class AKD:
 
 
 def _over_ranks(server: ServerModule, mean: Tensor, count: Tensor) -> Tensor:
-    """Scale a mean over this process's part so that the mean over processes is that of all.
+    """Scale a mean over this rank's part so that the mean over ranks is that of the whole batch.
 
     As `ServerModule.mean_loss` does for L_LM.
     """
@@ -112,7 +113,7 @@ def _over_ranks(server: ServerModule, mean: Tensor, count: Tensor) -> Tensor:
 
 
 def teachers_answers(server: ServerLearner, tokens: Tokens, *, batch_size: int) -> list[str]:
-    """Return what the teacher says of every sample, given the tokens that were sent."""
+    """Return the teacher's answer to every sample, from the tokens that were sent."""
 
     def answer(module: ServerModule, part: Tokens) -> list[str]:
         tower = module.tower("llm")
@@ -125,9 +126,9 @@ def teachers_answers(server: ServerLearner, tokens: Tokens, *, batch_size: int) 
 
 @contextmanager
 def _student_alone(server: ServerModule) -> Iterator[None]:
-    """Train the student's adapter and the projection of its hidden states, and nothing else.
+    """Freeze all but the student's adapter and readout.
 
-    Extractors and connector stay what the devices have.
+    Extractors and connector must stay equal to those on the devices.
     """
     own = ("towers.slm.backbone.", "towers.slm.readout.")
     others = [
@@ -143,7 +144,7 @@ def _student_alone(server: ServerModule) -> Iterator[None]:
 
 
 def vocabulary_faults(server: ServerModule) -> list[str]:
-    """Say how the vocabularies of teacher and student differ: logits must mean the same words."""
+    """List differences between the vocabularies of teacher and student."""
     teacher, student = (server.tower(name).backbone for name in ("llm", "slm"))
     words, other = (b.tokenizer.get_vocab() for b in (teacher, student))
     if words == other and teacher.tokenizer.eos_token_id == student.tokenizer.eos_token_id:
@@ -153,5 +154,5 @@ def vocabulary_faults(server: ServerModule) -> list[str]:
         f"server.backbone.model {teacher.settings.model!r} and edge.backbone.model "
         f"{student.settings.model!r} have different vocabularies ({len(words)} and {len(other)} "
         f"tokens; {len(unlike)} differ, such as {unlike[:3]}): CDCCA compares their logits word by "
-        "word; take two models of one family"
+        "word; choose two models of one family"
     ]

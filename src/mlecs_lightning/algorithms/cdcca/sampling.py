@@ -1,20 +1,20 @@
-"""UTS: uncertainty-guided token sampling, the device's side of CD-CCA."""
+"""Uncertainty-guided token sampling (UTS), which CD-CCA runs on the device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.algorithms.cdcca.uncertainty import dropout_variance, predictive_entropy
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.types import Batch
-from mlecs_lightning.wire.tokens import Tokens
 
 __all__ = ["token_uncertainty", "tokens_of"]
 
 
 def tokens_of(module: EdgeModule, batch: Batch) -> Tokens:
-    """Return what the extractors make of a batch, all of it."""
+    """Return the outputs of the extractors for a batch."""
     features, present = module.features(batch)
     return Tokens(
         {
@@ -30,27 +30,27 @@ def tokens_of(module: EdgeModule, batch: Batch) -> Tokens:
 def token_uncertainty(
     module: EdgeModule, tokens: Tokens, *, passes: int, variance_weight: float
 ) -> Tensor:
-    """Return how unsure the model is of each token: entropy, and variance over dropout passes.
+    """Return the uncertainty of each token: entropy plus weighted variance over dropout passes.
 
-    The two are those of arXiv 2312.16279; what they are taken of is our choice. The model answers
-    from all tokens of a sample, then reads its own answer again under dropout. How unsure it is of
-    its words (the entropy of its mean next-token distributions) is a matter of the sample, and all
-    its tokens share it. Which of them is to blame shows when it reads the answer from each token
-    alone: by how much its distributions vary from pass to pass.
+    The two measures are those of arXiv 2312.16279; how they are applied is our choice. The model
+    answers from all tokens of a sample, then reads its own answer again under dropout. The entropy
+    of its mean next-token distributions belongs to the sample, and all its tokens share it. To
+    tell the tokens apart, the model also reads the answer from each token alone; the variance of
+    its distributions over the passes belongs to that token.
 
     Args:
         module: The device's model; left in evaluation mode.
         tokens: N samples of K modalities.
-        passes: Dropout passes.
-        variance_weight: Weight of the variance beside the entropy.
+        passes: Number of dropout passes.
+        variance_weight: Weight of the variance relative to the entropy.
 
     Returns:
-        (N, K); without meaning where a token is not there.
+        (N, K); undefined where a token is absent.
     """
     module.eval()
     tower, modalities = module.tower(), list(tokens.features)
     answers = tower.generate(tower.connector(tokens.features, tokens.present), tokens.instructions)
-    # Row by row: each sample as it is, then each with the first token alone, the second, ...
+    # First all samples with all their tokens, then with the first token alone, the second, ...
     many = len(modalities)
     alone = torch.eye(many, dtype=torch.bool, device=tokens.present.device)
     present = torch.cat([tokens.present, alone.repeat_interleave(tokens.samples, dim=0)])

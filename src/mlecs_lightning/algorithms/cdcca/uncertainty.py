@@ -1,7 +1,7 @@
-"""How sure a model is: entropy, spread over dropout passes, and which tokens are the least sure.
+"""Measures of a model's uncertainty, and the choice of the most uncertain tokens.
 
-The parts of uncertainty-guided token sampling (UTS, arXiv 2312.16279). Its abstract names the idea;
-the measures are our choice.
+The parts of uncertainty-guided token sampling (UTS, arXiv 2312.16279). The paper's abstract gives
+the idea; the exact measures are our choice.
 """
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def predictive_entropy(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Return the entropy of next-token distributions, mean over each sample's positions.
+    """Return the entropy of next-token distributions, averaged over each sample's positions.
 
     Args:
         probabilities: (B, T, V), the mean over dropout passes.
-        mask: (B, T) bool, the positions that count.
+        mask: (B, T) bool, the positions to average over.
 
     Returns:
-        (B,) in nats, 0..ln V; zero for a sample without positions.
+        (B,) in nats, in [0, ln V]; zero for a sample without positions.
 
     Example:
         >>> fair = torch.tensor([[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]])
@@ -27,17 +27,18 @@ def predictive_entropy(probabilities: Tensor, mask: Tensor) -> Tensor:
 
 
 def dropout_variance(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Return how much next-token distributions differ between dropout passes.
+    """Return the variance of next-token distributions over dropout passes.
 
-    The population variance of each probability over the passes, summed over the vocabulary, mean
-    over each sample's positions: the expected squared Euclidean distance of a pass from the mean.
+    The population variance of each probability over the passes, summed over the vocabulary and
+    averaged over each sample's positions: the expected squared Euclidean distance of a pass from
+    the mean.
 
     Args:
         probabilities: (S, B, T, V) of S passes.
-        mask: (B, T) bool, the positions that count.
+        mask: (B, T) bool, the positions to average over.
 
     Returns:
-        (B,) in 0..1.
+        (B,) in [0, 1].
 
     Example:
         >>> passes = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
@@ -56,11 +57,11 @@ def most_uncertain(scores: Tensor, present: Tensor, fraction: float) -> Tensor:
 
     Args:
         scores: (N, K) uncertainty of K tokens of N samples.
-        present: (N, K) bool; tokens that are not there are never chosen.
-        fraction: rho in (0, 1], of the tokens that are there, rounded, at least one.
+        present: (N, K) bool; absent tokens are never chosen.
+        fraction: Share rho in (0, 1] of the present tokens to choose; rounded, at least one.
 
     Returns:
-        (M, 2) int64 rows and columns, in ascending order; of equals, the first ones.
+        (M, 2) int64 rows and columns, in ascending order; ties go to the first ones.
 
     Raises:
         ValueError: If shapes differ or ``fraction`` is out of range.

@@ -1,5 +1,12 @@
-"""ECLM (arXiv 2311.11083): devices with parts of one model."""
+"""ECLM: sub-models of a modular cloud model for devices (arXiv 2311.11083)."""
 
-from mlecs_lightning.algorithms.eclm.algorithm import ECLM
+from typing import TYPE_CHECKING
+
+from mlecs_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mlecs_lightning.algorithms.eclm.algorithm import ECLM
 
 __all__ = ["ECLM"]
+
+__getattr__, __dir__ = lazy_names(__name__, {"ECLM": "algorithm"})

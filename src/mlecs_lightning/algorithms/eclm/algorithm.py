@@ -1,4 +1,4 @@
-"""ECLM: sub-models from a modular cloud model, for devices that drift (arXiv 2311.11083)."""
+"""ECLM: sub-models of a modular cloud model for devices with drifting data (arXiv 2311.11083)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.algorithms.eclm.derivation import Budget, Costs, InfeasibleBudgetError, derive
 from mlecs_lightning.algorithms.eclm.drift import GateStatistics
-from mlecs_lightning.algorithms.eclm.gating import load_balance, top_k_gates
-from mlecs_lightning.algorithms.eclm.merge import ModuleMerger
+from mlecs_lightning.algorithms.eclm.merge import DeviceReport, MergedModules, ModuleMerger
 from mlecs_lightning.algorithms.eclm.models import (
     SIZES,
     CloudParts,
@@ -25,40 +23,40 @@ from mlecs_lightning.algorithms.eclm.models import (
     prototype_names,
     sizes,
     unpack,
-    without_some_modalities,
 )
+from mlecs_lightning.algorithms.eclm.offline import OfflineStage
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
+from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
-from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, ScalarField, Schema, TensorField
 
 __all__ = ["ECLM"]
 
 
 class ECLM(LocalTraining):
-    """The cloud's model is made of modules; each device gets those that fit its data and budget.
+    """Each device gets the modules of the cloud's model that suit its data and fit its budget.
 
-    The cloud's model is the hosted SLM, the one that devices have parts of; it answers for the
-    server. Its MLPs are divided into modules (groups of neurons). Each module has an adapter of
-    its own, a slice of the MLP's LoRA; the rest of the LoRA (the trunk) is trained on the cloud and
-    then fixed, so that the mean of what devices send for a module is the mean of its updates.
+    The cloud's model is the hosted SLM, which also gives the server's answers. Its MLPs are divided
+    into modules (groups of neurons). Each module has its own adapter, a slice of the MLP's LoRA.
+    The rest of the LoRA (the trunk) is trained in the cloud and then fixed, so that the mean of the
+    adapters that devices send for a module is the mean of its updates.
 
-    Offline (the warm-up): the cloud trains model and module selector on public data, under gates.
-    Online, one round:
+    Offline (the warm-up): the cloud trains the model and the module selector on public data, with
+    gates. Online, one round:
 
     1. The server sends each device its sub-model: which modules, and the adapters of those that the
-       device lacks. The first time also the prototype: extractors, connector, selector, trunk.
-    2. The device measures the gates on its own data, tests them for drift, cuts its model to what
-       its budget allows, and tunes it.
+       device lacks. The first time it also sends the prototype: extractors, connector, selector and
+       trunk.
+    2. The device measures the gates on its own data, tests them for drift, reduces its model to its
+       budget, and tunes it.
     3. It sends the adapters of its modules, the mean gates, its budget and its sample count.
-    4. The server merges module by module, weighted by importance and samples, and derives a new
-       sub-model for each device whose data or budget has drifted.
+    4. The server merges the modules one by one, weighted by importance and samples, and derives a
+       new sub-model for each device whose data or budget has drifted.
 
-    Equations and what is ours in them: docs/method.md.
+    Equations, and which choices are ours: docs/method.md.
     """
 
     communicates = True
@@ -83,22 +81,23 @@ class ECLM(LocalTraining):
         """Set the method.
 
         Args:
-            modules: K, modules of each layer; divides the width of the MLP.
-            active: Fewest modules of a layer that a sample uses in the offline stage; each draws
-                between this and K, so that small sub-models and the whole one work.
-            budget: What a device has; without limits by default.
-            budgets: For a client by name, in place of ``budget``.
+            modules: Number K of modules in each layer; must divide the width of the MLP.
+            active: Smallest number of modules of a layer that a sample uses in the offline stage.
+                Each sample draws a number between this and K, so that sub-models of all sizes work.
+            budget: Budget of each device; unlimited by default.
+            budgets: Budgets of single clients by name, instead of ``budget``.
             gate_noise: Standard deviation of the noise on the gate logits.
             balance_weight: Weight of the load-balancing loss.
             modality_dropout: Probability that a sample lacks a modality in the offline stage, for
-                devices with fewer sensors. One is always left.
-            drift_significance: Of the test on the gates; smaller sees less drift.
-            rederive: Whether a sub-model is derived again on drift; else only once, from the first
-                report.
-            refresh: Whether a module that others have changed is sent again to the devices that
-                hold it. By default only modules that a device lacks go down.
-            steps: Optimiser steps of each pass. ``warmup`` is the offline stage; ``server`` has no
-                use, since online the cloud merges and does not train.
+                devices with fewer sensors. One modality is always kept.
+            drift_significance: Significance level of the drift test on the gates; smaller values
+                detect less drift.
+            rederive: Whether a sub-model is derived again after drift. If not, it is derived once,
+                from the first report.
+            refresh: Whether modules that other devices have changed are sent again to the devices
+                that hold them. By default only modules that a device lacks are sent.
+            steps: Optimiser steps of each pass. ``warmup`` is the offline stage. ``server`` is not
+                used: online, the cloud merges and does not train.
             order: Which of a device's passes comes first.
 
         Raises:
@@ -119,21 +118,20 @@ class ECLM(LocalTraining):
             if not ok
         )
         faults.raise_any()
-        self.modules, self.active = modules, active
+        self.modules = modules
         self.budget, self.budgets = budget or Budget(), dict(budgets or {})
-        self.gate_noise, self.balance_weight = gate_noise, balance_weight
-        self.modality_dropout = modality_dropout
+        self.offline = OfflineStage(modules, active, gate_noise, balance_weight, modality_dropout)
         self.drift_significance = drift_significance
         self.rederive, self.refresh = rederive, refresh
 
-    # What fits together ---------------------------------------------------------------------
+    # Compatible settings --------------------------------------------------------------------
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
-        """Say which adapters are no adapters of modules, and which budgets are of nobody."""
+        """List adapters that differ or adapt more than MLPs, and budgets of unknown clients."""
         first, lora = next(iter(clients.items()))
         faults = [
-            f"clients.{name}.lora is {other}, clients.{first} has {lora}; devices have parts of "
-            "one model"
+            f"clients.{name}.lora is {other}, clients.{first} has {lora}; under ECLM all devices "
+            "have parts of one model and need equal ones"
             for name, other in clients.items()
             if other != lora
         ]
@@ -145,15 +143,15 @@ class ECLM(LocalTraining):
         ]
 
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
-        """Divide the hosted model, which answers; add the selector."""
+        """Divide the hosted model into modules, let it answer, and add the selector."""
         CloudParts.add(module, self.modules, len(list(clients)))
 
     def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
-        """Make the edge ready for a sub-model."""
+        """Prepare the edge for a sub-model."""
         DeviceParts.add(module, self.modules, tuple(modalities))
 
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Count what modules cost, and check that prototypes and budgets fit."""
+        """Count the costs of modules, and check that prototypes and budgets fit."""
         self._server = server.module
         self._place = {name: j for j, name in enumerate(clients)}
         self._edges = dict(clients)
@@ -169,8 +167,8 @@ class ECLM(LocalTraining):
             ]
             if unlike:
                 faults.append(
-                    f"clients.{name}: ECLM hands out the cloud's extractors and connector, so "
-                    f"theirs must be those of the server; unlike: {unlike[:3]}"
+                    f"clients.{name}: ECLM sends the cloud's extractors and connector to devices, "
+                    f"so theirs must be those of the server; these differ: {unlike[:3]}"
                 )
             self._costs[name] = count_costs(module)
             with faults.collecting():
@@ -183,10 +181,10 @@ class ECLM(LocalTraining):
     def _derive(
         self, client: str, importance: Tensor, factor: float = 1.0, within: Tensor | None = None
     ) -> Tensor:
-        """Return the sub-model (L, K) bool of a client, by its importance and budget.
+        """Return the sub-model (L, K) bool of a client, from importance and budget.
 
         Raises:
-            InfeasibleBudgetError: If nothing fits its budget.
+            InfeasibleBudgetError: If no sub-model fits the budget.
         """
         budget = self._budget(client, factor)
         try:
@@ -198,43 +196,27 @@ class ECLM(LocalTraining):
     # Offline: the cloud alone ---------------------------------------------------------------
 
     def warmup_objective(self) -> Objective | None:
-        """L_LM of the modular model under gates, and the load-balancing loss."""
-        return self.offline
-
-    def offline(self, server: ServerModule, batch: Batch) -> Losses:
-        """L_LM(gated model) + weight * load balance; gates by noisy top-k of the selector."""
-        if server.training and self.modality_dropout:
-            batch = without_some_modalities(batch, self.modality_dropout)
-        features, present = server.features(batch)
-        tower, size = server.tower("slm"), len(batch.ids)
-        _, _, fused = tower.connector.latent(features, present)
-        logits = CloudParts.of(server).selector(fused)
-        active = torch.randint(self.active, self.modules + 1, (size,), device=logits.device)
-        noise = self.gate_noise if server.training else 0.0
-        gates, p = top_k_gates(logits, active, noise=noise)
-        with modular_of(server).gated(gates):
-            output = tower(features, present, batch.instructions, batch.targets)
-        lm, balance = server.mean_loss(output), load_balance(server.gather(p))
-        return {"loss": lm + self.balance_weight * balance, "lm": lm, "balance": balance}
+        """Return the loss of the offline stage."""
+        return self.offline.loss
 
     # Down -----------------------------------------------------------------------------------
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
-        """Declare the sub-model, the modules that a device lacks, and the prototype."""
+        """Declare the sub-model, the modules that the device lacks, and the prototype."""
         modular = modular_of(edge)
         return Schema(
             {
                 "submodel/mask": TensorField(modular.shape, torch.bool),
                 "modules/index": TensorField((None,), torch.int64),
                 "modules/adapters": TensorField((None, modular.row_size)),
-                "prototype/values": TensorField((None,)),  # empty but for the first time
+                "prototype/values": TensorField((None,)),  # empty except the first time
             }
         )
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
-        """Send each device its sub-model, and what it lacks of it."""
+        """Send each device its sub-model, and the modules of it that the device lacks."""
         cloud, modular = CloudParts.of(server.module), modular_of(server.module)
         for client in ctx.participants:
             j, edge = self._place[client], self._edges[client]
@@ -250,7 +232,7 @@ class ECLM(LocalTraining):
 
     @staticmethod
     def _public_importance(server: ServerLearner, loaders: Loaders, edge: EdgeModule) -> Tensor:
-        """Return mean gates on the public data, in place of a device's that has not told yet."""
+        """Return the mean gates on public data, for a device that has not reported its own yet."""
         table = loaders.public.table
         keep = torch.tensor([m in edge.modalities for m in table.modalities])
         seen = table.mask(keep.expand(len(table), -1))
@@ -260,7 +242,7 @@ class ECLM(LocalTraining):
     # On the device --------------------------------------------------------------------------
 
     def uplink(self, edge: EdgeModule) -> Schema:
-        """Declare the modules' adapters, the mean gates, budget, drift and sample count."""
+        """Declare the adapters of modules, the mean gates, budget, drift and sample count."""
         modular = modular_of(edge)
         return Schema(
             {
@@ -276,13 +258,13 @@ class ECLM(LocalTraining):
         )
 
     def figures(self) -> tuple[str, ...]:
-        """Name, beside the losses, what is told of the sub-model and of the data."""
+        """Name the losses, and figures of the sub-model and the data."""
         return (*super().figures(), "drifted", "budget", *SIZES)
 
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
     ) -> ClientUpdate:
-        """Take over what came, measure the data, cut the model to its budget, tune it."""
+        """Load what was sent, measure the data, reduce the model to its budget, and tune it."""
         assert broadcast is not None
         assert loaders.private is not None
         modular = modular_of(edge.module)
@@ -312,7 +294,7 @@ class ECLM(LocalTraining):
     def _take_over(
         self, edge: EdgeLearner, broadcast: Message, importance: Tensor, factor: float
     ) -> None:
-        """Cut the model to the sub-model that was sent, or to less if the budget has shrunk."""
+        """Cut the model to the received sub-model, or further if the budget has shrunk."""
         modular = modular_of(edge.module)
         there, index = modular.mask.cpu(), broadcast.tensors["modules/index"]
         held = there if int(DeviceParts.of(edge.module).samples) else torch.zeros_like(there)
@@ -323,7 +305,7 @@ class ECLM(LocalTraining):
         if not torch.equal(mask, there):
             modular.select(mask)
             for parameter in modular.own_parameters():
-                edge.optimizer.state.pop(parameter, None)  # moments of other neurons
+                edge.optimizer.state.pop(parameter, None)  # its moments are of other neurons
         here = mask.flatten()[index]
         modular.load_rows(index[here], broadcast.tensors["modules/adapters"][here])
 
@@ -332,20 +314,18 @@ class ECLM(LocalTraining):
     def former(
         self, server: ServerLearner, message: Message, received: Message | None
     ) -> Mapping[str, Tensor]:
-        """Return what the cloud has of the modules that came up."""
+        """Return the cloud's version of the modules in an update."""
         modular, index = modular_of(server.module), message.tensors["modules/index"]
         if len(index) != len(message.tensors["modules/adapters"]):
-            return {}  # the merger takes none of them
+            return {}  # the merger drops them all
         return {"modules/adapters": modular.rows(index.clamp(0, modular.mask.numel() - 1))}
 
-    def aggregate(
-        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
-    ) -> Aggregate | None:
-        """Merge module by module, weighted by importance and samples, as updates come in."""
+    def aggregate(self, updates: Iterable[tuple[str, Message]], ctx: RoundContext) -> MergedModules:
+        """Merge the modules one by one, weighted by importance and samples, as updates arrive."""
         cloud, modular = CloudParts.of(self._server), modular_of(self._server)
-        merger, reports = ModuleMerger(modular.mask.numel(), modular.row_size), dict[str, Tensor]()
-        clients = 0
-        for clients, (client, message) in enumerate(updates, 1):  # noqa: B007 - counted
+        merger = ModuleMerger(modular.mask.numel(), modular.row_size)
+        reports: dict[str, DeviceReport] = {}
+        for client, message in updates:
             j = self._place[client]
             gates = message.tensors["gates/mean"].clamp(0.0, 1.0)
             assigned = cloud.assigned[j] if cloud.informed[j] else modular.mask
@@ -355,45 +335,43 @@ class ECLM(LocalTraining):
                 gates.flatten() * float(message.scalars["samples"]),  # type: ignore[arg-type]
                 allowed=assigned.flatten().cpu().bool(),
             )
-            about = [float(message.scalars[k]) for k in ("budget", "drifted")]  # type: ignore[arg-type]
-            reports |= {
-                f"gates/{client}": gates,
-                f"trained/{client}": trained.view_as(gates),
-                f"about/{client}": torch.tensor(about),
-            }
-        index, rows = merger.result()
-        merged = {"index": index, "rows": rows, "contributors": merger.contributors}
-        return Aggregate(merged | reports, 0.0, clients)
+            reports[client] = DeviceReport(
+                gates,
+                trained.view_as(gates),
+                # In float32, as `CloudParts.budget` keeps it: the two are compared.
+                float(torch.tensor(message.scalars["budget"], dtype=torch.float32)),
+                bool(message.scalars["drifted"]),
+            )
+        return merger.result(reports)
 
     def server_update(
         self,
         server: ServerLearner,
-        aggregate: Aggregate | None,
+        aggregate: MergedModules | None,
         loaders: Loaders,
         ctx: RoundContext,
     ) -> dict[str, float]:
-        """Write the merged modules; derive sub-models where data or budget have drifted."""
+        """Load the merged modules, and derive sub-models where data or budget have drifted."""
         if aggregate is None:
             return {}
         cloud, modular = CloudParts.of(server.module), modular_of(server.module)
-        merged = aggregate.adapter
-        modular.load_rows(merged["index"], merged["rows"])
-        alone = (merged["contributors"] <= 1).view(modular.shape)
-        derived = dict[str, float]()
+        modular.load_rows(aggregate.index, aggregate.rows)
+        alone = (aggregate.contributors <= 1).view(modular.shape)
+        derived: dict[str, float] = {}
         for client, j in self._place.items():
-            if f"gates/{client}" not in merged:
+            report = aggregate.reports.get(client)
+            if report is None:
                 continue
-            gates, trained = merged[f"gates/{client}"], merged[f"trained/{client}"]
-            factor, changed = merged[f"about/{client}"].tolist()
-            moved = bool(changed) or factor != float(cloud.budget[j])
+            moved = report.drifted or report.budget != float(cloud.budget[j])
             due = not cloud.informed[j] or (self.rederive and moved)
             derived[f"derived/{client}"] = float(due)
-            cloud.importance[j], cloud.budget[j], cloud.informed[j] = gates, factor, 1
-            cloud.held[j] = trained & alone if self.refresh else trained
+            cloud.importance[j], cloud.budget[j] = report.gates, report.budget
+            cloud.informed[j] = 1
+            cloud.held[j] = report.trained & alone if self.refresh else report.trained
             if due:
-                cloud.assigned[j] = trained
-                # No device can have trained under a budget that nothing fits: such a claim is void.
+                cloud.assigned[j] = report.trained
+                # No device can have trained under a budget that nothing fits: ignore such a claim.
                 with suppress(InfeasibleBudgetError):
-                    cloud.assigned[j] = self._derive(client, gates, factor)
+                    cloud.assigned[j] = self._derive(client, report.gates, report.budget)
         counts = {"modules/derived": sum(derived.values())} | derived
-        return {"modules/merged": float(len(merged["index"]))} | counts
+        return {"modules/merged": float(len(aggregate.index))} | counts

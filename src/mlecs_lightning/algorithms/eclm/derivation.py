@@ -1,4 +1,4 @@
-"""Which modules a device gets: the most important ones that its budget allows (ECLM)."""
+"""Budgets of devices, and the choice of the most important modules that fit one (ECLM)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ _INFEASIBLE = 2  # of scipy.optimize.milp
 
 
 class InfeasibleBudgetError(ConfigurationError):
-    """A budget that no sub-model fits; says the least feasible one."""
+    """A budget that no sub-model fits; the message gives the smallest feasible one."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a device can spend on its sub-model; ``None`` sets no limit.
+    """Limits on a device's sub-model; ``None`` sets no limit.
 
-    The last three are of the device's whole model: the parts that cannot be left out cost, too.
+    All but ``modules`` include the parts of the model that cannot be left out.
 
     Attributes:
         modules: Share of all modules, in (0, 1].
         parameters: Number of parameters, frozen ones included.
-        memory_mib: MiB of parameters, and of gradients and both AdamW moments of those that train.
-        mflops: Million operations for reading one sample's soft prompt, two for a multiply-add.
+        memory_mib: MiB of all parameters, and of the gradients and both AdamW moments of trainable
+            ones.
+        mflops: Million operations to read one sample's soft prompt; a multiply-add counts as two.
     """
 
     modules: float | None = None
@@ -52,35 +53,35 @@ class Budget:
         return {name: float(value) for name, value in values.items() if value is not None}
 
     def scaled(self, factor: float) -> Budget:
-        """Return this budget times a factor: half or twice the device."""
+        """Return this budget times a factor."""
         return replace(self, **{name: limit * factor for name, limit in self.limits().items()})
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs, counted in the units of a `Budget`.
+    """The costs of a model, in the units of a `Budget`.
 
     Attributes:
-        fixed: For each resource the cost of all that cannot be left out.
-        modules: For each resource the cost of each module, (L, K).
+        fixed: For each resource, the cost of the parts that cannot be left out.
+        modules: For each resource, the cost of each module, (L, K).
     """
 
     fixed: Mapping[str, float]
     modules: Mapping[str, Tensor]
 
     def of(self, mask: Tensor) -> dict[str, float]:
-        """Return what a sub-model (L, K) bool costs."""
+        """Return the costs of a sub-model (L, K) bool."""
         return {
             name: self.fixed[name] + float(each[mask].sum()) for name, each in self.modules.items()
         }
 
     def fit(self, mask: Tensor, budget: Budget) -> bool:
-        """Return whether a sub-model keeps to a budget."""
+        """Return whether a sub-model fits a budget."""
         costs = self.of(mask)
         return all(costs[n] <= limit * (1 + 1e-9) for n, limit in budget.limits().items())
 
     def least(self) -> dict[str, float]:
-        """Return the least budget that any sub-model fits: one module of each layer."""
+        """Return the smallest feasible budget: one module in each layer."""
         return {
             name: self.fixed[name] + float(each.amin(dim=1).sum())
             for name, each in self.modules.items()
@@ -90,22 +91,22 @@ class Costs:
 def derive(
     importance: Tensor, costs: Costs, budget: Budget, *, within: Tensor | None = None
 ) -> Tensor:
-    """Choose the modules with the largest total importance under a budget: a 0/1 knapsack.
+    """Choose the modules with the largest total importance within a budget: a 0/1 knapsack.
 
-    One module of each layer is kept at least (our choice: an empty layer cannot learn). Solved
+    At least one module of each layer is kept (our choice: an empty layer cannot learn). Solved
     exactly by `scipy.optimize.milp` (HiGHS).
 
     Args:
-        importance: (L, K), not negative: the mean gate of each module on the device's own data.
-        costs: What modules cost.
-        budget: What the device has.
-        within: (L, K) bool, choose among these only: what a device already holds.
+        importance: (L, K), not negative: the mean gate of each module on the device's data.
+        costs: The costs of the modules.
+        budget: The device's budget.
+        within: (L, K) bool, the modules to choose from, such as those that a device holds.
 
     Returns:
         (L, K) bool.
 
     Raises:
-        InfeasibleBudgetError: If no sub-model fits; it names the least feasible budget.
+        InfeasibleBudgetError: If no sub-model fits; names the smallest feasible budget.
     """
     layers, modules = importance.shape
     allowed = torch.ones_like(importance, dtype=torch.bool) if within is None else within.bool()
@@ -116,7 +117,7 @@ def derive(
     if limits:
         table = np.stack([costs.modules[name].double().flatten().numpy() for name in limits])
         left = np.array([limit - costs.fixed[name] for name, limit in limits.items()])
-        # In units of the limit: a solver's tolerance is absolute.
+        # In units of the limit, because the solver's tolerance is absolute.
         unit = np.array(list(limits.values()))
         constraints.append(LinearConstraint(table / unit[:, None], ub=left / unit + 1e-9))
     solved = milp(

@@ -1,4 +1,4 @@
-"""Have a device's data changed? A test on the distribution of its gates (ECLM)."""
+"""Drift detection from the distribution of a device's gates (ECLM)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["GateStatistics", "drifted"]
 
 
 class GateStatistics(NamedTuple):
-    """Mean and spread of the gates over a device's samples.
+    """Mean and standard deviation of the gates over a device's samples.
 
     Attributes:
         mean: (L, K).
@@ -26,21 +26,21 @@ class GateStatistics(NamedTuple):
 
     @classmethod
     def of(cls, gates: Tensor) -> GateStatistics:
-        """Take them of gates (N, L, K); of a single sample the deviation is zero."""
+        """Compute them from gates (N, L, K); the deviation of a single sample is zero."""
         spread = gates.std(dim=0, correction=1) if len(gates) > 1 else gates[0] * 0
         return cls(gates.mean(dim=0), spread, len(gates))
 
 
 def drifted(now: GateStatistics, before: GateStatistics, *, significance: float) -> bool:
-    """Return whether the gates come from another distribution than before.
+    """Return whether the distribution of the gates has changed.
 
-    Welch's t-test of each module's mean gate, with Bonferroni's correction for their number
-    (our choice: the device keeps two numbers for each module and none of its old samples).
+    Welch's t-test of each module's mean gate, with Bonferroni correction (our choice: the device
+    stores two numbers for each module and none of its old samples).
 
     Args:
-        now: On the present data.
-        before: On the data for which the sub-model was derived.
-        significance: Largest probability of an alarm without drift, if samples were independent.
+        now: The gates on the present data.
+        before: The gates on the data for which the sub-model was derived.
+        significance: Largest probability of a false alarm, for independent samples.
     """
     if min(now.samples, before.samples) < 2:
         return False
@@ -50,6 +50,6 @@ def drifted(now: GateStatistics, before: GateStatistics, *, significance: float)
             *(before.mean.double().numpy(), before.deviation.double().numpy(), before.samples),
             equal_var=False,
         )
-    # No difference without any spread gives no number, and is no drift.
+    # Equal means without any spread give NaN, which is no drift.
     p = np.nan_to_num(tested.pvalue, nan=1.0)
     return bool(p.min() * p.size < significance)

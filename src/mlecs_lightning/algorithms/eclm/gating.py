@@ -1,4 +1,4 @@
-"""Gates over modules: which part of a model a sample needs."""
+"""Gates that select the modules a sample needs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ __all__ = ["load_balance", "top_k_gates"]
 def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[Tensor, Tensor]:
     """Choose the modules with the largest gates, for each sample and layer (noisy top-k).
 
-    Noise before the choice lets modules be tried that are not yet the best (arXiv 1701.06538,
-    equations 3 to 5; its standard deviation is fixed here, our choice). A chosen module counts
-    exactly 1, so that what is trained is what a device will run, where modules are there or not;
-    the gradient is that of p, the softmax over the modules of a layer (straight-through, our
-    choice).
+    The noise lets modules be tried that are not yet the best (arXiv 1701.06538, equations 3 to 5;
+    its standard deviation is fixed here, our choice). The gate of a chosen module is exactly 1, as
+    on a device, where modules are present or not; its gradient is that of p, the softmax over the
+    modules of a layer (straight-through, our choice).
 
     Args:
         logits: (B, L, K) of K modules in each of L layers.
-        active: (B,) int, how many modules of each layer a sample uses.
+        active: (B,) int, number of modules in each layer that a sample uses.
         noise: Standard deviation of the noise on the logits.
 
     Returns:
@@ -39,10 +38,10 @@ def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[
 
 
 def load_balance(p: Tensor) -> Tensor:
-    """Return how unevenly a batch uses the modules: the squared coefficient of variation.
+    """Return the load-balancing loss: the squared coefficient of variation of module importance.
 
-    Of the importance sum_b p of each module, mean over the layers (arXiv 1701.06538, equations 6
-    and 7). Zero if all modules of a layer are used alike.
+    The importance of a module is sum_b p; the loss is averaged over the layers (arXiv 1701.06538,
+    equations 6 and 7). Zero if all modules of a layer are used equally.
 
     Args:
         p: (B, L, K) gates before the choice, of the whole batch.

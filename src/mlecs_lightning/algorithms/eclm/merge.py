@@ -1,28 +1,67 @@
-"""Streaming merge of what devices learned, module by module (ECLM)."""
+"""Streaming merge of the modules that devices trained (ECLM)."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["ModuleMerger"]
+from mlecs_lightning.aggregation import Aggregate
+
+__all__ = ["DeviceReport", "MergedModules", "ModuleMerger"]
+
+
+class DeviceReport(NamedTuple):
+    """What a device reported of itself in a round.
+
+    Attributes:
+        gates: (L, K) mean gates on its data.
+        trained: (L, K) bool, the modules that it trained.
+        budget: Its budget as a multiple of the configured one.
+        drifted: Whether its data have drifted.
+    """
+
+    gates: Tensor
+    trained: Tensor
+    budget: float
+    drifted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedModules(Aggregate):
+    """The modules that devices trained in a round, merged, and what the devices reported.
+
+    Attributes:
+        index: (n,) the numbers of the modules that any device trained.
+        rows: (n, size) their merged adapters.
+        contributors: (N,) int64, how many devices trained each of the N modules.
+        reports: By device.
+    """
+
+    index: Tensor
+    rows: Tensor
+    contributors: Tensor
+    reports: Mapping[str, DeviceReport]
 
 
 class ModuleMerger:
-    """Adds the modules of one device at a time; memory does not grow with their number.
+    """Averages each module over the devices that trained it, one device at a time.
 
-    Each module has its own total of weights: the result is the weighted mean over the devices that
-    trained it. A device's adapter is linear in what it sends (the trunk is common to all), so the
-    mean of what is sent is the mean of the weight updates, exactly. Sums are in float64, so that
-    the order of the devices does not show.
+    Memory does not grow with the number of devices. Each module has its own total weight. A
+    device's weight update is linear in the adapters that it sends (the trunk is common to all), so
+    the mean of these adapters gives exactly the mean update. Sums are in float64, so that the order
+    of the devices has no effect.
     """
 
     def __init__(self, modules: int, size: int) -> None:
-        """Start with nothing.
+        """Start with no devices.
 
         Args:
-            modules: Number of modules N of the cloud's model.
-            size: Numbers of a module's own adapter.
+            modules: Number N of modules of the cloud's model.
+            size: Number of values of a module's own adapter.
         """
         self._sums = torch.zeros(modules, size, dtype=torch.float64)
         self._weights = torch.zeros(modules, dtype=torch.float64)
@@ -32,14 +71,14 @@ class ModuleMerger:
         """Add the modules of one device.
 
         Args:
-            index: (n,) their numbers.
+            index: (n,) the numbers of the modules.
             rows: (n, size) their adapters.
-            weights: (N,) how much each module counts; those of weight zero do not.
-            allowed: (N,) bool, the modules that the device was given. Rows of others are dropped,
-                and all rows if there are more or fewer than numbers.
+            weights: (N,) the weight of each module; modules of weight zero do not count.
+            allowed: (N,) bool, the modules that the device was assigned. Rows of others are
+                dropped; so are all rows if their number differs from that of the indices.
 
         Returns:
-            (N,) bool, the modules that it trained.
+            (N,) bool, the modules that the device trained.
         """
         trained = torch.zeros_like(allowed)
         if len(rows) != len(index):
@@ -54,13 +93,18 @@ class ModuleMerger:
         self._contributors[index] += weights[index] > 0
         return trained
 
-    @property
-    def contributors(self) -> Tensor:
-        """Number of devices that trained each module, (N,) int64."""
-        return self._contributors
+    def result(self, reports: Mapping[str, DeviceReport]) -> MergedModules:
+        """Return the mean of each module over the devices that trained it.
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return the numbers of the modules that anybody trained, and their means (n, size)."""
+        Args:
+            reports: What each device that was added reported.
+        """
         index = (self._weights > 0).nonzero().flatten()
         means = self._sums[index] / self._weights[index, None]
-        return index, means.float()
+        return MergedModules(
+            clients=len(reports),
+            index=index,
+            rows=means.float(),
+            contributors=self._contributors,
+            reports=reports,
+        )

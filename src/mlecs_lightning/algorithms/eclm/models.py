@@ -1,8 +1,9 @@
-"""What ECLM adds to the modules: the cloud's selector and register, a device's gate path."""
+"""The parts that ECLM adds to the modules of server and devices, and what it reads from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,15 @@ __all__ = [
     "prototype_names",
     "sizes",
     "unpack",
-    "without_some_modalities",
 ]
 
 SIZES = ("submodel/modules", "submodel/parameters", "submodel/bytes")
-"""What `sizes` tells of a device's model."""
+"""The figures that `sizes` returns."""
 _LAYERS = sorted({name for makes, reads in MLP_LAYERS for name in (*makes, reads)})
 
 
 def adapter_faults(lora: LoraSettings) -> list[str]:
-    """Say if an adapter is no adapter of modules, and of nothing else."""
+    """Return a fault if an adapter adapts other layers than those of the MLPs."""
     targets = lora.target_modules or []
     if targets and all(target.rpartition(".")[2] in _LAYERS for target in targets):
         return []
@@ -51,19 +51,30 @@ def adapter_faults(lora: LoraSettings) -> list[str]:
     ]
 
 
-class CloudParts(nn.Module):
-    """What the cloud has beside its model: the selector, and what it knows of each device.
+class _Parts(nn.Module):
+    """What ECLM adds to a module, under the name ``eclm``."""
 
-    Buffers, so that a checkpoint of the server holds them. They change when updates are merged and
-    at no other time: a round that was interrupted goes on from the same knowledge.
+    @classmethod
+    def of(cls, module: MultimodalLM) -> Self:
+        """Return the parts that were added to a module."""
+        parts = module.get_submodule("eclm")
+        assert isinstance(parts, cls)
+        return parts
+
+
+class CloudParts(_Parts):
+    """The module selector, and the cloud's records of each device.
+
+    The records are buffers, so that checkpoints of the server hold them. They change only when
+    updates are merged, so that an interrupted round resumes from the same records.
 
     Attributes:
         selector: The module selector.
         informed: (J,) uint8, devices that have the prototype.
-        held: (J, L, K) uint8, modules that a device holds as the cloud does.
-        assigned: (J, L, K) uint8, the sub-model that was last derived for a device.
-        importance: (J, L, K) mean gates on a device's data, as it last reported.
-        budget: (J,) a device's budget as a multiple of the configured one, as it last reported.
+        held: (J, L, K) uint8, modules of which a device has the cloud's version.
+        assigned: (J, L, K) uint8, the sub-model last derived for each device.
+        importance: (J, L, K) mean gates last reported by each device.
+        budget: (J,) budget last reported by each device, as a multiple of the configured one.
     """
 
     informed: Tensor
@@ -73,10 +84,10 @@ class CloudParts(nn.Module):
     budget: Tensor
 
     def __init__(self, width: int, shape: tuple[int, int], clients: int) -> None:
-        """Know nothing of any device yet."""
+        """Start without records."""
         super().__init__()
         self.selector = ModuleSelector(width, shape)
-        # uint8 in place of bool: DDP tells buffers over gloo, which has no bool.
+        # uint8 instead of bool: DDP broadcasts buffers over gloo, which has no bool.
         self.register_buffer("informed", torch.zeros(clients, dtype=torch.uint8))
         self.register_buffer("held", torch.zeros(clients, *shape, dtype=torch.uint8))
         self.register_buffer("assigned", torch.zeros(clients, *shape, dtype=torch.uint8))
@@ -84,34 +95,27 @@ class CloudParts(nn.Module):
         self.register_buffer("budget", torch.ones(clients))
 
     @classmethod
-    def of(cls, server: MultimodalLM) -> CloudParts:
-        """Return those of a server."""
-        parts = server.get_submodule("eclm")
-        assert isinstance(parts, cls)
-        return parts
-
-    @classmethod
     def add(cls, server: ServerModule, modules: int, clients: int) -> None:
-        """Divide the hosted model and let it answer; add the selector."""
+        """Divide the hosted model into modules, let it answer, and add the selector."""
         shape = divide(server, modules).shape
         server.add_module("eclm", cls(server.settings.connector.width, shape, clients))
         server.first = "slm"
 
     @classmethod
     def measure(cls, server: ServerModule, batch: Batch) -> Tensor:
-        """Return the gates p (B, L, K) of a batch, before a choice."""
+        """Return the gates p (B, L, K) of a batch, before top-k."""
         logits: Tensor = cls.of(server).selector(server.embed(batch, tower="slm").fused)
         return logits.float().softmax(dim=-1)
 
 
-class DeviceParts(nn.Module):
-    """What a device has beside its sub-model: the gate path, and what its gates were like.
+class DeviceParts(_Parts):
+    """A device's gate path, and its reference for the drift test.
 
     Attributes:
-        gates: The frozen path from inputs to gates, as the cloud sent it.
+        gates: The frozen path from inputs to gates, from the cloud.
         mean: (L, K) mean gates on the data for which the sub-model was derived.
         deviation: (L, K) their standard deviation.
-        samples: How many samples these are of; 0 before the first round.
+        samples: Number of samples of these; 0 before the first round.
     """
 
     mean: Tensor
@@ -119,7 +123,7 @@ class DeviceParts(nn.Module):
     samples: Tensor
 
     def __init__(self, gates: GatePath) -> None:
-        """Begin without a past."""
+        """Start without a reference."""
         super().__init__()
         self.gates = gates
         shape = gates.selector.shape
@@ -128,15 +132,8 @@ class DeviceParts(nn.Module):
         self.register_buffer("samples", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def of(cls, edge: MultimodalLM) -> DeviceParts:
-        """Return those of an edge."""
-        parts = edge.get_submodule("eclm")
-        assert isinstance(parts, cls)
-        return parts
-
-    @classmethod
     def add(cls, edge: EdgeModule, modules: int, modalities: Sequence[str]) -> None:
-        """Make a fresh edge ready to take a sub-model; it begins with the smallest one.
+        """Prepare a fresh edge for sub-models; it starts with the smallest one.
 
         Args:
             edge: The edge.
@@ -154,11 +151,11 @@ class DeviceParts(nn.Module):
         selector = ModuleSelector(edge.settings.connector.width, modular.shape)
         gates = GatePath(edge.extractors, tower.connector, selector)
         edge.add_module("eclm", cls(gates))
-        # Encoders that a checkpoint need not hold need not be held twice either.
+        # Frozen encoders that checkpoints leave out are left out of the copies as well.
         known = edge._ddp_params_and_buffers_to_ignore
         copies = {f"eclm.gates.{name}" for name in known if name.startswith("extractors.")}
         edge._ddp_params_and_buffers_to_ignore = sorted({*known, *copies})
-        # The trunk stays as the cloud trained it: then the mean of what devices send is exact.
+        # The trunk stays as the cloud trained it, so that the mean of the adapters is exact.
         for parameter in modular.trunk_parameters():
             parameter.requires_grad_(False)
         first = torch.zeros(modular.shape, dtype=torch.bool)
@@ -166,7 +163,7 @@ class DeviceParts(nn.Module):
         modular.select(first)
 
     def compare(self, now: GateStatistics, *, significance: float) -> bool:
-        """Test the gates for drift; after one, and in the beginning, the present ones count."""
+        """Test the gates for drift; after drift, and at first, they become the reference."""
         before = GateStatistics(self.mean.cpu(), self.deviation.cpu(), int(self.samples))
         changed = drifted(now, before, significance=significance)
         if changed or before.samples == 0:
@@ -179,14 +176,6 @@ class DeviceParts(nn.Module):
     def measure(edge: EdgeModule, batch: Batch) -> Tensor:
         """Return the gates p (B, L, K) of a batch."""
         return DeviceParts.of(edge).gates(*edge.sensed(batch)).cpu()  # type: ignore[no-any-return]
-
-
-def without_some_modalities(batch: Batch, rate: float) -> Batch:
-    """Return a batch in which each sample lacks each modality with a probability; one is left."""
-    draw = torch.rand(batch.present.shape, device=batch.present.device)
-    draw = draw.masked_fill(~batch.present, -1.0)
-    keep = (draw >= rate) | (draw == draw.amax(dim=1, keepdim=True))
-    return batch._replace(present=batch.present & keep)
 
 
 def divide(module: MultimodalLM, modules: int) -> ModularMLPs:
@@ -225,7 +214,7 @@ def modular_of(module: MultimodalLM) -> ModularMLPs:
 
 
 def sizes(edge: EdgeModule) -> dict[str, float]:
-    """Return how large a device's model is now: modules, parameters (frozen ones, too), bytes."""
+    """Return the size of a device's model: modules, parameters (frozen ones included), bytes."""
     told = (
         float(modular_of(edge).mask.sum()),
         float(edge.parameter_count()),
@@ -235,9 +224,10 @@ def sizes(edge: EdgeModule) -> dict[str, float]:
 
 
 def prototype_names(edge: EdgeModule) -> dict[str, str]:
-    """Return which tensors of an edge come from the cloud once, and their names there.
+    """Return the names of an edge's prototype tensors, and their names in the cloud's model.
 
-    Extractors, connector, selector and the adapter's trunk; the gate path is made of the same.
+    The prototype is extractors, connector, selector and the adapter's trunk, which the cloud sends
+    once. The gate path has copies of the first three.
     """
     trunk = {id(p) for p in modular_of(edge).trunk_parameters()}
     tied = {n for n, p in edge.named_parameters() if id(p) in trunk}
@@ -257,13 +247,10 @@ def prototype_names(edge: EdgeModule) -> dict[str, str]:
 
 @torch.no_grad()
 def count_costs(edge: EdgeModule) -> Costs:
-    """Count what an edge costs: without any module, and for each module.
+    """Count the costs of an edge without modules, and of each module.
 
-    Operations are those of torch's `FlopCounterMode` for the soft prompt of one sample; memory is
-    that of parameters, and of gradient and two moments of those that train.
-
-    Args:
-        edge: An edge.
+    Operations are those that torch's `FlopCounterMode` counts for the soft prompt of one sample.
+    Memory is that of all parameters, and of the gradient and two moments of trainable ones.
     """
     backbone, modular = edge.backbone, modular_of(edge)
     prompt = edge.settings.connector.prompt_length
@@ -293,7 +280,7 @@ def count_costs(edge: EdgeModule) -> Costs:
 
 @torch.no_grad()
 def pack(module: MultimodalLM, names: Mapping[str, str]) -> Tensor:
-    """Return the tensors of the cloud that a prototype is made of, one behind another."""
+    """Return the cloud's tensors of a prototype, flattened and concatenated."""
     state = module.state_dict()
     parts = [state[name].float().flatten().cpu() for name in sorted(set(names.values()))]
     return torch.cat(parts)
@@ -301,10 +288,10 @@ def pack(module: MultimodalLM, names: Mapping[str, str]) -> Tensor:
 
 @torch.no_grad()
 def unpack(edge: EdgeModule, names: Mapping[str, str], values: Tensor) -> None:
-    """Write a prototype into an edge.
+    """Load a prototype into an edge.
 
     Raises:
-        ValueError: If it has another length.
+        ValueError: If its length is wrong.
     """
     state = edge.state_dict()
     shapes = {there: state[here].shape for here, there in names.items()}

@@ -1,4 +1,4 @@
-"""Transformer MLPs divided into modules: groups of neurons that a model can do without (ECLM)."""
+"""Transformer MLPs divided into modules: groups of neurons that can be left out (ECLM)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MLP_LAYERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("fc_in",), "fc_out"),  # GPT-J
     (("fc1",), "fc2"),  # Phi
 )
-"""The layers of an MLP by family: those whose outputs are its neurons, and the one that reads them.
+"""The layers of an MLP by model family: those that output its neurons, and the one that reads them.
 
-A neuron is a row of the first (its bias with it) and a column of the last; the bias of the last
-belongs to no neuron. So a sum over groups of neurons is the MLP, exactly:
+A neuron is a row of the first layers (with its bias) and a column of the last; the bias of the last
+belongs to no neuron. So the MLP is exactly a sum over groups of neurons:
 MLP(x) = b + sum_k W_k^out act(W_k^in x + b_k^in).
 """
 
 
 class _Layer:
-    """One linear layer of an MLP, cut along its neurons.
+    """One linear layer of an MLP, which can be cut along its neurons.
 
     Of its LoRA, delta W = s B A, the factor with a row (or column) for each neuron is cut with the
-    layer: B of the layers that make the neurons, A of the one that reads them. The other factor
-    belongs to all modules together: the trunk.
+    layer: B of the layers that output neurons, A of the one that reads them. All modules share the
+    other factor, the trunk.
     """
 
     def __init__(self, layer: nn.Module, *, makes: bool) -> None:
@@ -43,7 +43,7 @@ class _Layer:
         if hasattr(layer, "get_base_layer"):
             self.base = layer.get_base_layer()  # type: ignore[operator]
         self.makes = makes
-        # Shared by all who load the backbone: cut, never changed.
+        # Shared with every other copy of the backbone, so never changed in place.
         self.weight: nn.Parameter = self.base.weight
         self.bias: nn.Parameter | None = getattr(self.base, "bias", None)
         self.transposed = not isinstance(self.base, nn.Linear)  # Conv1D of GPT-2: (in, out)
@@ -65,7 +65,7 @@ class _Layer:
 
     def cut(self, neurons: Tensor | None, rows: Tensor | None) -> None:
         """Keep only some neurons; ``None`` keeps all. ``rows`` is their LoRA factor."""
-        # The whole weights may be on another device: they belong to no module that is moved.
+        # The whole weights may be on another device: no module owns them, so none moves them.
         device, weight, bias = self.base.weight.device, self.weight, self.bias
         if neurons is not None:
             weight = _part(weight, self.axis, neurons, device)
@@ -83,7 +83,7 @@ class _Layer:
             self.base.nf, self.base.nx = weight.shape[1], weight.shape[0]
         _resize(self.base, count, makes=self.makes)
         if self.own is not None and rows is not None:
-            # The same parameter with other data: an optimiser holds on to the parameter.
+            # Keep the parameter and replace its data, because an optimiser refers to it.
             self.own.weight.data = (rows if self.makes else rows.T).contiguous()
             _resize(self.own, count, makes=self.makes)
 
@@ -101,12 +101,12 @@ def _resize(layer: Any, count: int, *, makes: bool) -> None:  # noqa: ANN401 - L
 class ModularMLPs(nn.Module):
     """The MLPs of a language model as L x K modules, any of which can be left out.
 
-    Two ways to leave one out: `select` makes the model physically smaller, for a device; `gated`
-    multiplies the neurons of a whole model by gates, for training on the cloud. Both compute the
-    same. With all modules on the model is the undivided one.
+    There are two ways to leave modules out: `select` makes the model physically smaller, for a
+    device; `gated` multiplies the neurons of a whole model by gates, for training in the cloud.
+    Both compute the same. With all modules, the model equals the undivided one.
 
     Attributes:
-        mask: (L, K) bool, the modules that are there. Part of the model's state: loading a state
+        mask: (L, K) bool, the modules that are present. Part of the model's state: loading a state
             cuts the model to its form (`fit_to`).
         shape: (L, K).
     """
@@ -117,13 +117,13 @@ class ModularMLPs(nn.Module):
         """Find the MLPs and divide them.
 
         Args:
-            lm: The language model, with or without LoRA on its MLPs; it is changed by `select`.
-            modules: K, groups of neurons of each MLP.
-            what: Whose layers these are, for error messages.
+            lm: The language model, with or without LoRA on its MLPs; `select` changes it.
+            modules: Number K of modules of each MLP.
+            what: Name of the model, for error messages.
 
         Raises:
-            ConfigurationError: If there are no MLPs of a known form, they are quantised, or K does
-                not divide their width.
+            ConfigurationError: If there are no MLPs of a known family, they are quantised, or K
+                does not divide their width.
         """
         super().__init__()
         found = [
@@ -135,7 +135,7 @@ class ModularMLPs(nn.Module):
         if not found:
             known = ["/".join((*makes, reads)) for makes, reads in MLP_LAYERS]
             raise ConfigurationError(f"{what} has no MLPs that can be divided; known: {known}")
-        # A plain list: these belong to the model, whose names they keep.
+        # A plain list, so that the layers remain submodules of the model alone.
         self._blocks: list[list[_Layer]] = []
         for n, ((makes, reads), block) in enumerate(found):
             layers = [_Layer(getattr(block, name), makes=True) for name in makes]
@@ -162,7 +162,7 @@ class ModularMLPs(nn.Module):
 
     @property
     def row_size(self) -> int:
-        """Numbers that a module's own adapter has: what travels for it."""
+        """Number of values of a module's own adapter."""
         return self.neurons * sum(each.rows().shape[1] for each in self._adapted(0))
 
     def own_parameters(self) -> list[nn.Parameter]:
@@ -171,22 +171,22 @@ class ModularMLPs(nn.Module):
         return [cast(nn.Parameter, own.weight) for own in owns if own is not None]
 
     def trunk_parameters(self) -> list[nn.Parameter]:
-        """Return the adapter factors that belong to all modules together."""
+        """Return the adapter factors that all modules share."""
         trunks = [each.trunk for n in range(self.shape[0]) for each in self._adapted(n)]
         return [cast(nn.Parameter, trunk.weight) for trunk in trunks if trunk is not None]
 
     def index(self) -> Tensor:
-        """Return the numbers l K + k of the modules that are there, ascending (N,)."""
+        """Return the numbers l K + k of the present modules, ascending (N,)."""
         return self.mask.flatten().nonzero().flatten()
 
     def rows(self, index: Tensor | None = None) -> Tensor:
-        """Return copies of the modules' own adapters, one row for each (N, row_size), on the CPU.
+        """Return copies of modules' own adapters, one row for each (N, row_size), on the CPU.
 
         Args:
-            index: Numbers of modules that are there; all of them by default.
+            index: Numbers of present modules; all of them by default.
 
         Raises:
-            KeyError: If a module is not there.
+            KeyError: If a module is absent.
         """
         whole = torch.cat([self._layer_rows(n) for n in range(self.shape[0])]).detach().cpu()
         return whole[self._places(self.index() if index is None else index)]
@@ -197,7 +197,7 @@ class ModularMLPs(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _places(self, index: Tensor) -> Tensor:
-        """Return the places of modules among those that are there."""
+        """Return the positions of modules among the present ones."""
         index = index.cpu()
         mask = self.mask.flatten().cpu()
         if bool((~mask[index]).any()):
@@ -206,14 +206,14 @@ class ModularMLPs(nn.Module):
 
     @torch.no_grad()
     def load_rows(self, index: Tensor, rows: Tensor) -> None:
-        """Write the own adapters of some modules that are there; all others keep theirs.
+        """Load the own adapters of some present modules.
 
         Args:
-            index: (N,) their numbers.
+            index: (N,) the numbers of the modules.
             rows: (N, row_size) as `rows` returns them.
 
         Raises:
-            KeyError: If a module is not there.
+            KeyError: If a module is absent.
         """
         self._places(index)
         for number, row in zip(index.tolist(), rows, strict=True):
@@ -229,9 +229,9 @@ class ModularMLPs(nn.Module):
 
     @torch.no_grad()
     def select(self, mask: Tensor) -> None:
-        """Cut the MLPs to some modules: smaller weights, less memory and time.
+        """Cut the MLPs to some modules, which saves memory and time.
 
-        Modules that stay keep their adapters; those that come back begin with an empty one.
+        Modules that stay keep their adapters; those that are added start with a zero adapter.
 
         Args:
             mask: (L, K) bool, at least one module of each layer.
@@ -269,17 +269,17 @@ class ModularMLPs(nn.Module):
             self.select(state[f"{prefix}mask"])
 
     def form(self) -> dict[str, Any]:
-        """Return K, the modules of a layer, and which of them are there: (L, K), 0 or 1."""
+        """Return K and the mask (L, K) of present modules, as 0 or 1."""
         return {"modules": self.shape[1], "mask": self.mask.int().tolist()}
 
     # Gated ----------------------------------------------------------------------------------
 
     @contextmanager
     def gated(self, gates: Tensor) -> Iterator[None]:
-        """Multiply the neurons of every module by its gate in the passes inside.
+        """Multiply the neurons of every module by its gate, inside the context.
 
         Args:
-            gates: (B, L, K), for the samples of the batch that is passed.
+            gates: (B, L, K), for the samples of the batch.
         """
         self._gates = gates
         try:
@@ -287,14 +287,14 @@ class ModularMLPs(nn.Module):
         finally:
             self._gates = None
 
-    # What it costs --------------------------------------------------------------------------
+    # Costs ----------------------------------------------------------------------------------
 
     def module_parameters(self) -> int:
-        """Return the parameters of one module, its adapter included."""
+        """Return the number of parameters of one module, adapter included."""
         return self._frozen_size() + self.row_size
 
     def module_bytes(self) -> int:
-        """Return the bytes of one module's parameters as they are stored."""
+        """Return the size of one module's parameters in bytes."""
         base, adapter = self._blocks[0][0].weight, self.row_size
         size = self.own_parameters()[0].element_size() if adapter else 0
         return self._frozen_size() * base.element_size() + adapter * size
@@ -307,16 +307,16 @@ class ModularMLPs(nn.Module):
         )
 
     def module_flops(self) -> int:
-        """Return the operations of one module for one token, two for a multiply-add.
+        """Return the operations of one module for one token; a multiply-add counts as two.
 
-        The matrix products alone, as torch's `FlopCounterMode` counts them.
+        Matrix products alone, as torch's `FlopCounterMode` counts them.
         """
         weights = sum(layer.weight.numel() // self.width for layer in self._blocks[0])
         return 2 * (self.neurons * weights + self.row_size)
 
 
 class _Gate:
-    """Gates what the last layer of an MLP reads."""
+    """Forward pre-hook that gates the input of an MLP's last layer."""
 
     def __init__(self, modular: ModularMLPs, layer: int) -> None:
         self._modular, self._layer = modular, layer

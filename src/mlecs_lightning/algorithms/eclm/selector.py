@@ -1,4 +1,4 @@
-"""The module selector of ECLM, and the frozen path through which a device measures its data."""
+"""The module selector of ECLM, and the frozen gate path of a device."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class ModuleSelector(nn.Module):
 
 
 class GatePath(nn.Module):
-    """Extractors, connector up to f, and selector, as the cloud trained them, frozen.
+    """A frozen copy of extractors, connector up to f, and selector, as the cloud trained them.
 
-    A device keeps this copy beside the parts that it tunes. Importance and drift are measured on
-    it, so that what a device learned is never taken for a change of its data (our choice).
+    A device keeps this copy beside the parts that it tunes, and measures importance and drift with
+    it, so that its own training is never taken for a change of its data (our choice).
     """
 
     def __init__(
         self, extractors: nn.ModuleDict, connector: Connector, selector: ModuleSelector
     ) -> None:
-        """Copy the parts; frozen tensors among them (encoders) are shared, not copied."""
+        """Copy the parts; frozen tensors (encoders) are shared, not copied."""
         super().__init__()
         self.extractors, self.connector = _copy(extractors), _copy(connector)
         del self.connector.to_prompt

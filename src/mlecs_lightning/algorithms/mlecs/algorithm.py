@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import lru_cache, partial
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import Aggregation
-from mlecs_lightning.algorithms.answers import Answers
-from mlecs_lightning.algorithms.base import PassOrder, Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.algorithms.mlecs.objectives import (
+    AMT_LOSSES,
+    CCL_LOSSES,
+    Alignment,
+    Objectives,
+    both_towers,
+)
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
-from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
+from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
 from mlecs_lightning.modules.server import RepresentationSource
-from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner, TrainingPass
 from mlecs_lightning.settings import LoraSettings
-from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, Schema, TensorField
 from mlecs_lightning.wire.messages import ScalarField
 
 __all__ = ["MLECS", "Component"]
 
 Component = Literal["ccl", "amt", "mma", "se_ccl"]
-Alignment = Literal["volume", "fused", "cosine"]
 _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
-_VOLUME = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
 
 
 class MLECS(FedAvg):
-    """The four components of ML-ECS, each of which can be left out.
+    """ML-ECS with its four components, each of which can be left out.
 
     One round:
 
-    1. The server sends each client its hosted adapter and, for the public ids that the client will
-       use, its fused representations.
-    2. ``ccl`` (edge, public data): L_LM + weight * L_vol, anchors = the received representations,
-       vectors = the client's own z_m and f. Extractors are frozen if wanted. *Without: L_LM
-       alone, no representations are sent.*
+    1. The server sends each client the hosted adapter and the server's fused representations of
+       the public samples that the client will use.
+    2. ``ccl`` (edge, public data): L_LM + lambda * L_vol; the anchors are the received
+       representations, the vectors are the client's z_m and f. Optionally the extractors are
+       frozen. *Without: L_LM alone, and no representations are sent.*
     3. ``amt`` (edge, private data): L_LM; extractors, connector and adapter train. *Without: no
-        private pass.*
-    4. The client sends its adapter, modality names and sample count.
-    5. ``mma`` (server): adapters averaged with weights |M_j|. *Without: FedAvg's weights, the
-        sample counts.*
+       private pass.*
+    4. The client sends its adapter, the names of its modalities and its sample count.
+    5. ``mma`` (server): adapters are averaged with weights |M_j|. *Without: with FedAvg's weights,
+       the sample counts.*
     6. ``se_ccl`` (server, public data): the LLM and the hosted SLM with the averaged adapter train
-       together and pull each other's vectors. *Without: the LLM trains alone.*
+       together and align their vectors. *Without: the LLM trains alone.*
 
-    Equations and what is ours in them: docs/method.md.
+    Equations, and which choices are ours: docs/method.md.
     """
 
     def __init__(
@@ -68,55 +65,37 @@ class MLECS(FedAvg):
         alignment: Alignment = "volume",
         freeze_extractors: bool = True,
         private_contrast: bool = False,
-        steps: Steps | None = None,
-        order: PassOrder = "private_first",
-        aggregation: Aggregation = "separate",
-        adapter_mix: float = 1.0,
-        trim: float = 0.1,
-        answers: Answers | None = None,
+        **options: Any,
     ) -> None:
         """Set the method.
 
         Args:
-            components: Those to use; all four by default.
-            temperature: tau of the volume contrast.
-            contrast_weight: lambda of L_vol.
-            class_aware: Samples of a batch with the same target text are no negatives of each
-                other.
-            representation: Which of the server's representations goes down: f of its ``connector``,
+            components: The components to use; all four by default.
+            temperature: Temperature tau of the volume contrast.
+            contrast_weight: Weight lambda of L_vol.
+            class_aware: Whether samples of a batch with the same target text are excluded from each
+                other's negatives.
+            representation: Which of its representations the server sends: f of its ``connector``,
                 or g of its ``backbone``.
-            weigh_by_samples: MMA weights |M_j| * n_j in place of |M_j|.
-            freeze_extractors: Whether CCL leaves the extractors as they are, as in the reference
-                configuration, where they are pretrained. Extractors that start from random weights
-                need every step they can get.
-            alignment: What draws a client to the server's representations: the contrast of volumes
-                over all z_m and f (``volume``), over f alone (``fused``: what the modalities know
-                of their own need not agree), or plain feature distillation, 1 - cos(f, anchor)
-                (``cosine``).
-            private_contrast: Whether AMT, too, minimises the contrast. The anchor of a private
-                sample is the mean direction of the representations that came down of public samples
-                with the same target text; where there are none the sample is left out. Nothing more
-                travels (our choice).
-            steps: See `FedAvg`.
-            order: See `FedAvg`.
-            aggregation: See `FedAvg`.
-            adapter_mix: See `FedAvg`.
-            trim: See `FedAvg`.
-            answers: See `FedAvg`.
+            weigh_by_samples: Whether MMA weighs by |M_j| * n_j instead of |M_j|.
+            freeze_extractors: Whether CCL freezes the extractors, as in the reference
+                configuration, where they are pretrained. Extractors with random initial weights
+                need all the training they can get.
+            alignment: What aligns a client with the server's representations: the volume contrast
+                over all z_m and f (``volume``), over f alone (``fused``; the single modalities
+                need not agree), or feature distillation, 1 - cos(f, anchor) (``cosine``).
+            private_contrast: Whether AMT minimises the contrast as well. The anchor of a private
+                sample is the mean direction of the received representations of public samples with
+                the same target text; samples without such an anchor are left out. Nothing more is
+                sent (our choice).
+            **options: See `FedAvg`.
 
         Raises:
             ValueError: If a value is out of range.
         """
         faults = FaultList()
         with faults.collecting():
-            super().__init__(
-                steps=steps,
-                order=order,
-                aggregation=aggregation,
-                adapter_mix=adapter_mix,
-                trim=trim,
-                answers=answers,
-            )
+            super().__init__(**options)
         self.components = frozenset(_COMPONENTS if components is None else components)
         unknown = self.components - set(_COMPONENTS)
         if unknown:
@@ -129,17 +108,19 @@ class MLECS(FedAvg):
                 f"negative, got {temperature} and {contrast_weight}"
             )
         faults.raise_any()
-        self.temperature = temperature
-        self.contrast_weight = contrast_weight
-        self.class_aware = class_aware
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples
-        self.freeze_extractors = freeze_extractors
-        self.alignment: Alignment = alignment
         self.private_contrast = private_contrast
+        self.objectives = Objectives(
+            temperature=temperature,
+            contrast_weight=contrast_weight,
+            class_aware=class_aware,
+            alignment=alignment,
+            freeze_extractors=freeze_extractors,
+        )
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
-        """Say, beside FedAvg's faults, if a batch is too small for a contrast."""
+        """Add to FedAvg's faults a batch that is too small for a contrast."""
         faults = super().faults(clients, batch_size=batch_size)
         contrasts = sorted(self.components & {"ccl", "se_ccl"})
         if contrasts and batch_size < 2:
@@ -152,7 +133,7 @@ class MLECS(FedAvg):
     # Edge -----------------------------------------------------------------------------------
 
     def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
-        """Declare the adapter and, under CCL, representations with their ids."""
+        """Declare the adapter and, with CCL, representations and their ids."""
         schema = super().downlink(server, edge)
         if "ccl" not in self.components:
             return schema
@@ -165,7 +146,7 @@ class MLECS(FedAvg):
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
-        """Add the representations of the ids that each client will use in this round."""
+        """Add the representations of the public samples that each client will use."""
         if "ccl" not in self.components:
             yield from super().broadcast(server, loaders, ctx)
             return
@@ -175,16 +156,12 @@ class MLECS(FedAvg):
             seed = ctx.seed_for(client, "public")
             ids = loaders.public.ids(self.steps.public, seed=seed)
             picked = anchors[[row[i] for i in ids]]
-            yield (
-                client,
-                Message(
-                    {**message.tensors, "fused/anchors": picked}, {**message.scalars, "ids": ids}
-                ),
-            )
+            tensors = {**message.tensors, "fused/anchors": picked}
+            yield client, Message(tensors, {**message.scalars, "ids": ids})
 
     @torch.no_grad()
     def _represent(self, server: ServerLearner, loaders: Loaders) -> Tensor:
-        """Return the server's representations of all public samples, (N, D), once a round."""
+        """Return the server's representations of all public samples, (N, D)."""
         batches = sequential_loader(loaders.public.table, 256)
         parts = server.map(batches, partial(ServerModule.represent, source=self.representation))
         return torch.cat(parts).float().cpu()
@@ -192,13 +169,14 @@ class MLECS(FedAvg):
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
     ) -> TrainingPass:
-        """CCL: train towards the server's representations."""
+        """CCL: align with the server's representations."""
         usual = super().public_pass(edge, loaders, ctx, broadcast)
         if "ccl" not in self.components:
             return usual
         anchors, ids = self._received(edge, broadcast)
         row = {sample: n for n, sample in enumerate(ids)}
-        return TrainingPass("ccl", usual.batches, partial(self.ccl, anchors=anchors, row=row))
+        objective = partial(self.objectives.ccl, anchors=anchors, row=row)
+        return TrainingPass("ccl", usual.batches, objective)
 
     def private_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
@@ -213,73 +191,23 @@ class MLECS(FedAvg):
         table = loaders.public.table
         said = dict(zip(table.ids, table.targets, strict=True))
         prototypes = _means(anchors, [said[sample] for sample in ids])
-        return usual._replace(objective=partial(self.amt, prototypes=prototypes))
+        return usual._replace(objective=partial(self.objectives.amt, prototypes=prototypes))
 
     def losses(self) -> dict[str, tuple[str, ...]]:
-        """Name the losses of `ccl` and `amt` beside L_LM alone."""
+        """Name the losses of CCL, AMT and plain passes."""
         return {
             **super().losses(),
-            "ccl": ("loss", "lm", *_VOLUME, "cosine_distance"),
-            "private": ("loss", "lm", "volume"),
+            "ccl": CCL_LOSSES,
+            "private": AMT_LOSSES,
         }
 
     @staticmethod
     def _received(edge: EdgeLearner, broadcast: Message | None) -> tuple[Tensor, tuple[str, ...]]:
-        """Return the server's representations (N, D) and the public ids that they are of."""
+        """Return the received representations (N, D) and the ids of their public samples."""
         assert broadcast is not None
         ids = broadcast.scalars["ids"]
         assert isinstance(ids, tuple)
         return broadcast.component("fused")["anchors"].to(edge.module.device), ids
-
-    def ccl(
-        self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]
-    ) -> Losses:
-        """L = L_LM + lambda * L_vol(server's representation; z_m, f), extractors frozen or not."""
-        with edge.frozen_extractors() if self.freeze_extractors else nullcontext():
-            output = edge.read(batch)
-        rows = torch.tensor([row[i] for i in batch.ids], device=anchors.device)
-        return self._aligned(output, anchors[rows], self._classes(batch, rows.device))
-
-    def amt(self, edge: EdgeModule, batch: Batch, *, prototypes: dict[str, Tensor]) -> Losses:
-        """L = L_LM + lambda * L_vol(prototype of the sample's target; z_m, f).
-
-        Samples whose target no public sample has are left out of the contrast.
-        """
-        output = edge.read(batch)
-        known = [n for n, target in enumerate(batch.targets) if target in prototypes]
-        if len(known) < 2:
-            return {"loss": output.loss, "lm": output.loss}
-        anchors = torch.stack([prototypes[batch.targets[n]] for n in known])
-        classes = self._classes(batch, anchors.device)[known]
-        vectors, present = self._drawn(output)
-        contrast = self._contrast(anchors, vectors[known], present[known], classes)
-        return {
-            "loss": output.loss + self.contrast_weight * contrast.loss,
-            "lm": output.loss,
-            "volume": contrast.loss,
-        }
-
-    def _aligned(self, output: TowerOutput, anchors: Tensor, classes: Tensor) -> Losses:
-        if self.alignment == "cosine":
-            fused = output.embeddings.fused.float()
-            distance = (1 - torch.cosine_similarity(fused, anchors.float(), dim=-1)).mean()
-            total = output.loss + self.contrast_weight * distance
-            return {"loss": total, "lm": output.loss, "cosine_distance": distance}
-        contrast = self._contrast(anchors, *self._drawn(output), classes)
-        return {
-            "loss": output.loss + self.contrast_weight * contrast.loss,
-            "lm": output.loss,
-            "volume": contrast.loss,
-            "volume_diagonal": contrast.diagonal,
-            "volume_off_diagonal": contrast.off_diagonal,
-            "gram_det": contrast.gram_det,
-        }
-
-    def _drawn(self, output: TowerOutput) -> tuple[Tensor, Tensor]:
-        """Return the vectors that are drawn to the anchors, (B, K, D), and which are present."""
-        vectors, present = output.embeddings.vectors()
-        drawn = slice(-1, None) if self.alignment == "fused" else slice(None)  # f is the last
-        return vectors[:, drawn], present[:, drawn]
 
     # Server ---------------------------------------------------------------------------------
 
@@ -293,93 +221,20 @@ class MLECS(FedAvg):
         return len(modalities) * (samples if self.weigh_by_samples else 1.0)
 
     def warmup_objective(self) -> Objective | None:
-        """Warm up both towers, so that SE-CCL and the first broadcast start from something."""
-        return self.both_towers if "se_ccl" in self.components else None
+        """Warm up all towers, so that SE-CCL and the first broadcast start from trained models."""
+        return both_towers if "se_ccl" in self.components else None
 
     def server_objective(self) -> Objective | None:
         """SE-CCL, or the LLM alone."""
-        return self.se_ccl if "se_ccl" in self.components else None
-
-    @staticmethod
-    def both_towers(server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of the LLM and of each hosted SLM over the same features."""
-        features, present = server.features(batch)
-        text = (batch.instructions, batch.targets)
-        losses = {
-            f"lm_{name}": server.mean_loss(tower(features, present, *text))
-            for name, tower in server.towers.items()
-        }
-        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
-
-    def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
-        """L_LM of all towers and volume terms between them, so that knowledge flows both ways.
-
-        For the LLM and a hosted SLM there are four: the first two pull each path's vectors towards
-        the other model's view; the last two pull each model's view towards its own path's vectors
-        (docs/method.md, SE-CCL). Several hosted SLMs, one for each group of clients, meet the LLM
-        and not each other; what pulls the LLM's vectors is then the mean over the groups. The
-        contrast is between all samples of the global batch, on whatever ranks they are.
-        """
-        features, present = server.features(batch)
-        text = (batch.instructions, batch.targets)
-        paths = {name: t(features, present, *text) for name, t in server.towers.items()}
-        lm = {f"lm_{name}": server.mean_loss(path) for name, path in paths.items()}
-        exists = server.gather(paths["llm"].embeddings.vectors()[1])
-        classes = server.gather(self._classes(batch, exists.device))
-        (llm_view, llm_vectors), *slms = (
-            (server.gather(path.view), server.gather(path.embeddings.vectors()[0]))
-            for path in paths.values()
-        )
-
-        def contrast(anchors: Tensor, vectors: Tensor) -> VolumeContrast:
-            return self._contrast(anchors, vectors, exists, classes)
-
-        to_llm = [contrast(view.detach(), llm_vectors) for view, _ in slms]
-        to_slms = [contrast(llm_view.detach(), vectors) for _, vectors in slms]
-        within = [contrast(llm_view, llm_vectors.detach())]
-        within += [contrast(view, vectors.detach()) for view, vectors in slms]
-        terms = [c.loss / len(slms) for c in to_llm] + [c.loss for c in (*to_slms, *within)]
-        zero = lm["lm_llm"].new_zeros(())
-        volume = sum(terms, zero)
-        return {
-            "loss": sum(lm.values(), zero) + self.contrast_weight * volume,
-            **lm,
-            "volume": volume,
-            "volume_diagonal": to_llm[0].diagonal,
-            "volume_off_diagonal": to_llm[0].off_diagonal,
-            "gram_det": to_llm[0].gram_det,
-        }
-
-    def _contrast(
-        self, anchors: Tensor, vectors: Tensor, present: Tensor, classes: Tensor
-    ) -> VolumeContrast:
-        return volume_contrastive_loss(
-            anchors, vectors, present=present, classes=classes, temperature=self.temperature
-        )
-
-    def _classes(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return (B,) equal numbers for samples that are no negatives of each other.
-
-        Samples of the same target text, or at least of the same id. The numbers mean the same on
-        every rank.
-        """
-        names = batch.targets if self.class_aware else ("",) * len(batch.ids)
-        numbers = [_number(name or i) for name, i in zip(names, batch.ids, strict=True)]
-        return torch.tensor(numbers, device=device)
-
-
-@lru_cache(maxsize=65536)
-def _number(name: str) -> int:
-    """Return 63 bits of a hash: two of a billion names are alike with a probability of 5 %."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+        return self.objectives.se_ccl if "se_ccl" in self.components else None
 
 
 def _means(rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return for each name the direction of the mean of its rows (N, D), each of length 1."""
+    """Return for each name the mean of its rows (N, D), each normalised to length 1."""
     units = torch.nn.functional.normalize(rows, dim=-1)
     members: dict[str, list[int]] = {}
     for n, name in enumerate(names):
         if not name:
-            continue  # nobody knows what class it is of
+            continue  # a sample of unknown class
         members.setdefault(name, []).append(n)
     return {name: units[each].mean(dim=0) for name, each in members.items()}

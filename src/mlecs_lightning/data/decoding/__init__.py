@@ -1,1 +1,1 @@
-"""From files and values to tensors: decoders, shapes, scaling."""
+"""Turns files and inline values into tensors: decoders, shapes, standardisation."""

@@ -1,4 +1,4 @@
-"""Tables of numbers in a manifest: a row an instant, a column a channel."""
+"""Reads csv tables of numbers: a row per instant, a column per channel."""
 
 from __future__ import annotations
 
@@ -18,41 +18,48 @@ __all__ = ["read_csv"]
 # 0.25 GB while they are read: twelve days of one sensor at 32 Hz.
 _MAX_NUMBERS = 2**25
 
-# A name in a header begins with none of these; what does was meant to be a number.
+# A field that begins like this was meant to be a number, and is not a name in a header.
 _LIKE_A_NUMBER = re.compile(r"\s*[-+]?\.?\d")
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+(?:[eE][-+]?\d+)?\s*")
 
 
 def read_csv(data: bytes, declared: Declared) -> Raw:
-    """Return (columns, rows) of numbers, or all of a single row or column for a vector.
+    """Read a table of numbers.
 
-    Columns are parted by tabs, semicolons or commas: by the first of these in the first line. A
-    first row is a header if no cell of it is a number, or begins as one.
+    The delimiter is the tab, semicolon or comma: the first of these, in this order, that the first
+    line contains. The first row is a header if none of its fields is a number or begins like one.
+
+    Args:
+        data: Content of the file.
+        declared: The form of the modality.
+
+    Returns:
+        Values (columns, rows); of a vector in a single row or column, values (features).
 
     Raises:
-        DecodeError: If a cell is no number, rows differ in length, or a series has other columns
-            than it declares channels; with line and cell.
+        DecodeError: If a field is not a number, rows differ in length, or a series has a column too
+            many or too few for its channels. The message names line and column.
     """
     text = utf8(data)
-    first = text.lstrip("\r\n").partition("\n")[0]
-    mark = next((mark for mark in "\t;," if mark in first), ",")
-    reader = csv.reader(io.StringIO(text), delimiter=mark, strict=True)
+    reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text), strict=True)
     numbers, columns, is_first = array("d"), 0, True
     for fields in filter(None, reader):
         where = f"line {reader.line_num}"
-        if is_first and not any(map(_is_like_a_number, fields)):
+        if is_first and _is_header(fields):
             is_first = False
             continue
-        columns = columns or _checked_columns(len(fields), declared, where)
+        if not columns:
+            _check_columns(len(fields), declared, where)
+            columns = len(fields)
         if len(fields) != columns:
             raise DecodeError(
-                f"{where}: expected {columns} fields, got {len(fields)}; every row has as many"
+                f"{where}: expected {columns} fields as in the first row, got {len(fields)}"
             )
         for column, field in enumerate(fields, start=1):
             numbers.append(_number(field, f"{where}, column {column}: {field[:40]!r}", is_first))
         is_first = False
         if len(numbers) > _MAX_NUMBERS:
-            raise DecodeError(f"{where}: more than {_MAX_NUMBERS:,} numbers; cut the file")
+            raise DecodeError(f"{where}: more than {_MAX_NUMBERS:,} numbers; split the file")
     if not numbers:
         raise DecodeError("is empty")
     values = np.frombuffer(numbers).reshape(-1, columns)
@@ -61,27 +68,30 @@ def read_csv(data: bytes, declared: Declared) -> Raw:
     return Raw(values.T)
 
 
-def _checked_columns(count: int, declared: Declared, where: str) -> int:
-    """Return the number of columns.
+def _delimiter(text: str) -> str:
+    first_line = text.lstrip("\r\n").partition("\n")[0]
+    return next((mark for mark in "\t;," if mark in first_line), ",")
+
+
+def _check_columns(count: int, declared: Declared, where: str) -> None:
+    """Check that a series has a column for each channel.
 
     Raises:
-        DecodeError: If it is not that of the channels.
+        DecodeError: If it does not.
     """
-    if declared.kind == "series" and count != declared.shape[0]:
-        comma = (
-            "; if the comma is a decimal one, write points: 1.5"
-            if count == 2 * declared.shape[0]
-            else ""
-        )
-        raise DecodeError(
-            f"{where}: has {count} columns, and the declared shape {declared.shape} "
-            f"{declared.shape[0]} channels{comma}"
-        )
-    return count
+    if declared.kind != "series" or count == declared.shape[0]:
+        return
+    message = (
+        f"{where}: has {count} columns, but the declared shape {declared.shape} has "
+        f"{declared.shape[0]} channels"
+    )
+    if count == 2 * declared.shape[0]:
+        message += "; if the comma is a decimal comma, write points: 1.5"
+    raise DecodeError(message)
 
 
-def _is_like_a_number(field: str) -> bool:
-    return bool(_LIKE_A_NUMBER.match(field)) or _is_number(field)
+def _is_header(fields: list[str]) -> bool:
+    return not any(_LIKE_A_NUMBER.match(field) or _is_number(field) for field in fields)
 
 
 def _is_number(field: str) -> bool:
@@ -89,21 +99,21 @@ def _is_number(field: str) -> bool:
         float(field)
     except ValueError:
         return False
-    return "_" not in field  # 1_000 is a thousand for Python alone
+    return "_" not in field  # only Python reads 1_000 as a thousand
 
 
 def _number(field: str, what: str, is_first: bool) -> float:
-    """Return the number of a cell.
+    """Parse a field.
 
     Raises:
-        DecodeError: If it holds none, or none that is finite.
+        DecodeError: If it is not a finite number.
     """
     if _DECIMAL_COMMA.fullmatch(field):
         point = field.strip().replace(",", ".")
         raise DecodeError(f"{what} has a decimal comma; write points: {point}")
     if not _is_number(field):
-        header = ", and the row no header: names there begin with a letter" if is_first else ""
-        raise DecodeError(f"{what} is no number{header}; correct it")
+        header = ", and its row not a header, whose names begin with a letter" if is_first else ""
+        raise DecodeError(f"{what} is not a number{header}; correct it")
     value = float(field)
     if not math.isfinite(value):
         raise DecodeError(f"{what} is not a finite number")

@@ -1,4 +1,4 @@
-"""How one input of a modality becomes what a model reads: in training, and long after it."""
+"""Turns an input of a modality into what a model reads, in training and in deployment."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Preparation"]
 
 @dataclass(frozen=True)
 class Preparation:
-    """The form of a modality, and the constants that its channels are scaled by.
+    """The form of a modality, and the constants that standardise its channels.
 
-    A checkpoint holds it, so that new inputs are prepared as those of the training were.
+    Checkpoints store it, so that new inputs are prepared as in training.
 
     Attributes:
         declared: Kind and shape, and how a file is brought to them.
         mean: Mean of each channel over the public samples; ``None`` leaves the values as they are.
-        deviation: What each channel is divided by.
+        deviation: The divisor of each channel: see `of`.
     """
 
     declared: Declared
@@ -36,16 +36,16 @@ class Preparation:
 
     @classmethod
     def of(cls, declared: Declared, column: Tensor, public: Tensor) -> Preparation:
-        """Take the constants from the public samples: these are what everybody may know.
+        """Compute mean and standard deviation of the public samples, which everyone may know.
 
-        A channel that hardly varies there keeps a tenth of the mean deviation: its rare values
-        elsewhere would be hundreds of deviations away. Our choice.
+        The deviation of a channel is at least a tenth of the mean deviation of all channels:
+        otherwise a channel that is nearly constant in the public samples would have huge values in
+        the others. Our choice.
 
         Args:
             declared: The form.
             column: (N, channels, ...) or (N, features).
-            public: (N,) bool, the present samples that mean and deviation are taken of, at least
-                one.
+            public: (N,) bool, the public samples that have this modality, at least one.
         """
         others = [0, *range(2, column.dim())]
         known = column[public].double()
@@ -55,10 +55,10 @@ class Preparation:
         return cls(declared, tuple(mean.tolist()), tuple(scale.tolist()))
 
     def scaled(self, column: Tensor, present: Tensor) -> Tensor:
-        """Scale each channel of (N, channels, ...); the rows that are not ``present`` become zero.
+        """Standardise each channel; rows that are not ``present`` become zero.
 
         Args:
-            column: Inputs of the declared shape.
+            column: (N, channels, ...) or (N, features), inputs of the declared shape.
             present: (N,) bool.
         """
         if self.mean is None or self.deviation is None:
@@ -75,18 +75,17 @@ class Preparation:
         """Prepare one input.
 
         Args:
-            value: Path of a file of a kind that `Manifest` reads (of a text a `Path`: a `str` is
-                the text itself); an array or tensor of its layout
-                (an image of whole numbers of 8 or 16 bits becomes 0..1, as a file does); or a
-                number or nested lists of numbers.
+            value: One of: the path of a file that `Manifest` can read (for text only as a `Path`,
+                since a `str` is the text itself); an array or tensor in the layout of such a file
+                (see `decode_array`); a number or nested lists of numbers.
 
         Returns:
             A tensor of the declared shape.
 
         Raises:
-            DecodeError: If it is nothing of the kind.
-            OSError: If there is no such file.
-            ImportError: If a package is missing that the file needs; it names the extra.
+            DecodeError: If the value cannot be brought to the declared form.
+            OSError: If the file cannot be opened.
+            ImportError: If a package that the file needs is missing; the message names the extra.
         """
         values = torch.from_numpy(self._decoded(value).values)[None]
         return self.scaled(values, torch.ones(1, dtype=torch.bool))[0]
@@ -104,18 +103,18 @@ class Preparation:
         return decode_inline(value, self.declared)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists and numbers: what JSON and a weights-only load may hold."""
+        """Return plain dicts, lists and numbers, for JSON and for weights-only checkpoints."""
         constants = {"mean": self.mean, "deviation": self.deviation}
         known = {name: list(values) for name, values in constants.items() if values is not None}
         return asdict(self.declared) | known
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, key: str) -> Preparation:
-        """Build from what `to_dict` returned.
+        """Build from the result of `to_dict`.
 
         Args:
             values: The values.
-            key: What to call them in an error message.
+            key: Their name in error messages.
         """
         constants = {n: tuple(values[n]) for n in ("mean", "deviation") if n in values}
         declared = {n: value for n, value in values.items() if n not in ("mean", "deviation")}

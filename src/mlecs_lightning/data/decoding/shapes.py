@@ -1,4 +1,4 @@
-"""What the YAML says of a modality's files, and how what they hold is brought to that shape."""
+"""The declared form of a modality, and how decoded values are brought to its shape."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.settings import value_faults
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
-__all__ = ["Declared", "DecodeError", "Decoded", "Raw", "fitted", "stretches"]
+__all__ = ["Declared", "DecodeError", "Decoded", "Raw", "fitted", "segments"]
 
-# For headers that lie about their rate. Points after a change of rate: 128 MiB in float32, half an
-# hour in mono at 16 kHz.
-_MAX_POINTS = 2**25
-# Of the two rates without their common divisor: the filter between them has twenty points each.
+# The next two guard against headers with a wrong rate. Samples after resampling: 128 MiB in
+# float32, half an hour in mono at 16 kHz.
+_MAX_SAMPLES = 2**25
+# Numerator and denominator of the reduced ratio of two rates; the filter has 20 taps for each unit.
 _MAX_FACTOR = 2**17
-# Above all sound cards, and what records bats.
+# In Hz: more than any sound card, or any recorder of bats.
 _MAX_RATE = 1_000_000
 
 Floats = npt.NDArray[np.float32]
 
 
 class DecodeError(ValueError):
-    """A file or an inline value is not what its modality declares; says what it is instead."""
+    """A file or an inline value does not fit the declared form of its modality."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What the YAML says of a modality.
+    """The form of a modality, as declared in the YAML.
 
     Attributes:
         kind: ``image``, ``series``, ``vector`` or ``text``.
         shape: As in `ModalitySpec`: (channels, height, width), (channels, time), (features) or, for
-            text, (bytes): a longer text is cut at its end.
-        fit: How a series of another length is brought to the declared one. ``last`` keeps the last
-            points, and a shorter series begins with copies of its first point. ``resample`` cuts it
-            into equal stretches and takes the mean of each. Our choice, causal both: no point holds
-            what came after it, and the last one is the newest, as in a window that a sensor has
-            just delivered.
-        rate: Points a second that sound is brought to; its own by default. The filter against
-            aliasing looks ten points ahead, of the slower of the two rates.
-        frames: A video is cut into as many equal stretches as the shape has channels, by three:
-            the ``last`` frame of each, or their ``mean``.
-        standardise: Whether channels are brought to zero mean and unit deviation; not for a
-            pretrained encoder, which wants images in 0..1 and sound in -1..1. Text never is.
+            text, (bytes); a longer text is cut off at the end.
+        fit: How a series is brought to the declared length. ``last`` keeps the last points, and
+            pads a shorter series with copies of its first point. ``resample`` cuts it into equal
+            segments and takes the mean of each. Both are causal (our choice): no point depends on
+            later ones, and the last point is the newest, as in a window from a live sensor.
+        rate: Sampling rate in Hz to resample sound to; its own by default. The anti-aliasing filter
+            looks ten samples ahead, at the slower of the two rates.
+        frames: A video is cut into equal segments, one for every three channels of the shape; each
+            becomes its ``last`` frame or the ``mean`` of its frames.
+        standardise: Whether channels are scaled to zero mean and unit deviation. Turn it off for a
+            pretrained encoder, which expects images in [0, 1] and sound in [-1, 1]. Text is never
+            scaled.
     """
 
     kind: ModalityKind
@@ -60,19 +60,21 @@ class Declared:
     standardise: bool = True
 
     def __post_init__(self) -> None:
-        """Check the shape, and that the options go with the kind."""
+        """Check the shape, and that the options fit the kind.
+
+        Raises:
+            ValueError: If they do not; one message holds all faults.
+        """
         faults = FaultList()
         faults.attempt(ModalitySpec, self.kind, tuple(self.shape))
-        if any(size < 1 for size in self.shape):
-            faults.append(f"shape must be made of numbers of at least 1, got {self.shape}")
+        if min(self.shape, default=1) < 1:
+            faults.append(f"every size in shape must be at least 1, got {self.shape}")
         if self.kind != "series" and (self.fit != "last" or self.rate is not None):
-            faults.append(f"fit and rate are of kind 'series' only, got kind {self.kind!r}")
+            faults.append(f"fit and rate are for kind 'series' only, got kind {self.kind!r}")
         if self.kind != "image" and self.frames != "last":
-            faults.append(f"frames is of kind 'image' only, got kind {self.kind!r}")
-        if self.rate is not None and self.rate < 1:
-            faults.append(f"rate must be at least 1, got {self.rate}")
-        if self.rate is not None and self.rate > _MAX_RATE:
-            faults.append(f"rate must be at most {_MAX_RATE:,}, got {self.rate:,}")
+            faults.append(f"frames is for kind 'image' only, got kind {self.kind!r}")
+        if self.rate is not None and not 1 <= self.rate <= _MAX_RATE:
+            faults.append(f"rate must be from 1 to {_MAX_RATE:,}, got {self.rate:,}")
         faults.raise_any()
 
     @property
@@ -82,15 +84,19 @@ class Declared:
 
     @property
     def spec(self) -> ModalitySpec:
-        """The kind and the shape, for extractors."""
+        """Kind and shape, for the extractor."""
         return ModalitySpec(self.kind, tuple(self.shape))
 
     @classmethod
     def from_values(cls, values: object, *, key: str) -> Declared:
-        """Build from what stands in a YAML file.
+        """Build from the values in a YAML file.
+
+        Args:
+            values: The values.
+            key: Their YAML key, for error messages.
 
         Raises:
-            ConfigurationError: If anything is wrong with it; all faults in one message.
+            ConfigurationError: If they are invalid; one message holds all faults.
         """
         known = list(get_type_hints(cls))
         if not isinstance(values, dict):
@@ -107,12 +113,12 @@ class Declared:
 
 
 class Decoded(NamedTuple):
-    """One input of one sample.
+    """One input of one sample in the declared shape.
 
     Attributes:
         values: float32 of the declared shape.
-        source: Shape that the file had, with the frames of a video in front in place of channels.
-        rate: Points a second of a sound file; 0 for all others.
+        source: Shape of the content of the file; a video has frames in place of channels.
+        rate: Sampling rate of a sound file in Hz; 0 for all others.
     """
 
     values: Floats
@@ -121,7 +127,7 @@ class Decoded(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """What a reader found, in the layout of the kind but of any size.
+    """The content of a file, in the layout of its kind but of any size.
 
     Attributes:
         values: Numbers of any type.
@@ -135,14 +141,15 @@ class Raw(NamedTuple):
 
 
 def fitted(raw: Raw, declared: Declared) -> Decoded:
-    """Bring numbers to the declared shape.
+    """Bring values to the declared shape.
 
-    Images are resized, bilinear and over the whole area of what is made smaller. A series is cut or
-    filled as `Declared.fit` says, sound first brought to the declared rate. A vector, the bytes of
-    a text, and the number of channels must be as declared.
+    Images are resized bilinearly with antialiasing. Sound is resampled to the declared rate, and
+    any series is brought to the declared length as `Declared.fit` says. The length of a vector or
+    text and the number of channels must be as declared.
 
     Raises:
-        DecodeError: If they cannot be; it says both shapes.
+        DecodeError: If values are missing or not finite, or their shape does not fit; the message
+            has both shapes.
     """
     with np.errstate(over="ignore"):
         values = raw.values.astype(np.float32)
@@ -151,29 +158,37 @@ def fitted(raw: Raw, declared: Declared) -> Decoded:
         raise DecodeError("is empty")
     if not np.isfinite(values).all():
         raise DecodeError("holds a value that is not finite in float32")
-    if declared.kind in ("vector", "text"):
-        if values.shape != (declared.shape[0],):
-            raise _unlike(values, declared, f"({declared.shape[0]},)")
-        return Decoded(values, source)
+    match declared.kind:
+        case "image":
+            fitting = _resized(_channels(values, declared), declared.shape[1], declared.shape[2])
+        case "series":
+            fitting = _series(_channels(values, declared), raw.rate, declared)
+        case _:
+            if values.shape != (declared.shape[0],):
+                raise _wrong_shape(values, declared, f"({declared.shape[0]},)")
+            fitting = values
+    return Decoded(fitting, source, raw.rate)
+
+
+def _channels(values: Floats, declared: Declared) -> Floats:
+    """Check the number of channels, and add the dimension of a single one where it is missing.
+
+    Raises:
+        DecodeError: If dimensions or channels differ from the declared ones.
+    """
     if values.ndim == len(declared.shape) - 1 and declared.shape[0] == 1:
         values = values[None]
     if values.ndim != len(declared.shape) or len(values) != declared.shape[0]:
         sides = "height, width" if declared.kind == "image" else "time"
-        raise _unlike(values, declared, f"({declared.shape[0]} channels, {sides})")
-    if declared.kind == "image":
-        return Decoded(_resized(values, declared.shape[1], declared.shape[2]), source)
-    if raw.rate and declared.rate and raw.rate != declared.rate:
-        values = _at_rate(values, raw.rate, declared.rate)
-    fit = _last if declared.fit == "last" else _stretch_means
-    return Decoded(fit(values, declared.shape[1]), source, raw.rate)
+        raise _wrong_shape(values, declared, f"({declared.shape[0]} channels, {sides})")
+    return values
 
 
-def _unlike(values: Floats, declared: Declared, wanted: str) -> DecodeError:
-    return DecodeError(f"has shape {values.shape}; kind {declared.kind!r} declares {wanted}")
+def _wrong_shape(values: Floats, declared: Declared, wanted: str) -> DecodeError:
+    return DecodeError(f"has shape {values.shape}, but kind {declared.kind!r} declares {wanted}")
 
 
 def _resized(values: Floats, height: int, width: int) -> Floats:
-    """Bilinear, over the whole area of what is made smaller, so that no detail turns to noise."""
     if values.shape[1:] == (height, width):
         return values
     resized = torch.nn.functional.interpolate(
@@ -182,51 +197,59 @@ def _resized(values: Floats, height: int, width: int) -> Floats:
     return np.asarray(resized[0].numpy(), np.float32)
 
 
+def _series(values: Floats, rate: int, declared: Declared) -> Floats:
+    if rate and declared.rate and rate != declared.rate:
+        values = _at_rate(values, rate, declared.rate)
+    if declared.fit == "last":
+        return _last(values, declared.shape[1])
+    return _segment_means(values, declared.shape[1])
+
+
 def _last(values: Floats, length: int) -> Floats:
     kept = values[:, -length:]
     return np.pad(kept, ((0, 0), (length - kept.shape[1], 0)), mode="edge")
 
 
-def stretches(count: int, parts: int) -> list[tuple[int, int]]:
-    """Cut a series into equal stretches; each ends with the newest point that is complete by then.
+def segments(count: int, parts: int) -> list[tuple[int, int]]:
+    """Cut a series into segments of equal length, rounded so that none reaches beyond its end.
 
     Args:
-        count: Points of the series.
-        parts: Number of stretches. With fewer points than these, points are repeated.
+        count: Number of points of the series.
+        parts: Number of segments. If there are fewer points than segments, points are repeated.
 
     Returns:
-        Begin and end of each, the end excluded.
+        Begin and end of each segment, the end excluded.
 
     Example:
-        >>> stretches(5, 2), stretches(2, 4)
+        >>> segments(5, 2), segments(2, 4)
         ([(0, 2), (2, 5)], [(0, 1), (0, 1), (0, 1), (1, 2)])
     """
     ends = [max(1, k * count // parts) for k in range(1, parts + 1)]
     return [(min(k * count // parts, end - 1), end) for k, end in enumerate(ends)]
 
 
-def _stretch_means(values: Floats, length: int) -> Floats:
+def _segment_means(values: Floats, length: int) -> Floats:
     if values.shape[1] == length:
         return values
-    begin, end = np.array(stretches(values.shape[1], length)).T
+    begin, end = np.array(segments(values.shape[1], length)).T
     sums = np.cumsum(np.pad(values, ((0, 0), (1, 0))), axis=1, dtype=np.float64)
     return np.asarray((sums[:, end] - sums[:, begin]) / (end - begin), np.float32)
 
 
 def _at_rate(values: Floats, rate: int, wanted: int) -> Floats:
     common = math.gcd(rate, wanted)
-    points = values.size * wanted // rate
-    if points > _MAX_POINTS:
+    samples = values.size * wanted // rate
+    if samples > _MAX_SAMPLES:
         raise DecodeError(
-            f"is a sound of {rate:,} points a second by its header, and would have {points:,} at "
-            f"the declared rate of {wanted:,}, at most {_MAX_POINTS:,} are made: correct its "
-            "header, cut it, or lower `rate`"
+            f"is sound at {rate:,} Hz by its header, and would have {samples:,} samples at the "
+            f"declared rate of {wanted:,} Hz, but at most {_MAX_SAMPLES:,} are allowed: correct "
+            "its header, cut it, or lower `rate`"
         )
     if max(rate, wanted) // common > _MAX_FACTOR:
         raise DecodeError(
-            f"is a sound of {rate:,} points a second by its header, and {rate:,} to {wanted:,} is "
-            f"{rate // common:,} to {wanted // common:,}, with a filter that is too long: correct "
-            "its header, or declare a `rate` that has a larger divisor in common with it"
+            f"is sound at {rate:,} Hz by its header, and {rate:,} to {wanted:,} Hz is "
+            f"{rate // common:,} to {wanted // common:,}, which needs too long a filter: correct "
+            "its header, or declare a `rate` with a larger common divisor"
         )
     from scipy.signal import resample_poly
 

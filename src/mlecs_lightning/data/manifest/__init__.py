@@ -1,4 +1,4 @@
-"""Samples from a folder of files and one JSON line for each."""
+"""Your own data: a manifest with one sample per line, and the files that it names."""
 
 from mlecs_lightning.data.manifest.source import Manifest
 

@@ -1,4 +1,4 @@
-"""The inputs of a manifest's samples, decoded into one tensor for each modality."""
+"""Decodes the inputs of a manifest's samples into one tensor for each modality."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Inputs", "decode_inputs"]
 
 @dataclass
 class Inputs:
-    """What the lines' files and numbers hold.
+    """The decoded inputs of N samples with K modalities.
 
     Attributes:
-        columns: For each modality (N, ...) float32, zero where absent.
-        present: (N, K) bool.
-        unread: What could not be decoded, one message for each input.
-        outside: The paths that lead out of the root, one message each.
-        sources: For each modality how many inputs had which shape before they were fitted.
-        rates: For each modality how many sounds had which number of points a second.
+        columns: (N, ...) float32 for each modality, zero where it is absent.
+        present: (N, K) bool, whether a sample has a modality.
+        unread: One message for each input that could not be decoded.
+        outside: One message for each path that leads out of the root.
+        sources: For each modality, how many inputs had which shape before they were resized.
+        rates: For each modality, how many sounds had which sampling rate in Hz.
     """
 
     columns: dict[str, Tensor]
@@ -51,7 +51,7 @@ def decode_inputs(
     Args:
         lines: The samples, length N.
         declared: The K modalities.
-        cache: Knows what was decoded before.
+        cache: Cache of decoded files.
         allowed: As in `read_below`.
 
     Raises:
@@ -71,10 +71,7 @@ def decode_inputs(
             what = f"{line.where} (id {line.id!r}), {modality}"
             what += f": {value!r}" if isinstance(value, str) else ""
             try:
-                if isinstance(value, str):
-                    decoded = _decode(value, line, declared[modality], cache, allowed)
-                else:
-                    decoded = decode_inline(value, declared[modality])
+                decoded = _decode(value, line, declared[modality], cache, allowed)
             except OutsideRootError as error:
                 inputs.outside.append(f"{what} {error}")
             except DecodeError as error:
@@ -83,14 +80,17 @@ def decode_inputs(
                 inputs.columns[modality][row] = torch.from_numpy(decoded.values)
                 inputs.present[row, k] = True
                 inputs.sources[modality][decoded.source] += 1
-                inputs.rates[modality].update([decoded.rate] if decoded.rate else [])
+                if decoded.rate:
+                    inputs.rates[modality][decoded.rate] += 1
     return inputs
 
 
 def _decode(
-    value: str, line: Line, declared: Declared, cache: DecodeCache, allowed: Sequence[Path]
+    value: object, line: Line, declared: Declared, cache: DecodeCache, allowed: Sequence[Path]
 ) -> Decoded:
+    if not isinstance(value, str):
+        return decode_inline(value, declared)
     suffix = PurePosixPath(value).suffix.lower()
     if declared.kind == "text" and suffix != ".txt":
-        raise DecodeError('is no path of a .txt file; a text in the line itself is {"text": "..."}')
+        raise DecodeError('is not the path of a .txt file; inline text is {"text": "..."}')
     return cache.decode(read_below(line.root, value, allowed=allowed), suffix, declared)

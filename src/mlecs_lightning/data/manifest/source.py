@@ -1,4 +1,4 @@
-"""Your own data: a file with one sample a line, and the files that it names."""
+"""The data set that a manifest describes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.dealing import client_faults
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.manifest.inputs import Inputs, decode_inputs
-from mlecs_lightning.data.manifest.lines import UNNAMED, Line, Split, raise_faults, read_lines
+from mlecs_lightning.data.manifest.lines import UNNAMED, Line, raise_faults, read_lines
+from mlecs_lightning.data.manifest.pools import (
+    missing_faults,
+    public_preparations,
+    rows_of_splits,
+)
 from mlecs_lightning.data.manifest.store import DecodeCache
 from mlecs_lightning.data.manifest.words import keyword_pairs
 from mlecs_lightning.data.table import SampleTable
@@ -36,37 +40,37 @@ __all__ = ["Manifest"]
 
 
 class Manifest(FederatedDataModule):
-    """Samples of your own, named by a file of JSON lines (or Parquet), one sample a line.
+    """Your own samples, listed in a file of JSON lines (or Parquet) with one sample per line.
 
     ====================== =========================================================================
     key                    value
     ====================== =========================================================================
     ``id``                 unique
-    ``split``              ``public`` (the server's), ``train`` (a client's own), ``test``, ``val``
-    ``client``, ``domain`` at most one, and one kind in all lines: whose sample it is, or from
-                           where. Samples that name a client are its own, those of a domain go to
-                           the clients that name it under ``domains``, or are dealt
-    ``modalities``         for each a path below ``root`` or inline numbers; absent or null is
-                           absent
-    ``target``             the sentence to say; or ``targets``, several that are as right. A line
-                           without any, of split ``test`` or none, is only answered by ``predict``;
-                           of split ``public``, its inputs are used where no target is needed
-    ``instruction``        what the model is asked, if not the one of all
-    ``group``              the recording that it is cut from; validation never cuts one in two
+    ``split``              ``public`` (for the server), ``train`` (for a client), ``test``, ``val``
+    ``client``, ``domain`` which client the sample belongs to, or which domain it comes from; a line
+                           names at most one of the two, and all lines the same one. The samples of
+                           a domain go to the clients that name it under ``domains``, or are dealt
+    ``modalities``         for each modality a path below ``root``, or inline numbers; a modality
+                           that is left out or null is absent
+    ``target``             the sentence to generate; or ``targets``, a list of equally good ones. A
+                           line without either, of split ``test`` or none, is for ``predict`` only;
+                           of split ``public``, only its inputs are used
+    ``instruction``        the question to the model, if it differs from the common one
+    ``group``              the recording that the sample is cut from; a recording goes as a whole to
+                           training or validation
     ``meta``               anything; not read
     ====================== =========================================================================
 
-    Lines of split ``val`` are the validation of the client or domain that they name, or of the
-    server. Where no line names a client or domain ``val_fraction`` of every client's samples is
-    held out instead, and where all do, of the public ones.
+    Lines of split ``val`` validate the client or domain that they name; those that name none
+    validate the server. If no line of split ``val`` names a client or domain, ``val_fraction`` of
+    each client's samples is held out instead; if all do, ``val_fraction`` of the public samples.
 
-    Files are png and jpg (in 0..1), npy, csv (a row an instant, a column a channel), wav and flac
-    (-1..1), mp4 and txt (UTF-8; a text in the line itself is ``{"text": "..."}``); `Declared` says
-    how they are brought to the declared shape. They are decoded once and cached. Each modality but
-    text is then standardised by channel, unless it says otherwise, with mean and deviation of the
-    public samples, so that no private value is in a constant that everybody shares: see
-    `Preparation`. A checkpoint keeps these constants: `predict` needs no public samples, only the
-    lines that are to be answered.
+    Files may be png and jpg (in [0, 1]), npy, csv (a row per instant, a column per channel), wav
+    and flac (in [-1, 1]), mp4 and txt (UTF-8; inline text is ``{"text": "..."}``). `Declared` says
+    how they are brought to the declared shape. They are decoded once and cached. Each modality
+    except text is then standardised by channel, unless ``standardise: false``. Mean and deviation
+    are those of the public samples, so that the shared constants reveal no private value: see
+    `Preparation`. A checkpoint keeps them, so `predict` needs only the lines to be answered.
     """
 
     def __init__(
@@ -84,42 +88,34 @@ class Manifest(FederatedDataModule):
         partition: Partition = "domain",
         **kwargs: Any,
     ) -> None:
-        """Say where the samples are, and what their modalities look like.
+        """Set where the samples are, and the form of their modalities.
 
         Args:
-            file: The manifest, or several whose lines are taken together.
-            modalities: For each modality ``kind``, ``shape`` and options: see `Declared`.
-            root: Folder in which all files lie; that of the manifest by default. No path may leave
-                it.
-            allowed_roots: Further folders: a symbolic link below ``root`` may lead into them.
-            instruction: What the model is asked where a line does not say.
-            reference: Which of several ``targets`` a training sample has: the ``first``, or
-                ``any``, drawn once by ``seed``. Scores always know all of them.
+            file: The manifest, or a list of manifests to read together.
+            modalities: ``kind``, ``shape`` and options of each modality: see `Declared`.
+            root: Folder of all files, the manifest's own by default. No path may leave it.
+            allowed_roots: Further folders that a symbolic link below ``root`` may lead into.
+            instruction: The question to the model, for lines without one.
+            reference: Which of several ``targets`` a sample is trained on: the ``first``, or
+                ``any``, drawn once by ``seed``. Metrics always use all of them.
             labels: For each class the words that name it in a sentence, for accuracy and macro-F1;
-                every target must name one. Without, there are no classes.
-            on_error: Whether an input that cannot be decoded stops the run before it begins, or is
-                dropped, as if the sample lacked that modality. All other faults stop it.
+                every target must name one class. Without ``labels`` there are no classes.
+            on_error: ``raise`` stops before the run if an input cannot be decoded; ``drop``
+                continues as if the sample lacked that modality. All other faults stop the run.
             cache_dir: Where decoded files are kept, ``$MLECS_CACHE`` or
                 ``~/.cache/mlecs_lightning`` by default.
             partition: As in `FederatedDataModule`; ``dirichlet`` needs ``labels``.
             **kwargs: See `FederatedDataModule`.
 
         Raises:
-            ValueError: If a value is out of range; all faults in one message.
+            ValueError: If a value is out of range; one message holds all faults.
         """
         faults = FaultList()
         with faults.collecting():
             super().__init__(partition=partition, **kwargs)
-        self.declared: dict[str, Declared] = {}
-        for name, values in modalities.items():
-            key = f"data.init_args.modalities.{name}"
-            with faults.collecting():
-                self.declared[name] = Declared.from_values(values, key=key)
-        faults += modality_name_faults(modalities, key="data.init_args.modalities")
-        if not modalities:
-            faults.append("data.init_args.modalities is empty: name at least one")
+        self.declared = _declared_modalities(modalities, faults)
         if not instruction.strip():
-            faults.append(f"data.init_args.instruction is blank, got {instruction!r}")
+            faults.append(f"data.init_args.instruction must not be blank, got {instruction!r}")
         self._read_label: LabelReader | None = None
         if labels:
             try:
@@ -128,12 +124,11 @@ class Manifest(FederatedDataModule):
                 faults.append(f"data.init_args.labels: {error}")
         elif partition == "dirichlet":
             faults.append(
-                "data.init_args.partition: dirichlet skews the labels, give data.init_args.labels"
+                "data.init_args.partition: dirichlet skews the labels, so it needs "
+                "data.init_args.labels"
             )
-        self.files = [
-            expanded(f, key="data.init_args.file")
-            for f in (file if isinstance(file, list) else [file])
-        ]
+        files = file if isinstance(file, list) else [file]
+        self.files = [expanded(each, key="data.init_args.file") for each in files]
         if not self.files:
             faults.append("data.init_args.file is empty: name at least one")
         faults.raise_any()
@@ -147,7 +142,7 @@ class Manifest(FederatedDataModule):
         self.reference = reference
         self.on_error = on_error
         self.inputs: Inputs | None = None
-        """What was found while the files were read, without the values themselves."""
+        """Shapes, rates and faults found while the files were read, without the values."""
         self._cache = DecodeCache(
             None if cache_dir is None else expanded(cache_dir, key="data.init_args.cache_dir")
         )
@@ -160,116 +155,92 @@ class Manifest(FederatedDataModule):
     # Reading --------------------------------------------------------------------------------
 
     def load_pools(self) -> Pools:
-        """Read the lines, decode the files, and standardise.
+        """Read the lines, decode the files and standardise the inputs.
 
         Raises:
-            ValueError: If lines or files have faults; all in one message, each with its line.
+            ValueError: If lines or files have faults; one message holds all, each with its line.
             FileNotFoundError: If there is no manifest, or no folder ``root``.
             ImportError: If a package is missing that a file needs.
+        """
+        lines, labels, inputs = self._read()
+        rows = rows_of_splits(lines, inputs.present)
+        if not self._preparations:
+            raise_faults(missing_faults(lines, rows, inputs.present, tuple(self.modalities)))
+            self._preparations = public_preparations(self.declared, inputs, rows["public"])
+        table = self._table(lines, labels, inputs)
+        self._asked = table.select(rows["test"])
+        self._clients = _named_clients(lines)
+        self.inputs = replace(inputs, columns={})
+        self.named_val = table.select(rows["val"])
+        answered = [row for row in rows["test"] if lines[row].targets]
+        return Pools(
+            table.select(rows["public"]), table.select(rows["train"]), table.select(answered)
+        )
+
+    def _read(self) -> tuple[list[Line], list[int], Inputs]:
+        """Return the lines with their classes and decoded inputs.
+
+        Raises:
+            ValueError: See `load_pools`.
         """
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"data.init_args.root: there is no folder {str(self.root)!r}")
         lines, faults = read_lines(self.files, self.root, self.declared)
         inputs = decode_inputs(lines, self.declared, self._cache, allowed=self.allowed_roots)
-        labels = [self._label(line) for line in lines]
-        faults += [
-            f"{line.where} (id {line.id!r}): the target {line.targets[0]!r} names none, or more "
-            f"than one, of data.init_args.labels {list(self.classes)}"
-            for line, label in zip(lines, labels, strict=True)
-            if label is None
-        ]
+        labels = []
+        for line in lines:
+            label = self.read_label(line.targets[0]) if self._read_label and line.targets else 0
+            if label is None:
+                faults.append(
+                    f"{line.where} (id {line.id!r}): the target {line.targets[0]!r} must name "
+                    f"exactly one of data.init_args.labels {list(self.classes)}"
+                )
+            labels.append(label or 0)
         faults += inputs.outside
         if self.on_error == "raise":
             faults += inputs.unread
         elif inputs.unread:
             rank_zero_warn(f"{len(inputs.unread)} inputs count as absent: {inputs.unread[0]} ...")
         raise_faults(faults)
-        is_public = torch.tensor([line.split == "public" for line in lines], dtype=torch.bool)
-        has = dict(zip(self.modalities, inputs.present.T, strict=True))
-        if not self._preparations:
-            raise_faults(self._missing(lines, inputs.present, is_public))
-            self._preparations = {
-                modality: Preparation.of(
-                    declared, inputs.columns[modality], has[modality] & is_public
-                )
-                if declared.is_scaled
-                else Preparation(declared)
-                for modality, declared in self.declared.items()
-            }
-        table = SampleTable(
+        return lines, labels, inputs
+
+    def _table(self, lines: Sequence[Line], labels: Sequence[int], inputs: Inputs) -> SampleTable:
+        """Return all samples, with standardised inputs."""
+        scaled = {}
+        for k, (modality, column) in enumerate(inputs.columns.items()):
+            scaled[modality] = self._preparations[modality].scaled(column, inputs.present[:, k])
+        return SampleTable(
             ids=tuple(line.id for line in lines),
             modalities=tuple(self.modalities),
-            inputs={
-                modality: self._preparations[modality].scaled(column, has[modality])
-                for modality, column in inputs.columns.items()
-            },
+            inputs=scaled,
             present=inputs.present,
             instructions=tuple(line.instruction or self.instruction for line in lines),
             targets=tuple(map(self._target, lines)),
-            labels=torch.tensor([label or 0 for label in labels], dtype=torch.int64),
+            labels=torch.tensor(labels, dtype=torch.int64),
             domains=tuple(line.domain for line in lines),
             groups=tuple(line.group for line in lines),
         )
-        # A sample that has lost all of its inputs is none any more.
-        sound = inputs.present.any(dim=1).tolist()
-        rows = {
-            split: [i for i, line in enumerate(lines) if sound[i] and line.split == split]
-            for split in get_args(Split)
-        }
-        self._asked = table.select(rows["test"])
-        rows["test"] = [i for i in rows["test"] if lines[i].targets]
-        named = (line.domain for line in lines if line.split == "train" and line.owner == "client")
-        self._clients = tuple(dict.fromkeys(named))
-        self.inputs = replace(inputs, columns={})
-        self.named_val = table.select(rows["val"])
-        return Pools(*(table.select(rows[split]) for split in ("public", "train", "test")))
-
-    def _missing(self, lines: Sequence[Line], present: Tensor, is_public: Tensor) -> list[str]:
-        """Say what no sample is there for."""
-        has = present.any(dim=1)
-        is_train = torch.tensor([line.split == "train" for line in lines], dtype=torch.bool)
-        faults = [
-            f"no sample is left of split {split!r}: {party} has nothing to train on"
-            for split, party, rows in (
-                ("public", "the server", is_public),
-                ("train", "every client", is_train),
-            )
-            if not (has & rows).any()
-        ]
-        if faults:
-            return faults
-        if not any(line.targets for line, row in zip(lines, is_public, strict=True) if row):
-            return ["no public sample has a target: the server has nothing to learn from"]
-        return [
-            f"no public sample has {modality!r}: the server cannot learn it, nor is there a scale"
-            for modality, column in zip(self.modalities, present.T, strict=True)
-            if not (column & is_public).any()
-        ]
-
-    def _label(self, line: Line) -> int | None:
-        if self._read_label is None or not line.targets:
-            return 0
-        return self._read_label(line.targets[0])
 
     def _target(self, line: Line) -> str:
-        """Return the sentence to train on; it knows the others. Empty if there is none."""
+        """Return the sentence to train on, with all references; empty if there is none."""
         if len(line.targets) < 2:
             return "".join(line.targets)
         chosen = line.targets[0]
         if self.reference == "any" and line.split in ("public", "train"):
-            # A class is read from the target: only sentences of the same one can stand for it.
+            # The class is read from the target: only a sentence of the same class may replace it.
             same = [t for t in line.targets if self.read_label(t) == self.read_label(chosen)]
             chosen = same[zlib.crc32(f"{self.seed}/{line.id}".encode()) % len(same)]
         return ReferencedText(chosen, line.targets)
 
     def read_label(self, text: str) -> int | None:
-        """Return the class whose words the text has, ``None`` if none or several are named."""
+        """Return the class whose words are in the text; ``None`` if it names none or several."""
         return None if self._read_label is None else self._read_label(text)
 
     def pretraining_pairs(self) -> list[tuple[str, str]]:
-        """Return key words and sentences of the public targets: private ones stay private.
+        """Return key words and sentences of the public targets.
 
-        So a pocket model cannot say a word that no public target has.
+        Private targets are left out, so a pocket model cannot generate a word that occurs only in
+        them.
         """
         return keyword_pairs(
             sentence
@@ -278,24 +249,24 @@ class Manifest(FederatedDataModule):
             for sentence in references_of(target)
         )
 
-    # New files ------------------------------------------------------------------------------
+    # Preparation of new inputs --------------------------------------------------------------
 
     def _declared(self) -> dict[str, Declared]:
         return self.declared
 
     @property
     def preparations(self) -> dict[str, Preparation]:
-        """See `FederatedDataModule.preparations`: with mean and deviation of public samples."""
+        """How inputs are prepared, with mean and deviation of the public samples."""
         _ = self.pools
         return dict(self._preparations)
 
     def prepare_as(self, preparations: Mapping[str, Preparation]) -> None:
-        """See `FederatedDataModule.prepare_as`. Then no public or private samples are needed."""
+        """See `FederatedDataModule.prepare_as`; the manifest then needs no training samples."""
         super().prepare_as(preparations)
         self._preparations, self._pools = dict(preparations), None
 
     def asked(self) -> SampleTable:
-        """Return the samples of split test, those without a target among them.
+        """Return the samples of split test, including those without a target.
 
         Raises:
             ConfigurationError: If there are none.
@@ -305,7 +276,7 @@ class Manifest(FederatedDataModule):
         if not len(self._asked):
             raise ConfigurationError(
                 f"data.init_args.file: nothing to answer in {[f.name for f in self.files]}: no "
-                "line is of split test, or without split and target"
+                "line is of split test, or has neither split nor target"
             )
         return self._asked
 
@@ -319,56 +290,59 @@ class Manifest(FederatedDataModule):
         """Give every client its samples.
 
         Args:
-            clients: The clients, by name. Where the manifest names clients, these are its own,
-                unless they say under ``domains`` whose samples they hold.
+            clients: The clients, by name. If the manifest names clients, each gets its own samples,
+                unless it names others under ``domains``.
 
         Raises:
             ValueError: If a client has no samples, or as `FederatedDataModule.attach`.
         """
         self.setup()
+        own = {name: self._with_domain(name, profile) for name, profile in clients.items()}
         faults = FaultList(self._owner_faults(clients))
-        own = {
-            name: replace(profile, domains=(name,))
-            if self.partition == "domain" and name in self._clients and profile.domains is None
-            else profile
-            for name, profile in clients.items()
-        }
         if faults:
             faults += client_faults(own, self.modalities, partition=self.partition)
             faults.raise_any()
         before, fraction = self._private, self.val_fraction
         if self._has_own_val:
-            self.val_fraction = 0.0  # what is left for training is all of split train
+            self.val_fraction = 0.0  # all of split train is for training
         try:
             super().attach(own)
         finally:
             self.val_fraction = fraction
-        faults += [
-            f"clients.{name}: none of its samples has any of its modalities "
-            f"{list(own[name].modalities)}"
-            for name, splits in self._private.items()
-            if not len(splits["train"])
-        ]
+        for name, splits in self._private.items():
+            if not len(splits["train"]):
+                faults.append(
+                    f"clients.{name}: none of its samples has any of its modalities "
+                    f"{list(own[name].modalities)}"
+                )
         if faults:
             self._private = before
             faults.raise_any()
-        for name, splits in self._private.items() if self._has_own_val else ():
-            table = self._val_of({*splits["train"].domains} - {UNNAMED})
-            splits["val"] = self._as_seen_by(table, own[name], seed=self._seed(name, "val"))
+        if self._has_own_val:
+            for name, splits in self._private.items():
+                table = self._val_of({*splits["train"].domains} - {UNNAMED})
+                splits["val"] = self._as_seen_by(table, own[name], seed=self._seed(name, "val"))
+
+    def _with_domain(self, name: str, profile: ClientProfile) -> ClientProfile:
+        """Let a client that the manifest names hold its own samples, unless it says otherwise."""
+        if self.partition == "domain" and name in self._clients and profile.domains is None:
+            return replace(profile, domains=(name,))
+        return profile
 
     def _owner_faults(self, clients: Mapping[str, ClientProfile]) -> list[str]:
-        """Say where the clients of the manifest and those of the YAML do not meet."""
+        """Compare the clients of the manifest with those of the configuration."""
         if self.partition == "dirichlet":
             given = [f"the clients {list(self._clients)}"] if self._clients else []
             given += ["clients' samples of split val"] if self._has_own_val else []
             return [
-                f"data.init_args.partition: dirichlet deals the samples anew, but the manifest has "
-                f"{what}; domain keeps to it"
+                f"data.init_args.partition: dirichlet ignores who owns a sample, but the manifest "
+                f"has {what}; use domain"
                 for what in given
             ]
         return [
-            f"clients.{name}: no line of split train names this client, they name "
-            f"{list(self._clients)}; to hold samples of these, say so under clients.{name}.domains"
+            f"clients.{name}: no line of split train names this client, only "
+            f"{list(self._clients)}; to give it samples of these, list them under "
+            f"clients.{name}.domains"
             for name, profile in clients.items()
             if self._clients and name not in self._clients and profile.domains is None
         ]
@@ -384,6 +358,26 @@ class Manifest(FederatedDataModule):
         )
 
     def _as_seen_by(self, table: SampleTable, profile: ClientProfile, *, seed: int) -> SampleTable:
-        """Leave out, too, the samples that have none of the client's modalities."""
+        """Also leave out the samples that have none of the client's modalities."""
         seen = super()._as_seen_by(table, profile, seed=seed)
         return seen.select(seen.present.any(dim=1).nonzero().flatten().tolist())
+
+
+def _declared_modalities(
+    modalities: Mapping[str, dict[str, Any]], faults: FaultList
+) -> dict[str, Declared]:
+    """Read the modalities of the YAML; what is wrong with them is added to ``faults``."""
+    declared = {}
+    for name, values in modalities.items():
+        with faults.collecting():
+            declared[name] = Declared.from_values(values, key=f"data.init_args.modalities.{name}")
+    faults += modality_name_faults(modalities, key="data.init_args.modalities")
+    if not modalities:
+        faults.append("data.init_args.modalities is empty: name at least one")
+    return declared
+
+
+def _named_clients(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Return the clients that lines of split train name, in order of appearance."""
+    named = (line.domain for line in lines if line.split == "train" and line.owner == "client")
+    return tuple(dict.fromkeys(named))

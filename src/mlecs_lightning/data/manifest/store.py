@@ -1,4 +1,4 @@
-"""Where the files of a manifest lie, and what was decoded of them before."""
+"""Reads the files that a manifest names, and caches what was decoded from them."""
 
 from __future__ import annotations
 
@@ -18,62 +18,72 @@ from mlecs_lightning.storage.cache import read_entry, write_entry
 
 __all__ = ["DecodeCache", "OutsideRootError", "read_below"]
 
-# Files are decoded in memory. Twenty minutes of CD sound, an hour of a small video.
+# Files are decoded in memory. 256 MiB hold 25 minutes of CD sound or an hour of a small video.
 _MAX_BYTES = 2**28
 
 
 class OutsideRootError(ValueError):
-    """A path that could lead out of the folder in which all files have to lie."""
+    """A path that could lead out of the folder that all files must be in."""
 
 
 def read_below(root: Path, written: str, *, allowed: Sequence[Path] = ()) -> bytes:
     """Read a file that a manifest names.
 
-    A manifest may come from somebody else than the machine's owner: it must not be able to put a
-    file of the machine into a data set.
+    A manifest may come from a third party: it must not be able to put other files of this machine
+    into a data set.
 
     Args:
-        root: The folder in which all files lie.
-        written: What stands in the manifest: a path relative to ``root``, with ``/``.
-        allowed: Further folders in which the file may lie that a symbolic link leads to.
+        root: The folder of all files.
+        written: The path in the manifest: relative to ``root``, with ``/``.
+        allowed: Further folders that a symbolic link may lead into.
 
     Raises:
-        OutsideRootError: If the path is absolute, has a ``..``, or a symbolic link leads out.
+        OutsideRootError: If the path is absolute, contains ``..``, or a symbolic link leads out of
+            the allowed folders.
         DecodeError: If there is no such file, or it is too large.
     """
-    for flavour in (PurePosixPath(written), PureWindowsPath(written)):
-        if flavour.anchor:
-            raise OutsideRootError(
-                "is no relative path: write it as it is seen from data.init_args.root"
-            )
-        if ".." in flavour.parts:
-            raise OutsideRootError("has a '..': files lie below data.init_args.root")
+    _check_relative(written)
     try:
-        path = (root / written).resolve()
-        if not any(path.is_relative_to(each.resolve()) for each in (root, *allowed)):
-            raise OutsideRootError(
-                f"leads out of data.init_args.root by {_link(root, written)}; if its files may be "
-                "read, name their folder under data.init_args.allowed_roots"
-            )
-        if not path.is_file():
-            raise DecodeError("there is no such file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise DecodeError(f"is larger than {_MAX_BYTES // 2**20} MiB")
-        return path.read_bytes()
+        return _read(root, written, allowed)
+    except (OutsideRootError, DecodeError):
+        raise
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
         raise DecodeError(f"cannot be read: {error}") from error
     except UnicodeEncodeError as error:
         raise DecodeError(
-            "has letters that this locale has not in names of files: set PYTHONUTF8=1"
+            "has letters that file names cannot have in this locale: set PYTHONUTF8=1"
         ) from error
-    except ValueError as error:
-        if isinstance(error, OutsideRootError | DecodeError):
-            raise
-        raise DecodeError(f"is no path: {error}") from error  # a null byte in it
+    except ValueError as error:  # it contains a null byte
+        raise DecodeError(f"is not a path: {error}") from error
+
+
+def _check_relative(written: str) -> None:
+    """Refuse absolute paths and ``..``, as any system would read them."""
+    for flavour in (PurePosixPath(written), PureWindowsPath(written)):
+        if flavour.anchor:
+            raise OutsideRootError(
+                "is not a relative path: write it as seen from data.init_args.root"
+            )
+        if ".." in flavour.parts:
+            raise OutsideRootError("contains '..': all files must be below data.init_args.root")
+
+
+def _read(root: Path, written: str, allowed: Sequence[Path]) -> bytes:
+    path = (root / written).resolve()
+    if not any(path.is_relative_to(each.resolve()) for each in (root, *allowed)):
+        raise OutsideRootError(
+            f"leads out of data.init_args.root by {_link(root, written)}; if its files may be "
+            "read, add their folder to data.init_args.allowed_roots"
+        )
+    if not path.is_file():
+        raise DecodeError("there is no such file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise DecodeError(f"is larger than {_MAX_BYTES // 2**20} MiB")
+    return path.read_bytes()
 
 
 def _link(root: Path, written: str) -> str:
-    """Describe the first symbolic link on the way that leads out of a folder."""
+    """Describe the first symbolic link of a path that leads out of ``root``."""
     inside, place = root.resolve(), root
     for part in PurePosixPath(written).parts:
         place = place / part
@@ -83,10 +93,10 @@ def _link(root: Path, written: str) -> str:
 
 
 class DecodeCache:
-    """Decoded files, by their content, the declaration of their modality, and our version."""
+    """Cache of decoded files, keyed by content, declared form and version of the decoders."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Say where they are kept.
+        """Set the folder.
 
         Args:
             folder: `mlecs_lightning.settings.cache_dir` by default.
@@ -94,9 +104,10 @@ class DecodeCache:
         self._folder = (folder or cache_dir()) / "manifest"
 
     def decode(self, data: bytes, suffix: str, declared: Declared) -> Decoded:
-        """Return what `mlecs_lightning.data.decoding.files.decode` does, once for every content."""
+        """Decode as `mlecs_lightning.data.decoding.files.decode`, or return the cached result."""
         content = hashlib.sha256(data).hexdigest()
-        options = {k: v for k, v in asdict(declared).items() if k != "standardise"}  # comes later
+        # Values are standardised after decoding.
+        options = {k: v for k, v in asdict(declared).items() if k != "standardise"}
         key = json.dumps([VERSION, suffix, options, content])
         digest = hashlib.sha256(key.encode()).hexdigest()
         path = self._folder / digest[:2] / f"{digest}.npz"

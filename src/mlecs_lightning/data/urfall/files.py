@@ -1,4 +1,4 @@
-"""The official files of UR Fall, read and laid on one time axis."""
+"""Reads the official files of UR Fall and aligns them in time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEPTH_FEATURES = (
     *("HWRatio", "MMRatio", "BoundingBoxOccupancy", "MaxStdXZ"),
     *("HHMaxRatio", "ActualHeight", "DistanceToFloor", "P40"),
 )
-"""Features of the person in the depth map, in the order of the files; lengths in mm."""
+"""Features of the person in the depth map, in the order of the files; lengths are in mm."""
 
 FRAME_MS = 1000 / 30
 """Milliseconds between two frames."""
@@ -34,18 +34,19 @@ _LABEL_FILES = ("urfall-cam0-falls.csv", "urfall-cam0-adls.csv")
 
 @dataclass(frozen=True)
 class Recording:
-    """One sequence: N labelled frames, S accelerometer samples, F video frames.
+    """One sequence with N labelled frames, S accelerometer samples and F video frames.
 
-    All clocks start with the video: frame k shows the instant ``(k - 1) * 1000 / 30`` ms. (The sync
-    file of fall-01 says the same to 5.4 ms over its 5.3 s.)
+    All times count from the start of the video: frame k is taken at ``(k - 1) * 1000 / 30`` ms. The
+    sync file of fall-01 agrees to 5.4 ms over 5.3 s.
 
     Attributes:
-        name: Sequence, such as ``fall-01``.
-        frame: (N,) int64 number of each labelled frame, from 1. Frames without a person have none.
+        name: Name of the sequence, such as ``fall-01``.
+        frame: (N,) int64 number of each labelled frame, from 1. Frames without a person have no
+            label.
         label: (N,) int64 index into `CLASSES`.
-        depth: (N, 8) float32, `DEPTH_FEATURES`.
+        depth: (N, 8) float32 `DEPTH_FEATURES`.
         acc_ms: (S,) float64 time of each accelerometer sample in ms, ascending.
-        acc: (S, 4) float32 Ax, Ay, Az and SV (their norm) in g, of the sensor at the waist.
+        acc: (S, 4) float32 Ax, Ay, Az and SV (their norm) in g, from the sensor at the waist.
         video: (F, 24, 32, 3) uint8 RGB of all frames; ``None`` if it was not read.
     """
 
@@ -59,28 +60,8 @@ class Recording:
 
     @property
     def frame_ms(self) -> npt.NDArray[np.float64]:
-        """(N,) time of each labelled frame in ms."""
+        """Time of each labelled frame in ms, (N,) float64."""
         return (self.frame.astype(np.float64) - 1) * FRAME_MS
-
-    def acc_at_frames(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Return the accelerometer sample nearest to each labelled frame, the earlier of two.
-
-        Returns:
-            (N, 4) float32 in g, and (N,) float64 how far away the samples are, in ms.
-        """
-        gaps = np.abs(self.frame_ms[:, None] - self.acc_ms)
-        nearest = gaps.argmin(axis=1)
-        return self.acc[nearest], gaps[np.arange(len(gaps)), nearest]
-
-    def rgb_at_frames(self) -> npt.NDArray[np.uint8]:
-        """Return the video at the labelled frames, (N, 24, 32, 3) uint8.
-
-        Raises:
-            ValueError: If the video was not read.
-        """
-        if self.video is None:
-            raise ValueError(f"{self.name}: the video was not read")
-        return self.video[self.frame - 1]
 
 
 def read_recordings(
@@ -89,17 +70,17 @@ def read_recordings(
     """Read sequences from the official files.
 
     Args:
-        root: Folder with ``accelerometer``, ``labels_depth_features`` and ``rgb_cam0``, or with the
-            files of all three lying in it.
+        root: Folder with the subfolders ``accelerometer``, ``labels_depth_features`` and
+            ``rgb_cam0``, or with all files in the folder itself.
         names: Sequences to read.
-        video: Whether to read the videos; without, they may be missing.
+        video: Whether to read the videos; if not, they may be missing.
         cache_dir: See `read_video`.
 
     Returns:
         The recordings, by name, in the given order.
 
     Raises:
-        FileNotFoundError: If files are missing; the message says how many of which were found.
+        FileNotFoundError: If files are missing; the message counts those of each kind.
         ValueError: If a row or a video is malformed; the message names file and line.
     """
     wanted = {
@@ -113,7 +94,7 @@ def read_recordings(
         features.update(_read_features(found[file]))
     unlabelled = [name for name in names if name not in features]
     if unlabelled:
-        raise ValueError(f"{root}: no labelled frames of {unlabelled} in {wanted[_FEATURES]}")
+        raise ValueError(f"{root}: {wanted[_FEATURES]} have no labelled frames of {unlabelled}")
     return {
         name: _checked(
             Recording(
@@ -128,25 +109,33 @@ def read_recordings(
 
 
 def _find(root: Path, wanted: dict[str, list[str]]) -> dict[str, Path]:
-    """Return where each file is, in its folder or in the root itself."""
-    found = {
-        file: path
-        for folder, files in wanted.items()
-        for file in files
-        for path in (root / file, root / folder / file)
-        if path.is_file()
-    }
-    if all(file in found for files in wanted.values() for file in files):
-        return found
-    state = "lacks files of UR Fall" if root.is_dir() else "is no folder"
+    """Return the path of each file, in its folder or in the root itself.
+
+    Raises:
+        FileNotFoundError: If files are missing.
+    """
+    found: dict[str, Path] = {}
+    for folder, files in wanted.items():
+        for file in files:
+            for path in (root / file, root / folder / file):
+                if path.is_file():
+                    found[file] = path
+    missing = {folder: [f for f in files if f not in found] for folder, files in wanted.items()}
+    if any(missing.values()):
+        raise FileNotFoundError(_missing_files(root, wanted, missing))
+    return found
+
+
+def _missing_files(root: Path, wanted: dict[str, list[str]], missing: dict[str, list[str]]) -> str:
+    state = "lacks files of UR Fall" if root.is_dir() else "is not a folder"
     lines = [f"data.init_args.root: {str(root)!r} {state}. Expected below it:"]
     for folder, files in wanted.items():
-        missing = [file for file in files if file not in found]
-        line = f"  {folder}/: found {len(files) - len(missing)} of {len(files)}"
-        if missing:
-            line += f", missing {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        gone = missing[folder]
+        line = f"  {folder}/: found {len(files) - len(gone)} of {len(files)}"
+        if gone:
+            line += f", missing {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}"
         lines.append(line)
-    raise FileNotFoundError("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
@@ -181,21 +170,21 @@ _Features = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.f
 
 
 def _read_features(path: Path) -> dict[str, _Features]:
-    """Read labels and depth features: sequence, frame, label and eight features a row.
+    """Read labels and depth features; a row has sequence, frame, label and eight features.
 
-    Some copies begin with a header row, the official files do not.
+    Some copies begin with a header row; the official files do not.
 
     Returns:
-        For each sequence its frame numbers, labels and features: see `Recording`.
+        Frame numbers, labels and features of each sequence: see `Recording`.
     """
     rows: dict[str, list[tuple[int, int, list[float]]]] = {}
     for number, (line, (name, frame, label, *values)) in enumerate(_read_rows(path, 11)):
         if number == 0 and not frame.strip().isdecimal():
             continue
         if not frame.strip().isdecimal() or int(frame) < 1:
-            raise ValueError(f"{path}:{line}: {frame!r} is no frame number")
+            raise ValueError(f"{path}:{line}: {frame!r} is not a frame number")
         if label.strip() not in _LABELS:
-            raise ValueError(f"{path}:{line}: label {label!r} is none of {list(_LABELS)}")
+            raise ValueError(f"{path}:{line}: label {label!r} is not one of {list(_LABELS)}")
         row = (int(frame), _LABELS[label.strip()], _floats(path, line, values))
         rows.setdefault(name.strip(), []).append(row)
     sequences = {}
@@ -210,9 +199,10 @@ def _read_features(path: Path) -> dict[str, _Features]:
 
 
 def _read_accelerometer(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-    """Read times and values: time in ms, SV, Ax, Ay, Az in g a row.
+    """Read accelerometer samples; a row has the time in ms, and SV, Ax, Ay and Az in g.
 
-    The clock of adl-27 falls back by 3.3 s for a while; sorted, those samples lie before the video.
+    The clock of adl-27 jumps back by 3.3 s for a while; after sorting, those samples are before the
+    video.
 
     Returns:
         (S,) float64 ascending, and (S, 4) float32 in the order Ax, Ay, Az, SV.

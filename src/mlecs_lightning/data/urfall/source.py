@@ -1,4 +1,4 @@
-"""UR Fall Detection: does somebody fall, seen by an accelerometer, a depth camera and a camera."""
+"""UR Fall Detection: falls seen by an accelerometer, a depth camera and an RGB camera."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlecs_lightning.storage.paths import expanded
 __all__ = ["URFall"]
 
 _INSTRUCTION = "what is the person doing ?"
-# One word each names the class. Full stops stand apart: the pocket tokenizer splits at blanks.
+# Each contains one class name. A blank before the full stop: the pocket tokenizer splits at blanks.
 _TARGETS = (
     "the person is upright .",
     "the person is falling down .",
@@ -35,14 +35,15 @@ class URFall(FederatedDataModule):
     """UR Fall Detection: 30 falls and 40 activities of daily living in seven scenes.
 
     A sample is a causal window that ends at a labelled frame; the target says what the person does
-    in that frame (upright, falling, lying). Three modalities: ``acc`` (4, 32), the accelerometer at
-    the waist and its norm; ``depth`` (8, 8), the published features of the depth map; ``rgb``
-    (9, 24, 32), three frames minus the median of their video (`median_background`). All are
-    standardised by channel with mean and deviation of the public split, so that no private value is
-    in a constant that everybody shares.
+    in that frame (upright, falling, lying). There are three modalities: ``acc`` (4, 32), the
+    accelerometer at the waist and its norm; ``depth`` (8, 8), the published features of the depth
+    map; ``rgb`` (9, 24, 32), three frames minus the median of their video (`median_background`).
+    All are standardised by channel with mean and deviation of the public samples, so that the
+    shared constants reveal no private value.
 
-    Domains are the scenes, groups the sequences. Every sample has all modalities: see `cut_windows`
-    for the windows that are left out. ``fall-10`` is left out, its accelerometer is out of step.
+    Domains are the scenes, groups are the sequences. Every sample has all modalities; `cut_windows`
+    says which windows are left out. ``fall-10`` is left out because its accelerometer is not
+    synchronous.
 
     Source: B. Kwolek and M. Kepski, "Human fall detection on embedded platform using depth maps and
     wireless accelerometer", Computer Methods and Programs in Biomedicine 117(3), 2014, 489-501.
@@ -64,20 +65,20 @@ class URFall(FederatedDataModule):
         partition: Partition = "domain",
         **kwargs: Any,
     ) -> None:
-        """Say where the files are and how windows are cut.
+        """Set where the files are, and how windows are cut.
 
         Args:
             root: Folder of the official files: ``accelerometer/*-acc.csv``,
                 ``labels_depth_features/urfall-cam0-{falls,adls}.csv`` and
                 ``rgb_cam0/*-cam0.mp4``, or all of them without subfolders.
-            modalities: Which of acc, depth and rgb to offer; all by default. The videos are read
-                (and PyAV is needed) for rgb only.
+            modalities: Which of acc, depth and rgb to use; all by default. The videos are read (and
+                PyAV is needed) for rgb only.
             split: See `split_sequences`.
             test_scene: The scene to leave out, with ``leave_one_scene_out``. No client trains
-                there, so with ``partition: domain`` a client's own test is empty.
-            window_seconds: Length of a window.
-            stride: Every how many labelled frames a window ends, the same for all classes and
-                pools; 5 gives 1,996 windows, 6 a second.
+                there, so with ``partition: domain`` the clients' own test sets are empty.
+            window_seconds: Length of a window in seconds.
+            stride: Number of labelled frames from one window to the next, in all classes and pools.
+                5 gives 1,996 windows, six per second.
             cache_dir: Where decoded videos are kept, ``$MLECS_CACHE`` or
                 ``~/.cache/mlecs_lightning`` by default.
             partition: As in `FederatedDataModule`.
@@ -112,7 +113,7 @@ class URFall(FederatedDataModule):
         )
 
     def load_pools(self) -> Pools:
-        """Read the files, cut the windows and deal them to the pools by sequence."""
+        """Read the files, cut the windows and put those of each sequence into a pool."""
         recordings = read_recordings(
             self.root,
             list(itertools.chain(*self.sequences)),
@@ -120,10 +121,8 @@ class URFall(FederatedDataModule):
             cache_dir=self.cache_dir,
         )
         windows = {name: self._windows(recording) for name, recording in recordings.items()}
-        scales = {
-            modality: _scale([windows[name].inputs[modality] for name in self.sequences.public])
-            for modality in self.modalities
-        }
+        public = [windows[name] for name in self.sequences.public]
+        scales = {m: _scale([each.inputs[m] for each in public]) for m in self.modalities}
         return Pools(*(self._table(windows, names, scales) for names in self.sequences))
 
     def _windows(self, recording: Recording) -> Windows:
@@ -162,7 +161,7 @@ class URFall(FederatedDataModule):
         return CLASSES.index(named.pop()) if len(named) == 1 else None
 
     def pretraining_pairs(self) -> list[tuple[str, str]]:
-        """Return the three sentences, each for its class name alone and among two common words."""
+        """Return the three sentences, each with its class name alone and next to common words."""
         return [
             (" ".join(keys), sentence)
             for name, sentence in zip(CLASSES, _TARGETS, strict=True)
@@ -174,7 +173,7 @@ class URFall(FederatedDataModule):
 def _scale(
     windows: list[npt.NDArray[np.float32]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mean and standard deviation of each channel (axis 1), to be broadcast."""
+    """Return mean and standard deviation of each channel (axis 1), ready to broadcast."""
     column = np.concatenate(windows)
     others = (0, *range(2, column.ndim))
     mean = column.mean(axis=others, keepdims=True, dtype=np.float64)

@@ -1,11 +1,13 @@
-"""Which UR Fall sequence was filmed where, and who may train on it.
+"""Scenes of the UR Fall sequences, and their split into public, private and test.
 
-The data set comes with neither. The scenes were told apart by the background of the videos; the
-split is drawn by sequence, stratified by scene and by whether somebody lies on the floor.
+The data set defines neither (our choice). The scenes were identified by the background of the
+videos; the split is drawn by sequence, stratified by scene and by whether somebody lies on the
+floor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,10 +33,10 @@ SCENES = {
     for kind, first, last, scene in _FILMED
     for run in range(first, last + 1)
 }
-"""Scene of each of the 70 sequences."""
+"""The scene of each of the 70 sequences."""
 
 EXCLUDED = ("fall-10",)
-"""Sequences left out: the accelerometer of fall-10 is 1.3 s out of step with its video."""
+"""Sequences left out: the accelerometer of fall-10 is 1.3 s off its video."""
 
 _TEST = (
     *("adl-04", "adl-05", "adl-13", "adl-15", "adl-23", "adl-28", "adl-35", "adl-38"),
@@ -59,93 +61,109 @@ class SequenceSplit(NamedTuple):
 
 
 Split = SceneSplit | dict[str, int | list[str]]
-"""How the sequences are dealt: a name, ``{seed: n}``, or ``{test: [...], public: [...]}``."""
+"""How the sequences are split: a name, ``{seed: n}``, or ``{test: [...], public: [...]}``."""
 
 
 def split_sequences(split: Split, test_scene: str | None = None) -> SequenceSplit:
-    """Say which sequences are public, private and for test.
+    """Split the sequences into public, private and test.
 
     Args:
-        split: ``suggested`` tests on 14 sequences of all scenes, 14 are public and 41 private.
-            ``leave_one_scene_out`` tests on all sequences of one scene; of the others the 14 public
-            ones stay public and the rest is private. ``{seed: n}`` draws a split like the suggested
-            one: a fifth of each scene's sequences for test, a fifth public, at least one each.
-            ``{test: [...], public: [...]}`` names sequences; the rest is private.
-        test_scene: The scene left out, with ``leave_one_scene_out`` only.
+        split: ``suggested`` uses sequences of all scenes: 14 for testing, 14 public, 41 private.
+            ``leave_one_scene_out`` tests on all sequences of one scene; the rest keep their place,
+            except that the test sequences of other scenes become private. ``{seed: n}`` draws a
+            split like the suggested one: a fifth of the sequences of each scene for testing, a
+            fifth public, at least one each. ``{test: [...], public: [...]}`` names the sequences;
+            the rest is private.
+        test_scene: The scene to leave out, with ``leave_one_scene_out`` only.
 
     Raises:
-        ValueError: If the split is unknown or the scene does not go with it.
+        ValueError: If the split is unknown or ``test_scene`` does not fit it.
     """
-    names = [name for name in SCENES if name not in EXCLUDED]
+    test, public = _test_and_public(split, test_scene)
+    pools: dict[str, list[str]] = {"public": [], "private": [], "test": []}
+    for name in _usable():
+        if name in test:
+            pools["test"].append(name)
+        elif name in public:
+            pools["public"].append(name)
+        else:
+            pools["private"].append(name)
+    return SequenceSplit(*map(tuple, pools.values()))
+
+
+def _usable() -> list[str]:
+    return [name for name in SCENES if name not in EXCLUDED]
+
+
+def _test_and_public(split: Split, test_scene: str | None) -> tuple[set[str], set[str]]:
     if test_scene is not None and split != "leave_one_scene_out":
         raise ValueError(
-            "data.init_args.test_scene goes with split: leave_one_scene_out only, "
+            "data.init_args.test_scene needs split: leave_one_scene_out, "
             f"got {test_scene!r} with split: {split}"
         )
-    if isinstance(split, dict):
-        test, public = _drawn(split, names) if split.keys() == {"seed"} else _named(split, names)
-    elif split == "suggested":
-        test, public = set(_TEST), set(_PUBLIC)
-    elif split == "leave_one_scene_out":
-        scenes = list(dict.fromkeys(SCENES.values()))
-        if test_scene not in scenes:
+    match split:
+        case {"seed": seed} if len(split) == 1:
+            return _drawn(seed)
+        case dict():
+            return _named(split)
+        case "suggested":
+            return set(_TEST), set(_PUBLIC)
+        case "leave_one_scene_out":
+            scenes = list(dict.fromkeys(SCENES.values()))
+            if test_scene not in scenes:
+                raise ValueError(
+                    f"data.init_args.test_scene must be one of {scenes} "
+                    f"with split: leave_one_scene_out, got {test_scene!r}"
+                )
+            return {name for name, scene in SCENES.items() if scene == test_scene}, set(_PUBLIC)
+        case _:
             raise ValueError(
-                f"data.init_args.test_scene must be one of {scenes} "
-                f"with split: leave_one_scene_out, got {test_scene!r}"
+                "data.init_args.split must be suggested, leave_one_scene_out, {seed: NUMBER} or "
+                f"{{test: [...], public: [...]}}, got {split!r}"
             )
-        test = {name for name in names if SCENES[name] == test_scene}
-        public = set(_PUBLIC)
-    else:
-        raise ValueError(
-            "data.init_args.split must be suggested, leave_one_scene_out, {seed: NUMBER} or "
-            f"{{test: [...], public: [...]}}, got {split!r}"
-        )
-    rest = [name for name in names if name not in test]
-    return SequenceSplit(
-        public=tuple(name for name in rest if name in public),
-        private=tuple(name for name in rest if name not in public),
-        test=tuple(name for name in names if name in test),
-    )
 
 
-def _drawn(split: dict[str, int | list[str]], names: list[str]) -> tuple[set[str], set[str]]:
-    """Draw sequences for test and public ones, scene by scene."""
-    seed = split["seed"]
+def _drawn(seed: object) -> tuple[set[str], set[str]]:
+    """Draw test and public sequences, scene by scene.
+
+    Raises:
+        ValueError: If the seed is not a number of at least 0.
+    """
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"data.init_args.split.seed must be a number of at least 0, got {seed!r}")
     rng = np.random.default_rng(seed)
     test, public = set[str](), set[str]()
     for scene in dict.fromkeys(SCENES.values()):
-        order = rng.permutation([name for name in names if SCENES[name] == scene]).tolist()
+        order = rng.permutation([name for name in _usable() if SCENES[name] == scene]).tolist()
         share = max(1, round(_SHARE * len(order)))
         test |= set(order[:share])
         public |= set(order[share : 2 * share])
     return test, public
 
 
-def _named(split: dict[str, int | list[str]], names: list[str]) -> tuple[set[str], set[str]]:
-    """Take the sequences that are named.
+def _named(split: Mapping[str, int | list[str]]) -> tuple[set[str], set[str]]:
+    """Return the test and public sequences that a split names.
 
     Raises:
-        ValueError: If they make no split; all that is wrong in one message.
+        ValueError: If they do not make a split; all faults in one message.
     """
-    key = "data.init_args.split"
+    key, names = "data.init_args.split", _usable()
     faults = FaultList()
-    chosen = dict[str, set[str]]()
+    pools = dict[str, set[str]]()
     for pool in ("test", "public"):
         wanted = split.get(pool)
         if not isinstance(wanted, list) or not wanted:
             faults.append(f"{key}.{pool}: expected a list of sequences, got {wanted!r}")
             continue
-        chosen[pool] = set(wanted)
-        if unknown := sorted(chosen[pool] - set(names)):
-            faults.append(f"{key}.{pool}: {unknown} are none of the sequences {names}")
+        pools[pool] = set(wanted)
+        if unknown := sorted(pools[pool] - set(names)):
+            faults.append(f"{key}.{pool}: {unknown} are not among the sequences {names}")
     if unknown := sorted(split.keys() - {"test", "public"}):
         faults.append(f"{key}: unknown keys {unknown}, known: seed; or test and public")
-    if len(chosen) == 2:
-        if both := sorted(chosen["test"] & chosen["public"]):
-            faults.append(f"{key}: {both} are in test and in public")
-        if not set(names) - chosen["test"] - chosen["public"]:
+    if len(pools) == 2:
+        if both := sorted(pools["test"] & pools["public"]):
+            faults.append(f"{key}: {both} are both in test and in public")
+        if not set(names) - pools["test"] - pools["public"]:
             faults.append(f"{key}: no sequence is left for the clients")
     faults.raise_any()
-    return chosen["test"], chosen["public"]
+    return pools["test"], pools["public"]

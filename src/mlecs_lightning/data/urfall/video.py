@@ -1,4 +1,4 @@
-"""The cam0 videos of UR Fall as small RGB frames, decoded once."""
+"""Reads the cam0 videos of UR Fall as small RGB frames, and caches them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 __all__ = ["FRAME_SIZE", "read_video"]
 
 FRAME_SIZE = (24, 32)
-"""Height and width of the stored frames: blocks of 10 x 10 pixels of a 320 x 240 video."""
+"""Height and width of the cached frames; each pixel is a 10 x 10 block of a 320 x 240 video."""
 
-# Part of every cache name: raise it whenever the same video would give other frames.
+# Part of every cache name: increase it whenever the same video would give different frames.
 _VERSION = 1
-# Width over height. One camera image is 4:3, the official pair of depth and RGB is 8:3.
+# Width over height: one camera image has 4:3, the official pair of depth and RGB 8:3.
 _TWO_IMAGES = 2.0
 
 
 def read_video(path: Path, *, cache_dir: Path | None = None) -> npt.NDArray[np.uint8]:
-    """Read all frames of a video, from the cache where it was read before.
+    """Read all frames of a video, or return them from the cache.
 
-    The official cam0 video shows the depth map in its left half and RGB in its right one. That
-    layout is told by its width, over twice the height, and only the right half is kept; copies that
-    hold RGB alone are read whole.
+    The official cam0 video shows the depth map in its left half and RGB in its right half. A video
+    that is more than twice as wide as high has this layout, and only its right half is kept; others
+    are RGB only and are kept whole.
 
     Args:
         path: The mp4 file.
-        cache_dir: Where the frames are kept, `mlecs_lightning.settings.cache_dir` by default. A
-            file that was written again (other name, size or time of change) is read again.
+        cache_dir: Folder of the cache, `mlecs_lightning.settings.cache_dir` by default. A file
+            whose name, size or modification time has changed is decoded again.
 
     Returns:
-        (F, 24, 32, 3) RGB frames, each pixel the mean of its block.
+        (F, 24, 32, 3) uint8 RGB frames; each pixel is the mean of its block.
 
     Raises:
         ImportError: If the video must be decoded and PyAV is not installed.
-        ValueError: If the video has no frames or its sides are no multiples of 24 and 32.
+        ValueError: If the video has no frames, or height and width are not multiples of 24 and 32.
     """
     source = path.stat()
     key = f"{path.name}/{source.st_size}/{source.st_mtime_ns}/{_VERSION}"
@@ -87,7 +87,7 @@ def _shrink(frame: VideoFrame, path: Path) -> npt.NDArray[np.uint8]:
             f"does not divide into {width} x {height} blocks"
         )
     down, across = image.shape[0] // height, image.shape[1] // width
-    # Whole rows first, and in integers: a mean over both axes at once takes six times as long.
+    # Rows first, and in integers: a mean over both axes at once takes six times as long.
     rows = image.reshape(height, down, -1).sum(axis=1, dtype=np.uint32)
     sums = rows.reshape(height, width, across, 3).sum(axis=2)
     small: npt.NDArray[np.uint8] = np.rint(sums / (down * across)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Causal windows of a UR Fall recording: what was known when the labelled frame was seen."""
+"""Causal windows of a UR Fall recording: only what is known when the labelled frame is taken."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mlecs_lightning.types import ModalitySpec
 
 __all__ = ["MODALITIES", "Windows", "cut_windows", "median_background"]
 
-# Points of a window, our choice: the slowest accelerometers give 33 samples a second, the depth
-# features change slowly, and three frames are the fewest that show a change of speed.
+# Points per window, our choice: the slowest accelerometers record at 33 Hz, the depth features
+# change slowly, and three frames are the fewest that show a change of speed.
 _ACC_POINTS = 32
 _DEPTH_POINTS = 8
 _RGB_FRAMES = 3
-# An accelerometer further away than this has stopped, 3 frames of the video.
+# Three frames of the video: after a longer gap, the accelerometer counts as stopped.
 _ACC_GAP_MS = 100.0
 
 MODALITIES = {
@@ -33,9 +33,9 @@ class Windows:
     """n windows of one recording.
 
     Attributes:
-        frame: (n,) int64 number of the labelled frame that each window ends at.
+        frame: (n,) int64 number of the labelled frame at the end of each window.
         label: (n,) int64 class of that frame.
-        inputs: For each modality (n, channels, ...) float32, in the units of the files.
+        inputs: (n, channels, ...) float32 of each modality, in the units of the files.
     """
 
     frame: npt.NDArray[np.int64]
@@ -44,25 +44,25 @@ class Windows:
 
 
 def cut_windows(recording: Recording, *, seconds: float, stride: int) -> Windows:
-    """Cut windows that end at a labelled frame and hold nothing that happened after it.
+    """Cut windows that end at a labelled frame and contain nothing later.
 
-    "Falling" is by definition the 30 frames before the impact, so a window that reaches past its
-    frame sees the impact, and with it the label.
+    "Falling" is defined as the 30 frames before the impact, so a window that reached beyond its
+    frame would show the impact, and thereby the label.
 
-    A window counts if each point of its accelerometer grid has a sample within 100 ms that is no
-    later than the window's end. The others are left out for all modalities, so that every sample is
-    complete: the first second of each recording, where a window would be half empty, and the
-    stretches where the sensor had stopped.
+    A window is kept if every point of its accelerometer grid has a sample within 100 ms that is not
+    later than the end of the window. All others are left out, for all modalities, so that every
+    sample is complete: those in the first second of a recording, and those where the sensor had
+    stopped.
 
     Args:
         recording: The recording.
-        seconds: Length of a window.
-        stride: Keep every stride-th labelled frame of those whose window counts.
+        seconds: Length of a window in seconds.
+        stride: Keep every ``stride``-th of these windows.
 
     Returns:
-        Windows with ``acc`` (n, 4, 32), interpolated between samples and held after the last one;
-        ``depth`` (n, 8, 8), from the nearest labelled frame; and, where the video was read, ``rgb``
-        (n, 9, 24, 32), three frames of three colours each, the oldest first.
+        Windows with ``acc`` (n, 4, 32), interpolated between samples and constant after the last
+        one; ``depth`` (n, 8, 8), from the nearest labelled frame; and, if the video was read,
+        ``rgb`` (n, 9, 24, 32), three frames of three colours each, the oldest first.
     """
     grid = _grid(recording.frame_ms, seconds, _ACC_POINTS)
     rows = np.flatnonzero(_is_sampled(recording, grid))[::stride]
@@ -76,29 +76,29 @@ def cut_windows(recording: Recording, *, seconds: float, stride: int) -> Windows
 
 
 def median_background(video: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the median of a video in the layout of a window's ``rgb``, (9, 24, 32).
+    """Return the median of a video in the layout of a window's ``rgb``, (9, 24, 32) float32.
 
-    RGB learns the room: with one scene left out the macro-F1 of a random forest is 0.24, and 0.42
-    with the background subtracted. It is a property of the fixed camera, not of a window, and the
-    one quantity that also looks at what comes later: the recordings are too short to learn the room
-    first, as a camera on a wall would have.
+    Without it, a model learns the room: with one scene left out, the macro-F1 of a random forest on
+    RGB is 0.24, and 0.42 after the background is subtracted. The background belongs to the fixed
+    camera and not to a window. It is the only quantity that also uses later frames, because the
+    recordings are too short to learn the room first, as an installed camera would.
 
     Args:
-        video: (F, 24, 32, 3) frames of the whole recording.
+        video: (F, 24, 32, 3) uint8 frames of the whole recording.
     """
     median = np.median(video, axis=0).astype(np.float32)
     return np.tile(median.transpose(2, 0, 1), (_RGB_FRAMES, 1, 1))
 
 
 def _grid(ends: npt.NDArray[np.float64], seconds: float, points: int) -> npt.NDArray[np.float64]:
-    """(n, points) instants in ms, evenly spaced, the last at the window's end."""
+    """Return (n, points) instants in ms, evenly spaced, the last one at the end of the window."""
     before = 1000 * seconds * (1 - np.arange(1, points + 1) / points)
     grid: npt.NDArray[np.float64] = ends[:, None] - before
     return grid
 
 
 def _is_sampled(recording: Recording, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """(N,) whether all instants of a window have an accelerometer sample close by."""
+    """Return (N,) whether all instants of a window are close to an accelerometer sample."""
     times = np.concatenate([[-np.inf], recording.acc_ms, [np.inf]])
     after = np.searchsorted(times, grid, side="right")
     known = times[after] <= recording.frame_ms[:, None]
@@ -112,7 +112,7 @@ def _acc(
 ) -> npt.NDArray[np.float32]:
     times = recording.acc_ms
     newest = times[np.searchsorted(times, recording.frame_ms[rows], side="right") - 1]
-    # Interpolating up to the newest known sample and no further needs none that is newer.
+    # Interpolating only up to the newest known sample uses no later one.
     known = np.minimum(grid, newest[:, None])
     channels = [np.interp(known, times, channel) for channel in recording.acc.T]
     windows: npt.NDArray[np.float32] = np.stack(channels, axis=1).astype(np.float32)
@@ -120,7 +120,7 @@ def _acc(
 
 
 def _depth(recording: Recording, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    # Never a later frame than the window's end, which is itself labelled and therefore nearer.
+    # Never a frame after the end of the window: that is labelled itself and therefore nearer.
     nearest = np.abs(grid[:, :, None] - recording.frame_ms).argmin(axis=2)
     windows: npt.NDArray[np.float32] = recording.depth[nearest].transpose(0, 2, 1)
     return windows

@@ -1,4 +1,4 @@
-"""Modality extractors: one encoder for each kind of modality."""
+"""Modality extractors E_m: one encoder for each modality."""
 
 from mlecs_lightning.nn.extractors.pretrained import PretrainedExtractor
 from mlecs_lightning.nn.extractors.small import ImageCNN, SeriesCNN, TextCNN, VectorMLP

@@ -1,11 +1,11 @@
-"""Extractors from transformers: vision, audio and text encoders by hub id or directory."""
+"""Extractors with pretrained vision, audio or text encoders of transformers."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -27,7 +27,7 @@ __all__ = ["PretrainedExtractor", "Tune"]
 Tune = Literal["frozen", "lora", "full"]
 
 _VERSION = 1
-"""Of the preparation below, as a part of what cached features depend on."""
+"""Version of the preparation of inputs; part of the identity of cached features."""
 _READS = {
     "pixel_values": "image",
     "input_values": "series",
@@ -35,16 +35,16 @@ _READS = {
     "input_ids": "text",
 }
 _ATTENTION = (("q_proj", "v_proj"), ("query", "value"))
-"""What LoRA adapts where nothing is said: query and value, as in the paper (arXiv 2106.09685)."""
+"""Layers that LoRA adapts by default: query and value, as in the paper (arXiv 2106.09685)."""
 
 
 class Encoder(NamedTuple):
-    """An encoder as it was loaded.
+    """A loaded encoder.
 
     Attributes:
         model: The vision, audio or text part of the checkpoint, in evaluation mode.
         weights: SHA-256 of the weights; empty on the meta device.
-        part: Name of the part; empty if it is the whole model.
+        part: Name of that part; empty if it is the whole model.
     """
 
     model: PreTrainedModel
@@ -57,24 +57,24 @@ def load_encoder(
 ) -> Encoder:
     """Load the vision, audio or text encoder of a checkpoint.
 
-    Of a model of two towers (CLIP, SigLIP, Whisper) the other one is dropped. So is a pooling
-    layer that the checkpoint has no weights for, and the mask of pre-training.
+    The other half of a model with two parts (CLIP, SigLIP, Whisper) is dropped. So are a pooling
+    layer without weights in the checkpoint, and the mask embedding of pretraining.
 
     Args:
         model: Hub id or directory for `AutoModel.from_pretrained`.
-        kind: What it is to read: it decides on the tower.
+        kind: Kind of the modality; it selects the part.
         revision: Branch, tag or commit on the hub.
         dtype: As in `BackboneSettings`.
-        local_files_only: Never ask the hub.
+        local_files_only: Never access the hub.
 
     Raises:
-        ConfigurationError: If transformers cannot load it, or weights are missing in it.
+        ConfigurationError: If transformers cannot load the model, or the checkpoint lacks weights.
     """
     from transformers import AutoModel
 
     try:
-        # Weights that a checkpoint lacks are drawn: whoever loads first must not draw others for
-        # its own layers than who finds the encoder loaded.
+        # Missing weights are drawn at random: the caller's random state must not depend on whether
+        # the encoder was already loaded.
         with torch.random.fork_rng(devices=[]):
             whole, report = AutoModel.from_pretrained(
                 model,
@@ -87,22 +87,14 @@ def load_encoder(
         raise ConfigurationError(
             f"model {model!r}: neither a directory nor on the hub, or not readable: {error}"
         ) from error
-    parts = [
-        *(["text_model"] if kind == "text" else ["vision_model", "audio_model"]),
-        *(["encoder"] if getattr(whole.config, "is_encoder_decoder", False) else []),
-    ]
-    part = next((name for name in parts if hasattr(whole, name)), "")
+    part = _part_for(kind, whole)
     encoder = getattr(whole, part) if part else whole
-    missing = [
-        name.removeprefix(f"{part}.")
-        for name in sorted(report["missing_keys"])
-        if name.startswith(f"{part}." if part else "")
-    ]
+    missing = _missing_weights(report["missing_keys"], part)
     random = [name for name in missing if not name.startswith(("pooler.", "masked_spec_embed"))]
     if random:
         raise ConfigurationError(
             f"model {model!r} ({whole.config.model_type}): the checkpoint lacks {len(random)} "
-            f"weights, {random[:3]} among them"
+            f"weights, such as {random[:3]}"
         )
     if any(name.startswith("pooler.") for name in missing):
         encoder.pooler = None
@@ -113,11 +105,25 @@ def load_encoder(
     return Encoder(encoder.eval(), "" if meta else fingerprint(weights).hex(), part)
 
 
+def _part_for(kind: ModalityKind, model: PreTrainedModel) -> str:
+    """Return the name of the part that encodes a kind of modality; empty for the whole model."""
+    parts = ["text_model"] if kind == "text" else ["vision_model", "audio_model"]
+    if getattr(model.config, "is_encoder_decoder", False):
+        parts.append("encoder")
+    return next((name for name in parts if hasattr(model, name)), "")
+
+
+def _missing_weights(names: Iterable[str], part: str) -> list[str]:
+    """Return those of the missing weights that belong to a part, by their names in it."""
+    prefix = f"{part}." if part else ""
+    return [name.removeprefix(prefix) for name in sorted(names) if name.startswith(prefix)]
+
+
 @functools.cache
 def load_frozen_encoder(
     model: str, *, kind: ModalityKind, revision: str | None, dtype: str, local_files_only: bool
 ) -> Encoder:
-    """Load an encoder once in a process; shared by all who ask for it, so never change it."""
+    """Load an encoder once per process; all callers share it, so never change it."""
     where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     encoder = load_encoder(model, kind=kind, dtype=dtype, **where)
     encoder.model.requires_grad_(False)
@@ -125,30 +131,30 @@ def load_frozen_encoder(
 
 
 class PretrainedExtractor(nn.Module):
-    """A vision, audio or text encoder of transformers, pooled to one vector a sample.
+    """A pretrained vision, audio or text encoder, pooled to one vector per sample.
 
-    A modality of kind ``image`` goes with CLIP, SigLIP, ViT, DINOv2 and the like, see
-    `ImageReader`. A ``series`` (1, samples) is audio, for Wav2Vec2, HuBERT, AST or Whisper, see
-    `AudioReader`. A ``text`` goes with BERT, RoBERTa, MiniLM and the like, with the text tower of
-    CLIP or SigLIP, the encoder of T5, or a causal language model, see `TextReader`.
+    A modality of kind ``image`` works with CLIP, SigLIP, ViT, DINOv2 and similar models: see
+    `ImageReader`. A ``series`` (1, samples) is audio, for Wav2Vec2, HuBERT, AST or Whisper: see
+    `AudioReader`. A ``text`` works with BERT, RoBERTa, MiniLM and similar models, the text part of
+    CLIP or SigLIP, the encoder of T5, or a causal language model: see `TextReader`.
 
-    Pooling: the model's own ``pooler_output`` if it has one with weights in the checkpoint (CLIP,
-    SigLIP, ViT, AST); otherwise the first token of an image model, and the mean over the frames of
-    an audio model or the tokens of a text model, those of padding left out. Our choice.
+    Pooling: the model's own ``pooler_output`` if the checkpoint has weights for it (CLIP, SigLIP,
+    ViT, AST). Otherwise the first token of an image model, or the mean over the frames of an audio
+    model or the tokens of a text model, without padding. Our choice.
 
-    The encoder is in evaluation mode whatever its weights do: dropout, layer drop and masking of
-    its pre-training are off. Only the dropout of LoRA is on in training.
+    The encoder is always in evaluation mode, even when it trains: its dropout, layer drop and
+    masking are off. Only the dropout of LoRA is active in training.
 
     ``frozen``
-        No gradient; one copy of the weights for all in a process; features are kept on disk
-        (`cached_features`), which pays if the encoder takes longer than the hash of its input,
-        about 1 ms for a float image of 224 x 224 pixels. With inputs that never come back (drawn
-        augmentations) set ``cache_gb: 0``: then whole batches are encoded at once.
+        No gradients; one copy of the weights per process. Features are cached on disk
+        (`cached_features`), which pays off if the encoder takes longer than hashing its input,
+        about 1 ms for a float image of 224 x 224 pixels. If inputs never repeat (random
+        augmentations), set ``cache_gb: 0`` to encode whole batches at once.
     ``lora``
-        As frozen, with an adapter by PEFT that trains. It is a part of the extractor: it never
-        leaves the client.
+        As ``frozen``, with a trainable adapter. It is part of the extractor and stays on the
+        client.
     ``full``
-        All weights train, in float32, each extractor with a copy of its own.
+        All weights train, in float32; each extractor has its own copy.
     """
 
     def __init__(
@@ -168,23 +174,23 @@ class PretrainedExtractor(nn.Module):
         sampling_rate: int | None = None,
         cache_gb: float = 4.0,
     ) -> None:
-        """Load the encoder, or share the one that is loaded already.
+        """Load the encoder, or share the one that is already loaded.
 
         Args:
             spec: Kind and shape of the modality.
             model: Hub id or directory.
-            tune: What trains.
+            tune: What trains: ``frozen``, ``lora`` or ``full``.
             revision: Branch, tag or commit on the hub.
-            dtype: Storage of the weights; ``auto`` keeps the checkpoint's own.
-            local_files_only: Never ask the hub.
-            lora_r: Rank, with ``tune: lora``.
-            lora_alpha: Scale; the update is alpha / r * B A.
+            dtype: Type of the stored weights; ``auto`` keeps that of the checkpoint.
+            local_files_only: Never access the hub.
+            lora_r: Rank r of the adapter, with ``tune: lora``.
+            lora_alpha: Scale of the adapter: its update is alpha / r * B A.
             lora_dropout: Dropout on the adapter's input.
             lora_target_modules: Names of the layers to adapt; query and value by default.
             value_range: Values of black and white in an image modality. ``None`` (null in YAML) if
-                the data set has standardised its images already: they are resized alone.
-            sampling_rate: Samples a second of a series modality; that of the model by default.
-            cache_gb: Largest file of cached features; 0 keeps none.
+                the data set has standardised its images: then they are only resized.
+            sampling_rate: Sampling rate of a series modality in Hz; that of the model by default.
+            cache_gb: Maximum size of the file of cached features in GB; 0 disables the cache.
 
         Raises:
             ConfigurationError: If the model cannot be loaded or does not read this modality, or a
@@ -203,17 +209,12 @@ class PretrainedExtractor(nn.Module):
         )
         _check_kind(encoder, spec, model=model)
         self.reader: Reader
-        match spec.kind:
-            case "image":
-                self.reader = ImageReader(
-                    encoder, spec, model=model, where=where, range=value_range
-                )
-            case "text":
-                self.reader = TextReader(encoder, model=model, where=where, pools=bool(part))
-            case _:
-                self.reader = AudioReader(
-                    encoder, spec, model=model, where=where, rate=sampling_rate
-                )
+        if spec.kind == "image":
+            self.reader = ImageReader(encoder, spec, model=model, where=where, range=value_range)
+        elif spec.kind == "text":
+            self.reader = TextReader(encoder, model=model, where=where, pools=bool(part))
+        else:
+            self.reader = AudioReader(encoder, spec, model=model, where=where, rate=sampling_rate)
         self.out_features = _width(encoder) * self.reader.parts
         self.encoder: nn.Module = share(encoder)
         if tune == "lora":
@@ -242,24 +243,24 @@ class PretrainedExtractor(nn.Module):
         return self
 
     def frozen_names(self) -> set[str]:
-        """Return the names of the tensors that loading restores: a checkpoint needs none."""
+        """Return the names of the tensors that checkpoints omit, since loading restores them."""
         return frozen_tensors(self)
 
     def frozen_contents(self) -> dict[str, str]:
-        """Return the name ``model`` and the SHA-256 of weights and preparation.
+        """Return the model's name and the SHA-256 of its weights and preparation.
 
-        Nothing where all weights train, or have none yet.
+        Empty if all weights train, or on the meta device.
         """
         return self._contents
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (B, ...) to (B, out_features), in the type of ``x``."""
+        """Encode (B, ...) to (B, out_features), in the dtype of ``x``."""
         if self.tune != "frozen":
             return self._encode(x).to(x.dtype)
         with torch.no_grad():
             if not self._limit:
                 return self._encode(x).to(x.dtype)
-            # The bits of a feature depend on these, too.
+            # Features also depend on these, to the bit.
             kind = x.device.type
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             stored = next(self.encoder.parameters()).dtype
@@ -286,17 +287,17 @@ def _check_kind(encoder: PreTrainedModel, spec: ModalitySpec, *, model: str) -> 
     if reads == spec.kind:
         return
     known = {"image": "images", "series": "audio", "text": "text"}
-    said = known[reads] if reads else f"{encoder.main_input_name!r}"
+    inputs = known[reads] if reads else f"{encoder.main_input_name!r}"
     raise ConfigurationError(
-        f"model {model!r} ({encoder.config.model_type}) reads {said}, and the modality is of kind "
-        f"{spec.kind!r} and shape {spec.shape}; image models go with 'image', audio models with "
-        "'series', text models with 'text'"
+        f"model {model!r} ({encoder.config.model_type}) reads {inputs}, but the modality has kind "
+        f"{spec.kind!r} and shape {spec.shape}; use image models for 'image', audio models for "
+        "'series', text models for 'text'"
     )
 
 
 def _width(encoder: PreTrainedModel) -> int:
     config = encoder.config
-    if getattr(config, "add_adapter", False):  # of Wav2Vec2, none of ours
+    if getattr(config, "add_adapter", False):  # a layer of Wav2Vec2, not a LoRA adapter
         return int(config.output_hidden_size)
     return int(config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1])
 

@@ -1,4 +1,4 @@
-"""How pretrained encoders want their input: images, features of a waveform, tokens of a text."""
+"""Readers that prepare images, audio and text for pretrained encoders."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ __all__ = ["AudioReader", "ImageReader", "Reader", "TextReader"]
 
 
 class Reader(Protocol):
-    """Prepares a batch of one modality, and pools what an encoder without a pooler makes of it."""
+    """Prepares a batch of one modality for an encoder, and pools its hidden states."""
 
     pools: bool
-    """Whether the model's own pooler is used, where it has one."""
+    """Whether to use the model's own pooler, if it has one."""
 
     @property
     def parts(self) -> int:
-        """Vectors of one sample, to be concatenated."""
+        """Number of vectors per sample, which are concatenated."""
 
     def describe(self) -> str:
-        """Return all that the preparation depends on."""
+        """Return everything that the preparation depends on, as a string."""
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Return what the encoder reads, by argument."""
+        """Return the encoder's inputs by argument name."""
 
     def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
-        """Return one vector (B * parts, width) of the last hidden states of ``x``.
+        """Pool the last hidden states to vectors (B * parts, width).
 
         Args:
-            hidden: The last hidden states.
-            x: The inputs.
-            read: What was made of them.
+            hidden: (B * parts, positions, width) last hidden states.
+            x: The raw inputs.
+            read: The encoder's inputs.
         """
 
 
 class ImageReader:
-    """Prepares images as an image processor would, without PIL or torchvision.
+    """Prepares images like an image processor, but without PIL or torchvision.
 
-    The whole image is resized to the model's square, bicubic with antialiasing: no part is cut
-    off, since sensors look where they look (our choice; CLIP's own processor cuts the longer side).
-    Then it is normalised with ``image_mean`` and ``image_std`` of the checkpoint's
-    preprocessor_config.json, or 0.5 and 0.5 where it has none, as ViT and SigLIP are trained.
+    The whole image is resized to the model's size, bicubic with antialiasing. Nothing is cropped,
+    since a fixed sensor may see what matters anywhere (our choice; CLIP's processor crops the
+    longer side). Then the image is normalised with ``image_mean`` and ``image_std`` of the
+    checkpoint's preprocessor_config.json, or with 0.5 and 0.5, as in ViT and SigLIP, if there are
+    none.
 
-    One channel is repeated for a model of three. A multiple of the model's channels is read as
-    frames, one after the other, and their features are concatenated.
+    A single channel is repeated for a model of three. A multiple of the model's channels is read as
+    several frames, whose features are concatenated.
     """
 
     pools = True
@@ -69,7 +70,11 @@ class ImageReader:
         where: Mapping[str, Any],
         range: Sequence[float] | None,
     ) -> None:
-        """Read how the model wants its images."""
+        """Read the size and normalisation that the model expects.
+
+        Raises:
+            ConfigurationError: If the number of channels or ``range`` does not fit.
+        """
         from transformers.image_processing_base import ImageProcessingMixin
 
         self.channels = int(getattr(encoder.config, "num_channels", 3))
@@ -80,29 +85,24 @@ class ImageReader:
                 f"{self.channels} for each of several frames; the modality has {depth}"
             )
         self.parts = max(1, depth // self.channels)
-        """Frames of a sample."""
-        if range is not None and (len(range) != 2 or not range[0] < range[1]):
-            raise ConfigurationError(
-                f"value_range: expected [black, white], the first smaller, got {list(range)}"
-            )
-        self._range = (0.0, 1.0) if range is None else (float(range[0]), float(range[1]))
+        """Frames per sample."""
+        self._range = (0.0, 1.0) if range is None else _checked_range(range)
         try:
             own, _ = ImageProcessingMixin.get_image_processor_dict(model, **where)
         except OSError:
             own = {}
-        plain = range is None or not own.get("do_normalize", True)
-        mean = 0.0 if plain else own.get("image_mean") or 0.5
-        deviation = 1.0 if plain else own.get("image_std") or 0.5
         # Plain numbers: buffers would be rounded with the weights of a half-precision run.
-        self._scale = (mean, deviation)
+        self._scale: tuple[Any, Any] = (0.0, 1.0)
+        if range is not None and own.get("do_normalize", True):
+            self._scale = (own.get("image_mean") or 0.5, own.get("image_std") or 0.5)
         self.size = _side(getattr(encoder.config, "image_size", None) or own.get("size", 224))
 
     def describe(self) -> str:
-        """Return all that the preparation depends on."""
+        """Return everything that the preparation depends on."""
         return json.dumps([self.size, self._range, self._scale, self.channels])
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Prepare (B, C, height, width): (B * frames, channels, side, side)."""
+        """Turn images (B, C, height, width) into (B * frames, channels, side, side)."""
         low, high = self._range
         x = (x.float() - low) / (high - low)
         x = x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 else x
@@ -118,16 +118,16 @@ class ImageReader:
         return {"pixel_values": (x - mean) / deviation}
 
     def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
-        """Return the first token of (B * frames, tokens, width)."""
+        """Return the first token of hidden states (B * frames, tokens, width)."""
         return hidden[:, 0]
 
 
 class AudioReader:
-    """Computes what an audio model reads from (B, 1, samples), by its own feature extractor.
+    """Prepares audio (B, 1, samples) with the model's own feature extractor, on the CPU.
 
-    Wav2Vec2 and HuBERT read the waveform itself, normalised; AST and Whisper read log-mel
-    spectrograms, padded to the length that they were trained with. Values are as in a wav file
-    read as floats, in [-1, 1]. The transform runs on the CPU.
+    Wav2Vec2 and HuBERT read the normalised waveform; AST and Whisper read log-mel spectrograms,
+    padded to the length that they were trained with. Values are in [-1, 1], as in a wav file read
+    as floats.
     """
 
     parts = 1
@@ -142,14 +142,19 @@ class AudioReader:
         where: Mapping[str, Any],
         rate: int | None,
     ) -> None:
-        """Load the feature extractor and check that the series fits the model."""
+        """Load the feature extractor, and check that the series fits the model.
+
+        Raises:
+            ConfigurationError: If there is no feature extractor, or channels, sampling rate or
+                duration do not fit.
+        """
         from transformers import AutoFeatureExtractor
 
         channels, samples = spec.shape
         if channels != 1:
             raise ConfigurationError(
-                f"model {model!r} reads audio, a series of shape (1, samples); the modality has "
-                f"{channels} channels"
+                f"model {model!r} reads audio, a series of shape (1, samples), but the modality "
+                f"has {channels} channels"
             )
         try:
             load: Any = AutoFeatureExtractor.from_pretrained
@@ -166,15 +171,15 @@ class AudioReader:
         self._key = encoder.main_input_name
         seconds = samples * self.up / self.down / own
         longest = _longest(self.extract)
-        # 25 ms is the window of all these models.
+        # All these models have a window of 25 ms.
         if not 0.025 <= seconds <= longest:
             raise ConfigurationError(
-                f"model {model!r} reads 0.025 to {longest:g} s of audio; the modality's {samples} "
-                f"samples are {seconds:g} s at {rate or own} samples a second (sampling_rate)"
+                f"model {model!r} reads 0.025 to {longest:g} s of audio, but the modality's "
+                f"{samples} samples are {seconds:g} s at {rate or own} Hz (sampling_rate)"
             )
 
     def describe(self) -> str:
-        """Return all that the preparation depends on."""
+        """Return everything that the preparation depends on."""
         own = json.dumps(self.extract.to_dict(), sort_keys=True, default=str)
         return f"{own}{self.up}/{self.down}"
 
@@ -187,13 +192,13 @@ class AudioReader:
         return resample_poly(waves, self.up, self.down, axis=-1).astype("float32")
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Return what the model reads of (B, 1, samples)."""
+        """Turn audio (B, 1, samples) into the model's input."""
         waves = list(self._waves(x))
         inputs = self.extract(waves, sampling_rate=self.extract.sampling_rate, return_tensors="pt")
         return {self._key: inputs[self._key]}
 
     def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean of (B, frames, width) over the frames that hold some of the waveform."""
+        """Return the mean of (B, frames, width) over the frames that contain audio."""
         frames = hidden.shape[1]
         padded = getattr(self.extract, "n_samples", None)
         if padded:
@@ -203,11 +208,11 @@ class AudioReader:
 
 
 class TextReader:
-    """Makes tokens of texts, by the model's own tokenizer.
+    """Tokenizes texts with the model's own tokenizer.
 
-    Pooling: the text tower of CLIP or SigLIP has a pooler of its own; of all others the mean over
-    the tokens is taken, as sentence encoders do (arXiv 1908.10084), since the pooler of BERT is not
-    made for the meaning of a sentence. Our choice.
+    Pooling: the text part of CLIP or SigLIP has its own pooler. For all other models it is the mean
+    over the tokens, as in sentence encoders (arXiv 1908.10084), since BERT's pooler is not trained
+    to represent the meaning of a sentence. Our choice.
     """
 
     parts = 1
@@ -218,7 +223,7 @@ class TextReader:
         """Load the tokenizer.
 
         Raises:
-            ConfigurationError: If there is none, or it has no token to pad with.
+            ConfigurationError: If there is none, or it has no padding token.
         """
         from transformers import AutoTokenizer
 
@@ -230,27 +235,27 @@ class TextReader:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
         if self.tokenizer.pad_token is None:
-            raise ConfigurationError(f"model {model!r}: its tokenizer has no token to pad with")
-        # Positions of RoBERTa begin behind the padding token; its tokenizer knows.
+            raise ConfigurationError(f"model {model!r}: its tokenizer has no padding token")
+        # RoBERTa has fewer usable positions than its configuration says; its tokenizer knows.
         positions = getattr(encoder.config, "max_position_embeddings", None) or math.inf
         longest = min(self.tokenizer.model_max_length, positions)
         self._length = int(longest) if longest < 10**6 else None
-        # SigLIP was trained on padded texts without a mask, and reads the last position.
+        # SigLIP was trained on padded texts without a mask, and pools the last position.
         self._masks = "siglip" not in encoder.config.model_type
         self._padding = "longest" if self._masks else "max_length"
 
     def describe(self) -> str:
-        """Return all that the preparation depends on."""
+        """Return everything that the preparation depends on."""
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         own = fast.to_str() if fast is not None else json.dumps(words)
         return f"{own}{self._length}{self._padding}{self.pools}split"
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the tokens of (B, bytes), and which of them are padding."""
+        """Turn texts (B, bytes) into tokens and an attention mask."""
         tokens = self.tokenizer(
             bytes_to_text(x),
-            # What looks like a special token in a text of the data is text.
+            # A string that looks like a special token is ordinary text.
             split_special_tokens=True,
             padding=self._padding,
             truncation=self._length is not None,
@@ -261,28 +266,36 @@ class TextReader:
         )
         ids, mask = tokens["input_ids"].long(), tokens["attention_mask"].long()
         if self.tokenizer.unk_token_id is not None:
-            # A vocabulary of whole words, or pieces of one, may know a special token as such.
+            # A tokenizer of words or word pieces may still encode it as the special token.
             own = tokens["special_tokens_mask"].bool()
             taken = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) & ~own
             ids[taken] = self.tokenizer.unk_token_id
-        if not ids.shape[1]:  # nothing but empty texts, and a tokenizer that adds no token
+        if not ids.shape[1]:  # only empty texts, and the tokenizer adds no special tokens
             ids = ids.new_full((len(x), 1), self.tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)
         if not self._masks:
             return {"input_ids": ids}
-        # Attention over nothing is not a number.
+        # Attention over no position would give NaN.
         empty = mask.sum(1) == 0
         mask[empty, 0] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     def pool(self, hidden: Tensor, x: Tensor, read: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean of (B, tokens, width) over the tokens that are no padding."""
-        spoken = read["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * spoken).sum(dim=1) / spoken.sum(dim=1)
+        """Return the mean of (B, tokens, width) over the tokens that are not padding."""
+        mask = read["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _checked_range(limits: Sequence[float]) -> tuple[float, float]:
+    if len(limits) != 2 or not limits[0] < limits[1]:
+        raise ConfigurationError(
+            f"value_range: expected [black, white] with black < white, got {list(limits)}"
+        )
+    return float(limits[0]), float(limits[1])
 
 
 def _side(size: Any) -> tuple[int, int]:  # noqa: ANN401 - as transformers writes it
-    """Return (height, width) of a size as configurations write it."""
+    """Return (height, width) of a size in a configuration: a number, a list or a dictionary."""
     sides: list[Any] = list(size) if isinstance(size, list | tuple) else [size]
     if isinstance(size, dict):
         square = size.get("shortest_edge", 224)
@@ -291,7 +304,7 @@ def _side(size: Any) -> tuple[int, int]:  # noqa: ANN401 - as transformers write
 
 
 def _longest(extract: Any) -> float:  # noqa: ANN401 - a feature extractor
-    """Return the seconds of audio that a feature extractor keeps."""
+    """Return the maximum duration that a feature extractor keeps, in seconds."""
     if hasattr(extract, "n_samples"):  # Whisper
         return float(extract.n_samples) / float(extract.sampling_rate)
     if hasattr(extract, "max_length"):  # AST: frames of 25 ms every 10 ms

@@ -1,11 +1,10 @@
-"""Modality extractors E_m: small, real encoders, one for each kind of modality.
+"""Small extractors E_m that train from scratch, one for each kind of modality.
 
 An extractor is any `torch.nn.Module` with an integer attribute ``out_features`` that maps (B, ...)
 to (B, out_features). Its class gets the `ModalitySpec` as its first argument.
 
-None of them has batch statistics: with label skew and missing modalities the statistics of one
-client's batches say nothing about another's, so normalisation is by sample (GroupNorm, LayerNorm).
-Our choice.
+None of these uses batch statistics: with label skew and missing modalities, the statistics of one
+client's batches do not fit another's, so they normalise each sample (GroupNorm). Our choice.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ __all__ = [
 
 
 class VectorMLP(nn.Module):
-    """Two-layer perceptron for vectors (B, F) -> (B, width)."""
+    """A two-layer perceptron for vectors (B, F) -> (B, width)."""
 
     def __init__(self, spec: ModalitySpec, *, width: int = 64) -> None:
         """Build for vectors of ``spec.shape[0]`` features."""
@@ -49,10 +48,10 @@ class VectorMLP(nn.Module):
 
 
 class ImageCNN(nn.Module):
-    """Convolutional encoder for images (B, C, height, width) -> (B, width).
+    """A convolutional encoder for images (B, C, height, width) -> (B, width).
 
-    Each stage halves the resolution while it is above 4 pixels; the last map, pooled to at most 4 x
-    4, keeps where things are.
+    Stages halve the resolution until it is at most 4 pixels; the last map is pooled to at most
+    4 x 4, which preserves positions.
     """
 
     def __init__(self, spec: ModalitySpec, *, channels: int = 16, width: int = 64) -> None:
@@ -60,8 +59,8 @@ class ImageCNN(nn.Module):
 
         Args:
             spec: Kind and shape of the modality.
-            channels: Channels of the first stage, doubled at each further one.
-            width: Features out.
+            channels: Channels of the first stage, doubled in each further stage.
+            width: Number of output features.
         """
         super().__init__()
         self.out_features = width
@@ -87,33 +86,25 @@ class ImageCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, C, height, width) to (B, out_features)."""
-        # Channels last: pooling is ten times as fast on a CPU, and tensor cores want it so.
+        # Channels last: pooling is ten times as fast on a CPU, and tensor cores prefer it.
         x = x.contiguous(memory_format=torch.channels_last)
         return self.layers(x)  # type: ignore[no-any-return]
 
 
 class SeriesCNN(nn.Module):
-    """Temporal convolutions for time series (B, C, time) -> (B, width).
+    """A temporal convolutional encoder for time series (B, C, time) -> (B, width).
 
-    What the convolutions find is pooled to its mean and its maximum (an impact is a peak). Beside
-    it stand statistics of the signal itself, since GroupNorm forgets level and spread, which tell a
-    lying body from a standing one: mean, deviation, extremes, last value. Our choice.
+    The features of the convolutions are pooled to their mean and maximum (an impact is a peak).
+    Statistics of the signal itself are added, because GroupNorm removes level and spread, which
+    distinguish a lying body from a standing one: mean, deviation, minimum, maximum and last value.
+    Our choice.
     """
 
     def __init__(self, spec: ModalitySpec, *, channels: int = 32, width: int = 64) -> None:
         """Build for series of ``spec.shape[0]`` channels, of any length."""
         super().__init__()
         self.out_features = width
-        stages: list[nn.Module] = []
-        depth = spec.shape[0]
-        for dilation in (1, 2, 4):
-            stages += [
-                nn.Conv1d(depth, channels, 3, padding=dilation, dilation=dilation),
-                nn.GroupNorm(4, channels),
-                nn.GELU(),
-            ]
-            depth = channels
-        self.layers = nn.Sequential(*stages)
+        self.layers = _dilated_convolutions(spec.shape[0], channels)
         self.head = nn.Linear(2 * channels + 5 * spec.shape[0], width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,11 +116,11 @@ class SeriesCNN(nn.Module):
 
 
 class TextCNN(nn.Module):
-    """Convolutions over the bytes of a text (B, L) -> (B, width), after arXiv 1509.01626.
+    """A convolutional encoder for the bytes of a text (B, L) -> (B, width), see arXiv 1509.01626.
 
-    No tokenizer, and no word that it has never seen; for texts of any content a pretrained encoder
-    is better. What the convolutions find is pooled to its mean and maximum over the text. Our
-    choice.
+    It needs no tokenizer and has no unknown words, but for texts of arbitrary content a pretrained
+    encoder is better. The features of the convolutions are pooled to their mean and maximum over
+    the text. Our choice.
     """
 
     def __init__(self, spec: ModalitySpec, *, channels: int = 32, width: int = 64) -> None:
@@ -137,22 +128,28 @@ class TextCNN(nn.Module):
         super().__init__()
         self.out_features = width
         self.letters = nn.Embedding(256, channels, padding_idx=0)
-        stages: list[nn.Module] = []
-        for dilation in (1, 2, 4):
-            stages += [
-                nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation),
-                nn.GroupNorm(4, channels),
-                nn.GELU(),
-            ]
-        self.layers = nn.Sequential(*stages)
+        self.layers = _dilated_convolutions(channels, channels)
         self.head = nn.Linear(2 * channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, L) to (B, out_features)."""
-        spoken = (x > 0).unsqueeze(1)
-        h = self.layers(self.letters(x.long()).transpose(1, 2)) * spoken
-        mean = h.sum(-1) / spoken.sum(-1).clamp_min(1)
+        is_text = (x > 0).unsqueeze(1)  # zero bytes are padding
+        h = self.layers(self.letters(x.long()).transpose(1, 2)) * is_text
+        mean = h.sum(-1) / is_text.sum(-1).clamp_min(1)
         return self.head(torch.cat([mean, h.amax(-1)], dim=-1))  # type: ignore[no-any-return]
+
+
+def _dilated_convolutions(depth: int, channels: int) -> nn.Sequential:
+    """Return three stages of temporal convolutions that keep the length."""
+    stages: list[nn.Module] = []
+    for dilation in (1, 2, 4):
+        stages += [
+            nn.Conv1d(depth, channels, 3, padding=dilation, dilation=dilation),
+            nn.GroupNorm(4, channels),
+            nn.GELU(),
+        ]
+        depth = channels
+    return nn.Sequential(*stages)
 
 
 _DEFAULT: dict[ModalityKind, type[nn.Module]] = {
@@ -166,12 +163,12 @@ _DEFAULT: dict[ModalityKind, type[nn.Module]] = {
 def build_extractor(
     modality: str, spec: ModalitySpec, *, extractors: Mapping[str, ClassPath], key: str
 ) -> nn.Module:
-    """Build the extractor of one modality: the given class, or the default of its kind.
+    """Build the extractor of one modality: the configured class, or the default of its kind.
 
     Args:
         modality: Name of the modality.
         spec: Its kind and shape.
-        extractors: The settings' ``extractors``.
+        extractors: The configured classes by modality.
         key: The YAML key of ``extractors``, for error messages.
 
     Raises:

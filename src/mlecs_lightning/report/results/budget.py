@@ -14,7 +14,11 @@ __all__ = ["MARKED", "Budget", "budget_of", "unequal"]
 
 _STEPS, _BATCH = "algorithm.init_args.steps.", "data.init_args.batch_size"
 # What else decides how much a round trains.
-_SHARES = ("trainer.limit_train_batches", "trainer.client_fraction", "trainer.fast_dev_run")
+_SHARES = (
+    "trainer.limit_train_batches",
+    "trainer.participation.fraction",
+    "trainer.fast_dev_run",
+)
 
 # By which factor two budgets may differ and still be one. Our choice. Bytes vary with headers and
 # with the samples that a seed draws; of seconds the same work took 44 and 72 on one machine, by

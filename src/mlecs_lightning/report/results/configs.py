@@ -17,7 +17,11 @@ _SAME = {
     *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
     *("trainer.allow_other_config", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
-    *("trainer.max_message_bytes", "trainer.warmup_ckpt_path", "data.init_args.eval_batch_size"),
+    *(
+        "trainer.message_limits.max_bytes",
+        "trainer.warmup_ckpt_path",
+        "data.init_args.eval_batch_size",
+    ),
 }
 _MOST_DIFFERENCES = 2  # in a label; more would not fit beside a number
 _MOST_WORDS = 4  # in a cell of its own

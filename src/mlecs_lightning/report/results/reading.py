@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mlecs_lightning.renamed_keys import with_present_keys
 from mlecs_lightning.report.results.configs import flat, told_apart
 from mlecs_lightning.report.results.rows import MatrixError, Row, read_lines, summary_fault
 from mlecs_lightning.storage.digests import read_checked
@@ -21,7 +22,7 @@ from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.storage.text_files import utf8
 from mlecs_lightning.storage.yaml_text import parse_yaml
 
-__all__ = ["ReportError", "Run", "read_runs"]
+__all__ = ["ReportError", "Run", "read_mapping", "read_runs"]
 
 _FILES = ("config.yaml", "metrics.csv", "summary.json")
 
@@ -46,8 +47,7 @@ class Run:
         modalities: Those of each client, as far as they are known.
         commit: What it ran with, if that was noted.
         config: Its configuration; empty if it is not known.
-        modules: For each device with a sub-model (`ECLM`) which modules that has at the end: 0 or 1
-            by layer and module.
+        class_path: Class of the algorithm, or its bare name; empty if it is not known.
         settings: What a line of a matrix says of its configuration.
     """
 
@@ -62,7 +62,7 @@ class Run:
     modalities: Mapping[str, tuple[str, ...]]
     commit: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    modules: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    class_path: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -152,8 +152,8 @@ def _folders(place: Path) -> list[Path]:
 
 def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
     """Return a run, without labels, and its configuration; empty if there is none."""
-    config = _mapping(folder / "config.yaml", parse_yaml)
-    summary = _mapping(folder / "summary.json", json.loads)
+    config = with_present_keys(read_mapping(folder / "config.yaml", parse_yaml))
+    summary = read_mapping(folder / "summary.json", json.loads)
     if fault := summary_fault(summary):
         raise ReportError(f"{folder}: summary.json: {fault}")
     history = tuple(_history(folder / "metrics.csv"))
@@ -178,7 +178,7 @@ def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
         summary if finished else None,
         _modalities(summary, config),
         config=config,
-        modules=_modules(folder) if finished else {},
+        class_path=class_path or algorithm,
     )
     return run, config
 
@@ -188,7 +188,7 @@ def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:  # noqa: ANN401 - a parser
+def read_mapping(path: Path, parse: Any) -> dict[str, Any]:  # noqa: ANN401 - a parser
     """Return what a file holds; empty if it is not there.
 
     Raises:
@@ -240,23 +240,6 @@ def _modalities(
         for name, client in clients.items()
         if isinstance(client, dict) and isinstance(client.get("modalities"), list)
     }
-
-
-def _modules(folder: Path) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Return what stands beside the adapters of sub-models.
-
-    Raises:
-        ReportError: If a file is broken.
-    """
-    found = {}
-    for path in sorted(folder.glob("adapters/*/modules.json")):
-        mask = _mapping(path, json.loads).get("mask")
-        layers = mask if isinstance(mask, list) else []
-        rows = [row if isinstance(row, list) else [] for row in layers]
-        if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
-            raise ReportError(f"{path}: 'mask' is no list of layers with as many modules each")
-        found[path.parent.name] = tuple(tuple(int(bool(each)) for each in row) for row in rows)
-    return found
 
 
 def _of_row(row: Row, file: Path) -> Run:

@@ -19,12 +19,12 @@ from mlecs_lightning.report.drawing.series import (
     spread_note,
 )
 from mlecs_lightning.report.labels import NOTHING, SCORES, heading, seeds
-from mlecs_lightning.report.parts import Cell, Column, Grid, Group, Section, Setting
+from mlecs_lightning.report.parts import Cell, Column, Grid, Group, Panel, Section, Setting
 from mlecs_lightning.report.results.budget import MARKED
 from mlecs_lightning.report.results.matrix import Entry, best, cell, table, unmatched, value
 from mlecs_lightning.report.results.rows import Row
 
-__all__ = ["Stretch", "bands_of", "stream", "stretches"]
+__all__ = ["Stretch", "bands_of", "continual", "stretches"]
 
 _MEASURES = {
     "present": "present",
@@ -79,7 +79,7 @@ def bands_of(own: Sequence[Stretch], styles: Mapping[str, int] | None = None) ->
     return [Band(each.first, each.last) for each in own] if len(own) > 1 else []
 
 
-def stream(setting: Setting, *, charts: bool = True) -> list[Section]:
+def continual(setting: Setting, *, charts: bool = True) -> list[Section]:
     """Show how clients did on their present domain, and on those that they have left.
 
     Args:
@@ -228,52 +228,70 @@ def _every(
 ) -> Section | None:
     """Show every domain over the rounds, and as a table at the end of each stretch."""
     domains = {
-        name: list(dict.fromkeys(each.name for each in own))
+        name: found
         for name, own in known.items()
-        if len({each.name for each in own}) > 1
+        if len(found := list(dict.fromkeys(each.name for each in own))) > 1
     }
-    names = list(domains)[:MOST_CLIENTS]
-    order = list(dict.fromkeys(d for name in names for d in domains[name]))
+    domains = {name: domains[name] for name in list(domains)[:MOST_CLIENTS]}
+    order = dict.fromkeys(domain for found in domains.values() for domain in found)
     styles = {domain: style for style, domain in enumerate(order)}
-    drawn: dict[str, list[Curve]] = {}
-    bands: dict[str, list[Band]] = {}
-    several = len(setting.groups) > 1
-    for group, name in [(group, name) for group in setting.groups for name in names]:
-        caption = f"{group.label}: {name}" if several else name
-        if charts and len(drawn) < MOST_CLIENTS:
-            series = [
-                mean_curve(group, of_metric(_key(name, domain, score)), styles[domain])
-                for domain in domains[name]
-            ]
-            drawn[caption] = [each for each in series if each]
-            bands[caption] = bands_of(known[name], styles)
-    lines = [
-        [
-            Cell(f"{name}, {_rounds(each)}: {each.name}"),
-            *(
-                _end(group, _key(name, domain, score), each)
-                for group in setting.groups
-                for domain in order
-            ),
-        ]
-        for name in names
-        for each in known[name]
-    ]
-    columns = [Column("after", text=True)]
-    columns += [Column(d, g.label if several else "on") for g in setting.groups for d in order]
-    caption = "At the end of each stretch"
-    logged = any(each.shade is not None for line in lines for each in line)
-    grids = [Grid(columns, lines, caption=caption)] if logged else []
-    panels = panels_of(drawn, floor=0.0, bands=bands)
-    if not grids and not panels:
+    panels, shown = _domain_charts(setting, score, known, domains, styles) if charts else ([], 0)
+    grid = _ends_of_stretches(setting, score, {name: known[name] for name in domains}, list(order))
+    if not grid and not panels:
         return None
     note = f"{_name(score)} on every domain, whichever is present."
     if panels:
         note += f" The background has the colour of the present one.{spread_note(setting)}"
-    if len(drawn) < len(names) * len(setting.groups) and charts:
-        note += f" {len(drawn)} of {len(names) * len(setting.groups)} charts are shown."
+    possible = len(domains) * len(setting.groups)
+    if charts and shown < possible:
+        note += f" {shown} of {possible} charts are shown."
     styled = [(style, domain) for domain, style in styles.items()] if panels else []
-    return Section(f"On every domain: {_name(score)}", note, styled, panels, grids)
+    title = f"On every domain: {_name(score)}"
+    return Section(title, note, styled, panels, [grid] if grid else [])
+
+
+def _domain_charts(
+    setting: Setting,
+    score: str,
+    known: Mapping[str, Sequence[Stretch]],
+    domains: Mapping[str, Sequence[str]],
+    styles: Mapping[str, int],
+) -> tuple[list[Panel], int]:
+    """Return a chart for each algorithm and client, up to a limit, and how many were asked for."""
+    drawn: dict[str, list[Curve]] = {}
+    bands: dict[str, list[Band]] = {}
+    for group in setting.groups:
+        for name, own in domains.items():
+            if len(drawn) == MOST_CLIENTS:
+                break
+            caption = f"{group.label}: {name}" if len(setting.groups) > 1 else name
+            series = [
+                mean_curve(group, of_metric(_key(name, domain, score)), styles[domain])
+                for domain in own
+            ]
+            drawn[caption] = [each for each in series if each]
+            bands[caption] = bands_of(known[name], styles)
+    return panels_of(drawn, floor=0.0, bands=bands), len(drawn)
+
+
+def _ends_of_stretches(
+    setting: Setting, score: str, known: Mapping[str, Sequence[Stretch]], order: Sequence[str]
+) -> Grid | None:
+    """Return the scores on all domains at the end of each stretch, if any was logged."""
+    lines = []
+    for name, own in known.items():
+        for each in own:
+            line = [Cell(f"{name}, {_rounds(each)}: {each.name}")]
+            for group in setting.groups:
+                line += [_end(group, _key(name, domain, score), each) for domain in order]
+            lines.append(line)
+    if not any(each.shade is not None for line in lines for each in line):
+        return None
+    columns = [Column("after", text=True)]
+    for group in setting.groups:
+        over = group.label if len(setting.groups) > 1 else "on"
+        columns += [Column(domain, over) for domain in order]
+    return Grid(columns, lines, caption="At the end of each stretch")
 
 
 def _key(client: str, domain: str, score: str) -> str:

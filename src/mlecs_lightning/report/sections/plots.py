@@ -66,28 +66,14 @@ def learning(setting: Setting) -> list[Section]:
 
 def quality(setting: Setting) -> Section | None:
     """Show scores over the bytes that were sent for them."""
-    drawn: dict[str, list[Point]] = {}
-    ways = ("communication.uplink_bytes", "communication.downlink_bytes")
-    metrics = [f"{view}.{setting.main}" for view in ("mean.all", "mean.own", "server")]
-    styles = {group.label: group.style for group in setting.groups}
-    for entry in table(setting.rows, [*ways, *metrics]):
-        sent = [entry.stats[way] for way in ways]
-        for metric in metrics:
-            stat = entry.stats[metric]
-            if stat and all(sent):
-                total = math.fsum(each.mean for each in sent if each)
-                point = Point(styles[entry.algorithm], total, stat.mean, stat.std or 0.0)
-                drawn.setdefault(metric, []).append(point)
-    several = {metric: series for metric, series in drawn.items() if len(series) > 1}
-    if not any(point.x for series in several.values() for point in series):
-        several = {}
-    limits = limits_of(extent(p for series in several.values() for p in series))
+    at_end = _scores_over_bytes(setting)
+    limits = limits_of(extent(point for series in at_end.values() for point in series))
     panels = [
         Panel(
             f"{VIEWS[metric.rpartition('.')[0]]}, at the end",
             points(series, x="bytes, both ways", limits=limits),
         )
-        for metric, series in several.items()
+        for metric, series in at_end.items()
     ]
     during = [c for c in all_curves(setting, _over_bytes(setting.main)) if max(c.x) > 0]
     if during:
@@ -102,8 +88,26 @@ def quality(setting: Setting) -> Section | None:
         "not begin at zero."
     )
     return Section(
-        "Quality against bytes", note, legend(setting, [*several.values(), during]), panels
+        "Quality against bytes", note, legend(setting, [*at_end.values(), during]), panels
     )
+
+
+def _scores_over_bytes(setting: Setting) -> dict[str, list[Point]]:
+    """Return a point for each algorithm, by metric; none where there is nothing to compare."""
+    drawn: dict[str, list[Point]] = {}
+    ways = ("communication.uplink_bytes", "communication.downlink_bytes")
+    metrics = [f"{view}.{setting.main}" for view in ("mean.all", "mean.own", "server")]
+    styles = {group.label: group.style for group in setting.groups}
+    for entry in table(setting.rows, [*ways, *metrics]):
+        sent = [stat.mean for way in ways if (stat := entry.stats[way])]
+        if len(sent) < len(ways):
+            continue
+        for metric in metrics:
+            if stat := entry.stats[metric]:
+                point = Point(styles[entry.algorithm], math.fsum(sent), stat.mean, stat.std or 0.0)
+                drawn.setdefault(metric, []).append(point)
+    several = {metric: series for metric, series in drawn.items() if len(series) > 1}
+    return several if any(point.x for series in several.values() for point in series) else {}
 
 
 def quality_over_time(setting: Setting) -> Section | None:

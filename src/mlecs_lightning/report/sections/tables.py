@@ -295,32 +295,39 @@ def _parts(setting: Setting) -> dict[str, dict[str, str]]:
 
 def clients(setting: Setting) -> Section | None:
     """Show which client has which modality, and how each does."""
-    # By seed: they may be drawn anew with each, and all algorithms get the same.
-    has: dict[str, dict[tuple[int | None, tuple[str, ...]], None]] = {}
-    for run in setting.runs:
-        for name, modalities in run.modalities.items():
-            has.setdefault(name, {})[run.seed, modalities] = None
+    has = _modalities_by_seed(setting)
     if not has:
         return None
     names = list(dict.fromkeys(m for given in has.values() for _, some in given for m in some))
     labels = [entry.algorithm for entry in _entries(setting, [])]
+    scored = [(label, view) for label in labels for view in ("all", "own")]
     columns = [Column("client", text=True), *(Column(name, "modalities") for name in names)]
-    columns += [Column(view, label) for label in labels for view in ("all", "own")]
+    columns += [Column(view, label) for label, view in scored]
     rows = []
-    for name, given in has.items():
-        counts = [sum(modality in some for _, some in given) for modality in names]
-        scores = [
-            Cell(_mean_of_client(setting, label, name, view))
-            for label in labels
-            for view in ("all", "own")
-        ]
-        rows.append([Cell(name), *(Cell(_share(n, len(given))) for n in counts), *scores])
+    partly = False
+    for client, given in has.items():
+        counts = [sum(name in some for _, some in given) for name in names]
+        partly = partly or any(0 < count < len(given) for count in counts)
+        texts = [client, *(_share(count, len(given)) for count in counts)]
+        texts += [_mean_of_client(setting, label, client, view) for label, view in scored]
+        rows.append(list(map(Cell, texts)))
     note = "●: the client has the modality."
-    if any("/" in each.text for row in rows for each in row[1 : 1 + len(names)]):
+    if partly:
         note += " 2/5: with two of five seeds."
     if labels:
         note += f" {setting.main_name}, mean over the seeds."
     return Section("Clients", note, grids=[Grid(columns, rows)])
+
+
+def _modalities_by_seed(
+    setting: Setting,
+) -> dict[str, dict[tuple[int | None, tuple[str, ...]], None]]:
+    """Return the modalities of each client: those drawn anew with each seed, once a seed."""
+    has: dict[str, dict[tuple[int | None, tuple[str, ...]], None]] = {}
+    for run in setting.runs:
+        for client, modalities in run.modalities.items():
+            has.setdefault(client, {})[run.seed, modalities] = None
+    return has
 
 
 def _mean_of_client(setting: Setting, label: str, client: str, view: str) -> str:

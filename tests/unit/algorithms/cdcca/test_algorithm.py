@@ -13,6 +13,7 @@ from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import CDCCA, FedAvg
 from mlecs_lightning.algorithms.cdcca.distillation import AKD, Lesson, teachers_answers
 from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
+from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import DomainStream
 from mlecs_lightning.errors import ConfigurationError
@@ -20,7 +21,6 @@ from mlecs_lightning.functional import distillation_loss, hidden_distance
 from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.wire import DWC, Channel, ChannelError, Message
 from mlecs_lightning.wire.encoding import decode, encode
-from mlecs_lightning.wire.tokens import Tokens
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 ALL = ["pixels", "profile", "fourier"]
@@ -255,6 +255,8 @@ def test_what_goes_up_is_declared_and_nothing_else(
         assert message.scalars == {"instructions": ("describe the digit .",)}
         sent = sum(len(message.tensors[f"tokens/{m}"]) for m in ALL)
         assert sent == 12  # a quarter of 2 batches of 8 samples of 3 tokens
+        told = message.component("report")
+        assert told["uts/uncertainty_sent"] > told["uts/uncertainty"]  # what it is least sure of
     # The device takes no step: only the server's warm-up and AKD do.
     assert {party for party, _, _ in log.passes} == {"server"}
     assert set(summary["communication"]["by_component"]["uplink"]) == {
@@ -490,7 +492,7 @@ def test_a_device_that_lies_is_left_out(
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),
-        ({"train_device": True}, "train_device goes with distillation: none, got 'akd'"),
+        ({"train_device": True}, "train_device needs distillation: none, got 'akd'"),
     ],
 )
 def test_settings_without_sense_are_refused(values: dict[str, Any], words: str) -> None:

@@ -206,9 +206,9 @@ def test_modules_that_are_not_a_device_s_are_not_merged(
         {} if index == [0] else {"modules/adapters": (2, ROW)}
     )
     merged = algorithm.aggregate([("kitchen", message)], CTX)
-    assert merged is not None
-    assert merged.adapter["index"].tolist() == ([] if index == [0] else [0])
-    assert merged.adapter["gates/kitchen"].max() == 1.0
+    assert merged.clients == 1
+    assert merged.index.tolist() == ([] if index == [0] else [0])
+    assert merged.reports["kitchen"].gates.max() == 1.0
 
 
 def test_modules_that_explode_are_refused(

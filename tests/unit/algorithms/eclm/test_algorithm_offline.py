@@ -10,7 +10,8 @@ import torch
 from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.algorithms.eclm.gating import top_k_gates
-from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of, without_some_modalities
+from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
+from mlecs_lightning.algorithms.eclm.offline import without_some_modalities
 from mlecs_lightning.clients import ClientSettings, FederationSettings
 from mlecs_lightning.errors import ConfigurationError
 
@@ -27,7 +28,7 @@ def test_the_offline_loss_by_hand(
     algorithm, data = eclm(active=K, balance_weight=0.3), tiny.data()
     module = tiny.build(algorithm, divided(), data).server.module.eval()
     batch = data.public().__getitems__(list(range(6)))
-    losses = algorithm.offline(module, batch)
+    losses = algorithm.offline.loss(module, batch)
     # With all modules the gates are one: L_LM is that of the undivided model.
     expected = module.read(batch, tower="slm").loss
     torch.testing.assert_close(losses["lm"], expected, rtol=1e-5, atol=1e-6)
@@ -50,7 +51,7 @@ def test_the_selector_learns_from_both_losses(
         for p in modular_of(module).trunk_parameters():
             p.normal_(std=0.1)
     torch.manual_seed(0)
-    algorithm.offline(module, batch)["loss"].backward()
+    algorithm.offline.loss(module, batch)["loss"].backward()
     # Through the gates of L_LM alone, down to the extractors.
     assert CloudParts.of(module).selector.layers[1].weight.grad.abs().sum() > 0
     assert all(p.grad is not None for p in modular_of(module).own_parameters())
@@ -134,5 +135,5 @@ def test_extractors_that_are_not_the_cloud_s_are_refused(
 ) -> None:
     own = {"fourier": {"class_path": "VectorMLP", "init_args": {"width": 5}}}
     clients = {"hall": ClientSettings(["fourier"], extractors=own)}
-    with pytest.raises(ConfigurationError, match=r"clients\.hall: ECLM hands out the cloud's"):
+    with pytest.raises(ConfigurationError, match=r"clients\.hall: ECLM sends the cloud's"):
         tiny.build(eclm(), divided(clients=clients))

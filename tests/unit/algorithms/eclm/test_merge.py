@@ -21,11 +21,11 @@ def test_overlapping_sub_models_by_hand() -> None:
         torch.tensor([0.7, 0.1, 0.7, 0.9]) * 40,
         allowed=torch.ones(4).bool(),
     )
-    index, rows = merger.result()
-    assert index.tolist() == [0, 1, 3]
+    merged = merger.result({})
+    assert merged.index.tolist() == [0, 1, 3]
     # Module 1: (2 * 10 + 4 * 40) / 6 = 30, and twice that.
-    torch.testing.assert_close(rows, torch.tensor([[1.0, 2.0], [30.0, 60.0], [-1.0, -2.0]]))
-    assert merger.contributors.tolist() == [1, 2, 0, 1]
+    torch.testing.assert_close(merged.rows, torch.tensor([[1.0, 2.0], [30.0, 60.0], [-1.0, -2.0]]))
+    assert merged.contributors.tolist() == [1, 2, 0, 1]
 
 
 def test_the_order_of_the_devices_does_not_show() -> None:
@@ -37,7 +37,7 @@ def test_the_order_of_the_devices_does_not_show() -> None:
         merger = ModuleMerger(3, 5)
         for j in order:
             merger.add(torch.arange(3), rows[j], weights[j], allowed=torch.ones(3).bool())
-        results.append(merger.result()[1])
+        results.append(merger.result({}).rows)
     assert torch.equal(*results)
 
 
@@ -46,14 +46,14 @@ def test_a_weight_of_zero_counts_as_nobody() -> None:
     weights, everything = torch.tensor([0.0, 1.0]), torch.ones(2).bool()
     rows = torch.tensor([[5.0], [6.0]])
     merger.add(torch.tensor([0, 1]), rows, weights, allowed=everything)
-    index, rows = merger.result()
-    assert (index.tolist(), rows.tolist()) == ([1], [[6.0]])
-    assert merger.contributors.tolist() == [0, 1]
+    merged = merger.result({})
+    assert (merged.index.tolist(), merged.rows.tolist()) == ([1], [[6.0]])
+    assert merged.contributors.tolist() == [0, 1]
 
 
 def test_nobody_leaves_nothing() -> None:
-    index, rows = ModuleMerger(2, 3).result()
-    assert (index.tolist(), rows.shape) == ([], (0, 3))
+    merged = ModuleMerger(2, 3).result({})
+    assert (merged.clients, merged.index.tolist(), merged.rows.shape) == (0, [], (0, 3))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_modules_that_are_not_a_device_s_are_dropped(index: list[int], trained: 
     rows = torch.tensor([[5.0], [6.0]])
     mask = merger.add(torch.tensor(index), rows, torch.ones(4), allowed=allowed)
     assert mask.nonzero().flatten().tolist() == trained
-    found, merged = merger.result()
-    assert found.tolist() == trained
+    merged = merger.result({})
+    assert merged.index.tolist() == trained
     expected = {n: row for n, row in zip(index, [5.0, 6.0], strict=False) if n in trained}
-    assert dict(zip(found.tolist(), merged.flatten().tolist(), strict=True)) == expected
+    assert dict(zip(merged.index.tolist(), merged.rows.flatten().tolist(), strict=True)) == expected

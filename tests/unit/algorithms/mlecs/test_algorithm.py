@@ -185,7 +185,7 @@ def test_ccl_is_the_language_model_loss_plus_the_volume_contrast(
     anchors = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
     row = {i: n for n, i in enumerate(ids)}
     with torch.no_grad():
-        losses = algorithm.ccl(module, batch, anchors=anchors, row=row)
+        losses = algorithm.objectives.ccl(module, batch, anchors=anchors, row=row)
         output = module.read(batch)
     vectors = torch.cat([output.embeddings.modalities, output.embeddings.fused[:, None]], dim=1)
     assert vectors.shape == (12, 3, 16)
@@ -351,7 +351,7 @@ def test_cosine_alignment_by_hand(tiny: SimpleNamespace) -> None:
     batch = table.__getitems__([0, 1, 2])
     anchors = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        losses = algorithm.ccl(
+        losses = algorithm.objectives.ccl(
             module, batch, anchors=anchors, row={i: n for n, i in enumerate(batch.ids)}
         )
         output = module.read(batch)
@@ -369,7 +369,7 @@ def test_fused_alignment_leaves_the_modalities_apart(tiny: SimpleNamespace) -> N
     batch = data.public("train", modalities=module.modalities).__getitems__([0, 1, 2])
     anchors = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        losses = algorithm.ccl(
+        losses = algorithm.objectives.ccl(
             module, batch, anchors=anchors, row={i: n for n, i in enumerate(batch.ids)}
         )
         f = module.read(batch).embeddings.fused
@@ -426,6 +426,6 @@ def test_private_contrast_without_a_known_target_is_the_language_loss(
     algorithm = MLECS()
     module = tiny.build(algorithm, None, data).module("kitchen").eval()
     batch = data.private("kitchen").__getitems__([0, 1])
-    losses = algorithm.amt(module, batch, prototypes={})
+    losses = algorithm.objectives.amt(module, batch, prototypes={})
     assert losses.keys() == {"loss", "lm"}
     assert torch.equal(losses["loss"], losses["lm"])

@@ -9,6 +9,7 @@ from torch import Tensor
 from mlecs_lightning import MLECS
 from mlecs_lightning.algorithms import FedAvg, Steps
 from mlecs_lightning.algorithms.mlecs.algorithm import Component
+from mlecs_lightning.algorithms.mlecs.objectives import Objectives
 from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.wire import Message
@@ -63,8 +64,7 @@ def test_weights_by_hand(tiny: SimpleNamespace, values: dict[str, Any], expected
         )
     ]
     aggregate = algorithm.aggregate(iter(updates), CTX)
-    assert aggregate is not None
-    for tensor in aggregate.adapter.values():
+    for tensor in aggregate.adapters["slm"].values():
         torch.testing.assert_close(tensor, torch.full_like(tensor, expected))
 
 
@@ -77,7 +77,7 @@ def test_weights_of_a_run_by_hand(mlecs_run: SimpleNamespace, tiny: SimpleNamesp
         for c, t in up.items()
     ]
     aggregate = mlecs_run.algorithm.aggregate(iter(updates), CTX)
-    for name, tensor in aggregate.adapter.items():
+    for name, tensor in aggregate.adapters["slm"].items():
         mean = sum(up[c][f"adapter/{name}"] * n for c, n in counts.items()) / 5
         torch.testing.assert_close(tensor, mean, rtol=1e-5, atol=1e-8)
     assert aggregate.error == pytest.approx(mlecs_run.summary["aggregation_error"][0], rel=1e-6)
@@ -148,14 +148,14 @@ def test_each_volume_term_reaches_the_tensors_it_should(
 ) -> None:
     """What pulls vectors ends at the connector; what pulls a view goes through the backbone."""
     terms: list[Tensor] = []
-    contrast = MLECS._contrast
+    contrast = Objectives._contrast
 
-    def record(self: MLECS, *vectors: Tensor) -> VolumeContrast:
+    def record(self: Objectives, *vectors: Tensor) -> VolumeContrast:
         terms.append((result := contrast(self, *vectors)).loss)
         return result
 
-    monkeypatch.setattr(MLECS, "_contrast", record)
-    MLECS().se_ccl(both.module, both.batch)
+    monkeypatch.setattr(Objectives, "_contrast", record)
+    MLECS().objectives.se_ccl(both.module, both.batch)
     assert len(terms) == 4
     names, parameters = zip(
         *((n, p) for n, p in both.module.named_parameters() if p.requires_grad), strict=True
@@ -180,7 +180,7 @@ def test_gradient_of_se_ccl_is_that_of_its_terms_with_constants_for_what_is_stop
     algorithm = MLECS(contrast_weight=0.7, temperature=0.3)
     trained = [p for p in module.parameters() if p.requires_grad]
     names = [n for n, p in module.named_parameters() if p.requires_grad]
-    losses = algorithm.se_ccl(module, batch)
+    losses = algorithm.objectives.se_ccl(module, batch)
     grads = torch.autograd.grad(losses["loss"], trained, allow_unused=True)
 
     classes = torch.tensor([sorted(set(batch.targets)).index(t) for t in batch.targets])

@@ -14,16 +14,24 @@ VECTOR = Declared("vector", [4])
     ("text", "declared", "message"),
     [
         # A first row that was meant to be numbers.
-        ("1.0O,2.0\n3,4\n", TWO, "line 1, column 1: '1.0O' is no number, and the row no header"),
-        ("1.0O\n3\n", ONE, "line 1, column 1: '1.0O' is no number, and the row no header"),
-        ("x,2\n3,4\n", TWO, "line 1, column 1: 'x' is no number, and the row no header: names"),
+        (
+            "1.0O,2.0\n3,4\n",
+            TWO,
+            "line 1, column 1: '1.0O' is not a number, and its row not a header",
+        ),
+        ("1.0O\n3\n", ONE, "line 1, column 1: '1.0O' is not a number, and its row not a header"),
+        (
+            "x,2\n3,4\n",
+            TWO,
+            "line 1, column 1: 'x' is not a number, and its row not a header, whose names",
+        ),
         ("1..5,b\n3,4\n", TWO, "line 1, column 1: '1..5'"),
         ("\n\n-.5e,+3\n3,4\n", TWO, "line 3, column 1: '-.5e'"),
-        ("1_0,2\n3,4\n", TWO, "line 1, column 1: '1_0' is no number"),
+        ("1_0,2\n3,4\n", TWO, "line 1, column 1: '1_0' is not a number"),
         ("nan,2\n3,4\n", TWO, "line 1, column 1: 'nan' is not a finite number"),
         # A second one.
-        ("x,y\n1,2O\n", TWO, "line 2, column 2: '2O' is no number; correct it"),
-        ("x,y\nu,v\n1,2\n", TWO, "line 2, column 1: 'u' is no number; correct it"),
+        ("x,y\n1,2O\n", TWO, "line 2, column 2: '2O' is not a number; correct it"),
+        ("x,y\nu,v\n1,2\n", TWO, "line 2, column 1: 'u' is not a number; correct it"),
         # Decimal commas.
         (
             "1,5;2,5\n3,5;4,5\n",
@@ -34,17 +42,21 @@ VECTOR = Declared("vector", [4])
         ("1,5\t2,5\n", TWO, "'1,5' has a decimal comma"),
         ('"1,5","2,5"\n', TWO, "'1,5' has a decimal comma"),
         ("-1,5e3;2\n", TWO, "'-1,5e3' has a decimal comma; write points: -1.5e3"),
-        ("1,5\n2,5\n", ONE, "line 1: has 2 columns, .* 1 channels; if the comma is a decimal one"),
+        (
+            "1,5\n2,5\n",
+            ONE,
+            "line 1: has 2 columns, .* 1 channels; if the comma is a decimal comma",
+        ),
         ("1,5;2,5;3,5;4,5\n", VECTOR, "'1,5' has a decimal comma"),
         # Other columns than channels, and lines that were cut.
-        ("1,2,3\n", TWO, r"line 1: has 3 columns, and the declared shape \[2, 3\] 2 channels$"),
+        ("1,2,3\n", TWO, r"line 1: has 3 columns, but the declared shape \[2, 3\] has 2 channels$"),
         ("x,y\n1\n", TWO, "line 2: has 1 columns"),
         ("1," * 999_999 + "1", TWO, "line 1: has 1000000 columns"),
-        ("1,2\n3", TWO, "line 2: expected 2 fields, got 1"),
-        ("1,2\n3,", TWO, "line 2, column 2: '' is no number"),
-        ("1,2\n3,4e", TWO, "line 2, column 2: '4e' is no number"),
+        ("1,2\n3", TWO, "line 2: expected 2 fields as in the first row, got 1"),
+        ("1,2\n3,", TWO, "line 2, column 2: '' is not a number"),
+        ("1,2\n3,4e", TWO, "line 2, column 2: '4e' is not a number"),
         ('1,2\n3,"4', TWO, "unexpected end of data"),
-        ("1,2\n3,4,\n", TWO, "line 2: expected 2 fields, got 3"),
+        ("1,2\n3,4,\n", TWO, "line 2: expected 2 fields as in the first row, got 3"),
         ("x,y\n", TWO, "is empty"),
         ("", TWO, "is empty"),
     ],

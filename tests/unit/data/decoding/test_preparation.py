@@ -94,9 +94,9 @@ def test_a_text_is_given_as_it_is_or_in_a_file(tmp_path: Path) -> None:
         (" ", "is empty"),
         ("a\0b", "null character"),
         ("\ud800", "surrogates not allowed"),
-        (["a"], 'an inline text is {"text": "..."}'),
-        ({"text": "a", "b": 1}, 'an inline text is {"text": "..."}'),
-        (np.zeros(3), "has shape (3,); kind 'text' declares (16,)"),
+        (["a"], 'inline text must be {"text": "..."}'),
+        ({"text": "a", "b": 1}, 'inline text must be {"text": "..."}'),
+        (np.zeros(3), "has shape (3,), but kind 'text' declares (16,)"),
     ):
         with pytest.raises(DecodeError) as caught:
             preparation.read(value)
@@ -107,9 +107,9 @@ def test_a_text_is_given_as_it_is_or_in_a_file(tmp_path: Path) -> None:
     ("value", "said"),
     [
         (np.array(["a"]), "holds <U1, expected numbers"),
-        (np.zeros((2, 4)), "has shape (2, 4); kind 'series' declares (1 channels, time)"),
+        (np.zeros((2, 4)), "has shape (2, 4), but kind 'series' declares (1 channels, time)"),
         ("x.png", "read from ['.csv', '.flac', '.npy', '.wav'], not from '.png'"),
-        ({"a": 1}, "inline values are numbers"),
+        ({"a": 1}, "an inline value must be a number"),
         ([np.nan], "not finite"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlecs_lightning.data.decoding.shapes import Declared, DecodeError, Raw, fitted, stretches
+from mlecs_lightning.data.decoding.shapes import Declared, DecodeError, Raw, fitted, segments
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.types import ModalitySpec
 
@@ -37,12 +37,18 @@ def test_a_declaration_is_a_modality_with_options() -> None:
             r"m\.kind: expected one of \['vector', .* got 'sound'",
         ),
         ({"kind": "series", "shape": [9]}, r"m: .*'series' has 2 dimensions, got shape \(9,\)"),
-        ({"kind": "series", "shape": [0, 9]}, "m: shape must be made of numbers of at least 1"),
+        ({"kind": "series", "shape": [0, 9]}, "m: every size in shape must be at least 1"),
         ({"kind": "series", "shape": "6x50"}, r"m\.shape: expected a list of int, got '6x50'"),
-        ({"kind": "series", "shape": [1, 9], "rate": 0}, "m: rate must be at least 1, got 0"),
-        ({"kind": "series", "shape": [1, 9], "rate": 10**9}, "m: rate must be at most 1,000,000"),
-        ({"kind": "vector", "shape": [9], "fit": "resample"}, "m: fit and rate are of kind"),
-        ({"kind": "series", "shape": [1, 9], "frames": "mean"}, "m: frames is of kind 'image'"),
+        (
+            {"kind": "series", "shape": [1, 9], "rate": 0},
+            "m: rate must be from 1 to 1,000,000, got 0",
+        ),
+        (
+            {"kind": "series", "shape": [1, 9], "rate": 10**9},
+            "m: rate must be from 1 to 1,000,000, got 1,000,000,000",
+        ),
+        ({"kind": "vector", "shape": [9], "fit": "resample"}, "m: fit and rate are for kind"),
+        ({"kind": "series", "shape": [1, 9], "frames": "mean"}, "m: frames is for kind 'image'"),
         (
             {"kind": "vector", "shape": [9], "size": 3},
             r"m: unknown keys \['size'\], known: \['kind",
@@ -83,7 +89,7 @@ def test_resampling_takes_the_mean_of_equal_stretches(
 
 @given(count=st.integers(1, 40), parts=st.integers(1, 40))
 def test_no_stretch_reaches_beyond_its_time(count: int, parts: int) -> None:
-    cut = stretches(count, parts)
+    cut = segments(count, parts)
     assert len(cut) == parts
     assert cut[-1][1] == count
     for k, (begin, end) in enumerate(cut, start=1):
@@ -123,15 +129,20 @@ def test_sound_is_brought_to_the_declared_rate_before_it_is_cut() -> None:
 @pytest.mark.parametrize(
     ("points", "rate", "wanted", "message"),
     [
-        (10_000, 1, 8000, "and would have 80,000,000 at the declared rate of 8,000, at most"),
-        (5000, 7, 48_000, "and would have 34,285,714 at the declared rate of 48,000"),
+        (
+            10_000,
+            1,
+            8000,
+            "and would have 80,000,000 samples at the declared rate of 8,000 Hz, but at most",
+        ),
+        (5000, 7, 48_000, "and would have 34,285,714 samples at the declared rate of 48,000 Hz"),
         (
             10_000,
             2**31 - 1,
             8000,
-            "2,147,483,647 points a second .* with a filter that is too long",
+            "2,147,483,647 Hz .* needs too long a filter",
         ),
-        (10_000, 999_983, 1_000_000, "999,983 to 1,000,000, with a filter that is too long"),
+        (10_000, 999_983, 1_000_000, "999,983 to 1,000,000, which needs too long a filter"),
     ],
 )
 def test_a_rate_that_would_fill_the_memory_is_refused(
@@ -169,12 +180,17 @@ def test_one_channel_needs_no_dimension_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("values", "kind", "shape", "message"),
     [
-        (np.zeros((3, 9)), "series", [2, 9], r"shape \(3, 9\); .* \(2 channels, time\)"),
-        (np.zeros(9), "series", [2, 9], r"shape \(9,\); kind 'series' declares \(2 channels, time"),
-        (np.zeros((8, 8, 3)), "image", [3, 8, 8], r"shape \(8, 8, 3\); .* \(3 channels, height,"),
-        (np.zeros((1, 8, 8)), "image", [3, 8, 8], r"shape \(1, 8, 8\); .* \(3 channels, height,"),
-        (np.zeros(4), "vector", [5], r"shape \(4,\); kind 'vector' declares \(5,\)"),
-        (np.zeros((1, 5)), "vector", [5], r"shape \(1, 5\); kind 'vector' declares \(5,\)"),
+        (np.zeros((3, 9)), "series", [2, 9], r"shape \(3, 9\), .* \(2 channels, time\)"),
+        (
+            np.zeros(9),
+            "series",
+            [2, 9],
+            r"shape \(9,\), but kind 'series' declares \(2 channels, time",
+        ),
+        (np.zeros((8, 8, 3)), "image", [3, 8, 8], r"shape \(8, 8, 3\), .* \(3 channels, height,"),
+        (np.zeros((1, 8, 8)), "image", [3, 8, 8], r"shape \(1, 8, 8\), .* \(3 channels, height,"),
+        (np.zeros(4), "vector", [5], r"shape \(4,\), but kind 'vector' declares \(5,\)"),
+        (np.zeros((1, 5)), "vector", [5], r"shape \(1, 5\), but kind 'vector' declares \(5,\)"),
         (np.zeros((2, 0)), "series", [2, 9], "is empty"),
         ([1.0, np.nan], "vector", [2], "not finite in float32"),
         ([1.0, 1e39], "vector", [2], "not finite in float32"),

@@ -45,24 +45,24 @@ NOTE = (b"LIST", b"odd")  # filled up by a byte, as all chunks of odd length
     [
         (
             SOUND[:-1],
-            "is cut off: its header promises 244 bytes, 243 are there; write the recording",
+            "is cut off: its header promises 244 bytes, but it has 243; repair it",
         ),
-        (SOUND[:-100], "is cut off: its header promises 244 bytes, 144 are there"),
-        (SOUND[:44], "is cut off: its header promises 244 bytes, 44 are there"),
+        (SOUND[:-100], "is cut off: its header promises 244 bytes, but it has 144"),
+        (SOUND[:44], "is cut off: its header promises 244 bytes, but it has 44"),
         (SOUND[:30], "is cut off"),
-        (SOUND[:40] + b"\xff\xff\xff\x7f" + SOUND[44:], "chunk 'data' that promises 2,147,483,647"),
+        (SOUND[:40] + b"\xff\xff\xff\x7f" + SOUND[44:], "chunk 'data' of 2,147,483,647"),
         (SOUND[:4] + b"\xff\xff\xff\xff" + SOUND[8:], "its header promises 4,294,967,303 bytes"),
         # The reader of the standard library stops where the outer size says.
-        (chunked(form(), DATA, size=40), "'data' that promises 8 bytes, 4 are there by its header"),
-        (chunked(form(), DATA, size=0), "chunk 'fmt ' that promises 16 bytes, 0 are there"),
+        (chunked(form(), DATA, size=40), "'data' of 8 bytes by its header, but 4 are left"),
+        (chunked(form(), DATA, size=0), "chunk 'fmt ' of 16 bytes by its header, but 0 are left"),
         (chunked(form(), (b"data", b"")), "is empty: its chunk 'data' has 0 bytes"),
         (
             chunked(form(), (b"data", bytes(7))),
-            "ends within a point: .* has 7 bytes, .* channels 2",
+            "ends within a sample: .* has 7 bytes, .* channels 2",
         ),
-        (chunked(form(channels=2), (b"data", bytes(6))), "ends within a point: .* 6 bytes, .* 4"),
+        (chunked(form(channels=2), (b"data", bytes(6))), "ends within a sample: .* 6 bytes, .* 4"),
         (chunked(form()), "has no chunk 'data'"),
-        (chunked(form(rate=0), DATA), "declares 0 points a second"),
+        (chunked(form(rate=0), DATA), "has a sampling rate of 0 Hz"),
     ],
 )
 def test_a_sound_that_is_not_whole_is_refused(data: bytes, message: str) -> None:

@@ -45,5 +45,6 @@ def test_a_path_out_of_the_root_is_no_unreadable_file(tmp_path: Path) -> None:
     inputs = decoded(tmp_path, {"wave": "../x.csv"})
     assert inputs.unread == []
     assert inputs.outside == [
-        "m.jsonl:1 (id 's1'), wave: '../x.csv' has a '..': files lie below data.init_args.root"
+        "m.jsonl:1 (id 's1'), wave: '../x.csv' contains '..': all files must be below "
+        "data.init_args.root"
     ]

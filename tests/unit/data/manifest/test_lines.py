@@ -95,12 +95,12 @@ def test_several_files_are_one_manifest_and_each_is_the_root_of_its_paths(tmp_pa
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"id": "a", ', "m.jsonl:1: is no JSON: Expecting property name"),
+        (b'{"id": "a", ', "m.jsonl:1: is not valid JSON: Expecting property name"),
         (b'{"id": "\xff"}', "m.jsonl:1: is no text in UTF-8: "),
         (b"[1, 2]", "m.jsonl:1: expected a JSON object, got '[1, 2]'"),
-        (b"[" * 100_000, "m.jsonl:1: is no JSON: "),
+        (b"[" * 100_000, "m.jsonl:1: is not valid JSON: "),
         (b'{"id": "a", "id": "b"}', "written twice, and the first would be lost: ['id']"),
-        (b'{"id": "a", "modalities": {"tilt": [NaN]}}', "NaN is no number of JSON"),
+        (b'{"id": "a", "modalities": {"tilt": [NaN]}}', "NaN is not a number in JSON"),
         (changed(id="left out"), "m.jsonl:1: id: expected a text or a whole number, got None"),
         (changed(id=" "), "m.jsonl:1 (id ' '): id: expected a text"),
         (changed(id=True), "id: expected a text or a whole number, got True"),
@@ -110,12 +110,15 @@ def test_several_files_are_one_manifest_and_each_is_the_root_of_its_paths(tmp_pa
         ),
         (changed(client=[1]), "client: expected a text or a whole number, got [1]"),
         (changed(client="a", domain="b"), "client and domain: expected one of the two, got both"),
-        (changed(client="a", split="public"), "client: a public sample is no client's, got 'a'"),
+        (
+            changed(client="a", split="public"),
+            "client: a public sample belongs to no client, got 'a'",
+        ),
         (changed(group=1.5), "group: expected a text or a whole number, got 1.5"),
         (changed(modality="x"), "unknown keys ['modality'], known: ['id', 'split', "),
         (changed(modalities=["x"]), "modalities: expected names and their values, got ['x']"),
         (changed(modalities="left out"), "modalities: expected names and their values, got None"),
-        (changed(modalities={"taste": 1}), "modalities: ['taste'] are none of ['tilt', 'wave']"),
+        (changed(modalities={"taste": 1}), "modalities: ['taste'] are not among ['tilt', 'wave']"),
         (changed(modalities={}), "modalities: expected at least one of ['tilt', 'wave'], got none"),
         (changed(modalities={"tilt": None}), "modalities: expected at least one of"),
         (changed(target="left out"), "expected either target, a text, or targets, a list of texts"),
@@ -172,7 +175,7 @@ def test_an_id_stands_once(tmp_path: Path) -> None:
 def test_clients_and_domains_do_not_mix(tmp_path: Path) -> None:
     _, faults = read(tmp_path, changed(client="k"), changed(id="b", split="test", domain="k"))
     assert faults == [
-        "one manifest names clients or domains, not both: m.jsonl:1 names a client and m.jsonl:2 "
+        "a manifest may name clients or domains, not both: m.jsonl:1 names a client and m.jsonl:2 "
         "names a domain"
     ]
 
@@ -180,7 +183,7 @@ def test_clients_and_domains_do_not_mix(tmp_path: Path) -> None:
 def test_a_private_sample_without_an_owner_among_owned_ones_is_a_fault(tmp_path: Path) -> None:
     others = [changed(id=s, split=s) for s in ("public", "test", "val")]  # these need none
     _, faults = read(tmp_path, changed(client="k"), changed(id="b"), *others)
-    assert faults == ["m.jsonl:2 (id 'b'): names no client, as other lines of split train do"]
+    assert faults == ["m.jsonl:2 (id 'b'): names no client, but other lines of split train do"]
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def test_dropped_inputs_count_as_absent_and_samples_without_any_vanish(build: Bu
 @pytest.mark.parametrize("on_error", ["raise", "drop"])
 def test_a_path_out_of_the_root_always_stops_the_run(build: Build, on_error: str) -> None:
     lines = [*BASIC, {**row("x", "train", client="hall"), "modalities": {"tilt": "/etc/hosts.csv"}}]
-    with pytest.raises(ConfigurationError, match=r"\(id 'x'\), tilt: '/etc/hosts.csv' is no relat"):
+    with pytest.raises(
+        ConfigurationError, match=r"\(id 'x'\), tilt: '/etc/hosts.csv' is not a relat"
+    ):
         _ = build(lines, on_error=on_error).pools
 
 
@@ -172,11 +174,11 @@ ONLY_CAMERA = {"camera": np.zeros((1, 4, 4)).tolist()}
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "no sample is left of split 'public': the server has nothing to train on"),
-        (rows("public", 2), "no sample is left of split 'train': every client has nothing"),
+        ([], "no sample of split 'public' is left: the server has nothing to train on"),
+        (rows("public", 2), "no sample of split 'train' is left: every client has nothing"),
         (
             [{**BASIC[0], "modalities": ONLY_CAMERA}, *BASIC[8:]],
-            "no public sample has 'tilt': the server cannot learn it, nor is there a scale",
+            "no public sample has 'tilt': the server cannot learn it, and there is nothing",
         ),
         (
             [*rows("public", 2, target=None), *BASIC[8:]],
@@ -241,7 +243,7 @@ def test_without_labels_there_are_no_classes(build: Build) -> None:
 def test_a_target_without_a_class_is_a_fault_with_its_line(build: Build) -> None:
     lines = [*BASIC, row("x", "test", target="sideways .")]
     with pytest.raises(
-        ConfigurationError, match=r"m\.jsonl:23 \(id 'x'\): .*'sideways \.' names none"
+        ConfigurationError, match=r"m\.jsonl:23 \(id 'x'\): .*'sideways \.' must name"
     ):
         _ = build(lines, labels=LABELS).pools
 
@@ -284,9 +286,9 @@ def test_a_client_that_the_manifest_does_not_know_is_a_fault(build: Build) -> No
     with pytest.raises(ConfigurationError) as raised:
         build().attach({**CLIENTS, "attic": ClientProfile(("tilt", "taste"))})
     assert str(raised.value).splitlines() == [
-        "clients.attic: no line of split train names this client, they name ['kitchen', 'hall']; "
-        "to hold samples of these, say so under clients.attic.domains",
-        "clients.attic.modalities: 'taste' is none of ['tilt']",
+        "clients.attic: no line of split train names this client, only ['kitchen', 'hall']; "
+        "to give it samples of these, list them under clients.attic.domains",
+        "clients.attic.modalities: 'taste' is not one of ['tilt']",
     ]
 
 
@@ -320,8 +322,8 @@ def test_dirichlet_does_not_take_samples_from_clients_that_own_them(build: Build
     with pytest.raises(ConfigurationError) as raised:
         build(lines, labels=LABELS, partition="dirichlet").attach(CLIENTS)
     assert [line.split("has ")[1] for line in str(raised.value).splitlines()] == [
-        "the clients ['kitchen', 'hall']; domain keeps to it",
-        "clients' samples of split val; domain keeps to it",
+        "the clients ['kitchen', 'hall']; use domain",
+        "clients' samples of split val; use domain",
     ]
 
 
@@ -493,5 +495,7 @@ def test_texts_are_read_from_files_and_lines_and_never_scaled(build: Build, tmp_
         in str(caught.value)
     )
     lines[1]["modalities"] = {"said": "oil hisses"}
-    with pytest.raises(ConfigurationError, match=r"m\.jsonl:2 .*'oil hisses' is no path of a .txt"):
+    with pytest.raises(
+        ConfigurationError, match=r"m\.jsonl:2 .*'oil hisses' is not the path of a .txt"
+    ):
         _ = build(lines, modalities=said).pools

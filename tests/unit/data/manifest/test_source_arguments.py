@@ -23,11 +23,11 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
         "got shape (3,)",
         "data.init_args.modalities: 'my.cam' cannot name a modality: expected a letter or '_', "
         "then letters, digits and '_'",
-        "data.init_args.instruction is blank, got ' '",
+        "data.init_args.instruction must not be blank, got ' '",
         "data.init_args.labels: class 'up' needs at least one phrase and no blank one: []",
         "data.init_args.file is empty: name at least one",
     ]
-    with pytest.raises(ConfigurationError, match="dirichlet skews the labels, give"):
+    with pytest.raises(ConfigurationError, match=r"dirichlet skews the labels, so it needs data\."):
         Manifest("m.jsonl", MODALITIES, partition="dirichlet")
     with pytest.raises(ConfigurationError, match="modalities is empty: name at least one"):
         Manifest("m.jsonl", {})

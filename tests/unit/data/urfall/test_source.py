@@ -121,7 +121,7 @@ def test_missing_root_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         _ = URFall(tmp_path / "nowhere").pools
     message = str(raised.value)
-    assert message.startswith(f"data.init_args.root: '{tmp_path / 'nowhere'}' is no folder")
+    assert message.startswith(f"data.init_args.root: '{tmp_path / 'nowhere'}' is not a folder")
     assert "accelerometer/: found 0 of 69, missing " in message
     assert "labels_depth_features/: found 0 of 2" in message
     assert "rgb_cam0/: found 0 of 69" in message

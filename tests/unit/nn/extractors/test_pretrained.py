@@ -359,13 +359,13 @@ def test_feature_of_other_weights_precision_or_preparation_is_no_hit(
 @pytest.mark.parametrize(
     ("name", "spec", "values", "message"),
     [
-        ("ast", IMAGE, {}, r"reads audio, and the modality is of kind 'image'"),
-        ("vit", AUDIO, {}, r"\(vit\) reads images, and the modality is of kind 'series'"),
+        ("ast", IMAGE, {}, r"reads audio, but the modality has kind 'image'"),
+        ("vit", AUDIO, {}, r"\(vit\) reads images, but the modality has kind 'series'"),
         ("bert", IMAGE, {}, r"\(bert\) reads text"),
-        ("vit", ModalitySpec("vector", (4,)), {}, "of kind 'vector'"),
+        ("vit", ModalitySpec("vector", (4,)), {}, "has kind 'vector'"),
         ("vit", ModalitySpec("image", (4, 16, 16)), {}, "the modality has 4"),
         ("ast", ModalitySpec("series", (2, 4000)), {}, "the modality has 2 channels"),
-        ("whisper", ModalitySpec("series", (1, 16001)), {}, r"to 1 s of audio; .* 1\.00006 s"),
+        ("whisper", ModalitySpec("series", (1, 16001)), {}, r"to 1 s of audio, .* 1\.00006 s"),
         ("wav2vec2", ModalitySpec("series", (1, 99)), {}, r"0\.025 to inf s .* 0\.0061875 s"),
         ("ast", AUDIO, {"sampling_rate": 0}, "sampling_rate must be positive, got 0"),
         ("vit", IMAGE, {"tune": "half"}, r"tune must be one of .*'lora'.*, got 'half'"),
@@ -400,7 +400,7 @@ def test_checkpoint_that_lacks_weights_is_refused(
     model = transformers.AutoModel.from_pretrained(saved("vit"))
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("layernorm.")}
     model.save_pretrained(tmp_path / "vit", state_dict=state)
-    with pytest.raises(ConfigurationError, match=r"lacks 2 weights, \['layernorm\.bias'"):
+    with pytest.raises(ConfigurationError, match=r"lacks 2 weights, such as \['layernorm\.bias'"):
         PretrainedExtractor(IMAGE, model=str(tmp_path / "vit"))
     with pytest.raises(ConfigurationError, match=r"^model '/no/such/model': "):
         PretrainedExtractor(IMAGE, model="/no/such/model")

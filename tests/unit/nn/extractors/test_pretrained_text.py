@@ -175,8 +175,8 @@ def test_real_sentences_are_near_to_what_they_mean() -> None:
 @pytest.mark.parametrize(
     ("name", "spec", "said"),
     [
-        ("bert", ModalitySpec("image", (3, 16, 16)), "reads text, and the modality is of kind"),
-        ("bert", ModalitySpec("series", (1, 400)), "reads text, and the modality is of kind"),
+        ("bert", ModalitySpec("image", (3, 16, 16)), "reads text, but the modality has kind"),
+        ("bert", ModalitySpec("series", (1, 400)), "reads text, but the modality has kind"),
     ],
 )
 def test_an_encoder_of_another_kind_is_refused(

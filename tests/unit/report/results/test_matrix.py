@@ -217,7 +217,7 @@ STEPS = "algorithm.init_args.steps"
         ({"options": {STEPS: {"public": 10, "private": 10}}}, "rounds x steps"),
         ({"options": {STEPS: {"public": None}}}, "rounds x steps"),
         ({"options": {"data.init_args.batch_size": 64}}, "rounds x steps"),
-        ({"options": {"trainer.client_fraction": 0.5}}, "rounds x steps"),
+        ({"options": {"trainer.participation.fraction": 0.5}}, "rounds x steps"),
         ({"rounds": 3, "seconds": 90.0, "up": 9}, "rounds x steps, bytes, seconds"),
     ],
 )

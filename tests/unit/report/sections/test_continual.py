@@ -10,7 +10,7 @@ from mlecs_lightning.data import DomainStream
 from mlecs_lightning.report.drawing.charts import Band
 from mlecs_lightning.report.parts import Section, Setting, arrange
 from mlecs_lightning.report.results.reading import ReportError, read_runs
-from mlecs_lightning.report.sections.continual import Stretch, bands_of, stream, stretches
+from mlecs_lightning.report.sections.continual import Stretch, bands_of, continual, stretches
 from tests.unit.report.run_files import a_config, a_history, a_summary, write_run
 
 PHASES = {"kitchen": [[0, "day"], [2, "night"], [4, "day"]], "hall": [[0, "day"]]}
@@ -68,7 +68,7 @@ def setting(tmp_path: Path) -> Setting:
 
 def test_runs_without_a_schedule_have_no_such_section(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "v", config=a_config(), summary=a_summary(), history=a_history())
-    assert stream(setting_of(folder)) == []
+    assert continual(setting_of(folder)) == []
 
 
 def test_stretches_count_from_one_and_end_where_the_next_begins(setting: Setting) -> None:
@@ -95,7 +95,7 @@ def test_a_client_whose_data_stay_has_no_borders(setting: Setting) -> None:
 
 
 def test_the_table_has_means_over_seeds_and_the_best_of_each_column(setting: Setting) -> None:
-    summary, present, every = stream(setting)
+    summary, present, every = continual(setting)
     assert [section.title for section in (summary, present, every)] == [
         "Changing data: macro-F1",
         "Where the client is: macro-F1 over rounds",
@@ -124,7 +124,7 @@ def test_the_table_has_means_over_seeds_and_the_best_of_each_column(setting: Set
 
 
 def test_by_client_the_domains_and_the_scores_of_each(setting: Setting) -> None:
-    lines = rows_of(stream(setting)[0], grid=1)
+    lines = rows_of(continual(setting)[0], grid=1)
     assert lines[0][:5] == [
         *("kitchen", "day (1), night (3), day (5)", "CDCCA", "2", "0.650 ± 0.071")
     ]
@@ -139,14 +139,14 @@ def test_one_client_is_named_in_the_note(tmp_path: Path) -> None:
     alone = streamed(0.6, 0.1)
     del alone["clients"]["hall"]
     folder = write_run(tmp_path / "v", config=a_config(), summary=a_summary(rounds=6, stream=alone))
-    (summary,) = stream(setting_of(folder))
+    (summary,) = continual(setting_of(folder))
     (grid,) = summary.grids
     assert grid.caption == ""
     assert "of kitchen, with their first rounds: day (1), night (3), day (5)." in summary.note
 
 
 def test_every_domain_is_shown_at_the_end_of_each_stretch(setting: Setting) -> None:
-    every = stream(setting)[2]
+    every = continual(setting)[2]
     assert [(c.over, c.name) for c in every.grids[0].columns[1:]] == [
         *(("CDCCA", "day"), ("CDCCA", "night"), ("Standalone", "day"), ("Standalone", "night"))
     ]
@@ -162,7 +162,7 @@ def test_every_domain_is_shown_at_the_end_of_each_stretch(setting: Setting) -> N
 
 
 def test_the_chart_of_the_present_has_the_borders(setting: Setting) -> None:
-    present = stream(setting)[1]
+    present = continual(setting)[1]
     captions = ["mean of the clients", "kitchen: day (1), night (3), day (5)", "hall: day (1)"]
     assert [panel.caption for panel in present.panels] == captions
     dashed = [panel.chart.count("stroke-dasharray") for panel in present.panels]
@@ -170,7 +170,7 @@ def test_the_chart_of_the_present_has_the_borders(setting: Setting) -> None:
 
 
 def test_without_charts_there_are_the_tables_alone(setting: Setting) -> None:
-    sections = stream(setting, charts=False)
+    sections = continual(setting, charts=False)
     assert not [panel for section in sections for panel in section.panels]
     assert [len(section.grids) for section in sections] == [2, 1]
 
@@ -178,7 +178,7 @@ def test_without_charts_there_are_the_tables_alone(setting: Setting) -> None:
 def test_an_unfinished_run_has_its_curves(tmp_path: Path) -> None:
     folder = a_stream_run(tmp_path / "v")
     (folder / "summary.json").unlink()
-    (present,) = stream(setting_of(folder))
+    (present,) = continual(setting_of(folder))
     assert [panel.caption for panel in present.panels][1:] == ["kitchen", "hall"]
 
 
@@ -204,7 +204,7 @@ def test_a_real_run_leaves_all_that_the_sections_need(
     algorithm = CDCCA(steps=tiny.steps(warmup=1, public=0, private=1, server=1))
     trainer = tiny.trainer(tmp_path, max_rounds=2, logger=True, check_val_every_n_rounds=1)
     summary = trainer.fit(algorithm, data, tiny.parties(device))
-    table, present, every = stream(setting_of(tmp_path / "tiny" / "version_0"))
+    table, present, every = continual(setting_of(tmp_path / "tiny" / "version_0"))
     assert "bold (1), light (2)." in table.note
     said = summary["stream"]["clients"]["phone"]["macro_f1"]
     assert rows_of(table)[0][2:6] == [

@@ -1,0 +1,170 @@
+"""The objectives of ML-ECS: L_LM and volume contrasts between server and client."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.functional import VolumeContrast, volume_contrastive_loss
+from mlecs_lightning.modules import EdgeModule, Losses, ServerModule
+from mlecs_lightning.nn.tower import TowerOutput
+from mlecs_lightning.types import Batch
+
+__all__ = ["AMT_LOSSES", "CCL_LOSSES", "Alignment", "Objectives", "both_towers"]
+
+Alignment = Literal["volume", "fused", "cosine"]
+
+_VOLUME = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
+CCL_LOSSES = ("loss", "lm", *_VOLUME, "cosine_distance")
+"""The losses that `Objectives.ccl` may return."""
+AMT_LOSSES = ("loss", "lm", "volume")
+"""The losses that `Objectives.amt` may return."""
+
+
+def both_towers(server: ServerModule, batch: Batch) -> Losses:
+    """L_LM of the LLM and of each hosted SLM over the same features."""
+    features, present = server.features(batch)
+    text = (batch.instructions, batch.targets)
+    losses = {
+        f"lm_{name}": server.mean_loss(tower(features, present, *text))
+        for name, tower in server.towers.items()
+    }
+    return {"loss": torch.stack([*losses.values()]).sum(), **losses}
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """The objectives of CCL, AMT and SE-CCL, and the settings that they share.
+
+    Attributes:
+        temperature: Temperature tau of the volume contrast.
+        contrast_weight: Weight lambda of L_vol.
+        class_aware: Whether samples with the same target text are excluded from the negatives.
+        alignment: What aligns a client with the server's representations; see `MLECS`.
+        freeze_extractors: Whether CCL freezes the extractors.
+    """
+
+    temperature: float
+    contrast_weight: float
+    class_aware: bool
+    alignment: Alignment
+    freeze_extractors: bool
+
+    def ccl(
+        self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]
+    ) -> Losses:
+        """L = L_LM + lambda * L_vol(server's representation; z_m, f)."""
+        with edge.frozen_extractors() if self.freeze_extractors else nullcontext():
+            output = edge.read(batch)
+        rows = torch.tensor([row[i] for i in batch.ids], device=anchors.device)
+        return self._aligned(output, anchors[rows], self._classes(batch, rows.device))
+
+    def amt(self, edge: EdgeModule, batch: Batch, *, prototypes: dict[str, Tensor]) -> Losses:
+        """L = L_LM + lambda * L_vol(prototype of the sample's target; z_m, f).
+
+        Samples whose target text has no prototype are left out of the contrast.
+        """
+        output = edge.read(batch)
+        known = [n for n, target in enumerate(batch.targets) if target in prototypes]
+        if len(known) < 2:
+            return {"loss": output.loss, "lm": output.loss}
+        anchors = torch.stack([prototypes[batch.targets[n]] for n in known])
+        classes = self._classes(batch, anchors.device)[known]
+        vectors, present = self._drawn(output)
+        contrast = self._contrast(anchors, vectors[known], present[known], classes)
+        return {
+            "loss": output.loss + self.contrast_weight * contrast.loss,
+            "lm": output.loss,
+            "volume": contrast.loss,
+        }
+
+    def se_ccl(self, server: ServerModule, batch: Batch) -> Losses:
+        """L_LM of all towers, and volume terms between them, so that both models learn.
+
+        For the LLM and one hosted SLM there are four terms: the first two align each tower's
+        vectors with the other model's view; the last two align each model's view with its own
+        tower's vectors (docs/method.md, SE-CCL). Several hosted SLMs, one for each group of
+        clients, are contrasted with the LLM but not with each other, and the term of the LLM's
+        vectors is the mean over the groups. The contrast covers all samples of the global batch, on
+        all ranks.
+        """
+        features, present = server.features(batch)
+        text = (batch.instructions, batch.targets)
+        paths = {name: t(features, present, *text) for name, t in server.towers.items()}
+        lm = {f"lm_{name}": server.mean_loss(path) for name, path in paths.items()}
+        exists = server.gather(paths["llm"].embeddings.vectors()[1])
+        classes = server.gather(self._classes(batch, exists.device))
+        (llm_view, llm_vectors), *slms = (
+            (server.gather(path.view), server.gather(path.embeddings.vectors()[0]))
+            for path in paths.values()
+        )
+
+        def contrast(anchors: Tensor, vectors: Tensor) -> VolumeContrast:
+            return self._contrast(anchors, vectors, exists, classes)
+
+        to_llm = [contrast(view.detach(), llm_vectors) for view, _ in slms]
+        to_slms = [contrast(llm_view.detach(), vectors) for _, vectors in slms]
+        within = [contrast(llm_view, llm_vectors.detach())]
+        within += [contrast(view, vectors.detach()) for view, vectors in slms]
+        terms = [c.loss / len(slms) for c in to_llm] + [c.loss for c in (*to_slms, *within)]
+        zero = lm["lm_llm"].new_zeros(())
+        volume = sum(terms, zero)
+        return {
+            "loss": sum(lm.values(), zero) + self.contrast_weight * volume,
+            **lm,
+            "volume": volume,
+            "volume_diagonal": to_llm[0].diagonal,
+            "volume_off_diagonal": to_llm[0].off_diagonal,
+            "gram_det": to_llm[0].gram_det,
+        }
+
+    def _aligned(self, output: TowerOutput, anchors: Tensor, classes: Tensor) -> Losses:
+        if self.alignment == "cosine":
+            fused = output.embeddings.fused.float()
+            distance = (1 - torch.cosine_similarity(fused, anchors.float(), dim=-1)).mean()
+            total = output.loss + self.contrast_weight * distance
+            return {"loss": total, "lm": output.loss, "cosine_distance": distance}
+        contrast = self._contrast(anchors, *self._drawn(output), classes)
+        return {
+            "loss": output.loss + self.contrast_weight * contrast.loss,
+            "lm": output.loss,
+            "volume": contrast.loss,
+            "volume_diagonal": contrast.diagonal,
+            "volume_off_diagonal": contrast.off_diagonal,
+            "gram_det": contrast.gram_det,
+        }
+
+    def _drawn(self, output: TowerOutput) -> tuple[Tensor, Tensor]:
+        """Return the vectors to align with the anchors, (B, K, D), and which are present."""
+        vectors, present = output.embeddings.vectors()
+        drawn = slice(-1, None) if self.alignment == "fused" else slice(None)  # f is the last
+        return vectors[:, drawn], present[:, drawn]
+
+    def _contrast(
+        self, anchors: Tensor, vectors: Tensor, present: Tensor, classes: Tensor
+    ) -> VolumeContrast:
+        return volume_contrastive_loss(
+            anchors, vectors, present=present, classes=classes, temperature=self.temperature
+        )
+
+    def _classes(self, batch: Batch, device: torch.device) -> Tensor:
+        """Return (B,) class numbers; samples of one class are no negatives of each other.
+
+        A class is a target text, or else an id. The numbers agree between ranks.
+        """
+        names = batch.ids
+        if self.class_aware:
+            names = tuple(t or i for t, i in zip(batch.targets, batch.ids, strict=True))
+        return torch.tensor([_number(name) for name in names], device=device)
+
+
+@lru_cache(maxsize=65536)
+def _number(name: str) -> int:
+    """Return 63 bits of a hash: among a billion names, two collide with a probability of 5 %."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1

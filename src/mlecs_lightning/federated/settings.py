@@ -1,0 +1,77 @@
+"""What a `FederatedTrainer` was set to, checked; what is Fabric's own is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import Logger
+
+from mlecs_lightning.callbacks.monitor import Monitor
+from mlecs_lightning.checkpoints.client_store import StoreKind
+from mlecs_lightning.differences import as_data
+from mlecs_lightning.errors import FaultList
+from mlecs_lightning.rounds.participation import LoopSettings
+from mlecs_lightning.wire.channel import MessageLimits
+from mlecs_lightning.wire.codec import Codec
+
+__all__ = ["TrainerSettings"]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The arguments of a `FederatedTrainer`, described there.
+
+    Attributes:
+        loop: Those that concern rounds.
+        checkpointing: Whether a checkpoint is written after every round.
+        root: ``default_root_dir``, expanded.
+        name: Name of the run; ``None`` for algorithm and data set.
+    """
+
+    max_rounds: int
+    loop: LoopSettings
+    gradient_clip_val: float | None
+    limit_val_batches: int | None
+    limit_test_batches: int | None
+    bertscore: bool | str
+    message_limits: MessageLimits
+    codec: Codec | None
+    store: StoreKind
+    monitor: Monitor
+    save_top_k: int
+    warmup_ckpt_path: Path | None
+    allow_other_config: bool
+    checkpointing: bool
+    logger: bool | list[Logger]
+    root: Path
+    name: str | None
+
+    def __post_init__(self) -> None:
+        """Check ranges; what is grouped has checked itself."""
+        faults = FaultList()
+        for key, value, least in (
+            ("max_rounds", self.max_rounds, 1),
+            ("gradient_clip_val", self.gradient_clip_val, 0),
+            ("limit_train_batches", self.loop.limit_train, 0),
+            ("limit_val_batches", self.limit_val_batches, 0),
+            ("limit_test_batches", self.limit_test_batches, 0),
+            ("save_top_k", self.save_top_k, -1),
+        ):
+            if value is not None and not value >= least:
+                faults.append(f"trainer.{key} must be at least {least}, got {value}")
+        faults.raise_any()
+
+    def compared(self) -> Mapping[str, Any]:
+        """Return the arguments that change what is computed, as plain data under their names."""
+        return {
+            "gradient_clip_val": self.gradient_clip_val,
+            "limit_train_batches": self.loop.limit_train,
+            "participation": as_data(self.loop.participation),
+            "faults": as_data(self.loop.faults),
+            "update_limits": as_data(self.loop.update_limits),
+            "message_limits": as_data(self.message_limits),
+            "codec": as_data(self.codec),
+        }

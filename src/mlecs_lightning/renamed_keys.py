@@ -1,0 +1,47 @@
+"""Configuration keys of earlier versions, and the keys that replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["RENAMED_KEYS", "renamed_key_faults", "with_present_keys"]
+
+RENAMED_KEYS = {
+    "trainer.client_fraction": "trainer.participation.fraction",
+    "trainer.min_clients": "trainer.participation.min_clients",
+    "trainer.max_update_norm": "trainer.update_limits.max_norm",
+    "trainer.max_update_ratio": "trainer.update_limits.max_ratio",
+    "trainer.large_update": "trainer.update_limits.on_excess",
+    "trainer.max_message_norm": "trainer.message_limits.max_norm",
+    "trainer.max_message_bytes": "trainer.message_limits.max_bytes",
+}
+"""For each old key, joined by dots, the present one. The values mean the same."""
+
+
+def renamed_key_faults(keys: Iterable[str]) -> list[str]:
+    """Return one line for each key that has a new name, naming both.
+
+    Args:
+        keys: Keys joined by dots. Keys that were not renamed are ignored.
+    """
+    return [f"{key} is now {RENAMED_KEYS[key]}" for key in keys if key in RENAMED_KEYS]
+
+
+def with_present_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of an earlier version under the present keys.
+
+    Args:
+        config: A nested configuration; it is not changed.
+    """
+    present = dict(config)
+    for old, new in RENAMED_KEYS.items():
+        section, _, old_name = old.partition(".")
+        _, group, new_name = new.split(".")
+        values = present.get(section)
+        if not isinstance(values, Mapping) or old_name not in values:
+            continue
+        kept = {key: value for key, value in values.items() if key != old_name}
+        kept[group] = {**(kept.get(group) or {}), new_name: values[old_name]}
+        present[section] = kept
+    return present

@@ -1,0 +1,104 @@
+"""benchmarks/quality.py: every case is a command that is understood, and no case is run twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quality
+from tests.integration.parsed import Parsed
+
+
+def distinct() -> list[quality.Case]:
+    """Return every method in its first setting, and every setting with one method."""
+    seen: set[str] = set()
+    cases = []
+    for case in quality.matrix(list(quality.STUDIES), quality.SEEDS[:1], {}):
+        if not {f"a {case.algorithm}", f"s {case.setting}"} <= seen:
+            seen |= {f"a {case.algorithm}", f"s {case.setting}"}
+            cases.append(case)
+    return cases
+
+
+@pytest.mark.parametrize("case", distinct(), ids=lambda case: f"{case.setting}, {case.algorithm}")
+def test_a_case_is_a_command(case: quality.Case, urfd_root: Path, tmp_path: Path) -> None:
+    _, script, *words = case.command(tmp_path, urfd_root)
+    assert script == "cli.py"
+    cli = Parsed(words)
+    assert cli.federation.seed == case.seed
+    name = case.options["algorithm"]
+    assert type(cli.algorithm).__name__ == name
+    for key, value in case.options.items():
+        option = key.removeprefix("algorithm.init_args.")
+        if option != key and option not in ("components", "steps"):
+            assert getattr(cli.algorithm, option) == value
+
+
+def test_studies_overlap_in_no_case_and_seeds_come_one_after_another() -> None:
+    cases = quality.matrix(list(quality.STUDIES), quality.SEEDS, {})
+    labels = [(c.setting, c.algorithm, c.seed) for c in cases]
+    assert len(set(labels)) == len(labels) == len({c.key for c in cases})
+    seeds = [c.seed for c in cases]
+    assert [s for n, s in enumerate(seeds) if n == 0 or seeds[n - 1] != s] == list(quality.SEEDS)
+
+
+def test_what_is_held_is_not_run_again(tmp_path: Path) -> None:
+    (case,) = quality.matrix(["main"], [27], {})[:1]
+    out = tmp_path / "lines.jsonl"
+    line = {"setting": case.setting, "algorithm": case.algorithm, "seed": 27, "key": case.key}
+    out.write_text(json.dumps(line) + "\n")
+    assert quality.complete([case], out, root=None, jobs=1) == 0
+    assert len(out.read_text().splitlines()) == 1
+    out.write_text(json.dumps({**line, "key": "of another configuration"}) + "\n")
+    with pytest.raises(SystemExit, match=rf"1 runs of another configuration.*{case.algorithm}"):
+        quality.complete([case], out, root=None, jobs=1)
+
+
+def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
+    cases = quality.matrix(["scenes"], quality.SEEDS, {})
+    assert {case.seed for case in cases} == {quality.SEEDS[0]}
+    out = tmp_path / "lines.jsonl"
+    facts = {"rounds": 1, "seconds": 36.0, "commit": "abc", "hardware": "a machine"}
+    for case in cases:
+        score = len(case.setting) / 100 + (case.algorithm == "ML-ECS") / 10
+        summary = {"mean": {"all": {"macro_f1": score}}, "server": {"macro_f1": score}}
+        named = {"algorithm": case.algorithm, "setting": case.setting, "seed": case.seed}
+        with out.open("a") as file:
+            file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
+    text = quality.tables(["scenes"], quality.SEEDS, out)["scenes"]
+    assert "seeds 27; 21 runs on one thread each, 0.2 h in all; a machine." in text
+    assert "| ML-ECS - FedAvg | +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] | 7 |" in text
+
+
+def test_a_study_shows_its_own_seeds_alone(tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    facts = {"rounds": 1, "seconds": 1.0, "commit": "abc", "hardware": "a machine"}
+    summary = {"mean": {"all": {"macro_f1": 0.5}}}
+    for seed in quality.SEEDS[:2]:  # the second one is that of the ablation
+        named = {"algorithm": "ML-ECS", "setting": "urfall short", "seed": seed}
+        with out.open("a") as file:
+            file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
+    texts = quality.tables(["search", "ablation"], quality.SEEDS, out)
+    assert "; seeds 27; 1 runs" in texts["search"]
+    assert "; seeds 27, 34; 2 runs" in texts["ablation"]
+
+
+@pytest.mark.slow
+def test_a_real_run_becomes_a_line_and_a_table(tmp_path: Path) -> None:
+    few = {
+        "trainer.max_rounds": 1,
+        "trainer.limit_test_batches": 1,
+        "algorithm.init_args.steps": {"warmup": 1, "public": 1, "private": 1, "server": 1},
+    }
+    cases = [c for c in quality.matrix(["digits"], [27], few) if c.setting == "digits"]
+    cases = [c for c in cases if c.algorithm in ("ML-ECS", "FedProx")]
+    out = tmp_path / "lines.jsonl"
+    assert quality.complete(cases, out, root=None, jobs=1) == 0
+    text = quality.tables(["digits"], [27], out)["digits"]
+    assert "ML-ECS - FedProx" in text
+    document = tmp_path / "doc.md"
+    document.write_text("before\n<!-- digits:begin -->\nold\n<!-- digits:end -->\nafter\n")
+    quality.write(document, {"digits": text, "main": "no place for it"})
+    assert document.read_text().startswith("before\n<!-- digits:begin -->\n| ")
+    assert "old" not in document.read_text()
+    assert "no place" not in document.read_text()

@@ -1,0 +1,83 @@
+"""Loggers and early stopping from a configuration."""
+
+import csv
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from lightning.fabric.loggers.logger import Logger
+
+from tests.integration.parsed import Parsed
+
+TRACKERS = {
+    "mlflow": {
+        "class_path": "lightning.pytorch.loggers.MLFlowLogger",
+        "init_args": {"experiment_name": "x", "tracking_uri": "sqlite:///mlflow.db"},
+    },
+    "wandb": {
+        "class_path": "lightning.pytorch.loggers.WandbLogger",
+        "init_args": {"project": "x", "offline": True},
+    },
+}
+
+
+def test_loggers_of_lightning_take_the_rounds_as_steps(
+    fit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    loggers = [
+        {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": str(path)}}
+        for name, path in (("CSVLogger", tmp_path / "c"), ("TensorBoardLogger", tmp_path / "t"))
+    ]
+    ran = fit(tmp_path / "runs", "--trainer.logger", json.dumps(loggers))
+    assert not (ran.folder / "metrics.csv").exists(), "in the place of the usual ones"
+    folder = tmp_path / "c" / "lightning_logs" / "version_0"
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["0", "1", "2"]
+    assert float(rows[2]["clients/val/loss"]) > 0
+    assert "seed_everything: 7" in (folder / "hparams.yaml").read_text()
+    assert list((tmp_path / "t").rglob("events.out.tfevents.*"))
+
+
+def test_one_logger_need_not_stand_in_a_list(
+    fit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    logger = {
+        "class_path": "lightning.fabric.loggers.CSVLogger",
+        "init_args": {"root_dir": str(tmp_path / "one")},
+    }
+    fit(tmp_path, "--trainer.logger", json.dumps(logger), "--trainer.max_rounds", 1)
+    assert list((tmp_path / "one").rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_trackers_are_built_from_a_configuration(
+    name: str, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", "--config", str(tiny_yaml), "--trainer.logger", json.dumps(TRACKERS[name])]
+    (logger,) = Parsed(args).trainer.settings.logger  # type: ignore[attr-defined]
+    assert isinstance(logger, Logger)
+
+
+def test_early_stopping_is_named_in_the_configuration(
+    fit: Callable[..., SimpleNamespace],
+    mlecs: Callable[..., SimpleNamespace],
+    tiny_yaml: Path,
+    tmp_path: Path,
+) -> None:
+    stop = {
+        "class_path": "EarlyStopping",
+        "init_args": {"monitor": "server/val/loss", "patience": 1, "min_delta": 100.0},
+    }
+    args = ("--trainer.callbacks", json.dumps([stop]), "--trainer.max_rounds", 5)
+    assert fit(tmp_path, *args).summary["rounds"] == 2
+    stop["init_args"]["monitor"] = "server/val/lost"  # type: ignore[index]
+    args = ("--trainer.callbacks", json.dumps([stop]), "--trainer.default_root_dir", tmp_path)
+    ran = mlecs("fit", "--config", tiny_yaml, *args)
+    assert ran.code == 1
+    assert "'server/val/lost' is no value of a round; validation gives ['clients/" in ran.err
