@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ _RECORD = "pocket.json"
 """The file of a pocket model with the SHA-256 of all its other files."""
 _PATIENCE = 2.0
 """Seconds to wait for another process before saying so."""
+_SILENCE = threading.Lock()
+"""Held while Lightning is silent: two threads would restore each other's settings."""
 _SLOTS = 16
 """Positions for key words: the length of the soft prompt in the reference configuration."""
 _POSITIONS = 256
@@ -197,14 +200,14 @@ def _progress(model: str, steps: int) -> Iterator[Callable[[], None]]:
 def _quiet_lightning() -> Iterator[None]:
     """Silence Lightning's messages about a training that the user did not start."""
     logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _SILENCE, warnings.catch_warnings():
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)
 
 
 def pocket_coder(

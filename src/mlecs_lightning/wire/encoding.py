@@ -71,7 +71,9 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
 def _read(data: bytes) -> tuple[Message, dict[str, Any]]:
     # safetensors returns tensors in an order that differs by process, and sums over them would
     # differ in the last bit.
-    tensors = dict(sorted(load(data).items()))
+    # Copied, since they lie wherever Python put the bytes, and matrix products of some kernels depend
+    # on the address in the last bit: torch's own memory is aligned alike in every run.
+    tensors = {name: tensor.clone() for name, tensor in sorted(load(data).items())}
     for name, tensor in tensors.items():
         # A bool is stored as a byte, and torch accepts any non-zero byte as True.
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):

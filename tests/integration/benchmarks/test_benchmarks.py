@@ -1,5 +1,6 @@
 """benchmarks/: peers do the same work, and tables say what was measured."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,10 @@ def test_our_trainer_ends_at_the_adapter_of_the_plain_loop(
 def test_lightning_ends_at_the_adapter_of_the_plain_loop(
     work: workload.Work, reference: dict[str, torch.Tensor]
 ) -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
     adapter = new_trainer.train(work, clients=3, rounds=2, clock=workload.Clock())
+    logger.setLevel(level)  # silenced for a process of its own, and this one has other tests
     assert off(adapter, reference) <= 1e-6
 
 

@@ -311,7 +311,7 @@ def test_who_waits_for_another_process_says_so(
     with ThreadPoolExecutor(1) as pool:
         with FileLock(f"{path}.lock"):
             waiting = pool.submit(make)
-            while not said:
+            while not said and not waiting.done():
                 time.sleep(0.01)
         assert waiting.result() == path
     assert said[0] == "waiting for another process to train pocket/slm"
