@@ -71,8 +71,8 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
 def _read(data: bytes) -> tuple[Message, dict[str, Any]]:
     # safetensors returns tensors in an order that differs by process, and sums over them would
     # differ in the last bit.
-    # Copied, since they lie wherever Python put the bytes, and matrix products of some kernels depend
-    # on the address in the last bit: torch's own memory is aligned alike in every run.
+    # Copied, since they lie wherever Python put the bytes, and the last bit of a matrix product can
+    # depend on the address. Torch's own memory is aligned.
     tensors = {name: tensor.clone() for name, tensor in sorted(load(data).items())}
     for name, tensor in tensors.items():
         # A bool is stored as a byte, and torch accepts any non-zero byte as True.
