@@ -1,11 +1,17 @@
-"""Configuration keys of earlier versions, and the keys that replace them."""
+"""Configuration keys and class paths of earlier versions, and what replaces them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["RENAMED_KEYS", "renamed_key_faults", "with_present_keys"]
+__all__ = [
+    "MOVED_CLASSES",
+    "RENAMED_KEYS",
+    "renamed_key_faults",
+    "with_present_classes",
+    "with_present_keys",
+]
 
 RENAMED_KEYS = {
     "trainer.client_fraction": "trainer.participation.fraction",
@@ -17,6 +23,9 @@ RENAMED_KEYS = {
     "trainer.max_message_bytes": "trainer.message_limits.max_bytes",
 }
 """For each old key, joined by dots, the present one. The values mean the same."""
+
+MOVED_CLASSES = {"mlecs_lightning.federated.DWC": "mlecs_lightning.wire.DWC"}
+"""For each class path that an earlier ``config.yaml`` may hold, the present one."""
 
 
 def renamed_key_faults(keys: Iterable[str]) -> list[str]:
@@ -44,4 +53,21 @@ def with_present_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in values.items() if key != old_name}
         kept[group] = {**(kept.get(group) or {}), new_name: values[old_name]}
         present[section] = kept
+    return with_present_classes(present)
+
+
+def with_present_classes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration in which moved classes are named by their present path.
+
+    Args:
+        config: A nested configuration; it is not changed.
+    """
+    present: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            present[key] = with_present_classes(value)
+        elif key == "class_path" and isinstance(value, str):
+            present[key] = MOVED_CLASSES.get(value, value)
+        else:
+            present[key] = value
     return present

@@ -3,7 +3,14 @@
 import inspect
 
 from mlecs_lightning import FederatedTrainer
-from mlecs_lightning.renamed_keys import RENAMED_KEYS, renamed_key_faults, with_present_keys
+from mlecs_lightning.class_paths import import_class
+from mlecs_lightning.renamed_keys import (
+    MOVED_CLASSES,
+    RENAMED_KEYS,
+    renamed_key_faults,
+    with_present_classes,
+    with_present_keys,
+)
 
 OLD = {
     "seed_everything": 3,
@@ -32,6 +39,17 @@ def test_a_present_configuration_stays_as_it_is() -> None:
     present = with_present_keys(OLD)
     assert with_present_keys(present) == present
     assert with_present_keys({"trainer": None}) == {"trainer": None}
+
+
+def test_moved_classes_are_named_by_their_present_path() -> None:
+    codec = {"class_path": "mlecs_lightning.federated.DWC", "init_args": {"bits": 4}}
+    old = {"trainer": {"codec": codec, "name": "mlecs_lightning.federated.DWC"}}
+    present = with_present_classes(old)
+    assert present["trainer"]["codec"] == {**codec, "class_path": "mlecs_lightning.wire.DWC"}
+    assert present["trainer"]["name"] == old["trainer"]["name"], "a text that is no class path"
+    assert with_present_keys(old) == present
+    for path in MOVED_CLASSES.values():
+        assert import_class({"class_path": path}, home="builtins", key="codec").__name__ == "DWC"
 
 
 def test_only_old_keys_are_faults_and_each_names_its_successor() -> None:

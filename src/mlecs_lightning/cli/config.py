@@ -20,7 +20,7 @@ from jsonargparse.typing import Path_fr
 
 from mlecs_lightning.clients.settings import are_drawn
 from mlecs_lightning.errors import ConfigurationError, FaultList
-from mlecs_lightning.renamed_keys import renamed_key_faults
+from mlecs_lightning.renamed_keys import renamed_key_faults, with_present_classes
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.files import DamagedFileError
@@ -232,7 +232,7 @@ def _read(file: str) -> dict[str, Any]:
     values = _yaml(text, key=key)
     if not isinstance(values, dict):
         raise ConfigurationError(f"{key}: expected keys and their values, got {values!r}")
-    return values
+    return with_present_classes(values)
 
 
 def _yaml(text: str, *, key: str) -> Any:  # noqa: ANN401 - whatever stands there
