@@ -24,9 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
 
 SEEDS = (27, 34, 46, 52, 93)
+SPLITS = (1, 2, 3, 4, 5)
 
 Options = Mapping[str, Any]
 """Dotted keys of the configuration, and their values."""
@@ -107,6 +110,29 @@ SETTINGS: dict[str, tuple[str, Options]] = {
     "digits": (DIGITS, {}),
     "digits rate 0.7": (DIGITS, _drawn(5, 0.7)),
     "digits skew 0.3": (DIGITS, {"data.init_args.alpha": 0.3}),
+    # Public inputs are plentiful, their labels scarce; five splits that no choice was made on.
+    **{
+        f"digits few labels, split {k}": (
+            DIGITS,
+            {
+                "data.init_args.public_labelled": 0.05,
+                "data.init_args.seed": k,
+                "algorithm.init_args.order": "interleaved",
+            },
+        )
+        for k in SPLITS
+    },
+    **{
+        f"urfall few labels, split {k}": (
+            URFALL,
+            {
+                **SHORT,
+                "data.init_args.public_labelled": 0.25,
+                "data.init_args.split": {"seed": k},
+            },
+        )
+        for k in SPLITS
+    },
 }
 
 
@@ -118,12 +144,14 @@ class Study(NamedTuple):
         algorithms: By label.
         seeds: At most this many of the seeds.
         pooled: Whether the settings take the place of the seeds: mean and interval are over them.
+        reference: The algorithm that the others are compared with.
     """
 
     settings: Sequence[str]
     algorithms: Mapping[str, Options]
     seeds: int = len(SEEDS)
     pooled: bool = False
+    reference: str = "ML-ECS"
 
 
 def _short(*beginnings: str) -> list[str]:
@@ -131,6 +159,15 @@ def _short(*beginnings: str) -> list[str]:
 
 
 RIVALS = {name: options for name, options in ALGORITHMS.items() if name != "Centralized"}
+ANSWERS = {"algorithm.init_args.answers": {}}
+FEW_LABELS: dict[str, Options] = {
+    "ML-ECS": ALGORITHMS["ML-ECS"],
+    "ML-ECS + answers": {**ALGORITHMS["ML-ECS"], **ANSWERS},
+    "FedAvg": ALGORITHMS["FedAvg"],
+    "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
+    "StandalonePublic": ALGORITHMS["StandalonePublic"],
+    "Centralized": ALGORITHMS["Centralized"],
+}
 FEW = {name: RIVALS[name] for name in ("ML-ECS", "FedAvg", "StandalonePublic")}
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
@@ -140,6 +177,16 @@ STUDIES = {
     "digits": Study([n for n in SETTINGS if n.startswith("digits")], RIVALS, seeds=2),
     "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
     "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1, pooled=True),
+    **{
+        f"few-labels-{data}": Study(
+            [f"{data} few labels, split {k}" for k in SPLITS],
+            FEW_LABELS,
+            seeds=1,
+            pooled=True,
+            reference="StandalonePublic",
+        )
+        for data in ("digits", "urfall")
+    },
     "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], FEW, seeds=1),
     "scarce": Study(
         ["urfall public 0.25"],
@@ -161,7 +208,9 @@ class Case(NamedTuple):
     @property
     def key(self) -> str:
         """What makes this run what it is; a changed configuration is another case."""
-        text = (REPOSITORY / self.config).read_text() + json.dumps(self.options, sort_keys=True)
+        # Its content, since comments and layout change no result.
+        content = yaml.safe_load((REPOSITORY / self.config).read_text(encoding="utf-8"))
+        text = json.dumps([content, self.options], sort_keys=True)
         return hashlib.sha256(f"{self.seed}/{text}".encode()).hexdigest()[:16]
 
     def command(self, folder: Path, root: Path | None) -> list[str]:
@@ -286,7 +335,7 @@ METRICS = (
 
 
 def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, str]:
-    """Return for each study its Markdown: means, and differences to ML-ECS seed by seed.
+    """Return for each study its Markdown: means, and differences to its reference seed by seed.
 
     Of each study its own cases alone: another one may have more seeds of the same setting. Under
     ``STUDY-short`` the means of the first scores alone.
@@ -298,11 +347,11 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     rows = {(r.setting, r.algorithm, r.seed): r for r in read_rows(out)}
     texts = {}
     for study in studies:
-        settings, algorithms, _, pooled = STUDIES[study]
-        labels = ["ML-ECS", *(name for name in algorithms if name != "ML-ECS")]
+        settings, algorithms, _, pooled, reference = STUDIES[study]
+        labels = [reference, *(name for name in algorithms if name != reference)]
         cases = {(c.setting, c.algorithm, c.seed) for c in matrix([study], seeds, {})}
-        # ML-ECS is what others are compared with, of whatever study it is.
-        cases |= {(setting, "ML-ECS", seed) for setting, _, seed in cases}
+        # The reference may be a run of another study.
+        cases |= {(setting, reference, seed) for setting, _, seed in cases}
         shown = cases & rows.keys()
         if not shown:
             continue
@@ -314,9 +363,9 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
         differences = [
             each
             for label in labels[1:]
-            if {label, "ML-ECS"} <= present
+            if {label, reference} <= present
             for metric in SCORES
-            for each in paired(own, label, "ML-ECS", metric)
+            for each in paired(own, label, reference, metric)
         ]
         quick = "--quick" if out.stem.endswith("-quick") else f"--study {study}"
         made = origin(out, shown, option=quick)
