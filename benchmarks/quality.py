@@ -174,7 +174,7 @@ STUDIES = {
     "public": Study(["urfall public 0.25"], FEW),
     "rates": Study(_short("rate 0.5", "rate 0.7", "rate 0.9"), RIVALS, seeds=2),
     "ablation": Study(["urfall short", "digits"], {"ML-ECS": _mlecs(), **ABLATIONS}, seeds=2),
-    "digits": Study([n for n in SETTINGS if n.startswith("digits")], RIVALS, seeds=2),
+    "digits": Study(["digits", "digits rate 0.7", "digits skew 0.3"], RIVALS, seeds=2),
     "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
     "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1, pooled=True),
     **{
