@@ -57,7 +57,10 @@ METHODS = re.compile(
 )
 # What a table is compared with by default, and which bar of it is a bound and no rival.
 NAMED = {
-    ("report/command.py", "the algorithm that the others are compared with; MLECS, or the first"),
+    (
+        "report/command.py",
+        "the algorithm to compare the others with; default: MLECS, else the first",
+    ),
     ("report/page.py", "MLECS"),
     ("report/results/rows.py", "Centralized"),
 }

@@ -8,12 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.data.availability import draw_sample_mask
-from mlecs_lightning.data.dealing import Partition, client_faults, deal
+from mlecs_lightning.data.dealing import (
+    Partition,
+    client_faults,
+    deal,
+    partly_labelled,
+    split_public,
+)
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.partition import split_groups
@@ -202,24 +207,12 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         if not self._public:
             train, val = self._public_split()
             kept, _ = split_groups(train.groups, 1 - self.public_train_fraction, seed=self.seed)
-            self._public = {"train": self._partly_labelled(train.select(kept)), "val": val}
+            known = partly_labelled(train.select(kept), self.public_labelled, seed=self.seed)
+            self._public = {"train": known, "val": val}
 
     def _public_split(self) -> tuple[SampleTable, SampleTable]:
         """Return the public samples for training, and the labelled ones for validation."""
-        public = self.pools.public
-        labelled = {g for g, t in zip(public.groups, public.targets, strict=True) if t}
-        names = [group for group in public.groups if group in labelled]
-        _, held = split_groups(names, self.val_fraction, seed=self.seed)
-        is_held = np.isin(np.asarray(public.groups), sorted({names[i] for i in held}))
-        val = public.select(np.flatnonzero(is_held))
-        known = val.labelled().nonzero().flatten().tolist()
-        return public.select(np.flatnonzero(~is_held)), val.select(known)
-
-    def _partly_labelled(self, table: SampleTable) -> SampleTable:
-        """Remove the targets of all recordings except for a fraction of ``public_labelled``."""
-        known, _ = split_groups(table.groups, 1 - self.public_labelled, seed=self.seed)
-        unknown = set(range(len(table))) - set(known.tolist())
-        return table.with_targets({table.ids[i]: "" for i in unknown})
+        return split_public(self.pools.public, self.val_fraction, seed=self.seed)
 
     def attach(self, clients: Mapping[str, ClientProfile]) -> None:
         """Deal the private pool and the test pool to the clients.

@@ -83,7 +83,7 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
     "utf-16": ("edge: {}".encode("utf-16"), ["is no text in UTF-8 but in UTF-16", "iconv"]),
     "latin-1": ("edge: {}\n# für".encode("latin-1"), ["line 2, byte 4 is 0xfc", "iconv"]),
     "cut": ("# fü".encode()[:-1], ["line 1, byte 4 is 0xc3"]),
-    "no for a word": (b"trainer: {name: no}", ['"trainer.name"', "stands in quotes"]),
+    "no for a word": (b"trainer: {name: no}", ['"trainer.name"', "quote a word"]),
 }
 
 

@@ -217,10 +217,9 @@ def test_faults_stop_every_command_with_their_lines(
         assert ran.err.splitlines()[-4:] == [
             "the manifest has 3 faults:",
             "broken.jsonl:90: is not valid JSON: Expecting property name enclosed in double "
-            "quotes: "
-            "line 1 column 2 (char 1)",
-            "broken.jsonl:89 (id 'broken'), pixels: '../samples.jsonl' has a '..': files lie below "
-            "data.init_args.root",
+            "quotes: line 1 column 2 (char 1)",
+            "broken.jsonl:89 (id 'broken'), pixels: '../samples.jsonl' contains '..': all files "
+            "must be below data.init_args.root",
             "broken.jsonl:89 (id 'broken'), profile: 'train-5.png' a modality of kind 'vector' is "
             "read from ['.csv', '.npy'], not from '.png'",
         ]

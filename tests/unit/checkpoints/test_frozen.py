@@ -161,7 +161,7 @@ def test_another_model_under_the_same_name_is_refused_and_nothing_is_written(
         call(run, tiny, command)
     message = str(caught.value)
     assert f"backbone or encoder {str(run.model)!r}: its {change} has sha256" in message
-    assert "copy the very same files here" in message
+    assert "copy the same files here" in message
     assert snapshot(run.root) == before
 
 

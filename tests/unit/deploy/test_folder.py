@@ -62,7 +62,7 @@ def test_a_backbone_that_is_not_stored_is_named(
     assert not (out / "backbone").exists()
     config = json.loads((out / "mlecs_config.json").read_text())
     assert config["backbone"] == {"model": tiny.pocket(), "revision": None, "source": "directory"}
-    assert "of the machine of the training" in " ".join((out / "README.md").read_text().split())
+    assert "machine that trained the model" in " ".join((out / "README.md").read_text().split())
 
 
 def test_nothing_is_written_over(mlecs_run: SimpleNamespace, tmp_path: Path) -> None:

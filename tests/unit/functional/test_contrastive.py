@@ -193,7 +193,7 @@ def test_errors() -> None:
     anchors, vectors = random_input()
     with pytest.raises(ValueError, match="batch of at least 2, got 1"):
         volume_contrastive_loss(anchors[:1], vectors[:1])
-    with pytest.raises(ValueError, match="same samples, got 8 and 7"):
+    with pytest.raises(ValueError, match="equally many samples, got 8 and 7"):
         volume_contrastive_loss(anchors, vectors[:7])
     for temperature in (0.0, -0.1, math.nan):
         with pytest.raises(ValueError, match="temperature must be above 0"):

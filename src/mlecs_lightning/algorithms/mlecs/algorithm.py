@@ -111,6 +111,12 @@ class MLECS(FedAvg):
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples
         self.private_contrast = private_contrast
+        # Kept under their own names as well: a checkpoint compares the arguments.
+        self.temperature = temperature
+        self.contrast_weight = contrast_weight
+        self.class_aware = class_aware
+        self.alignment: Alignment = alignment
+        self.freeze_extractors = freeze_extractors
         self.objectives = Objectives(
             temperature=temperature,
             contrast_weight=contrast_weight,

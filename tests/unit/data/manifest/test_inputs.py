@@ -33,9 +33,8 @@ def test_what_cannot_be_read_is_named_by_line_id_and_modality(tmp_path: Path) ->
     (tmp_path / "x.csv").write_text("1\n2,3")
     inputs = decoded(tmp_path, {"tilt": [5, 6], "wave": "x.csv"}, {"tilt": [1]}, {"wave": "y.csv"})
     assert inputs.unread == [
-        "m.jsonl:1 (id 's1'), wave: 'x.csv' line 2: expected 1 fields, got 2; every row has as "
-        "many",
-        "m.jsonl:2 (id 's2'), tilt has shape (1,); kind 'vector' declares (2,)",
+        "m.jsonl:1 (id 's1'), wave: 'x.csv' line 2: expected 1 fields as in the first row, got 2",
+        "m.jsonl:2 (id 's2'), tilt has shape (1,), but kind 'vector' declares (2,)",
         "m.jsonl:3 (id 's3'), wave: 'y.csv' there is no such file",
     ]
     assert inputs.present.tolist() == [[True, False], [False, False], [False, False]]
