@@ -205,6 +205,17 @@ def test_a_batch_smaller_than_the_ranks_is_refused(tiny_yaml: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_answers_of_two_ranks_are_those_of_one(fit: Fit, tmp_path: Path) -> None:
+    """Each rank counts the votes of all clients; parts of a batch may lack any target."""
+    args = ("--algorithm", "FedAvg", "--data.public_labelled", "0.2")
+    args += ("--algorithm.answers", "{server_threshold: 0.0, client_threshold: 0.0}")
+    one, two = fit(tmp_path / "1", *args), fit(tmp_path / "2", *args, ranks=2)
+    check_equal(one, two)
+    ledger = json.loads((two.parent / "summary.json").read_text())["communication"]
+    assert "answers" in json.dumps(ledger)
+
+
+@pytest.mark.slow
 def test_two_ranks_train_three_groups_as_one_does(fit: Fit, tmp_path: Path) -> None:
     groups = ("--clients.hall.lora", "{r: 4, alpha: 4}", "--clients.study.backbone.model")
     groups += ("pocket/llm", "--clients.cellar", "{modalities: [pixels]}")

@@ -55,9 +55,9 @@ def similarity_consensus(votes: Sequence[Labels], weights: Sequence[float]) -> L
     """Choose for each sample the answer that agrees most with all answers.
 
     The score of a candidate c is sum_j w_j p_j F1(c, a_j) over the clients' answers a_j with their
-    confidences p_j and weights w_j; candidates are the answers themselves. The confidence of the
-    consensus is the score over sum_j w_j p_j: 1 if all say the same. Ties go to the text that comes
-    first in the alphabet. Our choice: it beat the vote over whole sentences (docs/method.md).
+    confidences p_j and weights w_j; the candidates are the answers themselves. The confidence of
+    the consensus is the score divided by sum_j w_j p_j: 1 if all answers are the same. Ties go to
+    the text that comes first in the alphabet. Our choice.
 
     Args:
         votes: The answers of each client to the same N samples.
@@ -92,12 +92,12 @@ def _most_agreed(given: list[tuple[str, float]]) -> tuple[str, float]:
 
 
 def reliability_consensus(votes: Sequence[Labels]) -> Labels:
-    """Estimate how often each client is right from how clients agree, and weigh them by it.
+    """Weigh each client by how often it is right, estimated from how the clients agree.
 
     The one-coin form of Dawid and Skene (Applied Statistics 28(1), 1979): client j answers right
-    with probability r_j, and otherwise any of the other K - 1 texts of the round. Expectation
-    maximisation from the plain vote; nobody's own confidence is asked. The confidence of the
-    consensus is its posterior probability.
+    with probability r_j, and otherwise with any of the other K - 1 texts of the round. Expectation
+    maximisation starts from the plain vote; the clients' own confidences are not used. The
+    confidence of the consensus is its posterior probability.
 
     Args:
         votes: The answers of each client to the same N samples.
@@ -128,17 +128,21 @@ def one_coin(told: Tensor, *, classes: int) -> tuple[Tensor, Tensor]:
         The posterior (N, K) of the truth, a flat one where nobody says anything; and (J,) how often
         each is right, within [1 / (2 K), 1 - 1e-3].
     """
-    spoken = told >= 0
-    one_hot = torch.nn.functional.one_hot(told.clamp(min=0), classes).double()
-    one_hot = one_hot * spoken.unsqueeze(-1)
-    counts = one_hot.sum(dim=0)
+    spoken, index = told >= 0, told.clamp(min=0)
+
+    def votes(strength: Tensor) -> Tensor:
+        """Return (N, K), the sum of the strengths (J,) of all who say a class."""
+        each = strength.unsqueeze(1) * spoken
+        zeros = torch.zeros(told.shape[1], classes, dtype=torch.float64)
+        return zeros.scatter_add_(1, index.T, each.T)
+
+    counts = votes(torch.ones(len(told), dtype=torch.float64))
     posterior = (counts + 1 / classes) / (counts.sum(dim=1, keepdim=True) + 1)
     reliability = torch.zeros(len(told), dtype=torch.float64)
     for _ in range(_ITERATIONS):
-        right = (one_hot * posterior).sum(dim=(1, 2))
-        # With one right and one wrong answer of its own beside them: nobody is certain.
+        right = (posterior.gather(1, index.T).T * spoken).sum(dim=1)
+        # Laplace's rule of succession, so that no client counts as certain.
         reliability = ((right + 1) / (spoken.sum(dim=1) + 2)).clamp(1 / (2 * classes), 1 - 1e-3)
         wrong = (1 - reliability) / max(classes - 1, 1)
-        evidence = torch.einsum("jnk,j->nk", one_hot, (reliability / wrong).log())
-        posterior = evidence.softmax(dim=1)
+        posterior = votes((reliability / wrong).log()).softmax(dim=1)
     return posterior, reliability

@@ -1,4 +1,4 @@
-"""Asking models about the public samples without a target, and learning from their answers."""
+"""Answers to the public samples without a target: asking models, and learning from them."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ class AnsweredAdapters(GroupedAdapters):
 
 @dataclass(frozen=True)
 class Answers:
-    """Clients and server exchange their answers to the public samples that have no target.
+    """How clients and server exchange pseudo-labels of the public samples without a target.
 
-    After its training a client answers all of them and sends text and probability. The server makes
-    a consensus of the clients' answers, trains on it, and sends its own answers down in the next
-    round; a client's public pass uses them in place of targets. The server's answers are a function
-    of its weights, so nothing is kept between rounds and a resumed run stays exact. In round 0
-    nothing goes down: the server has not heard from anybody yet.
+    After its training, a client answers all of these samples and sends texts and probabilities. The
+    server forms a consensus, trains on it, and sends its own answers down in the next round, where
+    a client's public pass uses them as targets. The server's answers are a function of its weights,
+    so nothing is kept between rounds and a resumed run stays exact. In round 0 nothing is sent
+    down, because no client has answered yet.
 
-    A text is the one space that all models share, whatever their encoders, ranks and vocabularies:
-    answers cross between groups of backbones as well.
+    All models share the space of texts, whatever their encoders, ranks and vocabularies, so answers
+    also pass between groups of backbones.
 
-    Source: ours, after federated distillation (FedMD, arXiv 1910.03581); the ML-ECS paper has
-    nothing of the kind, so it is off unless it is asked for.
+    Source: our choice, after federated distillation (FedMD, arXiv 1910.03581). The ML-ECS paper has
+    no such exchange, so it is off by default.
 
     Attributes:
-        consensus: How the clients' answers become one; see `similarity_consensus` and
+        consensus: How the clients' answers are combined; see `similarity_consensus` and
             `reliability_consensus`.
-        server_threshold: Minimum confidence of a consensus that the server learns from, in 0..1.
-        client_threshold: Minimum probability that the server gives to an answer of its own which
-            clients learn from, in 0..1.
+        server_threshold: Minimum confidence of the consensus for the server to train on it, in
+            0..1.
+        client_threshold: Minimum probability, under the server's model, of an answer that clients
+            train on, in 0..1.
     """
 
     consensus: Consensus = "similarity"
@@ -73,14 +74,14 @@ class Answers:
 
     @staticmethod
     def asked(table: SampleTable) -> SampleTable:
-        """Return the samples that nobody has labelled."""
+        """Return the samples without a target."""
         return table.select((~table.labelled()).nonzero().flatten().tolist())
 
     def answer(self, learner: EdgeLearner | ServerLearner, table: SampleTable) -> Labels:
-        """Ask a model about samples.
+        """Return a model's answers to samples; none to a sample that it has no input of.
 
         Args:
-            learner: Who answers.
+            learner: The party that answers.
             table: N samples.
         """
         if not len(table):
@@ -90,10 +91,12 @@ class Answers:
         for spoken, probability in learner.map(batches, _answered):
             texts += spoken
             confidence.append(probability.cpu())
-        return Labels(tuple(texts), torch.cat(confidence)).above(0.0)
+        sensed = table.present.any(dim=1)
+        answered = tuple(t if there else "" for t, there in zip(texts, sensed, strict=True))
+        return Labels(answered, torch.cat(confidence)).above(0.0)
 
     def agreed(self, votes: Iterable[tuple[Labels, float]]) -> Labels | None:
-        """Return the consensus of some votes with their weights; ``None`` if there are none."""
+        """Return the consensus of weighted votes; ``None`` if there are none."""
         answers, weights = [], []
         for vote, weight in votes:
             answers.append(vote)
@@ -103,7 +106,7 @@ class Answers:
         return consensus(answers, weights, method=self.consensus)
 
     def taught(self, loaders: Loaders, labels: Labels | None, *, threshold: float) -> Loaders:
-        """Return loaders whose public samples have answers where they had no target.
+        """Return loaders in which public samples without a target have answers as targets.
 
         Args:
             loaders: The loaders.

@@ -1,4 +1,4 @@
-"""Answers to the public samples without a target, and their form in a message."""
+"""Answers to samples, and their form in a message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TEXTS = 2**15 - 1
 
 
 class Labels(NamedTuple):
-    """What somebody answers to N samples, in the order of a table.
+    """One party's answers to N samples, in the order of a table.
 
     In a message they are a table of the distinct texts, and for each sample an index into it
     (int16) and a confidence (float16): 4 bytes a sample. Answers to public samples repeat, since
@@ -33,18 +33,18 @@ class Labels(NamedTuple):
 
     @classmethod
     def none(cls) -> Labels:
-        """Return the answers of somebody who has none yet, to no samples at all."""
+        """Return answers to no samples."""
         return cls((), torch.zeros(0))
 
     def above(self, threshold: float) -> Labels:
-        """Return the same answers without those whose confidence is below a threshold."""
+        """Return the answers whose confidence reaches a threshold; the others are left empty."""
         kept = (self.confidence >= threshold).tolist()
         texts = tuple(text if keep else "" for text, keep in zip(self.texts, kept, strict=True))
         spoken = torch.tensor([bool(text) for text in texts], dtype=torch.bool)
         return Labels(texts, torch.where(spoken, self.confidence, 0.0))
 
     def by_id(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the answers that there are, by sample id.
+        """Return the answers that are not empty, by sample id.
 
         Args:
             ids: Those of the N samples.
@@ -55,7 +55,7 @@ class Labels(NamedTuple):
 
     @staticmethod
     def schema() -> Schema:
-        """Declare answers as a part of a message, under the component ``answers``."""
+        """Return the schema of answers, which is the component ``answers`` of a message."""
         return Schema(
             {
                 "answers/index": TensorField((None,), torch.int16),
@@ -65,7 +65,7 @@ class Labels(NamedTuple):
         )
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-        """Return the tensors and the scalars of a message that hold these answers.
+        """Return these answers as tensors and scalars of a message.
 
         A text beyond the first `MAX_TEXTS` distinct ones is left out.
         """
@@ -77,7 +77,7 @@ class Labels(NamedTuple):
 
     @classmethod
     def of(cls, message: Message) -> Labels:
-        """Read the answers of a message that `faults` finds nothing wrong with."""
+        """Read the answers of a message in which `faults` finds nothing wrong."""
         table = message.scalars["answers"]
         assert isinstance(table, tuple)
         index = message.tensors["answers/index"].tolist()
@@ -86,11 +86,11 @@ class Labels(NamedTuple):
 
     @staticmethod
     def faults(message: Message, *, samples: int) -> list[str]:
-        """Say what is wrong with the answers of a message of the declared form.
+        """Return what is wrong with the answers of a message that fits the schema.
 
         Args:
             message: The message.
-            samples: How many samples were asked about.
+            samples: Expected number of samples.
         """
         table = message.scalars["answers"]
         assert isinstance(table, tuple)
@@ -111,5 +111,5 @@ class Labels(NamedTuple):
 
 
 def distinct(votes: Iterable[Labels]) -> list[str]:
-    """Return all texts of some answers, sorted."""
+    """Return all distinct texts, sorted."""
     return sorted({text for vote in votes for text in vote.texts if text})

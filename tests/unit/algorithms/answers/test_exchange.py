@@ -178,6 +178,17 @@ def test_probability_is_that_of_the_model_that_answers(tiny: SimpleNamespace) ->
         torch.testing.assert_close(labels.confidence[n], expected, atol=1e-5, rtol=1e-3)
 
 
+def test_a_sample_without_any_input_is_not_answered(tiny: SimpleNamespace) -> None:
+    digits = data(tiny)
+    server = tiny.build(FedAvg(answers=ALL), None, digits).server
+    table = Answers.asked(digits.public("train")).select(range(4))
+    keep = torch.ones_like(table.present)
+    keep[1] = False
+    labels = ALL.answer(server, table.mask(keep))
+    assert [bool(text) for text in labels.texts] == [True, False, True, True]
+    assert labels.confidence[1] == 0.0
+
+
 def test_thresholds_have_a_range() -> None:
     with pytest.raises(ValueError, match=r"answers\.server_threshold must lie in \[0, 1\], got 2"):
         Answers(server_threshold=2)
