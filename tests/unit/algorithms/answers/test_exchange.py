@@ -178,6 +178,23 @@ def test_probability_is_that_of_the_model_that_answers(tiny: SimpleNamespace) ->
         torch.testing.assert_close(labels.confidence[n], expected, atol=1e-5, rtol=1e-3)
 
 
+def test_answers_that_are_not_sure_enough_teach_nobody(tiny: SimpleNamespace) -> None:
+    digits = data(tiny)
+    loaders = tiny.loaders(digits)
+    asked = Answers.asked(loaders.public.table)
+    texts = tuple(f"text {n}" for n in range(len(asked)))
+    labels = Labels(texts, torch.linspace(0, 1, len(asked)))
+    taught = ALL.taught(loaders, labels, threshold=0.75).public
+    table = taught.table
+    found = dict(zip(table.ids, table.targets, strict=True))
+    for n, sample in enumerate(asked.ids):
+        assert found[sample] == (texts[n] if labels.confidence[n] >= 0.75 else "")
+    known = loaders.public.table.labelled()
+    assert (table.labelled() | ~known).all(), "targets stay"
+    ids = loaders.public.ids(2, seed=5)
+    assert taught.ids(2, seed=5) == ids, "the same batches"
+
+
 def test_a_sample_without_any_input_is_not_answered(tiny: SimpleNamespace) -> None:
     digits = data(tiny)
     server = tiny.build(FedAvg(answers=ALL), None, digits).server
