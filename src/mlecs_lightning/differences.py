@@ -9,7 +9,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alike", "arguments_of", "as_data", "differences", "untold_arguments"]
+__all__ = [
+    "alike",
+    "arguments_of",
+    "as_data",
+    "default_arguments",
+    "differences",
+    "untold_arguments",
+]
 
 
 def differences(
@@ -73,6 +80,17 @@ def untold_arguments(part: object) -> list[str]:
     return [name for name in _argument_names(type(part)) if not _keeps(part, name)]
 
 
+def default_arguments(kind: type) -> dict[str, Any]:
+    """Return the defaults of the arguments of a class and its bases, as plain data."""
+    defaults: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        for name, parameter in _parameters(each).items():
+            defaults.pop(name, None)
+            if parameter.default is not parameter.empty:
+                defaults[name] = as_data(parameter.default)
+    return defaults
+
+
 def _keeps(part: object, name: str) -> bool:
     """Return whether an attribute can be an argument: a method of that name is none."""
     return hasattr(part, name) and not inspect.ismethod(getattr(part, name))
@@ -82,13 +100,20 @@ def _argument_names(kind: type) -> list[str]:
     """Return the names of all arguments of a class and its bases."""
     names: dict[str, None] = {}
     for each in kind.__mro__:
-        init = vars(each).get("__init__")
-        if not inspect.isfunction(init):
-            continue
-        for name, parameter in list(inspect.signature(init).parameters.items())[1:]:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                names[name] = None
+        names |= dict.fromkeys(_parameters(each))
     return list(names)
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Return the named parameters of a class's own ``__init__``; none if it has none."""
+    init = vars(kind).get("__init__")
+    if not inspect.isfunction(init):
+        return {}
+    return {
+        name: parameter
+        for name, parameter in list(inspect.signature(init).parameters.items())[1:]
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 
 from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.timeline import Checkpoint, checkpoints
-from mlecs_lightning.differences import alike, differences
+from mlecs_lightning.class_paths import import_class
+from mlecs_lightning.differences import alike, default_arguments, differences
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.renamed_keys import with_present_keys
 from mlecs_lightning.storage.files import (
     DamagedFileError,
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_HOME = "mlecs_lightning"
+"""Where the class of a bare name is looked up."""
 
 # Options that do not change what a run computes.
 _FREE = {
@@ -218,7 +222,7 @@ def check_config(
     """
     if not saved or not present:
         return  # a trainer that was used from Python without a configuration
-    saved = with_present_keys(saved)
+    saved = _with_defaults(with_present_keys(saved), present)
     faults = [
         fault
         for key, fault in differences(saved, present, same=same).items()
@@ -234,6 +238,29 @@ def check_config(
                 ]
             )
         )
+
+
+def _with_defaults(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved configuration in which arguments that its version lacked have their defaults.
+
+    Args:
+        saved: The saved configuration, nested.
+        present: That of this run, whose classes know the defaults.
+    """
+    filled = dict(saved)
+    for key, value in present.items():
+        if isinstance(value, Mapping) and isinstance(filled.get(key), Mapping):
+            filled[key] = _with_defaults(filled[key], value)
+    given, old = present.get("init_args"), filled.get("init_args")
+    if isinstance(given, Mapping) and isinstance(old, Mapping):
+        try:
+            kind = import_class({"class_path": present["class_path"]}, home=_HOME, key="class_path")
+        except (ConfigurationError, KeyError):
+            return filled  # a class of the user's, under its bare name
+        defaults = default_arguments(kind)
+        unknown = (given.keys() & defaults.keys()) - old.keys()
+        filled["init_args"] = {**old, **{name: defaults[name] for name in unknown}}
+    return filled
 
 
 def check_about(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:

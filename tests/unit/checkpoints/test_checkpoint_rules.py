@@ -5,6 +5,7 @@ import shutil
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -241,6 +242,26 @@ def test_a_configuration_of_an_earlier_version_is_compared_under_the_present_key
     check_config(saved, changed(trainer={"participation": {"fraction": 0.5}}))
     with pytest.raises(CheckpointError, match=r"participation\.fraction: 0\.5 in the ch.*, 1"):
         check_config(saved, changed(trainer={"participation": {"fraction": 1.0}}))
+
+
+@pytest.mark.parametrize("path", ["mlecs_lightning.Digits", "Digits"])
+def test_an_argument_that_an_earlier_version_lacked_had_its_default(path: str) -> None:
+    saved = {"data": {"class_path": path, "init_args": {"alpha": 0.3}}}
+
+    def present(**values: object) -> dict[str, Any]:
+        return {"data": {"class_path": path, "init_args": {"alpha": 0.3, **values}}}
+
+    check_config(saved, present(public_labelled=1.0, sample_rate=1.0, schedule=None))
+    with pytest.raises(CheckpointError, match=r"public_labelled: 1.0 in the checkpoint, 0.5 now"):
+        check_config(saved, present(public_labelled=0.5))
+    with pytest.raises(CheckpointError, match=r"invented: None in the checkpoint, 1 now"):
+        check_config(saved, present(invented=1))
+
+
+def test_arguments_of_a_class_that_cannot_be_found_are_compared_as_they_are() -> None:
+    saved = {"algorithm": {"class_path": "mine.Own", "init_args": {}}}
+    with pytest.raises(CheckpointError, match=r"rate: None in the checkpoint, 2 now"):
+        check_config(saved, {"algorithm": {"class_path": "mine.Own", "init_args": {"rate": 2}}})
 
 
 def test_a_fit_of_another_configuration_is_refused_unless_told_otherwise(
