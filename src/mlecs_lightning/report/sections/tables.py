@@ -24,7 +24,6 @@ from mlecs_lightning.report.results.reading import Run
 from mlecs_lightning.report.results.rows import number_at
 
 __all__ = [
-    "_budget_note",
     "clients",
     "communication",
     "differences",
