@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "cpus"
-CORES = 2  # as many workers as there are pairs of threads, or single ones
+WORKERS = 2
 
 # What torch's own kernels, oneDNN and MKL may use of this processor.
 PROCESSORS: dict[str, dict[str, str]] = {
@@ -40,9 +40,14 @@ def run(processor: str, threads: int, args: list[str]) -> bool:
     """Run the tests in one setting; return whether they passed."""
     cache = CACHE / f"{processor}-{threads}"
     shutil.rmtree(cache / "pocket", ignore_errors=True)
-    setting = {"OMP_NUM_THREADS": str(threads), "MLECS_CACHE": str(cache), **PROCESSORS[processor]}
-    workers = ("-n", str(CORES // threads), "--dist", "worksteal")
-    command = [sys.executable, "-m", "pytest", *workers, *args]
+    setting = {
+        "OMP_NUM_THREADS": str(threads),
+        # A thread that waits by spinning takes its core from the other worker.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MLECS_CACHE": str(cache),
+        **PROCESSORS[processor],
+    }
+    command = [sys.executable, "-m", "pytest", "-n", str(WORKERS), "--dist", "worksteal", *args]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **setting}).returncode == 0
 
 
