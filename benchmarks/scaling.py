@@ -67,7 +67,6 @@ def train(sizes: Mapping[str, int], folder: Path, clock: workload.Clock) -> None
     )
     from mlecs_lightning.types import ModalitySpec
 
-    torch.set_num_threads(1)
     sizes = {**BASE, **sizes}
     names = tuple(f"m{k}" for k in range(sizes["modalities"]))
     clients = [workload.name_of(c) for c in range(sizes["clients"])]
@@ -250,6 +249,9 @@ def main() -> None:
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
+        import torch
+
+        torch.set_num_threads(1)
         clock = workload.Clock()
         train(args.child, args.folder, clock)
         if not int(os.environ.get("RANK", "0")):

@@ -1,6 +1,7 @@
 """Fixtures that all tests share, and the environment that they run in."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,6 +17,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Inside the checkout, and one for all workers: a pocket model is trained once, not once a worker.
 os.environ.setdefault("MLECS_CACHE", str(ROOT / ".cache" / "tests"))
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Fail a test that leaves another number of threads: later runs would end in other bits."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    yield
+    torch = sys.modules.get("torch")
+    if before is not None and torch.get_num_threads() != before:
+        left = torch.get_num_threads()
+        torch.set_num_threads(before)
+        pytest.fail(f"the test leaves {left} threads, it began with {before}")
 
 
 @pytest.fixture(scope="session")
