@@ -117,7 +117,7 @@ def _check_size(text: str) -> None:
     total = 0
     sizes: dict[str | None, int] = {}
     open_: list[tuple[str | None, int]] = []  # anchor and preceding count of each collection
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in _events(text):
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_):
                 raise YamlFaultError(f"{_place(event)}: *{event.anchor} is a part of itself")
@@ -137,9 +137,26 @@ def _check_size(text: str) -> None:
                 "written out; remove aliases of aliases, or split the file"
             )
         if len(open_) > _DEEPEST:
-            raise YamlFaultError(
-                f"{_place(event)}: values lie more than {_DEEPEST} levels deep; no key does"
-            )
+            raise _too_deep(_place(event))
+
+
+def _events(text: str) -> Iterator[Any]:
+    """Yield the events of a text.
+
+    Raises:
+        YamlFaultError: If the parser itself finds it too deep, as it does from PyYAML 6.0.4 on. It
+            reads ahead, so that may come before the first event.
+    """
+    try:
+        yield from yaml.parse(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        if "nesting depth" not in str(error):
+            raise
+        raise _too_deep(f"line {error.problem_mark.line + 1}") from error
+
+
+def _too_deep(place: str) -> YamlFaultError:
+    return YamlFaultError(f"{place}: values lie more than {_DEEPEST} levels deep; no key does")
 
 
 def _place(event: Any) -> str:  # noqa: ANN401 - an event of yaml
