@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from mlecs_lightning.aggregation import Aggregate
-from mlecs_lightning.federated.device import Device
-from mlecs_lightning.federated.exchange import Exchange
-from mlecs_lightning.federated.link import InProcessLink, Link
+from mlecs_lightning.federated.exchange.device import Device
+from mlecs_lightning.federated.exchange.link import InProcessLink, Link
+from mlecs_lightning.federated.exchange.server import Exchange
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
 from mlecs_lightning.rounds.failures import EvaluationError, Failure, Fate

@@ -90,11 +90,13 @@ class SerialisedMessage(NamedTuple):
 
     Attributes:
         data: The bytes.
+        message: What they hold: the message, compressed if there is a codec.
         memory: What the sender must keep for its next message; empty without a codec.
         error: Relative error of the update as the receiver will read it; ``None`` without a codec.
     """
 
     data: bytes
+    message: Message
     memory: dict[str, Tensor]
     error: float | None
 
@@ -165,10 +167,11 @@ class Channel:
             ChannelError: If the message cannot be written.
         """
         if self.codec is None:
-            return SerialisedMessage(self.send(message, client=client, round=round), {}, None)
+            data = self.send(message, client=client, round=round)
+            return SerialisedMessage(data, message, {}, None)
         packed = self.codec.pack(message, schema, direction, known=known, memory=memory)
         data = self.send(packed.message, client=client, round=round)
-        return SerialisedMessage(data, packed.memory, packed.error)
+        return SerialisedMessage(data, packed.message, packed.memory, packed.error)
 
     def send(self, message: Message, *, client: str, round: int) -> bytes:
         """Serialise a message with its envelope.

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mlecs_lightning.federated.device import Reply
-from mlecs_lightning.federated.link import Offer
+from mlecs_lightning.federated.exchange.device import Reply
+from mlecs_lightning.federated.exchange.link import Offer
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.bounds import bounded
 from mlecs_lightning.rounds.context import RoundContext
@@ -74,18 +74,11 @@ class Exchange:
         parcel = run.channel.pack(
             message, schema, direction="downlink", client=client, round=ctx.round, known=known
         )
-        if run.channel.codec is None:
-            read = Message({k: t.detach().cpu() for k, t in message.tensors.items()})
-            sizes = component_sizes(message, len(parcel.data))
-        else:
-            read, sizes = run.channel.receive(
-                parcel.data,
-                schema,
-                direction="downlink",
-                client=client,
-                round=ctx.round,
-                known=known,
-            )
+        read = parcel.message
+        if run.channel.codec is not None:
+            read = run.channel.codec.unpack(read, schema, "downlink", known=known)
+        read = Message({k: t.detach().cpu() for k, t in read.tensors.items()}, read.scalars)
+        sizes = component_sizes(parcel.message, len(parcel.data))
         self._sent[client] = _Sent(read, sizes, _error("downlink", parcel.error))
         return parcel.data
 

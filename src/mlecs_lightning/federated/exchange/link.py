@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from mlecs_lightning.federated.device import Device, Reply
+from mlecs_lightning.federated.exchange.device import Device, Reply
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import FailureTrace, Fate
 
