@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
 from mlecs_lightning.aggregation import Aggregate
-from mlecs_lightning.federated.exchange import Exchange
+from mlecs_lightning.federated.exchange.device import Device
+from mlecs_lightning.federated.exchange.link import InProcessLink, Link
+from mlecs_lightning.federated.exchange.server import Exchange
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
 from mlecs_lightning.rounds.failures import EvaluationError, Failure, Fate
@@ -33,7 +35,13 @@ class RoundLoop:
     """
 
     def __init__(
-        self, run: Run, settings: LoopSettings, call: Callable[..., None], stop: StopSignals
+        self,
+        run: Run,
+        settings: LoopSettings,
+        call: Callable[..., None],
+        stop: StopSignals,
+        *,
+        link: Link | None = None,
     ) -> None:
         """Take the parts.
 
@@ -42,12 +50,26 @@ class RoundLoop:
             settings: Settings of its rounds.
             call: Calls a hook of all callbacks.
             stop: Tells whether a signal has asked to stop.
+            link: To the devices; by default they live in this process.
         """
         self._run, self._settings, self._call, self._stop = run, settings, call, stop
-        self._exchange = Exchange(run, settings, stop)
+        self._exchange = Exchange(run, settings)
+        self._link: Link = link or InProcessLink(self._device(), settings.faults)
         if run.federation.ranks.size == 1:
             # Ranks that train together cannot stop one by one in the middle of a pass.
             run.federation.server.before_step = stop.check
+
+    def _device(self) -> Device:
+        run = self._run
+        return Device(
+            run.algorithm,
+            run.data,
+            run.federation,
+            run.channel,
+            self._settings.limit_train,
+            self._stop.check,
+            run.folder.note,
+        )
 
     def warm_up(self) -> None:
         """Train the server alone."""
@@ -215,13 +237,14 @@ class RoundLoop:
         run, trace = self._run, self._settings.faults
         fates = {c: trace.fate(ctx.round, c) if trace else Fate() for c in clients}
         served = tuple(c for c in clients if c not in run.served and not fates[c].drops)
-        broadcasts: Iterator[tuple[str, Message | None]] = iter(
+        broadcasts: Iterable[tuple[str, Message | None]] = (
             run.algorithm.broadcast(
                 run.federation.server, run.server_loaders, replace(ctx, participants=served)
             )
             if run.algorithm.communicates and served
             else [(client, None) for client in served]
         )
+        replies = iter(self._link.exchange(ctx, self._exchange.offers(ctx, broadcasts)))
         for client in clients:
             self._stop.check()
             if client in run.served:
@@ -230,7 +253,7 @@ class RoundLoop:
             if fates[client].drops:
                 outcome = Outcome(client, failure=Failure(ctx.round, client, "dropout"))
             else:
-                outcome = self._exchange.serve(ctx, *next(broadcasts), fates[client])
+                outcome = self._exchange.accept(ctx, next(replies))
                 if outcome.data is not None and self._settings.keeps_messages:
                     run.federation.store.put_message(client, outcome.data)
             run.served[client] = outcome._replace(data=None, message=None)

@@ -25,6 +25,8 @@ __all__ = [
     "MessageLimits",
     "ReceivedMessage",
     "SerialisedMessage",
+    "adapter_of",
+    "component_sizes",
 ]
 
 _NOTHING: Mapping[str, Tensor] = {}
@@ -88,11 +90,13 @@ class SerialisedMessage(NamedTuple):
 
     Attributes:
         data: The bytes.
+        message: What they hold: the message, compressed if there is a codec.
         memory: What the sender must keep for its next message; empty without a codec.
         error: Relative error of the update as the receiver will read it; ``None`` without a codec.
     """
 
     data: bytes
+    message: Message
     memory: dict[str, Tensor]
     error: float | None
 
@@ -163,10 +167,11 @@ class Channel:
             ChannelError: If the message cannot be written.
         """
         if self.codec is None:
-            return SerialisedMessage(self.send(message, client=client, round=round), {}, None)
+            data = self.send(message, client=client, round=round)
+            return SerialisedMessage(data, message, {}, None)
         packed = self.codec.pack(message, schema, direction, known=known, memory=memory)
         data = self.send(packed.message, client=client, round=round)
-        return SerialisedMessage(data, packed.memory, packed.error)
+        return SerialisedMessage(data, packed.message, packed.memory, packed.error)
 
     def send(self, message: Message, *, client: str, round: int) -> bytes:
         """Serialise a message with its envelope.
@@ -209,7 +214,7 @@ class Channel:
             codec = self.codec
             form = schema if codec is None else codec.declare(schema, direction)
             faults += _faults(message, form, self._limits.max_norm)
-            sizes = _sizes(message, len(data))
+            sizes = component_sizes(message, len(data))
             if codec is not None and not faults:
                 message = codec.unpack(message, schema, direction, known=known)
                 faults = _faults(message, schema, self._limits.max_norm)
@@ -222,8 +227,19 @@ class Channel:
         return ReceivedMessage(message, sizes)
 
 
-def _sizes(message: Message, total: int) -> dict[str, int]:
-    """Count bytes by component; names, scalars and the rest of the format are ``header``."""
+def adapter_of(message: Message | None) -> dict[str, Tensor]:
+    """Return the tensors of a message's adapter under their full names; none without a message."""
+    tensors = {} if message is None else message.tensors
+    return {k: t for k, t in tensors.items() if k.startswith("adapter/")}
+
+
+def component_sizes(message: Message, total: int) -> dict[str, int]:
+    """Count bytes by component; names, scalars and the rest of the format are ``header``.
+
+    Args:
+        message: The message as it is sent.
+        total: Its length in bytes.
+    """
     sizes: Counter[str] = Counter()
     for name, tensor in message.tensors.items():
         sizes[component_of(name)] += tensor.numel() * tensor.element_size()
