@@ -47,7 +47,9 @@ RANK = {
     "federated": 10,
     "__init__": 11,
     "cli": 12,
-    "__main__": 13,
+    "shipped": 1,
+    "commands": 13,
+    "__main__": 14,
 }
 # A method is a plug-in: what it takes to run one must work for a method that nobody here wrote.
 KNOW_METHODS = ("algorithms", "__init__", "cli")

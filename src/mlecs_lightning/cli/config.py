@@ -22,6 +22,7 @@ from mlecs_lightning.clients.settings import are_drawn
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.renamed_keys import renamed_key_faults, with_present_classes
 from mlecs_lightning.settings import ModelSettings
+from mlecs_lightning.shipped import shipped_config, shipped_configs
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.files import DamagedFileError
 from mlecs_lightning.storage.paths import expanded
@@ -55,10 +56,7 @@ class ConfigFile(ActionConfigFile):
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         """Merge a file into what was parsed before it."""
-        path = expanded(value)
-        if not path.is_file():
-            ActionConfigFile.apply_config(parser, cfg, dest, value)  # raises the error
-            return
+        path = _file(value)
         # Written again in ASCII, since jsonargparse first tries the text as a path, and only ASCII
         # can be encoded in every locale.
         text = dump_yaml(_read(value))
@@ -207,6 +205,25 @@ def _has_arguments_alone(key: str, args: list[str], files: dict[_Option, dict[st
     return bool(said) and all(isinstance(s, dict) and "class_path" not in s for s in said)
 
 
+def _file(written: str) -> Path:
+    """Return the path of a configuration file, or of the ready configuration of this name.
+
+    Raises:
+        ConfigurationError: If there is neither.
+    """
+    path = expanded(written)
+    if path.is_file():
+        return path
+    ready = shipped_config(written)
+    if ready is None:
+        why = "is not a file" if path.exists() else "does not exist"
+        raise ConfigurationError(
+            f"--config: {str(path)!r} {why}; give the path of a YAML file, or the name of a ready "
+            f"configuration: {', '.join(shipped_configs())}"
+        )
+    return ready
+
+
 def _content(path: Path, *, key: str) -> bytes:
     """Return the content of a configuration file.
 
@@ -220,11 +237,9 @@ def _content(path: Path, *, key: str) -> bytes:
 
 
 def _read(file: str) -> dict[str, Any]:
-    """Read a configuration file; return {} if it is missing, which the parser reports."""
+    """Read a configuration file, given by its path or as the name of a ready one."""
     key = f"--config {file}"
-    path = expanded(file)
-    if not path.is_file():
-        return {}
+    path = _file(file)
     try:
         text = utf8(_content(path, key=key))
     except (OSError, EncodingError) as error:

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import (
 
 from mlecs_lightning.cli.config import PARSER_MODE, ConfigFile, completed
 from mlecs_lightning.cli.hints import innermost, known_names
+from mlecs_lightning.cli.short_help import short_help
 from mlecs_lightning.clients import FederationSettings
 from mlecs_lightning.clients.checks import configuration_faults
 from mlecs_lightning.clients.settings import client_settings
@@ -83,12 +84,26 @@ class FederatedCLI(LightningCLI):
         """
         try:
             if args is None or isinstance(args, list):
-                self.config = parser.parse_args(completed(sys.argv[1:] if args is None else args))
+                words = sys.argv[1:] if args is None else args
+                self._help(words)
+                self.config = parser.parse_args(completed(words))
             else:
                 super().parse_arguments(parser, args)
         except ArgumentError as error:
             known = known_names(str(error), defaults=self._parser("fit").get_defaults())
             raise ConfigurationError(f"{error}{known}") from error
+
+    def _help(self, words: list[str]) -> None:
+        """Print a short help and exit, if one is asked for; ``--help_all`` is jsonargparse's."""
+        command = next((word for word in words if word in self.subcommands()), None)
+        if command is None or not {"-h", "--help", "--help_all"}.intersection(words):
+            return
+        parser = self._parser(command)
+        if "--help_all" in words:
+            parser.print_help()
+        else:
+            print(short_help(parser, command))
+        raise SystemExit(0)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare the keys of a federation."""

@@ -428,5 +428,28 @@ def test_parts_outside_the_package_come_in_by_class_path(
 def test_help_names_the_keys(mlecs: Callable[..., SimpleNamespace], subcommand: str) -> None:
     said = mlecs(subcommand, "--help")
     assert (said.code, said.err) == (0, "")
-    keys = ("--trainer.max_rounds", "--edge.optimizer", "--edge.lora.r", "--clients", "--ckpt_path")
-    assert [key for key in keys if key not in said.out] == []
+    keys = ("--trainer.max_rounds", "--server.optimizer", "--server.lora.r", "--clients")
+    assert [key for key in (*keys, "--ckpt_path") if key not in said.out] == []
+    lines = said.out.splitlines()
+    assert len(lines) < 150
+    assert max(map(len, lines)) <= 110
+    assert "--warmup." not in said.out
+
+
+def test_the_full_help_has_every_option(mlecs: Callable[..., SimpleNamespace]) -> None:
+    said = mlecs("fit", "--help_all")
+    assert (said.code, said.err) == (0, "")
+    for key in ("--edge.lora.r", "--warmup.max_steps", "type: float", "known subclasses"):
+        assert key in said.out
+
+
+def test_a_ready_configuration_has_a_name(
+    mlecs: Callable[..., SimpleNamespace], repo_root: Path
+) -> None:
+    named = mlecs("fit", "--config", "urfall/mlecs", "--print_config")
+    by_path = mlecs("fit", "--config", repo_root / "configs/urfall/mlecs.yaml", "--print_config")
+    assert (named.code, named.out) == (0, by_path.out)
+    wrong = mlecs("fit", "--config", "quikstart")
+    assert wrong.code == 1
+    assert "'quikstart' does not exist" in wrong.err
+    assert "quickstart, quickstart_cdcca" in wrong.err
