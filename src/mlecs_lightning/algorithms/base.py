@@ -90,7 +90,7 @@ class LocalTraining(Algorithm):
     ) -> dict[str, float]:
         """Train the server's models on public data."""
         batches = loaders.public.take(self.steps.server, seed=ctx.seed_for("server", "public"))
-        return server.fit(batches, self.server_objective(), stage="public")
+        return server.fit(batches, self.objective_after(aggregate, loaders), stage="public")
 
     def figures(self) -> tuple[str, ...]:
         """Name the losses of a client's passes."""
@@ -109,6 +109,19 @@ class LocalTraining(Algorithm):
     def server_objective(self) -> Objective | None:
         """Return the server's objective in a round; L_LM of the LLM by default."""
         return None
+
+    def objective_after(
+        self,
+        aggregate: Any,  # noqa: ANN401 - the algorithm's own class
+        loaders: Loaders,
+    ) -> Objective | None:
+        """Return the server's objective given what it has received; `server_objective` by default.
+
+        Args:
+            aggregate: As in `server_update`.
+            loaders: The server's data.
+        """
+        return self.server_objective()
 
     def edge_objective(self, edge: EdgeLearner, broadcast: Message | None) -> Objective | None:
         """Return a client's objective in both passes; L_LM by default."""

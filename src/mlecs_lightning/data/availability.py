@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.types import Batch
 
-__all__ = ["draw_client_modalities", "draw_sample_mask"]
+__all__ = ["draw_client_modalities", "draw_sample_mask", "without_some_modalities"]
 
 
 def _draw(rng: np.random.Generator, rows: int, columns: int, rate: float) -> np.ndarray:
@@ -76,3 +77,11 @@ def draw_sample_mask(samples: int, modalities: int, *, rate: float, seed: int) -
         ValueError: If ``rate`` is outside (0, 1].
     """
     return torch.from_numpy(_draw(np.random.default_rng(seed), samples, modalities, rate))
+
+
+def without_some_modalities(batch: Batch, rate: float) -> Batch:
+    """Return a batch in which each sample lacks each modality with a probability; one is left."""
+    draw = torch.rand(batch.present.shape, device=batch.present.device)
+    draw = draw.masked_fill(~batch.present, -1.0)
+    keep = (draw >= rate) | (draw == draw.amax(dim=1, keepdim=True))
+    return batch._replace(present=batch.present & keep)

@@ -24,6 +24,7 @@ def summary_of(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         **({"groups": groups} if len(groups) > 1 else {}),
         **({} if continual is None else {"stream": continual}),
         "aggregation_error": [r["aggregate/error"] for r in run.history if "aggregate/error" in r],
+        **run.algorithm.summary(run.history),
         "faults": {**run.failures.counts(), "events": run.failures.state_dict()},
         "frozen": run.federation.frozen,
         "communication": communication(run.ledger, run.federation) | _codec(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,8 @@ from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.wire import Codec, MessageLimits
 
 __all__ = ["FederatedTrainer", "Precision"]
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -223,6 +226,9 @@ class FederatedTrainer:
             run.folder.write_adapters(run.federation)
             summary = summary_of(run, run.test())
             run.folder.write_summary(summary)
+            if self.is_global_zero:
+                for remark in run.algorithm.remarks(run.history):
+                    log.warning("%s", remark)
             self._call("on_fit_end", summary=summary)
             run.folder.close("success")
         except BaseException:

@@ -89,6 +89,7 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
         Section("Communication", grids=[wire]) if wire else None,
         tables.clients(setting),
         plots.volumes(setting) if charts else None,
+        plots.alignment(setting) if charts else None,
         plots.aggregation(setting) if charts else None,
         tables.faults(setting),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -181,6 +181,24 @@ class Algorithm(ABC):
         message and is not counted. `shipped` is called again afterwards.
         """
         return
+
+    def summary(self, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Return what summary.json says of this method beside what it says of every method.
+
+        Args:
+            history: The figures of each round, as in metrics.csv.
+        """
+        return {}
+
+    def remarks(self, history: Sequence[Mapping[str, float]]) -> list[str]:
+        """List what a user should know about the figures of a run, each with its remedy.
+
+        They are logged as warnings at the end of a run.
+
+        Args:
+            history: The figures of each round, as in metrics.csv.
+        """
+        return []
 
     @abstractmethod
     def warmup(

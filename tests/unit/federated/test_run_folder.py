@@ -175,7 +175,7 @@ def test_summary_has_its_schema_and_is_what_fit_returned(mlecs_run: SimpleNamesp
     assert summary == mlecs_run.summary
     assert set(summary) == {
         *("algorithm", "seed", "rounds", "clients", "mean", "server", "constant"),
-        *("aggregation_error", "faults", "communication", "seconds", "frozen"),
+        *("aggregation_error", "faults", "communication", "seconds", "frozen", "alignment"),
     }
     assert (summary["algorithm"], summary["seed"], summary["rounds"]) == ("MLECS", 0, 2)
     scores = {"rouge_lsum", "exact_match", "accuracy", "macro_f1"}

@@ -62,6 +62,7 @@ def a_history(rounds: int = 2, score: float = 0.5) -> list[dict[str, float]]:
             row[f"clients/{client}/ccl/volume_diagonal"] = 0.4 + 0.2 * n_client
             row[f"clients/{client}/ccl/volume_off_diagonal"] = 0.9
             row[f"clients/{client}/ccl/gram_det"] = 0.8
+            row[f"clients/{client}/ccl/cosine"] = 0.5 - 0.7 * n_client
         row |= {"clients/val/macro_f1": score, "clients/val/loss": 1 / n}
         row |= {"server/val/macro_f1": 0.8, "server/public/volume_diagonal": 0.3}
         row |= {"communication/uplink_bytes": 500 * n, "communication/downlink_bytes": 1500 * n}

@@ -82,6 +82,7 @@ def test_a_real_run_has_every_section_that_it_can_have(mlecs_run: SimpleNamespac
         "Communication",
         "Clients",
         "Volumes",
+        "Alignment",
         "Aggregation error",
         "Runs",
     ]

@@ -8,10 +8,11 @@ import torch
 
 from mlecs_lightning.algorithms.eclm.gating import load_balance, top_k_gates
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
+from mlecs_lightning.data.availability import without_some_modalities
 from mlecs_lightning.modules import Losses, ServerModule
 from mlecs_lightning.types import Batch
 
-__all__ = ["OfflineStage", "without_some_modalities"]
+__all__ = ["OfflineStage"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,3 @@ class OfflineStage:
             output = tower(features, present, batch.instructions, batch.targets)
         lm, balance = server.mean_loss(output), load_balance(server.gather(p))
         return {"loss": lm + self.balance_weight * balance, "lm": lm, "balance": balance}
-
-
-def without_some_modalities(batch: Batch, rate: float) -> Batch:
-    """Return a batch in which each sample lacks each modality with a probability; one is left."""
-    draw = torch.rand(batch.present.shape, device=batch.present.device)
-    draw = draw.masked_fill(~batch.present, -1.0)
-    keep = (draw >= rate) | (draw == draw.amax(dim=1, keepdim=True))
-    return batch._replace(present=batch.present & keep)

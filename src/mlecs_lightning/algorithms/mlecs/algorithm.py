@@ -9,19 +9,38 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mlecs_lightning.aggregation import GroupedAdapters
+from mlecs_lightning.algorithms.answers import AnsweredAdapters
 from mlecs_lightning.algorithms.fedavg import FedAvg
+from mlecs_lightning.algorithms.mlecs.alignment import alignment_of, unaligned
+from mlecs_lightning.algorithms.mlecs.checks import addition_faults
 from mlecs_lightning.algorithms.mlecs.objectives import (
     AMT_LOSSES,
     CCL_LOSSES,
+    Agreed,
     Alignment,
     Objectives,
     both_towers,
 )
+from mlecs_lightning.algorithms.mlecs.representations import (
+    RepresentationMean,
+    Representations,
+    RepresentedAdapters,
+)
+from mlecs_lightning.algorithms.mlecs.sensors import SensorDropout
+from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
 from mlecs_lightning.modules.server import RepresentationSource
-from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner, TrainingPass
+from mlecs_lightning.rounds import (
+    ClientUpdate,
+    EdgeLearner,
+    Loaders,
+    RoundContext,
+    ServerLearner,
+    TrainingPass,
+)
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message, Schema, TensorField
 from mlecs_lightning.wire.messages import ScalarField
@@ -29,6 +48,7 @@ from mlecs_lightning.wire.messages import ScalarField
 __all__ = ["MLECS", "Component"]
 
 Component = Literal["ccl", "amt", "mma", "se_ccl"]
+Anchors = Literal["all", "sensed"]
 _COMPONENTS: tuple[Component, ...] = ("ccl", "amt", "mma", "se_ccl")
 
 
@@ -65,6 +85,10 @@ class MLECS(FedAvg):
         alignment: Alignment = "volume",
         freeze_extractors: bool = True,
         private_contrast: bool = False,
+        fused_weight: float = 0.0,
+        sensor_dropout: float = 0.0,
+        anchors: Anchors = "all",
+        representations: Representations | None = None,
         **options: Any,
     ) -> None:
         """Set the method.
@@ -82,12 +106,27 @@ class MLECS(FedAvg):
                 configuration, where they are pretrained. Extractors with random initial weights
                 need all the training they can get.
             alignment: What aligns a client with the server's representations: the volume contrast
-                over all z_m and f (``volume``), over f alone (``fused``; the single modalities
-                need not agree), or feature distillation, 1 - cos(f, anchor) (``cosine``).
+                over all z_m and f (``volume``), over the z_m alone (``modalities``), over f alone
+                (``fused``; the single modalities need not agree), or feature distillation, 1 -
+                cos(f, anchor) (``cosine``).
             private_contrast: Whether AMT minimises the contrast as well. The anchor of a private
                 sample is the mean direction of the received representations of public samples with
                 the same target text; samples without such an anchor are left out. Nothing more is
                 sent (our choice).
+            fused_weight: Weight mu of 1 - cos(f, anchor), which is added to the loss of CCL and of
+                the private contrast, beside the volume of ``alignment``. In SE-CCL it draws f of
+                the hosted SLMs to what the server sends. A volume alone does not put f where the
+                anchor is: it vanishes as soon as the anchor lies in the span of the vectors, or
+                opposite to one.
+            sensor_dropout: Probability that a public sample lacks a modality when the server trains
+                on it, in the warm-up and in SE-CCL; one is always left. In [0, 1).
+            anchors: Of which inputs of a sample the server computes the representations that it
+                sends: ``all``, or only those of the client's own modalities (``sensed``), which the
+                client can reach. The server should then know incomplete samples: see
+                ``sensor_dropout``.
+            representations: How clients send their representations of the public samples, and how
+                SE-CCL uses them; see `Representations`. By default they do not. Needs the
+                components ``ccl`` and ``se_ccl``.
             **options: See `FedAvg`.
 
         Raises:
@@ -107,6 +146,13 @@ class MLECS(FedAvg):
                 "algorithm.init_args: temperature must be positive and contrast_weight not "
                 f"negative, got {temperature} and {contrast_weight}"
             )
+        faults += addition_faults(
+            self.components,
+            alignment=alignment,
+            fused_weight=fused_weight,
+            sensor_dropout=sensor_dropout,
+            represents=representations is not None,
+        )
         faults.raise_any()
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples
@@ -117,12 +163,19 @@ class MLECS(FedAvg):
         self.class_aware = class_aware
         self.alignment: Alignment = alignment
         self.freeze_extractors = freeze_extractors
+        self.fused_weight = fused_weight
+        self.sensor_dropout = sensor_dropout
+        self.anchors: Anchors = anchors
+        self.representations = representations
+        self._public_samples = 0
         self.objectives = Objectives(
             temperature=temperature,
             contrast_weight=contrast_weight,
             class_aware=class_aware,
             alignment=alignment,
             freeze_extractors=freeze_extractors,
+            fused_weight=fused_weight,
+            representation=representation,
         )
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
@@ -149,28 +202,60 @@ class MLECS(FedAvg):
             {**schema.scalars, "ids": ScalarField(tuple)},
         )
 
+    def uplink(self, edge: EdgeModule) -> Schema:
+        """Declare FedAvg's update and, if they are sent, the client's representations."""
+        schema = super().uplink(edge)
+        if self.representations is None:
+            return schema
+        more = Representations.schema(edge.settings.connector.width)
+        return Schema({**schema.tensors, **more.tensors}, {**schema.scalars, **more.scalars})
+
+    def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
+        """Read the clients' modalities as well."""
+        super().prepare(server, clients)
+        self._modalities = {name: module.modalities for name, module in clients.items()}
+
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
         """Add the representations of the public samples that each client will use."""
+        self._public_samples = len(loaders.public.table)
         if "ccl" not in self.components:
             yield from super().broadcast(server, loaders, ctx)
             return
-        anchors = self._represent(server, loaders)
+        everything = tuple(loaders.public.table.modalities)
+        known: dict[tuple[str, ...], Tensor] = {}
         row = {sample: i for i, sample in enumerate(loaders.public.table.ids)}
         for client, message in super().broadcast(server, loaders, ctx):
             seed = ctx.seed_for(client, "public")
             ids = loaders.public.ids(self.steps.public, seed=seed)
-            picked = anchors[[row[i] for i in ids]]
+            seen = self._modalities[client] if self.anchors == "sensed" else everything
+            if seen not in known:
+                known[seen] = self._represent(server, loaders.public.table.restrict(seen))
+            picked = known[seen][[row[i] for i in ids]]
             tensors = {**message.tensors, "fused/anchors": picked}
             yield client, Message(tensors, {**message.scalars, "ids": ids})
 
     @torch.no_grad()
-    def _represent(self, server: ServerLearner, loaders: Loaders) -> Tensor:
-        """Return the server's representations of all public samples, (N, D)."""
-        batches = sequential_loader(loaders.public.table, 256)
+    def _represent(self, server: ServerLearner, table: SampleTable) -> Tensor:
+        """Return the server's representations of samples, (N, D)."""
+        batches = sequential_loader(table, 256)
         parts = server.map(batches, partial(ServerModule.represent, source=self.representation))
         return torch.cat(parts).float().cpu()
+
+    def client_update(
+        self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
+    ) -> ClientUpdate:
+        """Add the client's representations to FedAvg's update, if they are sent."""
+        update = super().client_update(edge, loaders, broadcast, ctx)
+        if self.representations is None:
+            return update
+        assert update.message is not None
+        tensors, scalars = self.representations.sent(edge, loaders.public.table)
+        message = update.message
+        return update._replace(
+            message=Message({**message.tensors, **tensors}, {**message.scalars, **scalars})
+        )
 
     def public_pass(
         self, edge: EdgeLearner, loaders: Loaders, ctx: RoundContext, broadcast: Message | None
@@ -226,13 +311,64 @@ class MLECS(FedAvg):
         assert isinstance(modalities, tuple)
         return len(modalities) * (samples if self.weigh_by_samples else 1.0)
 
+    def refusals(self, server: ServerLearner, message: Message) -> list[str]:
+        """Return what is wrong with a client's answers and representations."""
+        refusals = super().refusals(server, message)
+        if self.representations is None:
+            return refusals
+        return refusals + Representations.faults(message, samples=self._public_samples)
+
+    def aggregate(
+        self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
+    ) -> GroupedAdapters:
+        """Average the representations beside the adapters, as they arrive."""
+        if self.representations is None:
+            return super().aggregate(updates, ctx)
+        mean = RepresentationMean()
+        averaged = super().aggregate(mean.watch(updates), ctx)
+        return RepresentedAdapters(
+            clients=averaged.clients,
+            error=averaged.error,
+            adapters=averaged.adapters,
+            consensus=averaged.consensus if isinstance(averaged, AnsweredAdapters) else None,
+            agreed=mean.result(),
+        )
+
     def warmup_objective(self) -> Objective | None:
         """Warm up all towers, so that SE-CCL and the first broadcast start from trained models."""
-        return both_towers if "se_ccl" in self.components else None
+        return self._with_dropout(both_towers if "se_ccl" in self.components else None)
 
     def server_objective(self) -> Objective | None:
         """SE-CCL, or the LLM alone."""
-        return self.objectives.se_ccl if "se_ccl" in self.components else None
+        return self._with_dropout(self.objectives.se_ccl if "se_ccl" in self.components else None)
+
+    def objective_after(
+        self,
+        aggregate: Any,  # noqa: ANN401 - as in the base class
+        loaders: Loaders,
+    ) -> Objective | None:
+        """SE-CCL with what the clients agree on, if they have sent representations."""
+        agreed = aggregate.agreed if isinstance(aggregate, RepresentedAdapters) else None
+        if agreed is None or self.representations is None:
+            return self.server_objective()
+        row = {sample: n for n, sample in enumerate(loaders.public.table.ids)}
+        target = Agreed(agreed, row, self.representations.weight)
+        return self._with_dropout(partial(self.objectives.se_ccl, agreed=target))
+
+    def _with_dropout(self, objective: Objective | None) -> Objective | None:
+        if not self.sensor_dropout:
+            return objective
+        return SensorDropout(self.sensor_dropout, objective)
+
+    # The end of a run -----------------------------------------------------------------------
+
+    def summary(self, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Return the last cosine of f with its anchor, of each client and of the server."""
+        return alignment_of(history)
+
+    def remarks(self, history: Sequence[Mapping[str, float]]) -> list[str]:
+        """Say which clients are not aligned although their volumes are small."""
+        return unaligned(history)
 
 
 def _means(rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from mlecs_lightning.report.parts import Panel, Section, Setting
 from mlecs_lightning.report.results.matrix import table
 from mlecs_lightning.report.results.reading import Run
 
-__all__ = ["aggregation", "learning", "quality", "quality_over_time", "volumes"]
+__all__ = ["aggregation", "alignment", "learning", "quality", "quality_over_time", "volumes"]
 
 _MEASURES = {
     "volume_diagonal": "volume of a sample with its own anchor",
@@ -166,6 +166,26 @@ def volumes(setting: Setting) -> Section | None:
         f"collapsed.{spread_note(setting)}"
     )
     return Section("Volumes", note, list(enumerate(_MEASURES.values())), panels)
+
+
+def alignment(setting: Setting) -> Section | None:
+    """Show the cosines of fused representations with their anchors, of clients and server."""
+    found = logged_clients(setting.runs, "[^/]+/cosine")
+    names = found[:MOST_CLIENTS]
+    few = f" {len(names)} of {len(found)} clients are shown." if len(found) > len(names) else ""
+    patterns = {name: rf"clients/{re.escape(name)}/[^/]+/cosine" for name in names}
+    patterns["server, LLM"] = r"server/[^/]+/cosine_llm"
+    patterns["server, SLM"] = r"server/[^/]+/cosine_slm"
+    drawn = {party: all_curves(setting, _mean_of(pattern)) for party, pattern in patterns.items()}
+    panels = panels_of(drawn)
+    if not panels:
+        return None
+    note = (
+        "Cosine of the fused representation f with its anchor: 1 where they have one direction, "
+        "below 0 where they point away from each other. A volume is small in both cases, and for "
+        f"any anchor in the span of the vectors.{spread_note(setting)}{few}"
+    )
+    return Section("Alignment", note, legend(setting, drawn.values()), panels)
 
 
 def _mean_of(pattern: str) -> Reader:

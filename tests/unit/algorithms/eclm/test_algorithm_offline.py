@@ -11,8 +11,8 @@ from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.algorithms.eclm.gating import top_k_gates
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
-from mlecs_lightning.algorithms.eclm.offline import without_some_modalities
 from mlecs_lightning.clients import ClientSettings, FederationSettings
+from mlecs_lightning.data.availability import without_some_modalities
 from mlecs_lightning.errors import ConfigurationError
 
 K, L = 4, 3  # the pocket SLM has three layers

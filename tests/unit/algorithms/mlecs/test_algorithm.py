@@ -76,7 +76,7 @@ def test_up_go_adapter_modalities_and_the_number_of_samples(
         volume = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
         assert report == {
             "report/private/loss",
-            *(f"report/ccl/{name}" for name in ("loss", "lm", *volume)),
+            *(f"report/ccl/{name}" for name in ("loss", "lm", "cosine", *volume)),
         }
 
 

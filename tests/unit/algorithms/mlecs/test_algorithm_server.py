@@ -122,6 +122,7 @@ def test_with_se_ccl_both_towers_train_in_the_warm_up_and_in_the_round(
     assert losses["public/loss"] == pytest.approx(
         losses["public/lm_llm"] + losses["public/lm_slm"] + 0.1 * losses["public/volume"], rel=1e-5
     )
+    assert {f"public/cosine_{name}" for name in ("llm", "slm", "sent")} <= losses.keys()
     # The readout g has no part in L_LM, and one in the volume terms.
     readouts = {f"towers.{t}.readout.{p}" for t in ("llm", "slm") for p in ("weight", "bias")}
     assert start.keys() - moved(start, warm) >= readouts

@@ -7,7 +7,7 @@ from mlecs_lightning.report.drawing.series import Reader, mean_curve, of_metric
 from mlecs_lightning.report.parts import Setting, arrange
 from mlecs_lightning.report.results.reading import read_runs
 from mlecs_lightning.report.sections import plots
-from tests.unit.report.run_files import a_config, a_history, whole, write_run
+from tests.unit.report.run_files import CLIENTS, a_config, a_history, whole, write_run
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_quality_goes_over_the_bytes_of_both_ways(setting: Setting) -> None:
 def test_volumes_are_means_over_clients(setting: Setting) -> None:
     curve = curve_of(setting, plots._mean_of("clients/.+/[^/]+/volume_diagonal"))
     assert curve.y == pytest.approx([0.5, 0.5])  # 0.4 and 0.6
+
+
+def test_alignment_shows_each_client_also_below_zero(setting: Setting) -> None:
+    section = plots.alignment(setting)
+    assert section is not None
+    assert [panel.caption for panel in section.panels] == list(CLIENTS)
+    drawn = {
+        client: curve_of(setting, plots._mean_of(f"clients/{client}/[^/]+/cosine")).y
+        for client in CLIENTS
+    }
+    assert list(drawn.values()) == [pytest.approx([0.5, 0.5]), pytest.approx([-0.2, -0.2])]
 
 
 def test_aggregation_errors_of_a_summary_are_placed_only_if_there_is_one_a_round(
