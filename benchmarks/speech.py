@@ -6,11 +6,11 @@ Setting, written down before the first run on it:
 
 - Ten words, synthesised by espeak-ng in six voices, each at four speeds and three pitches: 120
   sounds a voice, 720 in all.
-- Six splits by voice: in split k the voices are rotated by k; two are public, each of two clients
-  has one, and two are for the test. So no voice of the test is heard in training, and each voice
-  is in two tests.
+- Three splits by voice, 0, 2 and 4: in split k the voices are rotated by k; two are public, each
+  of two clients has one, and two are for the test. So no voice of the test is heard in training,
+  and each voice is in one test.
 - configs/manifest.yaml as it is shipped (ML-ECS, a microphone read as a log-mel spectrogram), with
-  the microphone as the only sensor, 1 s of sound, 3 rounds of 150 public and 150 private steps and
+  the microphone as the only sensor, 3 rounds of 150 public and 150 private steps and
   200 of warm-up. Seed of the run: that of the split.
 - Reference: `sklearn.linear_model.LogisticRegression` (all defaults, up to 2,000 iterations) on the
   same standardised spectrograms, one for each client, trained on all samples that the client may
@@ -102,10 +102,9 @@ def configuration(task: Task, manifest: Path, cache: Path) -> dict[str, Any]:
     path = REPOSITORY / "configs/manifest.yaml"
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     data = config["data"]["init_args"]
-    mic = {**data["modalities"]["mic"], "shape": [1, data["modalities"]["mic"]["rate"]]}
     data |= {
         "file": str(manifest),
-        "modalities": {"mic": mic},
+        "modalities": {"mic": data["modalities"]["mic"]},
         "labels": {word: [word] for word in task.words},
         "instruction": "what does somebody say ?",
         "cache_dir": str(cache),
@@ -183,7 +182,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks/results/speech.jsonl")
-    parser.add_argument("--splits", nargs="+", type=int, default=list(range(6)))
+    parser.add_argument("--splits", nargs="+", type=int, default=[0, 2, 4])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--development", action="store_true", help="other words, other voices")
     arguments, options = parser.parse_known_args()
