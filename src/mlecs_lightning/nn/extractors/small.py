@@ -34,6 +34,8 @@ _REACH = 15
 # In points. Of a series of up to this length the encoder sees enough without strided stages, as it
 # always did: checkpoints of earlier versions fit. Our choice.
 _SHORT = 64
+# Of a longer series, pooled apart.
+_PARTS = 4
 
 
 class VectorMLP(nn.Module):
@@ -102,8 +104,9 @@ class SeriesCNN(nn.Module):
     """A temporal convolutional encoder for time series (B, C, time) -> (B, width).
 
     Its dilated convolutions see 15 points. A series of more than 64 points passes strided stages
-    first, each of which halves its length, until the convolutions see all of it. Their features
-    are pooled to their mean and maximum (an impact is a peak).
+    first, each of which halves its length, until the convolutions see all of it. The features are
+    pooled to their mean and maximum (an impact is a peak); those of a longer series in four parts
+    of equal length, so that the order of its events counts (a word is a sequence of sounds).
     Statistics of the signal itself are added, because GroupNorm removes level and spread, which
     distinguish a lying body from a standing one: mean, deviation, minimum, maximum and last value.
     Our choice.
@@ -115,17 +118,22 @@ class SeriesCNN(nn.Module):
         self.out_features = width
         depth, length = spec.shape
         stages = _strided_convolutions(depth, channels, length=length)
+        self.parts = _PARTS if stages else 1
         self.layers = _dilated_convolutions(channels if stages else depth, channels)
         if stages:
             self.layers = nn.Sequential(*stages, *self.layers)
-        self.head = nn.Linear(2 * channels + 5 * depth, width)
+        self.head = nn.Linear(2 * self.parts * channels + 5 * depth, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, C, time) to (B, out_features)."""
         h = self.layers(x)
         signal = [x.mean(-1), x.std(-1, correction=0), x.amin(-1), x.amax(-1), x[..., -1]]
-        pooled = [h.mean(-1), h.amax(-1), *signal]
-        return self.head(torch.cat(pooled, dim=-1))  # type: ignore[no-any-return]
+        if self.parts == 1:
+            pooled = [h.mean(-1), h.amax(-1)]
+        else:
+            pools = (nn.functional.adaptive_avg_pool1d, nn.functional.adaptive_max_pool1d)
+            pooled = [pool(h, self.parts).flatten(1) for pool in pools]
+        return self.head(torch.cat([*pooled, *signal], dim=-1))  # type: ignore[no-any-return]
 
 
 class TextCNN(nn.Module):

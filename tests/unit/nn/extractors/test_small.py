@@ -133,6 +133,16 @@ def test_the_convolutions_see_all_of_a_long_series(length: int) -> None:
     assert int(seen[-1]) >= length - 1 - step
 
 
+def test_the_order_of_what_happens_in_a_long_series_counts() -> None:
+    """Two events and the same two in reverse: same mean, deviation, minimum and maximum."""
+    torch.manual_seed(0)
+    module = SeriesCNN(ModalitySpec("series", (1, 200))).eval()
+    x = torch.zeros(1, 1, 200)
+    x[..., 40:60], x[..., 140:160] = 1.0, -1.0
+    turned = torch.cat([x[..., 100:], x[..., :100]], dim=-1)
+    assert float((module(x) - module(turned)).detach().norm()) > 0.1
+
+
 def test_width_is_a_setting() -> None:
     for cls, spec in ((VectorMLP, SPECS[0]), (ImageCNN, SPECS[3]), (SeriesCNN, SPECS[8])):
         module = cls(spec, width=10)
