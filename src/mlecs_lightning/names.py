@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["client_name_faults", "modality_name_faults"]
+__all__ = ["client_name_faults", "look_alike", "modality_name_faults"]
 
 # File names may have 255 bytes; a temporary name (`.NAME@0000.pt-xxxxxxxx.tmp`) adds up to 55.
 _MOST_BYTES = 200
@@ -72,15 +72,54 @@ def modality_name_faults(names: Iterable[str], *, key: str) -> list[str]:
         The faults, each with what is allowed.
     """
     faults = []
+    seen: dict[str, str] = {}
     for name in names:
         fault = (
             None
-            if re.fullmatch(r"[^\W\d]\w*", name)
-            else "cannot name a modality: expected a letter or '_', then letters, digits and '_'"
+            if re.fullmatch(r"\w(?:[\w -]*[\w-])?", unicodedata.normalize("NFC", name))
+            else "cannot name a modality: expected letters, digits, '_', '-' and spaces, and one "
+            "of the first three at the start; no points, since names of tensors have them"
         ) or _length_fault(name)
         if fault:
             faults.append(f"{key}: {_short(name)} {fault}")
+            continue
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            like = look_alike(name, [other])
+            faults.append(f"{key}: two modalities are called {_short(name)}{like}")
     return faults
+
+
+def look_alike(name: str, names: Iterable[str]) -> str:
+    """Say that another name looks the same, or differs in case alone.
+
+    Args:
+        name: A name that was not found.
+        names: Those that there are.
+
+    Returns:
+        Words to add to a message, empty if no name is like it.
+
+    Example:
+        >>> look_alike("Mic", ["cam", "mic"])
+        "; 'mic' differs from it in case alone"
+    """
+    for other in names:
+        one, two = (unicodedata.normalize("NFC", each) for each in (name, other))
+        if one == two and name != other:
+            return (
+                "; a name that looks the same is written with "
+                f"{_form(other)} there and {_form(name)} here: write both in one form (NFC)"
+            )
+    for other in names:
+        if other != name and other.casefold() == name.casefold():
+            return f"; {_short(other)} differs from it in case alone"
+    return ""
+
+
+def _form(name: str) -> str:
+    is_composed = unicodedata.is_normalized("NFC", name)
+    return "composed letters (NFC)" if is_composed else "decomposed letters (NFD)"
 
 
 def _length_fault(name: str) -> str | None:

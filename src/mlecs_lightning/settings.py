@@ -253,7 +253,7 @@ def _in_words(kind: Any) -> str:  # noqa: ANN401 - an annotation
         return " or ".join(map(_in_words, options))
     if origin is list:
         return f"a list of {_in_words(options[0])}"
-    if origin is dict:
+    if origin is dict or is_dataclass(kind):
         return "keys and their values"
     return "null" if kind is NoneType else str(kind.__name__)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
 from mlecs_lightning.metrics import BertScore, UnicodeTokenizer
+from mlecs_lightning.report.data_reading import changes_of_reading, lengths_of_reading
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["check_data", "suspicions"]
@@ -45,6 +46,8 @@ def check_data(
     console = console or Console()
     console.print(_samples(data, clients))
     console.print(_modalities(data))
+    for line in changes_of_reading(data):
+        console.print(escape(line), highlight=False)
     console.print(_targets(data, bertscore))
     if unknown := len(data.asked()) - len(data.pools.test):
         console.print(f"without a target, for predict alone: {unknown:,}")
@@ -175,14 +178,8 @@ def _of_reading(data: FederatedDataModule) -> Iterator[str]:
                 f"{name} has sounds of {sorted(rates)} points a second, which are not brought to "
                 f"one: give data.init_args.modalities.{name}.rate"
             )
-        if spec.kind == "series" and not rates and data.declared[name].fit == "last":
-            length, total = spec.shape[1], sources.total()
-            longer = sum(n for source, n in sources.items() if source[-1] > length)
-            shorter = sum(n for source, n in sources.items() if source[-1] < length)
-            if longer:
-                yield f"{name}: of {longer:,} of {total:,} series only the last {length} are used"
-            if shorter:
-                yield f"{name}: {shorter:,} of {total:,} series are filled up to {length}"
+        if spec.kind == "series":
+            yield from lengths_of_reading(name, data.declared[name], data.inputs.lengths[name])
 
 
 def _repeated(data: FederatedDataModule) -> Iterator[str]:

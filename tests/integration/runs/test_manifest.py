@@ -260,7 +260,7 @@ def test_the_shipped_configuration_reads_a_folder_of_its_kind(
         np.savetxt(tmp_path / f"{i}.csv", rng.normal(size=(50, 6)), delimiter=",", header="x")
         with wave.open(str(tmp_path / f"{i}.wav"), "wb") as sound:
             sound.setparams((1, 2, 16000, 0, "NONE", ""))
-            sound.writeframes(rng.integers(-999, 999, 9000).astype("<i2").tobytes())
+            sound.writeframes(rng.integers(-999, 999, 16_000).astype("<i2").tobytes())
         target = ("somebody is cooking .", "somebody is asleep .")[i % 2]
         files = {"camera": f"{i}.jpg", "imu": f"{i}.csv", "mic": f"{i}.wav"}
         lines.append(
@@ -281,6 +281,7 @@ def test_the_shipped_configuration_reads_a_folder_of_its_kind(
     assert ran.code == 0, ran.err
     assert "suspicious: nothing" in ran.out
     assert "16,000" in ran.out
+    assert "40 x 98" in ran.out  # bands and windows of the microphone
 
 
 def test_clips_and_accelerometer_of_ur_fall(urfd_root: Path, tmp_path: Path) -> None:

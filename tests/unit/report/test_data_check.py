@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +264,35 @@ def test_what_was_dropped_cut_and_filled(tmp_path: Path) -> None:
     lines[4]["modalities"]["mic"] = sound(4, 4)
     (unread, longer, shorter) = found(tmp_path, lines, on_error="drop")
     assert unread.startswith("2 inputs could not be read and count as absent: m.jsonl:2 (id 'publ")
-    assert longer == "mic: of 1 of 28 series only the last 8 are used"
-    assert shorter == "mic: 1 of 28 series are filled up to 8"
+    assert longer == (
+        "mic: of 1 of 28 series only the last 8 points are used; the longest has 12 points"
+    )
+    assert shorter == "mic: 1 of 28 series are filled up to 8 points; the shortest has 4 points"
+
+
+def test_lengths_of_sound_are_said_in_seconds_and_changes_of_channels_counted(
+    tmp_path: Path,
+) -> None:
+    """Of two rates, one of them in stereo; a table has the declared rate."""
+    lines = sound_lines()
+    for n, line in enumerate(lines):
+        points, rate, channels = [(8, 8, 1), (16, 16, 2), (24, 8, 1), (4, 16, 1)][n % 4]
+        with wave.open(str(tmp_path / f"{n}.wav"), "wb") as writer:
+            writer.setparams((channels, 2, rate, 0, "NONE", ""))
+            noise = np.random.default_rng(n).integers(-9999, 9999, points * channels)
+            writer.writeframes(noise.astype("<i2").tobytes())
+        line["modalities"]["mic"] = f"{n}.wav"
+    lines[-1]["modalities"]["mic"] = [[1, 2, 3, 4]]
+    sounds = {**MODALITIES, "mic": {"kind": "series", "shape": [1, 8], "rate": 8}}
+    assert found(tmp_path, lines, modalities=sounds)[:2] == [
+        "mic: of 7 of 30 sounds only the last 1 s are used; the longest has 3 s",
+        "mic: 8 of 30 sounds are filled up to 1 s; the shortest has 0.25 s",
+    ]
+    data = Manifest(tmp_path / "m.jsonl", sounds, cache_dir=tmp_path)
+    data.attach(CLIENTS)
+    out = io.StringIO()
+    check_data(data, CLIENTS, Console(file=out, width=160))
+    assert "mic: 7 of 30 sounds in stereo were mixed to one channel" in out.getvalue()
 
 
 def test_the_tables_say_what_a_run_would_see(tmp_path: Path) -> None:

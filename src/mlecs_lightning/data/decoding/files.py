@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlecs_lightning.data.decoding.csv_tables import read_csv
+from mlecs_lightning.data.decoding.images import check_pixels, read_image
 from mlecs_lightning.data.decoding.shapes import (
     Declared,
     Decoded,
@@ -24,7 +24,7 @@ from mlecs_lightning.data.decoding.shapes import (
     fitted,
     segments,
 )
-from mlecs_lightning.data.decoding.sound import read_sound, read_wav
+from mlecs_lightning.data.decoding.sound import read_m4a, read_sound, read_wav
 from mlecs_lightning.functional import text_to_bytes
 from mlecs_lightning.storage.text_files import EncodingError, utf8
 from mlecs_lightning.types import ModalityKind
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "decode", "decode_array", "decode_inline", "decode_text"]
 
-VERSION = 2
+VERSION = 3
 """Part of every cache key: increase it whenever the same file would give different values."""
-
-# Larger than the images of any camera; 50 million RGB pixels are 150 MB.
-_MAX_PIXELS = 50_000_000
 
 
 def decode(data: bytes, suffix: str, declared: Declared) -> Decoded:
@@ -57,7 +54,7 @@ def decode(data: bytes, suffix: str, declared: Declared) -> Decoded:
     if suffix not in readers:
         raise DecodeError(
             f"a modality of kind {declared.kind!r} is read from {sorted(readers)}, "
-            f"not from {suffix or 'a file without an extension'!r}"
+            f"not from {suffix or 'a file without an extension'!r}{_REMEDIES.get(suffix, '')}"
         )
     try:
         return fitted(readers[suffix](data, declared), declared)
@@ -142,33 +139,6 @@ def _text(data: bytes, declared: Declared) -> Raw:
     return Raw(text_to_bytes(text, declared.shape[0]).numpy(), source=(len(text.encode()),))
 
 
-def _image(data: bytes, declared: Declared) -> Raw:
-    """Return an image (channels, height, width) in [0, 1], upright."""
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        # No other format, whatever the content says: for some, Pillow runs external programs.
-        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    _check_pixels(*image.size)
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if image.mode == "1":
-        image = image.convert("L")
-    deep = image.mode in ("I", "I;16", "I;16B")
-    if not deep and image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise DecodeError(f"has colours of mode {image.mode!r}, expected grey, RGB or RGBA")
-    pixels = np.array(image, np.float32)
-    pixels /= 65535 if deep else 255  # in place, to need the memory of a large image only once
-    return Raw(np.atleast_3d(pixels).transpose(2, 0, 1))
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > _MAX_PIXELS:
-        raise DecodeError(f"has {width} x {height} pixels; at most {_MAX_PIXELS:,} are allowed")
-
-
 def _npy(data: bytes, declared: Declared) -> Raw:
     """Return an array in numpy's format; see `decode_array` for integers of an image."""
     file = io.BytesIO(data)
@@ -213,7 +183,7 @@ def _video(data: bytes, declared: Declared) -> Raw:
         if not container.streams.video:
             raise DecodeError("has no video stream")
         stream = container.streams.video[0]
-        _check_pixels(stream.codec_context.width, stream.codec_context.height * parts)
+        check_pixels(stream.codec_context.width, stream.codec_context.height * parts)
         count = sum(1 for packet in container.demux(stream) if packet.size)
         if count < stream.frames:
             raise DecodeError(f"is cut off: it should have {stream.frames} frames, but has {count}")
@@ -249,8 +219,30 @@ def _rgb(frame: VideoFrame) -> npt.NDArray[np.float64]:
 
 
 _READERS: dict[ModalityKind, dict[str, Callable[[bytes, Declared], Raw]]] = {
-    "image": {".png": _image, ".jpg": _image, ".jpeg": _image, ".npy": _npy, ".mp4": _video},
-    "series": {".npy": _npy, ".csv": read_csv, ".wav": read_wav, ".flac": read_sound},
+    "image": {
+        **dict.fromkeys((".png", ".jpg", ".jpeg"), read_image),
+        **{".npy": _npy, ".mp4": _video},
+    },
+    "series": {
+        **{".npy": _npy, ".csv": read_csv, ".wav": read_wav, ".m4a": read_m4a},
+        **dict.fromkeys((".flac", ".mp3", ".ogg"), read_sound),
+    },
     "vector": {".npy": _npy, ".csv": read_csv},
     "text": {".txt": _text},
 }
+
+_REMEDIES = {
+    **dict.fromkeys(
+        (".aac", ".aif", ".aiff", ".amr", ".caf", ".opus", ".wma"),
+        ": convert it: ffmpeg -i OLD NEW.wav",
+    ),
+    **dict.fromkeys(
+        (".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff", ".webp"),
+        ": save it as png, for instance: magick OLD NEW.png",
+    ),
+    **dict.fromkeys((".avi", ".mkv", ".mov", ".webm"), ": convert it: ffmpeg -i OLD NEW.mp4"),
+    **dict.fromkeys((".ods", ".xls", ".xlsx"), ": save it as csv in your spreadsheet program"),
+    **dict.fromkeys((".tsv", ".tab"), ": rename it to .csv, whose delimiter may be the tab"),
+    **dict.fromkeys((".doc", ".docx", ".md", ".odt", ".pdf"), ": save its text as txt in UTF-8"),
+}
+"""What to do about files that are not read, by their extension."""

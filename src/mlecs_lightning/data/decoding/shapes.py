@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mlecs_lightning.data.decoding.csv_form import CsvForm
+from mlecs_lightning.data.decoding.features import Features
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.settings import value_faults
 from mlecs_lightning.types import ModalityKind, ModalitySpec
@@ -38,18 +41,23 @@ class Declared:
     Attributes:
         kind: ``image``, ``series``, ``vector`` or ``text``.
         shape: As in `ModalitySpec`: (channels, height, width), (channels, time), (features) or, for
-            text, (bytes); a longer text is cut off at the end.
+            text, (bytes); a longer text is cut off at the end. Of a series with ``features`` it is
+            the shape of the signal; `spec` has that of the features.
         fit: How a series is brought to the declared length. ``last`` keeps the last points, and
             pads a shorter series with copies of its first point. ``resample`` cuts it into equal
             segments and takes the mean of each. Both are causal (our choice): no point depends on
-            later ones, and the last point is the newest, as in a window from a live sensor.
+            later ones, and the last point is the newest, as in a window from a live sensor. With
+            ``features``, it is their windows that ``resample`` takes the means of.
         rate: Sampling rate in Hz to resample sound to; its own by default. The anti-aliasing filter
-            looks ten samples ahead, at the slower of the two rates.
+            looks ten samples ahead, at the slower of the two rates. Files without a rate of their
+            own, such as csv, are taken to have this one.
         frames: A video is cut into equal segments, one for every three channels of the shape; each
             becomes its ``last`` frame or the ``mean`` of its frames.
         standardise: Whether channels are scaled to zero mean and unit deviation. Turn it off for a
             pretrained encoder, which expects images in [0, 1] and sound in [-1, 1]. Text is never
             scaled.
+        features: What a model reads of a series in place of its points: see `Features`.
+        csv: How csv files are written, where that is not plain: see `CsvForm`.
     """
 
     kind: ModalityKind
@@ -58,6 +66,8 @@ class Declared:
     rate: int | None = None
     frames: Literal["last", "mean"] = "last"
     standardise: bool = True
+    features: Features | None = None
+    csv: CsvForm | None = None
 
     def __post_init__(self) -> None:
         """Check the shape, and that the options fit the kind.
@@ -75,7 +85,21 @@ class Declared:
             faults.append(f"frames is for kind 'image' only, got kind {self.kind!r}")
         if self.rate is not None and not 1 <= self.rate <= _MAX_RATE:
             faults.append(f"rate must be from 1 to {_MAX_RATE:,}, got {self.rate:,}")
+        if self.csv is not None:
+            faults += self.csv.faults(self.kind, channels=self.shape[0] if self.shape else 0)
+        if self.features is not None and not faults:
+            faults += self._feature_faults(self.features)
         faults.raise_any()
+
+    def _feature_faults(self, features: Features) -> list[str]:
+        if self.kind != "series":
+            return [f"features are for kind 'series' only, got kind {self.kind!r}"]
+        if self.rate is None:
+            return [
+                "features need `rate`, the points per second: sound is resampled to it, and other "
+                "files must have it"
+            ]
+        return features.faults(points=self.shape[1], rate=self.rate)
 
     @property
     def is_scaled(self) -> bool:
@@ -84,8 +108,11 @@ class Declared:
 
     @property
     def spec(self) -> ModalitySpec:
-        """Kind and shape, for the extractor."""
-        return ModalitySpec(self.kind, tuple(self.shape))
+        """Kind and shape of what a model reads, for the extractor."""
+        if self.features is None or self.rate is None:
+            return ModalitySpec(self.kind, tuple(self.shape))
+        channels, points = self.shape
+        return ModalitySpec(self.kind, self.features.shape(channels, points, self.rate))
 
     @classmethod
     def from_values(cls, values: object, *, key: str) -> Declared:
@@ -101,15 +128,40 @@ class Declared:
         known = list(get_type_hints(cls))
         if not isinstance(values, dict):
             raise ConfigurationError(f"{key}: expected {known}, got {values!r}")
-        faults = FaultList(value_faults(cls, values, key=key))
-        faults += [f"{key}: {k} is missing" for k in ("kind", "shape") if k not in values]
+        faults = FaultList()
+        given: dict[str, Any] = {
+            name: _part(_PARTS[name], value, f"{key}.{name}", faults)
+            if name in _PARTS and isinstance(value, dict)
+            else value
+            for name, value in values.items()
+        }
+        faults += value_faults(cls, given, key=key)
+        faults += _missing(cls, given, key=key)
         faults.raise_any()
         try:
-            return cls(**values)
+            return cls(**given)
         except ValueError as error:
             raise ConfigurationError(
                 "\n".join(f"{key}: {line}" for line in str(error).splitlines())
             ) from error
+
+
+_PARTS: dict[str, type[Features | CsvForm]] = {"features": Features, "csv": CsvForm}
+"""Options that have keys of their own."""
+
+
+def _part(
+    part: type[Features | CsvForm], values: Mapping[str, Any], key: str, faults: FaultList
+) -> Features | CsvForm | None:
+    """Build an option that has keys of its own; what is wrong is added to ``faults``."""
+    wrong = value_faults(part, values, key=key) + _missing(part, values, key=key)
+    faults += wrong
+    return None if wrong else part(**values)
+
+
+def _missing(kind: Any, values: Mapping[str, Any], *, key: str) -> list[str]:  # noqa: ANN401 - a dataclass
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
+    return [f"{key}: {name} is missing" for name in needed if name not in values]
 
 
 class Decoded(NamedTuple):
@@ -119,11 +171,13 @@ class Decoded(NamedTuple):
         values: float32 of the declared shape.
         source: Shape of the content of the file; a video has frames in place of channels.
         rate: Sampling rate of a sound file in Hz; 0 for all others.
+        changes: What was changed about its channels, one phrase for each change.
     """
 
     values: Floats
     source: tuple[int, ...]
     rate: int = 0
+    changes: tuple[str, ...] = ()
 
 
 class Raw(NamedTuple):
@@ -133,11 +187,13 @@ class Raw(NamedTuple):
         values: Numbers of any type.
         rate: As in `Decoded`.
         source: As in `Decoded`; that of ``values`` by default.
+        changes: As in `Decoded`.
     """
 
     values: npt.NDArray[Any]
     rate: int = 0
     source: tuple[int, ...] | None = None
+    changes: tuple[str, ...] = ()
 
 
 def fitted(raw: Raw, declared: Declared) -> Decoded:
@@ -167,7 +223,7 @@ def fitted(raw: Raw, declared: Declared) -> Decoded:
             if values.shape != (declared.shape[0],):
                 raise _wrong_shape(values, declared, f"({declared.shape[0]},)")
             fitting = values
-    return Decoded(fitting, source, raw.rate)
+    return Decoded(fitting, source, raw.rate, raw.changes)
 
 
 def _channels(values: Floats, declared: Declared) -> Floats:
@@ -200,9 +256,24 @@ def _resized(values: Floats, height: int, width: int) -> Floats:
 def _series(values: Floats, rate: int, declared: Declared) -> Floats:
     if rate and declared.rate and rate != declared.rate:
         values = _at_rate(values, rate, declared.rate)
+    if declared.features is not None and declared.rate is not None:
+        return _spectrogram(values, declared, declared.features, declared.rate)
     if declared.fit == "last":
         return _last(values, declared.shape[1])
     return _segment_means(values, declared.shape[1])
+
+
+def _spectrogram(values: Floats, declared: Declared, features: Features, rate: int) -> Floats:
+    window, _ = features.points(rate)
+    count = values.shape[1]
+    if count < window:
+        raise DecodeError(
+            f"has {count:,} points, that is {count / rate:g} s at {rate:,} Hz, but a window of "
+            f"features has {features.window:g} s: leave it out, or shorten features.window"
+        )
+    if declared.fit == "last":
+        return features.of(_last(values, declared.shape[1]), rate)
+    return _segment_means(features.of(values, rate), declared.spec.shape[1])
 
 
 def _last(values: Floats, length: int) -> Floats:

@@ -1,4 +1,8 @@
-"""Reads sound: wav files of integers by the standard library, all others by libsndfile."""
+"""Reads sound.
+
+wav files of integers are read by the standard library; flac, mp3, ogg and other wav files by
+libsndfile (package soundfile, extra ``audio``); m4a by FFmpeg (PyAV, extra ``video``).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ import io
 import struct
 import wave
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlecs_lightning.data.decoding.shapes import Declared, DecodeError, Raw
 
-__all__ = ["read_sound", "read_wav"]
+__all__ = ["read_m4a", "read_sound", "read_wav"]
 
 # For compressed sound, whose file may be small: 0.5 GB in float32, an hour in stereo at 18 kHz.
 _MAX_SAMPLES = 2**27
@@ -25,7 +31,7 @@ def read_wav(data: bytes, declared: Declared) -> Raw:
 
     Args:
         data: Content of the file.
-        declared: Not used; part of every reader's signature.
+        declared: The form of the modality.
 
     Raises:
         DecodeError: If the file holds less than its header says, or no sound.
@@ -50,7 +56,29 @@ def read_wav(data: bytes, declared: Declared) -> Raw:
         padded[:, 4 - width :] = np.frombuffer(content, np.uint8).reshape(-1, width)
         samples = padded.view("<i4").ravel().astype(np.float64)
     scale = 2.0**7 if width == 1 else 2.0**31
-    return Raw((samples / scale).reshape(-1, channels).T, rate)
+    return _as_declared((samples / scale).reshape(-1, channels).T, rate, declared)
+
+
+def _as_declared(samples: npt.NDArray[Any], rate: int, declared: Declared) -> Raw:
+    """Mix all channels to one, or repeat a single one, where the declared shape asks for it.
+
+    Raises:
+        DecodeError: If the channels differ in another way.
+    """
+    channels, wanted = len(samples), declared.shape[0]
+    if channels == wanted:
+        return Raw(samples, rate)
+    if wanted == 1:
+        what = "in stereo were" if channels == 2 else f"of {channels} channels were"
+        mixed = samples.mean(0, keepdims=True)
+        return Raw(mixed, rate, samples.shape, (f"{what} mixed to one channel",))
+    if channels == 1:
+        repeated = np.repeat(samples, wanted, axis=0)
+        return Raw(repeated, rate, samples.shape, (f"in mono were repeated for {wanted} channels",))
+    raise DecodeError(
+        f"has {channels} channels, but the declared shape {declared.shape} has {wanted}: declare "
+        f"{channels}, or 1 to have them mixed"
+    )
 
 
 def _check_chunks(data: bytes) -> None:
@@ -107,7 +135,7 @@ def read_sound(data: bytes, declared: Declared) -> Raw:
 
     Args:
         data: Content of the file.
-        declared: Not used; part of every reader's signature.
+        declared: The form of the modality.
 
     Raises:
         DecodeError: If the file holds less than its header says, or too much.
@@ -117,8 +145,9 @@ def read_sound(data: bytes, declared: Declared) -> Raw:
         soundfile = importlib.import_module("soundfile")
     except ImportError as error:
         raise ImportError(
-            "flac, and wav with other samples than integers, need soundfile: "
-            "pip install mlecs_lightning[audio]"
+            "flac, mp3, ogg, and wav with other samples than integers, need soundfile: "
+            "pip install mlecs_lightning[audio]; or convert them: ffmpeg -i OLD -c:a pcm_s16le "
+            "NEW.wav"
         ) from error
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         promised = file.frames
@@ -132,4 +161,45 @@ def read_sound(data: bytes, declared: Declared) -> Raw:
             f"is cut off: its header promises {promised:,} samples per channel, but it has "
             f"{len(values):,}"
         )
-    return Raw(values.T, int(file.samplerate))
+    return _as_declared(values.T, int(file.samplerate), declared)
+
+
+def read_m4a(data: bytes, declared: Declared) -> Raw:
+    """Return the sound of an m4a file, as phones record it, (channels, time) in [-1, 1].
+
+    Args:
+        data: Content of the file.
+        declared: The form of the modality.
+
+    Raises:
+        DecodeError: If the file has no sound, or too much.
+        ImportError: If PyAV is missing; the message names the extra.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            "m4a needs PyAV: pip install mlecs_lightning[video]; or convert it: ffmpeg -i OLD.m4a "
+            "NEW.wav"
+        ) from error
+    parts: list[npt.NDArray[Any]] = []
+    # The format is fixed: PyAV could take the content for a playlist that names other files.
+    with av.open(io.BytesIO(data), "r", format="mp4") as container:
+        if not container.streams.audio:
+            raise DecodeError("has no sound")
+        stream = container.streams.audio[0]
+        channels, rate = stream.codec_context.channels, stream.codec_context.sample_rate
+        promised = float((stream.duration or 0) * (stream.time_base or 0))
+        floats, read = av.AudioResampler(format="fltp"), 0
+        for frame in container.decode(stream):
+            parts += [part.to_ndarray() for part in floats.resample(frame)]
+            read += frame.samples
+            if read * channels > _MAX_SAMPLES:
+                raise DecodeError(f"has more than {_MAX_SAMPLES:,} samples; cut it")
+    if not parts:
+        raise DecodeError("has no sound")
+    if read < (promised - 0.1) * rate:
+        raise DecodeError(
+            f"is cut off: its header promises {promised:.2f} s, but it has {read / rate:.2f} s"
+        )
+    return _as_declared(np.concatenate(parts, axis=1), rate, declared)

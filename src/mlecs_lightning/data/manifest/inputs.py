@@ -29,6 +29,9 @@ class Inputs:
         outside: One message for each path that leads out of the root.
         sources: For each modality, how many inputs had which shape before they were resized.
         rates: For each modality, how many sounds had which sampling rate in Hz.
+        lengths: For each modality, how many series had which length and sampling rate; the rate is
+            0 for files without one.
+        changes: For each modality, how many inputs had their channels changed in which way.
     """
 
     columns: dict[str, Tensor]
@@ -37,6 +40,8 @@ class Inputs:
     outside: list[str] = field(default_factory=list)
     sources: dict[str, Counter[tuple[int, ...]]] = field(default_factory=dict)
     rates: dict[str, Counter[int]] = field(default_factory=dict)
+    lengths: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
+    changes: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def decode_inputs(
@@ -58,10 +63,12 @@ def decode_inputs(
         ImportError: If a package is missing that a file needs.
     """
     inputs = Inputs(
-        columns={m: torch.zeros(len(lines), *d.shape) for m, d in declared.items()},
+        columns={m: torch.zeros(len(lines), *d.spec.shape) for m, d in declared.items()},
         present=torch.zeros(len(lines), len(declared), dtype=torch.bool),
         sources={m: Counter() for m in declared},
         rates={m: Counter() for m in declared},
+        lengths={m: Counter() for m in declared},
+        changes={m: Counter() for m in declared},
     )
     for row, line in enumerate(lines):
         for k, modality in enumerate(declared):
@@ -80,6 +87,8 @@ def decode_inputs(
                 inputs.columns[modality][row] = torch.from_numpy(decoded.values)
                 inputs.present[row, k] = True
                 inputs.sources[modality][decoded.source] += 1
+                inputs.lengths[modality][decoded.source[-1], decoded.rate] += 1
+                inputs.changes[modality].update(decoded.changes)
                 if decoded.rate:
                     inputs.rates[modality][decoded.rate] += 1
     return inputs

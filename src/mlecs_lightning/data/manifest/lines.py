@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.names import look_alike
 from mlecs_lightning.storage.text_files import EncodingError, utf8
 
 __all__ = ["UNNAMED", "Line", "Split", "raise_faults", "read_lines"]
@@ -98,6 +99,9 @@ def read_lines(
 
 def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the number of each line that is not blank, and its content or what is wrong with it."""
+    if fault := _form_fault(file):
+        yield 1, fault
+        return
     with file.open("rb") as content:
         for number, line in enumerate(content, start=1):
             if not line.strip():
@@ -111,6 +115,33 @@ def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             else:
                 is_object = isinstance(row, dict)
                 yield number, row if is_object else f"expected a JSON object, got {str(row)[:60]!r}"
+
+
+def _form_fault(file: Path) -> str | None:
+    """Say what is wrong with a whole file: another encoding, or JSON that is not one line a sample.
+
+    One message in place of one for every line.
+    """
+    with file.open("rb") as content:
+        head = content.read(2000)
+    try:
+        text = utf8(head, line=1).strip()
+    except EncodingError as error:
+        # A letter may be cut in two at the end, or only one line be wrong.
+        return str(error) if "UTF-16" in str(error) or "UTF-32" in str(error) else None
+    new = file.with_suffix(".jsonl").name
+    new = new if new != file.name else f"new-{new}"
+    if text.startswith("["):
+        return (
+            "is one JSON array, but a manifest has one JSON object in each line, without commas "
+            f"between: jq -c '.[]' {file.name} > {new}"
+        )
+    if text == "{" or text.startswith(("{\n", "{\r")):
+        return (
+            "is the beginning of a JSON object, but a manifest has a whole one in each line: "
+            f"jq -c . {file.name} > {new}"
+        )
+    return None
 
 
 def _json(text: str) -> Any:  # noqa: ANN401 - JSON
@@ -229,7 +260,8 @@ def _modality_faults(inputs: object, modalities: Collection[str]) -> list[str]:
     faults = []
     unknown = [name for name in inputs if name not in modalities]
     if unknown:
-        faults.append(f"modalities: {unknown} are not among {list(modalities)}")
+        like = look_alike(unknown[0], modalities)
+        faults.append(f"modalities: {unknown} are not among {list(modalities)}{like}")
     if all(value is None for value in inputs.values()):
         faults.append(f"modalities: expected at least one of {list(modalities)}, got none")
     return faults

@@ -32,7 +32,7 @@ from mlecs_lightning.metrics import (
     keyword_label_reader,
     references_of,
 )
-from mlecs_lightning.names import modality_name_faults
+from mlecs_lightning.names import look_alike, modality_name_faults
 from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.types import ClientProfile
 
@@ -65,12 +65,13 @@ class Manifest(FederatedDataModule):
     validate the server. If no line of split ``val`` names a client or domain, ``val_fraction`` of
     each client's samples is held out instead; if all do, ``val_fraction`` of the public samples.
 
-    Files may be png and jpg (in [0, 1]), npy, csv (a row per instant, a column per channel), wav
-    and flac (in [-1, 1]), mp4 and txt (UTF-8; inline text is ``{"text": "..."}``). `Declared` says
-    how they are brought to the declared shape. They are decoded once and cached. Each modality
-    except text is then standardised by channel, unless ``standardise: false``. Mean and deviation
-    are those of the public samples, so that the shared constants reveal no private value: see
-    `Preparation`. A checkpoint keeps them, so `predict` needs only the lines to be answered.
+    Files may be png and jpg (in [0, 1]), npy, csv (a row per instant, a column per channel), wav,
+    flac, mp3, ogg and m4a (in [-1, 1]), mp4 and txt (UTF-8; inline text is ``{"text": "..."}``).
+    `Declared` says how they are brought to the declared shape. They are decoded once and cached.
+    Each modality except text is then standardised by channel, unless ``standardise: false``. Mean
+    and deviation are those of the public samples, so that the shared constants reveal no private
+    value: see `Preparation`. A checkpoint keeps them, so `predict` needs only the lines to be
+    answered.
     """
 
     def __init__(
@@ -341,8 +342,8 @@ class Manifest(FederatedDataModule):
             ]
         return [
             f"clients.{name}: no line of split train names this client, only "
-            f"{list(self._clients)}; to give it samples of these, list them under "
-            f"clients.{name}.domains"
+            f"{list(self._clients)}{look_alike(name, self._clients)}; to give it samples of these, "
+            f"list them under clients.{name}.domains"
             for name, profile in clients.items()
             if self._clients and name not in self._clients and profile.domains is None
         ]

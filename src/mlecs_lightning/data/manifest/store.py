@@ -13,6 +13,7 @@ import numpy as np
 
 from mlecs_lightning.data.decoding.files import VERSION, decode
 from mlecs_lightning.data.decoding.shapes import Declared, Decoded, DecodeError
+from mlecs_lightning.names import look_alike
 from mlecs_lightning.settings import cache_dir
 from mlecs_lightning.storage.cache import read_entry, write_entry
 
@@ -76,10 +77,21 @@ def _read(root: Path, written: str, allowed: Sequence[Path]) -> bytes:
             "read, add their folder to data.init_args.allowed_roots"
         )
     if not path.is_file():
-        raise DecodeError("there is no such file")
+        raise DecodeError(f"there is no such file{_like(root, written)}")
     if path.stat().st_size > _MAX_BYTES:
         raise DecodeError(f"is larger than {_MAX_BYTES // 2**20} MiB")
     return path.read_bytes()
+
+
+def _like(root: Path, written: str) -> str:
+    """Say that there is a file whose name looks the same, or differs in case alone."""
+    place = root
+    for part in PurePosixPath(written).parts:
+        if not (place / part).exists():
+            names = sorted(each.name for each in place.iterdir()) if place.is_dir() else []
+            return look_alike(part, names)
+        place = place / part
+    return ""
 
 
 def _link(root: Path, written: str) -> str:
@@ -120,11 +132,12 @@ class DecodeCache:
 
 def _pack(decoded: Decoded) -> bytes:
     content = io.BytesIO()
-    np.savez(content, values=decoded.values, facts=np.array([decoded.rate, *decoded.source]))
+    facts = np.array([decoded.rate, *decoded.source])
+    np.savez(content, values=decoded.values, facts=facts, changes=np.array(decoded.changes, str))
     return content.getvalue()
 
 
 def _unpack(content: bytes) -> Decoded:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         rate, *source = arrays["facts"].tolist()
-        return Decoded(arrays["values"], tuple(source), rate)
+        return Decoded(arrays["values"], tuple(source), rate, tuple(arrays["changes"].tolist()))

@@ -154,7 +154,8 @@ class AudioReader:
         if channels != 1:
             raise ConfigurationError(
                 f"model {model!r} reads audio, a series of shape (1, samples), but the modality "
-                f"has {channels} channels"
+                f"has {channels} channels; a modality with `features` must do without them, since "
+                "the model computes its own"
             )
         try:
             load: Any = AutoFeatureExtractor.from_pretrained

@@ -29,6 +29,15 @@ __all__ = [
 ]
 
 
+# Points that `_dilated_convolutions` see: a kernel of 3, dilated by 1, 2 and 4.
+_REACH = 15
+# In points. Of a series of up to this length the encoder sees enough without strided stages, as it
+# always did: checkpoints of earlier versions fit. Our choice.
+_SHORT = 64
+# Of a longer series, pooled apart.
+_PARTS = 4
+
+
 class VectorMLP(nn.Module):
     """A two-layer perceptron for vectors (B, F) -> (B, width)."""
 
@@ -94,25 +103,37 @@ class ImageCNN(nn.Module):
 class SeriesCNN(nn.Module):
     """A temporal convolutional encoder for time series (B, C, time) -> (B, width).
 
-    The features of the convolutions are pooled to their mean and maximum (an impact is a peak).
+    Its dilated convolutions see 15 points. A series of more than 64 points passes strided stages
+    first, each of which halves its length, until the convolutions see all of it. The features are
+    pooled to their mean and maximum (an impact is a peak); those of a longer series in four parts
+    of equal length, so that the order of its events counts (a word is a sequence of sounds).
     Statistics of the signal itself are added, because GroupNorm removes level and spread, which
     distinguish a lying body from a standing one: mean, deviation, minimum, maximum and last value.
     Our choice.
     """
 
     def __init__(self, spec: ModalitySpec, *, channels: int = 32, width: int = 64) -> None:
-        """Build for series of ``spec.shape[0]`` channels, of any length."""
+        """Build for series of ``spec.shape``; others of its channels may have any length."""
         super().__init__()
         self.out_features = width
-        self.layers = _dilated_convolutions(spec.shape[0], channels)
-        self.head = nn.Linear(2 * channels + 5 * spec.shape[0], width)
+        depth, length = spec.shape
+        stages = _strided_convolutions(depth, channels, length=length)
+        self.parts = _PARTS if stages else 1
+        self.layers = _dilated_convolutions(channels if stages else depth, channels)
+        if stages:
+            self.layers = nn.Sequential(*stages, *self.layers)
+        self.head = nn.Linear(2 * self.parts * channels + 5 * depth, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, C, time) to (B, out_features)."""
         h = self.layers(x)
         signal = [x.mean(-1), x.std(-1, correction=0), x.amin(-1), x.amax(-1), x[..., -1]]
-        pooled = [h.mean(-1), h.amax(-1), *signal]
-        return self.head(torch.cat(pooled, dim=-1))  # type: ignore[no-any-return]
+        if self.parts == 1:
+            pooled = [h.mean(-1), h.amax(-1)]
+        else:
+            pools = (nn.functional.adaptive_avg_pool1d, nn.functional.adaptive_max_pool1d)
+            pooled = [pool(h, self.parts).flatten(1) for pool in pools]
+        return self.head(torch.cat([*pooled, *signal], dim=-1))  # type: ignore[no-any-return]
 
 
 class TextCNN(nn.Module):
@@ -137,6 +158,20 @@ class TextCNN(nn.Module):
         h = self.layers(self.letters(x.long()).transpose(1, 2)) * is_text
         mean = h.sum(-1) / is_text.sum(-1).clamp_min(1)
         return self.head(torch.cat([mean, h.amax(-1)], dim=-1))  # type: ignore[no-any-return]
+
+
+def _strided_convolutions(depth: int, channels: int, *, length: int) -> list[nn.Module]:
+    """Return stages that halve the length until `_dilated_convolutions` see the whole series."""
+    stages: list[nn.Module] = []
+    step = 1
+    while length > _SHORT and step * _REACH < length:
+        stages += [
+            nn.Conv1d(depth, channels, 5, stride=2, padding=2),
+            nn.GroupNorm(4, channels),
+            nn.GELU(),
+        ]
+        depth, step = channels, 2 * step
+    return stages
 
 
 def _dilated_convolutions(depth: int, channels: int) -> nn.Sequential:

@@ -49,7 +49,11 @@ VECTOR = Declared("vector", [4])
         ),
         ("1,5;2,5;3,5;4,5\n", VECTOR, "'1,5' has a decimal comma"),
         # Other columns than channels, and lines that were cut.
-        ("1,2,3\n", TWO, r"line 1: has 3 columns, but the declared shape \[2, 3\] has 2 channels$"),
+        (
+            "1,2,3\n",
+            TWO,
+            r"line 1: has 3 columns, but the declared shape \[2, 3\] has 2 channels; choose",
+        ),
         ("x,y\n1\n", TWO, "line 2: has 1 columns"),
         ("1," * 999_999 + "1", TWO, "line 1: has 1000000 columns"),
         ("1,2\n3", TWO, "line 2: expected 2 fields as in the first row, got 1"),

@@ -284,7 +284,6 @@ PICKLED = np.array([Trap()], object)
         (saved(PIXELS)[:-40], ".png", r"is not a valid \.png file: \w+: "),
         (saved(np.zeros((2, 2), np.uint8), "GIF"), ".png", "cannot identify image file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ".png", "cannot identify"),
-        (saved(PIXELS[..., 0]), ".png", r"shape \(1, 6, 8\), .* \(3 channels, height, width\)"),
         (b"", ".png", "cannot identify"),
         (npy_header(HUGE), ".npy", r"shape .* needs 10,000,000,000 bytes, but 0 follow"),
         (npy_header(NEGATIVE) + bytes(8), ".npy", r"shape \(-1, -1\) needs 8 bytes"),
@@ -323,7 +322,7 @@ def test_a_bad_image_is_refused(data: bytes, suffix: str, message: str) -> None:
             "is not a valid .wav file: Error: file does not start with RIFF",
         ),
         (b"RIFF\x04\x00\x00\x00WAVE", ".wav", "has no chunk 'data'"),
-        (b"1,2", ".txt", r"read from \['.csv', '.flac', '.npy', '.wav'\], not from '.txt'"),
+        (b"1,2", ".txt", r"read from \['.csv', '.flac', '.m4a', '.mp3', '.*\], not from '.txt'"),
         (b"1,2", "", "not from 'a file without an extension'"),
     ],
 )

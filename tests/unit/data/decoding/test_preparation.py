@@ -108,7 +108,7 @@ def test_a_text_is_given_as_it_is_or_in_a_file(tmp_path: Path) -> None:
     [
         (np.array(["a"]), "holds <U1, expected numbers"),
         (np.zeros((2, 4)), "has shape (2, 4), but kind 'series' declares (1 channels, time)"),
-        ("x.png", "read from ['.csv', '.flac', '.npy', '.wav'], not from '.png'"),
+        ("x.png", "'.ogg', '.wav'], not from '.png'"),
         ({"a": 1}, "an inline value must be a number"),
         ([np.nan], "not finite"),
     ],

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def test_several_files_are_one_manifest_and_each_is_the_root_of_its_paths(tmp_pa
     [
         (b'{"id": "a", ', "m.jsonl:1: is not valid JSON: Expecting property name"),
         (b'{"id": "\xff"}', "m.jsonl:1: is no text in UTF-8: "),
-        (b"[1, 2]", "m.jsonl:1: expected a JSON object, got '[1, 2]'"),
-        (b"[" * 100_000, "m.jsonl:1: is not valid JSON: "),
+        (b"7", "m.jsonl:1: expected a JSON object, got '7'"),
+        (b'{"a":' * 100_000, "m.jsonl:1: is not valid JSON: "),
         (b'{"id": "a", "id": "b"}', "written twice, and the first would be lost: ['id']"),
         (b'{"id": "a", "modalities": {"tilt": [NaN]}}', "NaN is not a number in JSON"),
         (changed(id="left out"), "m.jsonl:1: id: expected a text or a whole number, got None"),
@@ -134,6 +135,45 @@ def test_a_wrong_line_is_named_and_left_out(tmp_path: Path, row: object, message
     lines, (fault, *_) = read(tmp_path, row, changed(id="other"))
     assert message in fault
     assert [line.id for line in lines] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            json.dumps([SOUND, SOUND]),
+            "is one JSON array, .*: jq -c '.\\[\\]' m.jsonl > new-m.jsonl",
+        ),
+        (json.dumps([SOUND, SOUND], indent=2), "is one JSON array, but a manifest has one JSON ob"),
+        (json.dumps(SOUND, indent=2), "is the beginning of a JSON object, .*: jq -c . m.jsonl > n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_json_of_another_layout_is_one_fault(
+    tmp_path: Path, content: str, message: str, encoding: str
+) -> None:
+    lines, (fault,) = read(tmp_path, content.encode(encoding))
+    assert lines == []
+    assert re.search(message, fault)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_manifest_in_another_encoding_is_one_fault(tmp_path: Path, encoding: str) -> None:
+    rows = "\n".join(json.dumps(changed(id=n)) for n in range(9))
+    _, (fault,) = read(tmp_path, rows.encode(encoding))
+    name = encoding[:6].upper()
+    assert fault.startswith(f"m.jsonl:1: is no text in UTF-8 but in {name}: save it anew: iconv -f")
+
+
+def test_a_modality_that_looks_the_same_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps(changed(modalities={"gr\xf6\xdfe": 1}))
+        + "\n"
+        + json.dumps(changed(id="b", modalities={"Tilt": 1}))
+    )
+    _, faults = read_lines([tmp_path / "m.jsonl"], None, ["gro\u0308\xdfe", "tilt"])
+    assert "; a name that looks the same is written with decomposed letters" in faults[0]
+    assert faults[1].endswith("; 'tilt' differs from it in case alone")
 
 
 def test_all_faults_of_a_line_are_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlecs_lightning.data.decoding.shapes import Declared, DecodeError
 from mlecs_lightning.data.manifest import store as manifest_store
@@ -99,6 +100,24 @@ def test_what_is_no_file_is_refused(root: Path, written: str, message: str) -> N
         read_below(root, written)
 
 
+@pytest.mark.parametrize(
+    ("there", "written", "said"),
+    [
+        ("Ku\u0308che.csv", "K\u00fcche.csv", "decomposed letters .* there and composed .* here"),
+        ("K\u00fcche.csv", "Ku\u0308che.csv", "composed letters .* there and decomposed .* here"),
+        ("IMG_1.CSV", "IMG_1.csv", "'IMG_1.CSV' differs from it in case alone"),
+        ("Tag/x.csv", "tag/x.csv", "'Tag' differs from it in case alone"),
+    ],
+)
+def test_a_file_whose_name_looks_the_same_is_named(
+    root: Path, there: str, written: str, said: str
+) -> None:
+    (root / there).parent.mkdir(exist_ok=True)
+    (root / there).write_text("1,2")
+    with pytest.raises(DecodeError, match=f"there is no such file; .*{said}"):
+        read_below(root, written)
+
+
 def test_a_file_that_is_too_large_is_not_read(root: Path) -> None:
     with (root / "sparse.npy").open("wb") as file:
         file.truncate(2**28 + 1)
@@ -116,7 +135,7 @@ def test_a_file_is_decoded_once_whatever_its_name(
     monkeypatch.delattr(manifest_store, "decode")  # whoever decodes now fails
     again = DecodeCache(tmp_path).decode(b"7,8", ".csv", VECTOR)
     np.testing.assert_array_equal(again.values, first.values)
-    assert (again.source, again.rate) == (first.source, first.rate) == ((1, 2), 0)
+    assert again[1:] == first[1:] == ((1, 2), 0, ())
     for data, suffix, declared in (
         (b"7,9", ".csv", VECTOR),
         (b"7,8", ".npy", VECTOR),
@@ -136,6 +155,23 @@ def test_each_declaration_has_a_cache_of_its_own(tmp_path: Path) -> None:
         for fit in ("last", "resample")
     }
     assert by_fit == {"last": 5, "resample": 3}
+    many = "\n".join(map(str, range(64))).encode()
+    features = {"kind": "spectrogram", "window": 0.5, "hop": 0.25}
+    shapes = set()
+    for changed in ({}, {"window": 0.25}, {"hop": 0.125}, {"kind": "log_mel", "bands": 8}):
+        form = {"kind": "series", "shape": [1, 64], "rate": 64, "features": features | changed}
+        shapes.add(cache.decode(many, ".csv", Declared.from_values(form, key="m")).values.shape)
+    assert shapes == {(17, 3), (9, 4), (17, 5), (8, 3)}
+
+
+def test_changes_of_channels_are_kept_with_the_values(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (2, 2), (9, 9, 9, 9)).save(file, "PNG")
+    declared = Declared("image", [1, 2, 2])
+    cache = DecodeCache(tmp_path)
+    once, again = (cache.decode(file.getvalue(), ".png", declared) for _ in range(2))
+    assert once.changes == again.changes
+    assert once.changes == ("with alpha were laid on white", "in colour were made grey")
 
 
 def flipped(whole: bytes, part: bytes) -> bytes:
@@ -146,7 +182,8 @@ def flipped(whole: bytes, part: bytes) -> bytes:
 
 def of_another_shape(_: bytes) -> bytes:
     content = io.BytesIO()
-    np.savez(content, values=np.zeros(3, np.float32), facts=np.array([0, 3]))
+    changes = np.array((), str)
+    np.savez(content, values=np.zeros(3, np.float32), facts=np.array([0, 3]), changes=changes)
     return content.getvalue()
 
 
@@ -171,7 +208,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path: Path, damage: str) -> None:
     kept.write_bytes(DAMAGES[damage](whole))
     assert kept.read_bytes() != whole
     again = cache.decode(b"7,8", ".csv", VECTOR)
-    assert (again.values.tolist(), again.source, again.rate) == ([7, 8], *first[1:])
+    assert (again.values.tolist(), *again[1:]) == ([7, 8], *first[1:])
     assert kept.read_bytes() == whole
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
 

@@ -12,7 +12,7 @@ SPECS = [
     *(ModalitySpec("vector", (n,)) for n in (1, 40)),
     *(ModalitySpec("image", shape) for shape in [(1, 1, 1), (1, 8, 8), (3, 5, 7), (9, 24, 32)]),
     *(ModalitySpec("image", shape) for shape in [(2, 1, 50), (3, 33, 4)]),
-    *(ModalitySpec("series", shape) for shape in [(3, 60), (1, 1), (6, 2)]),
+    *(ModalitySpec("series", shape) for shape in [(3, 60), (1, 1), (6, 2), (4, 98), (1, 900)]),
 ]
 
 
@@ -106,6 +106,41 @@ def test_series_of_any_length_and_their_level_count() -> None:
     struck = x.clone()
     struck[..., 30] += 5.0
     assert float((module(x) - module(struck)).norm()) > 0.1
+
+
+def test_short_series_have_the_layers_that_they_always_had() -> None:
+    """So that checkpoints of earlier versions fit."""
+    for length in (1, 15, 50, 64):
+        layers = SeriesCNN(ModalitySpec("series", (4, length))).layers
+        assert [m.stride for m in layers if isinstance(m, nn.Conv1d)] == [(1,)] * 3
+
+
+@pytest.mark.parametrize("length", [65, 98, 500, 8000])
+def test_the_convolutions_see_all_of_a_long_series(length: int) -> None:
+    """The gradient of a point of the features reaches from the first to the last input."""
+    torch.manual_seed(0)
+    layers = SeriesCNN(ModalitySpec("series", (2, length)), channels=4).layers
+    plain = nn.Sequential(*(m for m in layers if not isinstance(m, nn.GroupNorm)))
+    x = torch.randn(1, 2, length, requires_grad=True)
+    features = plain(x)
+    assert 4 <= features.shape[-1] <= 20
+    features[..., features.shape[-1] // 2].sum().backward()
+    assert x.grad is not None
+    seen = x.grad.abs().sum((0, 1)).nonzero().flatten()
+    # The middle sees half of the series to each side, up to a point of the features.
+    step = -(-length // features.shape[-1])
+    assert int(seen[0]) <= step
+    assert int(seen[-1]) >= length - 1 - step
+
+
+def test_the_order_of_what_happens_in_a_long_series_counts() -> None:
+    """Two events and the same two in reverse: same mean, deviation, minimum and maximum."""
+    torch.manual_seed(0)
+    module = SeriesCNN(ModalitySpec("series", (1, 200))).eval()
+    x = torch.zeros(1, 1, 200)
+    x[..., 40:60], x[..., 140:160] = 1.0, -1.0
+    turned = torch.cat([x[..., 100:], x[..., :100]], dim=-1)
+    assert float((module(x) - module(turned)).detach().norm()) > 0.1
 
 
 def test_width_is_a_setting() -> None:
