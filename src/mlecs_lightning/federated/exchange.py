@@ -154,6 +154,7 @@ class Exchange:
             run.data.loader(public, limit=limit),
             run.data.loader(private, limit=limit),
             run.data.resources(client, round=round),
+            run.data.public("val", modalities=modalities),
         )
 
     def _failed(
