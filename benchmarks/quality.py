@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
-from benchmarks.quality_cases import QUICK, SEEDS, STUDIES, URFALL, Case, matrix
+from benchmarks.quality_cases import QUICK, SCORES, SEEDS, STUDIES, URFALL, Case, matrix
 
 
 def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
@@ -107,13 +107,6 @@ def complete(cases: Sequence[Case], out: Path, *, root: Path | None, jobs: int) 
 
 # Tables -------------------------------------------------------------------------------------------
 
-SCORES = ("mean.all.macro_f1", "mean.own.macro_f1", "server.macro_f1")
-METRICS = (
-    *SCORES,
-    *("mean.all.rouge_lsum", "mean.all.bertscore", "server.bertscore"),
-    *("communication.uplink_bytes", "communication.downlink_bytes", "seconds"),
-)
-
 
 def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, str]:
     """Return for each study its Markdown: means, and differences to its reference seed by seed.
@@ -128,7 +121,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     rows = {(r.setting, r.algorithm, r.seed): r for r in read_rows(out)}
     texts = {}
     for study in studies:
-        settings, algorithms, _, pooled, reference = STUDIES[study]
+        settings, algorithms, _, pooled, reference, metrics = STUDIES[study]
         labels = [reference, *(name for name in algorithms if name != reference)]
         cases = {(c.setting, c.algorithm, c.seed) for c in matrix([study], seeds, {})}
         # The reference may be a run of another study.
@@ -150,7 +143,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
         ]
         quick = "--quick" if out.stem.endswith("-quick") else f"--study {study}"
         made = origin(out, shown, option=quick)
-        means = to_markdown(table(own, METRICS, order=order))
+        means = to_markdown(table(own, metrics, order=order))
         texts[study] = f"{made}\n\n{means}\n{to_markdown(differences)}".strip()
         short = to_markdown(table(own, SCORES, order=order))
         texts[f"{study}-short"] = f"{made}\n\n{short}".strip()
@@ -196,6 +189,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, help="folder of the UR Fall data")
     parser.add_argument("--study", nargs="+", choices=[*STUDIES], default=[*STUDIES])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="run these algorithms alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks/results/quality.jsonl")
     parser.add_argument("--quick", action="store_true", help="main study, two seeds, two rounds")
@@ -208,6 +202,7 @@ def main() -> int:
     else:
         extra = {}
     cases = matrix(args.study, args.seeds, extra)
+    cases = [case for case in cases if not args.only or case.algorithm in args.only]
     if args.root is None and any(case.config == URFALL for case in cases) and not args.tables:
         parser.error("--root: the folder of the UR Fall data")
     root = args.root.resolve() if args.root else None

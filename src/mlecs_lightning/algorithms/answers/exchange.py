@@ -111,11 +111,11 @@ class Answers:
             (0, 1]. The fewer, the more the samples with a target count in a batch.
     """
 
-    consensus: Consensus = "similarity"
+    consensus: Consensus = "confusion"
     server_threshold: float = 0.5
     client_threshold: float = 0.5
-    accept: Acceptance = "all"
-    calibrate: bool = False
+    accept: Acceptance = "best"
+    calibrate: bool = True
     share: float = 1.0
 
     def __post_init__(self) -> None:

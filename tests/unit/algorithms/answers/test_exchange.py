@@ -16,8 +16,14 @@ from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.wire.encoding import decode
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
-ALL = Answers(server_threshold=0.0, client_threshold=0.0, accept="all", calibrate=False, share=1.0)
-CHOSEN = Answers(server_threshold=0.0, client_threshold=0.0, accept="best", calibrate=True)
+ALL = Answers(
+    consensus="similarity",
+    server_threshold=0.0,
+    client_threshold=0.0,
+    accept="all",
+    calibrate=False,
+)
+CHOSEN = replace(ALL, accept="best", calibrate=True)
 
 
 def data(tiny: SimpleNamespace) -> Any:  # noqa: ANN401
@@ -273,7 +279,7 @@ def test_client_that_is_wrong_on_checks_does_not_sway_the_consensus(tiny: Simple
     right = Labels(("a",) * asked + questions.checks.targets, torch.full((asked + checks,), 0.5))
     wrong = Labels(("b",) * (asked + checks), torch.full((asked + checks,), 0.9))
     votes = [(right, 1.0), (wrong, 1.0)]
-    for answers in (CHOSEN, replace(CHOSEN, consensus="reliability")):
+    for answers in (CHOSEN, replace(CHOSEN, consensus="confusion")):
         found = answers.agreed(votes, questions)
         assert found is not None
         assert set(found.texts) == {"a"}
