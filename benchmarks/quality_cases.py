@@ -165,7 +165,8 @@ FEW_LABELS: dict[str, Options] = {
     "ML-ECS + raw answers": {**ALGORITHMS["ML-ECS"], **RAW},
     "FedAvg": ALGORITHMS["FedAvg"],
     "FedAvg + raw answers": {**ALGORITHMS["FedAvg"], **RAW},
-    # Chosen on validation data of UR Fall's splits 1 and 2 and a sixth split of Digits.
+    # Chosen on validation data of UR Fall's split 1, and on the withheld targets of the public
+    # training samples there and in a split of Digits that is none of these (seed 11).
     "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
     "StandalonePublic": ALGORITHMS["StandalonePublic"],
     "StandalonePublic + self-training": {**ALGORITHMS["StandalonePublic"], **SELF_TRAINING},

@@ -42,8 +42,9 @@ def calibrated(labels: Labels, checks: Labels, targets: Sequence[str]) -> Labels
     A logistic regression on answers to samples with known targets predicts `rightness` from the
     logarithm of the probability (Platt scaling) and from the text of the answer, one indicator a
     text. Its L2 penalty draws each text's offset to the common mean, the more so the fewer samples
-    have that answer. One right and one wrong sample are added (Laplace's rule), so that nobody
-    counts as certain.
+    have that answer. A sample weighs by 1 / (how often its target occurs): otherwise a party that
+    always says the commonest answer would count as right. One right and one wrong sample are added
+    (Laplace's rule), so that nobody counts as certain.
 
     Args:
         labels: The party's answers to N samples.

@@ -13,28 +13,12 @@ from mlecs_lightning.algorithms.answers.labels import Labels, distinct
 from mlecs_lightning.algorithms.answers.reliability import confusion, one_coin
 from mlecs_lightning.metrics.words import UnicodeTokenizer
 
-__all__ = ["Consensus", "consensus", "similarity_consensus", "voted_consensus", "word_f1"]
+__all__ = ["Consensus", "VotedConsensus", "similarity_consensus", "voted_consensus", "word_f1"]
 
 VotedConsensus = Literal["reliability", "confusion"]
 Consensus = Literal["similarity", "reliability", "confusion"]
 
 _words = lru_cache(maxsize=65536)(lambda text: Counter(UnicodeTokenizer().tokenize(text)))
-
-
-def consensus(
-    votes: Sequence[Labels], weights: Sequence[float], known: Sequence[str], *, method: Consensus
-) -> Labels:
-    """Return the clients' consensus.
-
-    Args:
-        votes: The answers of each client to the same N samples, at least one client.
-        weights: A positive weight for each client; only ratios matter.
-        known: The N targets; empty where nobody knows it.
-        method: `similarity_consensus`, or a method of `voted_consensus`.
-    """
-    if method == "similarity":
-        return similarity_consensus(votes, weights)
-    return voted_consensus(votes, known, method=method)
 
 
 @lru_cache(maxsize=65536)

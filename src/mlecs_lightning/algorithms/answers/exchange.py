@@ -12,8 +12,13 @@ from torch import Tensor
 
 from mlecs_lightning.aggregation import GroupedAdapters
 from mlecs_lightning.algorithms.answers.calibration import calibrated
-from mlecs_lightning.algorithms.answers.consensus import Consensus, consensus
-from mlecs_lightning.algorithms.answers.labels import Labels
+from mlecs_lightning.algorithms.answers.consensus import (
+    Consensus,
+    similarity_consensus,
+    voted_consensus,
+)
+from mlecs_lightning.algorithms.answers.labels import Labels, distinct
+from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
@@ -83,10 +88,15 @@ class Answers:
     """How clients and server exchange pseudo-labels of the public samples without a target.
 
     After its training, a client answers all of these samples and sends texts and probabilities. The
-    server forms a consensus, trains on it, and sends its own answers down in the next round, where
-    a client's public pass uses them as targets. The server's answers are a function of its weights,
-    so nothing is kept between rounds and a resumed run stays exact. In round 0 nothing is sent
-    down, because no client has answered yet.
+    server forms a consensus, trains on it, and sends its own answers down in the next round. Where
+    a client accepts them, its public pass uses them as targets. The server's answers are a function
+    of its weights, and a client's own ones of its weights at the start of the round, so nothing is
+    kept between rounds and a resumed run stays exact. In round 0 nothing is sent down, because no
+    client has answered yet.
+
+    With ``calibrate``, or a consensus other than ``similarity``, all parties also answer the public
+    validation samples. Their targets are known to all and nobody trains on them, so they tell who
+    is right, and how often.
 
     All models share the space of texts, whatever their encoders, ranks and vocabularies, so answers
     also pass between groups of backbones.
@@ -96,7 +106,8 @@ class Answers:
 
     Attributes:
         consensus: How the clients' answers are combined; see `similarity_consensus` and
-            `voted_consensus`.
+            `voted_consensus`. More than `MAX_CLASSES` distinct texts, as free text has them, are
+            always combined by similarity.
         server_threshold: Minimum confidence of the consensus for the server to train on it, in
             0..1.
         client_threshold: Minimum confidence of an answer that clients train on, in 0..1.
@@ -149,17 +160,18 @@ class Answers:
             votes: The answers of each client to both parts of the questions, and its weight.
             questions: The questions.
         """
-        if not votes or not len(questions.asked):
+        count = len(questions.asked)
+        if not votes or not count:
             return None
-        answers, weights = zip(*votes, strict=True)
-        known = ("",) * len(questions.asked)
-        if self.consensus == "similarity":
-            if self.calibrate:
-                answers = tuple(questions.calibrated(each) for each in answers)
-        else:
-            known += questions.checks.targets
-        found = consensus(answers, weights, known, method=self.consensus)
-        return found.split(len(questions.asked))[0]
+        answers = [answered for answered, _ in votes]
+        if self.consensus == "similarity" or len(distinct(answers)) > MAX_CLASSES:
+            asked = [
+                questions.calibrated(each) if self.calibrate else each.split(count)[0]
+                for each in answers
+            ]
+            return similarity_consensus(asked, [weight for _, weight in votes])
+        known = ("",) * count + questions.checks.targets
+        return voted_consensus(answers, known, method=self.consensus).split(count)[0]
 
     def accepted(self, own: Labels, theirs: Labels, questions: Questions, *, round: int) -> Labels:
         """Return what a client trains on in place of the targets of ``questions.asked``.

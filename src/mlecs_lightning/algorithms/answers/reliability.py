@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["MAX_CLASSES", "confusion", "one_coin"]
 
 MAX_CLASSES = 200
-"""Maximum number of classes for which `confusion` estimates a matrix of each client. Our choice."""
+"""Maximum number of classes of `confusion`, which has a matrix for each client. Our choice."""
 
 _ITERATIONS = 50
 _PRIOR = 5.0
@@ -58,7 +58,7 @@ def confusion(told: Tensor, *, classes: int, known: Tensor | None = None) -> tup
     The full model of Dawid and Skene (1979): client j says l of a sample of class k with
     probability pi_j[k, l], and class k has the share p_k. Expectation maximisation starts from
     `one_coin`, whose estimate also counts as a few samples of every class, so that rare classes
-    fall back on it. So do more than `MAX_CLASSES` classes.
+    fall back on it.
 
     Args:
         told: (J, N) the class that each of J says of N samples, -1 for nothing.
@@ -67,11 +67,14 @@ def confusion(told: Tensor, *, classes: int, known: Tensor | None = None) -> tup
 
     Returns:
         The posterior (N, K) of the truth, and pi (J, K, K); its rows sum to 1.
+
+    Raises:
+        ValueError: If there are more than `MAX_CLASSES` classes.
     """
+    if classes > MAX_CLASSES:
+        raise ValueError(f"classes must be at most {MAX_CLASSES}, got {classes}")
     posterior, reliability = one_coin(told, classes=classes, known=known)
     coins = torch.stack([_coin(float(each), classes) for each in reliability])
-    if classes > MAX_CLASSES:
-        return posterior, coins
     matrices = coins
     for _ in range(_ITERATIONS):
         matrices = torch.stack(

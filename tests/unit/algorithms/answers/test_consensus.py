@@ -1,15 +1,20 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from mlecs_lightning.algorithms.answers import Labels
 from mlecs_lightning.algorithms.answers.consensus import (
-    consensus,
     similarity_consensus,
     voted_consensus,
     word_f1,
 )
 
-METHODS = ("similarity", "reliability", "confusion")
+METHODS: dict[str, Callable[[list[Labels], list[float], list[str]], Labels]] = {
+    "similarity": lambda votes, weights, _: similarity_consensus(votes, weights),
+    "reliability": lambda votes, _, known: voted_consensus(votes, known, method="reliability"),
+    "confusion": lambda votes, _, known: voted_consensus(votes, known, method="confusion"),
+}
 
 
 def vote(*texts: str, sure: float = 1.0) -> Labels:
@@ -68,8 +73,8 @@ def test_reliable_client_overrules_two_that_agree_by_chance() -> None:
 
 
 def test_sample_that_nobody_answers_has_no_consensus() -> None:
-    for method in METHODS:
-        found = consensus([vote("a", ""), vote("a", "")], [1.0, 1.0], ["", ""], method=method)
+    for consensus in METHODS.values():
+        found = consensus([vote("a", ""), vote("a", "")], [1.0, 1.0], ["", ""])
         assert found.texts == ("a", "")
         assert found.confidence[1] == 0.0
         assert 0.5 < found.confidence[0] <= 1.0
@@ -77,9 +82,9 @@ def test_sample_that_nobody_answers_has_no_consensus() -> None:
 
 def test_clients_in_another_order_have_the_same_consensus() -> None:
     votes = [vote("a two", "b"), vote("a six", "b"), vote("a two", "c")]
-    for method in METHODS:
-        one = consensus(votes, [1.0, 2.0, 3.0], ["", "b"], method=method)
-        other = consensus(votes[::-1], [3.0, 2.0, 1.0], ["", "b"], method=method)
+    for consensus in METHODS.values():
+        one = consensus(votes, [1.0, 2.0, 3.0], ["", "b"])
+        other = consensus(votes[::-1], [3.0, 2.0, 1.0], ["", "b"])
         assert one.texts == other.texts
         torch.testing.assert_close(one.confidence, other.confidence)
 

@@ -11,6 +11,7 @@ import torch
 from mlecs_lightning.algorithms import MLECS, FedAvg
 from mlecs_lightning.algorithms.answers import Answers, Labels, Questions, answer_all, taught
 from mlecs_lightning.algorithms.answers.exchange import Acceptance, chosen
+from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.wire.encoding import decode
@@ -300,3 +301,17 @@ def test_share_is_drawn_anew_each_round_and_the_same_for_all(tiny: SimpleNamespa
     assert first == again != other
     # Binomial(n, 1/2): five deviations.
     assert abs(sum(map(bool, first)) - n / 2) < 5 * (n / 4) ** 0.5
+
+
+def test_free_text_is_combined_by_similarity() -> None:
+    """More texts than classes that confusion can tell apart: nearly every answer is another one."""
+    count = MAX_CLASSES + 1
+    questions: Any = SimpleNamespace(asked=range(count), checks=SimpleNamespace(targets=()))
+    votes = [
+        (Labels(tuple(f"{word} {n}" for n in range(count)), torch.ones(count)), weight)
+        for word, weight in (("red", 1.0), ("dark red", 1.0), ("blue", 1.5))
+    ]
+    answers = Answers(consensus="confusion", calibrate=False)
+    found = answers.agreed(votes, questions)
+    assert found is not None
+    assert set(found.texts) <= {f"{word} {n}" for word in ("red", "dark red") for n in range(count)}
