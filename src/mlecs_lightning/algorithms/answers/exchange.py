@@ -38,7 +38,8 @@ class Questions(NamedTuple):
 
     Attributes:
         asked: The training samples without a target.
-        checks: Validation samples, whose targets tell how right an answer is; may be empty.
+        checks: Validation samples, whose targets tell how right an answer is; empty if there are
+            none, or if nothing is asked.
     """
 
     asked: SampleTable
@@ -54,7 +55,7 @@ class Questions(NamedTuple):
         """
         table = loaders.public.table
         asked = table.select((~table.labelled()).nonzero().flatten().tolist())
-        if not checked or loaders.checks is None:
+        if not checked or not len(asked) or loaders.checks is None:
             return cls(asked, table.select([]))
         return cls(asked, loaders.checks)
 

@@ -315,3 +315,9 @@ def test_free_text_is_combined_by_similarity() -> None:
     found = answers.agreed(votes, questions)
     assert found is not None
     assert set(found.texts) <= {f"{word} {n}" for word in ("red", "dark red") for n in range(count)}
+
+
+def test_nothing_is_checked_where_nothing_is_asked(tiny: SimpleNamespace) -> None:
+    for labelled, some in ((1.0, False), (0.1, True)):
+        questions = CHOSEN.questions(tiny.loaders(tiny.data(public_labelled=labelled)))
+        assert (len(questions.asked) > 0, len(questions.checks) > 0) == (some, some)
