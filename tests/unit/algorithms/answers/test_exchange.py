@@ -195,15 +195,15 @@ def test_answers_that_are_not_sure_enough_teach_nobody(tiny: SimpleNamespace) ->
     asked = ALL.questions(loaders).asked
     texts = tuple(f"text {n}" for n in range(len(asked)))
     labels = Labels(texts, torch.linspace(0, 1, len(asked)))
-    known = taught(loaders, labels.above(0.75)).public
-    table = known.table
+    lessons = taught(loaders, labels.above(0.75)).public
+    table = lessons.table
     found = dict(zip(table.ids, table.targets, strict=True))
     for n, sample in enumerate(asked.ids):
         assert found[sample] == (texts[n] if labels.confidence[n] >= 0.75 else "")
     known = loaders.public.table.labelled()
     assert (table.labelled() | ~known).all(), "targets stay"
     ids = loaders.public.ids(2, seed=5)
-    assert known.ids(2, seed=5) == ids, "the same batches"
+    assert lessons.ids(2, seed=5) == ids, "the same batches"
 
 
 def test_a_sample_without_any_input_is_not_answered(tiny: SimpleNamespace) -> None:
