@@ -153,10 +153,12 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
     def loaders(datamodule: Digits, client: str | None = None) -> Loaders:
         """Return the loaders of a client, or of the server."""
         if client is None:
-            return Loaders(datamodule.loader(datamodule.public()), None)
+            checks = datamodule.public("val")
+            return Loaders(datamodule.loader(datamodule.public()), None, checks=checks)
         private = datamodule.private(client)
         public = datamodule.public(modalities=private.modalities)
-        return Loaders(datamodule.loader(public), datamodule.loader(private))
+        checks = datamodule.public("val", modalities=private.modalities)
+        return Loaders(datamodule.loader(public), datamodule.loader(private), checks=checks)
 
     def fit(
         algorithm: Algorithm,

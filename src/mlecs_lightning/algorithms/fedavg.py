@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlecs_lightning.aggregation import AdapterAggregator, Aggregation, GroupedAdapters
 from mlecs_lightning.aggregation.adapters import fit_rank
-from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels
+from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels, taught
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.modules import EdgeModule, ServerModule
@@ -168,11 +168,11 @@ class FedAvg(LocalTraining):
         """Return the part of a broadcast that holds the server's answers."""
         if self.answers is None:
             return {}, {}
-        asked = self.answers.asked(loaders.public.table)
-        self._asked = len(asked)
+        questions = self.answers.questions(loaders)
+        self._asked = len(questions)
         if ctx.round == 0:
             return Labels.none().parts()
-        return self.answers.answer(server, asked).parts()
+        return self.answers.answer(server, questions).parts()
 
     def refusals(self, server: ServerLearner, message: Message) -> list[str]:
         """Return what is wrong with a client's answers."""
@@ -205,15 +205,24 @@ class FedAvg(LocalTraining):
         if self.answers is None:
             losses = self.local_passes(edge, loaders, ctx, broadcast)
         else:
-            asked = self.answers.asked(loaders.public.table)
-            loaders = self.answers.taught(
-                loaders, Labels.of(broadcast), threshold=self.answers.client_threshold
-            )
-            losses = self.local_passes(edge, loaders, ctx, broadcast)
-            tensors, scalars = self.answers.answer(edge, asked).parts()
+            known = self._taught(self.answers, edge, loaders, Labels.of(broadcast), ctx)
+            losses = self.local_passes(edge, known, ctx, broadcast)
+            questions = self.answers.questions(loaders)
+            tensors, scalars = self.answers.answer(edge, questions).parts()
         adapter = {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()}
         facts: dict[str, Scalar] = {"modalities": edge.module.modalities, "samples": samples}
         return ClientUpdate(Message({**adapter, **tensors}, {**facts, **scalars}), losses)
+
+    @staticmethod
+    def _taught(
+        answers: Answers, edge: EdgeLearner, loaders: Loaders, theirs: Labels, ctx: RoundContext
+    ) -> Loaders:
+        """Return a client's loaders, with the answers that it accepts from the server."""
+        if not theirs.texts:
+            return loaders
+        questions = answers.questions(loaders)
+        own = Labels.none() if answers.accept == "all" else answers.answer(edge, questions)
+        return taught(loaders, answers.accepted(own, theirs, questions, round=ctx.round))
 
     def _mix(self, ctx: RoundContext) -> float:
         # In round 0 a client has no adapter of its own to keep, and all must start alike.
@@ -249,7 +258,7 @@ class FedAvg(LocalTraining):
             clients=adapters.clients,
             error=adapters.error,
             adapters=adapters.adapters,
-            consensus=self.answers.agreed(votes),
+            votes=tuple(votes),
         )
 
     def _aggregator(self, clients: Mapping[str, LoraSettings]) -> AdapterAggregator:
@@ -270,9 +279,9 @@ class FedAvg(LocalTraining):
             for host, adapter in aggregate.adapters.items():
                 self.host_adapter(server.module, host, adapter)
         if self.answers is not None and isinstance(aggregate, AnsweredAdapters):
-            loaders = self.answers.taught(
-                loaders, aggregate.consensus, threshold=self.answers.server_threshold
-            )
+            found = self.answers.agreed(aggregate.votes, self.answers.questions(loaders))
+            threshold = self.answers.server_threshold
+            loaders = taught(loaders, found and found.above(threshold))
         return super().server_update(server, aggregate, loaders, ctx)
 
     def host_adapter(self, server: ServerModule, host: str, adapter: Mapping[str, Tensor]) -> None:

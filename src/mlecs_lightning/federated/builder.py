@@ -202,7 +202,7 @@ class RunBuilder:
             tester,
             Channel(settings.message_limits, codec=settings.codec),
             folder,
-            Loaders(public, pooled),
+            Loaders(public, pooled, checks=data.public("val")),
             fabric=self.fabric,
             config=self.config,
             monitor=settings.monitor,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from mlecs_lightning.aggregation import Aggregate
-from mlecs_lightning.data import SeededLoader
+from mlecs_lightning.data import SampleTable, SeededLoader
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.learner import EdgeLearner, ServerLearner
@@ -27,11 +27,14 @@ class Loaders(NamedTuple):
         private: A client's own samples. The server has none, unless the algorithm pools the data
             (`Centralized`); then every party has the samples of all clients.
         resources: The client's budget in this round, as a multiple of its configured budget.
+        checks: The public validation samples, restricted to the party's modalities: their targets
+            are known to all, and nobody trains on them. ``None`` counts as none.
     """
 
     public: SeededLoader
     private: SeededLoader | None
     resources: float = 1.0
+    checks: SampleTable | None = None
 
 
 class ClientUpdate(NamedTuple):

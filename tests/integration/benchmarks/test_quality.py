@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality
+from benchmarks import quality, quality_cases
 from tests.integration.parsed import Parsed
 
 
-def distinct() -> list[quality.Case]:
+def distinct() -> list[quality_cases.Case]:
     """Return every method in its first setting, and every setting with one method."""
     seen: set[str] = set()
     cases = []
-    for case in quality.matrix(list(quality.STUDIES), quality.SEEDS[:1], {}):
+    for case in quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS[:1], {}):
         if not {f"a {case.algorithm}", f"s {case.setting}"} <= seen:
             seen |= {f"a {case.algorithm}", f"s {case.setting}"}
             cases.append(case)
@@ -22,7 +22,7 @@ def distinct() -> list[quality.Case]:
 
 
 @pytest.mark.parametrize("case", distinct(), ids=lambda case: f"{case.setting}, {case.algorithm}")
-def test_a_case_is_a_command(case: quality.Case, urfd_root: Path, tmp_path: Path) -> None:
+def test_a_case_is_a_command(case: quality_cases.Case, urfd_root: Path, tmp_path: Path) -> None:
     _, script, *words = case.command(tmp_path, urfd_root)
     assert script == "cli.py"
     cli = Parsed(words)
@@ -40,15 +40,17 @@ def test_a_case_is_a_command(case: quality.Case, urfd_root: Path, tmp_path: Path
 
 
 def test_studies_overlap_in_no_case_and_seeds_come_one_after_another() -> None:
-    cases = quality.matrix(list(quality.STUDIES), quality.SEEDS, {})
+    cases = quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS, {})
     labels = [(c.setting, c.algorithm, c.seed) for c in cases]
     assert len(set(labels)) == len(labels) == len({c.key for c in cases})
     seeds = [c.seed for c in cases]
-    assert [s for n, s in enumerate(seeds) if n == 0 or seeds[n - 1] != s] == list(quality.SEEDS)
+    assert [s for n, s in enumerate(seeds) if n == 0 or seeds[n - 1] != s] == list(
+        quality_cases.SEEDS
+    )
 
 
 def test_what_is_held_is_not_run_again(tmp_path: Path) -> None:
-    (case,) = quality.matrix(["main"], [27], {})[:1]
+    (case,) = quality_cases.matrix(["main"], [27], {})[:1]
     out = tmp_path / "lines.jsonl"
     line = {"setting": case.setting, "algorithm": case.algorithm, "seed": 27, "key": case.key}
     out.write_text(json.dumps(line) + "\n")
@@ -60,8 +62,8 @@ def test_what_is_held_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
-    cases = quality.matrix(["scenes"], quality.SEEDS, {})
-    assert {case.seed for case in cases} == {quality.SEEDS[0]}
+    cases = quality_cases.matrix(["scenes"], quality_cases.SEEDS, {})
+    assert {case.seed for case in cases} == {quality_cases.SEEDS[0]}
     out = tmp_path / "lines.jsonl"
     facts = {"rounds": 1, "seconds": 36.0, "commit": "abc", "hardware": "a machine"}
     for case in cases:
@@ -70,7 +72,7 @@ def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
         named = {"algorithm": case.algorithm, "setting": case.setting, "seed": case.seed}
         with out.open("a") as file:
             file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
-    text = quality.tables(["scenes"], quality.SEEDS, out)["scenes"]
+    text = quality.tables(["scenes"], quality_cases.SEEDS, out)["scenes"]
     assert "seeds 27; 21 runs on one thread each, 0.2 h in all; a machine." in text
     assert "| ML-ECS - FedAvg | +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] | 7 |" in text
 
@@ -79,11 +81,11 @@ def test_a_study_shows_its_own_seeds_alone(tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
     facts = {"rounds": 1, "seconds": 1.0, "commit": "abc", "hardware": "a machine"}
     summary = {"mean": {"all": {"macro_f1": 0.5}}}
-    for seed in quality.SEEDS[:2]:  # the second one is that of the ablation
+    for seed in quality_cases.SEEDS[:2]:  # the second one is that of the ablation
         named = {"algorithm": "ML-ECS", "setting": "urfall short", "seed": seed}
         with out.open("a") as file:
             file.write(json.dumps({**named, **facts, "summary": summary}) + "\n")
-    texts = quality.tables(["search", "ablation"], quality.SEEDS, out)
+    texts = quality.tables(["search", "ablation"], quality_cases.SEEDS, out)
     assert "; seeds 27; 1 runs" in texts["search"]
     assert "; seeds 27, 34; 2 runs" in texts["ablation"]
 
@@ -95,7 +97,7 @@ def test_a_real_run_becomes_a_line_and_a_table(tmp_path: Path) -> None:
         "trainer.limit_test_batches": 1,
         "algorithm.init_args.steps": {"warmup": 1, "public": 1, "private": 1, "server": 1},
     }
-    cases = [c for c in quality.matrix(["digits"], [27], few) if c.setting == "digits"]
+    cases = [c for c in quality_cases.matrix(["digits"], [27], few) if c.setting == "digits"]
     cases = [c for c in cases if c.algorithm in ("ML-ECS", "FedProx")]
     out = tmp_path / "lines.jsonl"
     assert quality.complete(cases, out, root=None, jobs=1) == 0

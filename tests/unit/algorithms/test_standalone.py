@@ -1,12 +1,23 @@
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mlecs_lightning import MLECS
-from mlecs_lightning.algorithms import Centralized, FedAvg, Standalone, StandalonePublic, Steps
+from mlecs_lightning.algorithms import (
+    Centralized,
+    FedAvg,
+    Standalone,
+    StandalonePublic,
+    Steps,
+    standalone,
+)
+from mlecs_lightning.algorithms.answers import Labels, answer_all
+from mlecs_lightning.data import SampleTable
 from mlecs_lightning.rounds import Algorithm
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
@@ -81,3 +92,59 @@ def test_nobody_else_reads_a_sample_that_is_not_its_own(
     for party, _, batches in log.passes:
         own = set() if party == "server" else set(data.private(party).ids)
         assert {i for batch in batches for i in batch.ids} <= public | own
+
+
+@pytest.mark.parametrize("algorithm", [StandalonePublic, Centralized])
+def test_self_training_uses_the_model_s_own_answers_and_sends_nothing(
+    algorithm: type[StandalonePublic],
+    tiny: SimpleNamespace,
+    tapped: Tap,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    given: list[tuple[str, dict[str, str]]] = []
+
+    def answer(learner: Any, table: SampleTable) -> Labels:  # noqa: ANN401
+        labels = answer_all(learner, table)
+        given.append((learner.name, labels.by_id(table.ids)))
+        return labels
+
+    monkeypatch.setattr(standalone, "answer_all", answer)
+    digits = tiny.data(public_labelled=0.1)
+    with tapped() as log:
+        taught = algorithm(steps=Steps(1, 1, 1, 1), self_training=0.0)
+        tiny.fit(taught, tmp_path, None, digits, max_rounds=2)
+    assert log.messages == []
+    assert Counter(name for name, _ in given) == {"server": 2, **dict.fromkeys(tiny.clients, 1)}
+    table = digits.public("train")
+    known = {i: t for i, t in zip(table.ids, table.targets, strict=True) if t}
+    rounds = {name: [said for who, said in given if who == name] for name, _ in given}
+    for client in tiny.clients:
+        rounds[client].insert(0, {})  # in the first round a client trains on known targets alone
+    for name, stage, batches in log.passes:
+        if stage == "public":
+            said, (batch,) = rounds[name].pop(0), batches
+            assert batch.targets == tuple(known.get(i) or said.get(i, "") for i in batch.ids)
+
+
+def test_no_self_training_where_no_answer_is_sure_enough(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """No model of the tests is certain, so the run is the one without self-training."""
+    digits = tiny.data(public_labelled=0.1)
+    scores = [
+        tiny.fit(
+            StandalonePublic(steps=Steps(1, 1, 1, 1), self_training=threshold),
+            tmp_path / str(threshold),
+            None,
+            digits,
+            max_rounds=2,
+        )["mean"]
+        for threshold in (None, 1.0)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_self_training_has_a_range() -> None:
+    with pytest.raises(ValueError, match=r"self_training must lie in \[0, 1\], got 2"):
+        StandalonePublic(self_training=2)

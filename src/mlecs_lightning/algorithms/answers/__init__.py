@@ -1,6 +1,12 @@
 """Pseudo-labels: clients and server exchange their answers to public samples."""
 
-from mlecs_lightning.algorithms.answers.exchange import AnsweredAdapters, Answers
+from mlecs_lightning.algorithms.answers.exchange import (
+    AnsweredAdapters,
+    Answers,
+    Questions,
+    answer_all,
+    taught,
+)
 from mlecs_lightning.algorithms.answers.labels import Labels
 
-__all__ = ["AnsweredAdapters", "Answers", "Labels"]
+__all__ = ["AnsweredAdapters", "Answers", "Labels", "Questions", "answer_all", "taught"]

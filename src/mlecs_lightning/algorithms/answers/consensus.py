@@ -8,30 +8,17 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from mlecs_lightning.algorithms.answers.labels import Labels, distinct
+from mlecs_lightning.algorithms.answers.reliability import confusion, one_coin
 from mlecs_lightning.metrics.words import UnicodeTokenizer
 
-__all__ = ["Consensus", "consensus", "reliability_consensus", "similarity_consensus", "word_f1"]
+__all__ = ["Consensus", "VotedConsensus", "similarity_consensus", "voted_consensus", "word_f1"]
 
-Consensus = Literal["similarity", "reliability"]
+VotedConsensus = Literal["reliability", "confusion"]
+Consensus = Literal["similarity", "reliability", "confusion"]
 
-_ITERATIONS = 50
 _words = lru_cache(maxsize=65536)(lambda text: Counter(UnicodeTokenizer().tokenize(text)))
-
-
-def consensus(votes: Sequence[Labels], weights: Sequence[float], *, method: Consensus) -> Labels:
-    """Return the clients' consensus.
-
-    Args:
-        votes: The answers of each client to the same N samples, at least one client.
-        weights: A positive weight for each client; only ratios matter.
-        method: `similarity_consensus` or `reliability_consensus`.
-    """
-    if method == "similarity":
-        return similarity_consensus(votes, weights)
-    return reliability_consensus(votes)
 
 
 @lru_cache(maxsize=65536)
@@ -91,23 +78,28 @@ def _most_agreed(given: list[tuple[str, float]]) -> tuple[str, float]:
     return best, min(highest, 1.0)
 
 
-def reliability_consensus(votes: Sequence[Labels]) -> Labels:
-    """Weigh each client by how often it is right, estimated from how the clients agree.
+def voted_consensus(
+    votes: Sequence[Labels], known: Sequence[str], *, method: VotedConsensus
+) -> Labels:
+    """Weigh each client by how it answers where the truth is known, and where clients agree.
 
-    The one-coin form of Dawid and Skene (Applied Statistics 28(1), 1979): client j answers right
-    with probability r_j, and otherwise with any of the other K - 1 texts of the round. Expectation
-    maximisation starts from the plain vote; the clients' own confidences are not used. The
-    confidence of the consensus is its posterior probability.
+    The models are those of Dawid and Skene; see `one_coin` and `confusion`. Their classes are the
+    distinct texts of the round. The clients' own confidences are not used. The confidence of the
+    consensus is its posterior probability.
 
     Args:
         votes: The answers of each client to the same N samples.
+        known: The N targets; empty where nobody knows it.
+        method: ``reliability`` for `one_coin`, ``confusion`` for `confusion`.
     """
-    table = distinct(votes)
+    table = distinct([*votes, Labels(tuple(known), torch.zeros(len(known)))])
     row = {text: k for k, text in enumerate(table)}
     told = torch.tensor([[row.get(text, -1) for text in vote.texts] for vote in votes])
     if not table:
         return Labels(("",) * told.shape[1], torch.zeros(told.shape[1]))
-    posterior = one_coin(told, classes=len(table))[0]
+    truth = torch.tensor([row.get(text, -1) for text in known])
+    model = one_coin if method == "reliability" else confusion
+    posterior = model(told, classes=len(table), known=truth)[0]
     asked = (told >= 0).any(dim=0)
     confidence, chosen = posterior.max(dim=1)
     texts = tuple(
@@ -115,34 +107,3 @@ def reliability_consensus(votes: Sequence[Labels]) -> Labels:
         for k, answered in zip(chosen.tolist(), asked.tolist(), strict=True)
     )
     return Labels(texts, torch.where(asked, confidence, 0.0).float())
-
-
-def one_coin(told: Tensor, *, classes: int) -> tuple[Tensor, Tensor]:
-    """Estimate the truth and the reliabilities of those who tell it.
-
-    Args:
-        told: (J, N) the class that each of J says of N samples, -1 for nothing.
-        classes: K, at least 1.
-
-    Returns:
-        The posterior (N, K) of the truth, a flat one where nobody says anything; and (J,) how often
-        each is right, within [1 / (2 K), 1 - 1e-3].
-    """
-    spoken, index = told >= 0, told.clamp(min=0)
-
-    def votes(strength: Tensor) -> Tensor:
-        """Return (N, K), the sum of the strengths (J,) of all who say a class."""
-        each = strength.unsqueeze(1) * spoken
-        zeros = torch.zeros(told.shape[1], classes, dtype=torch.float64)
-        return zeros.scatter_add_(1, index.T, each.T)
-
-    counts = votes(torch.ones(len(told), dtype=torch.float64))
-    posterior = (counts + 1 / classes) / (counts.sum(dim=1, keepdim=True) + 1)
-    reliability = torch.zeros(len(told), dtype=torch.float64)
-    for _ in range(_ITERATIONS):
-        right = (posterior.gather(1, index.T).T * spoken).sum(dim=1)
-        # Laplace's rule of succession, so that no client counts as certain.
-        reliability = ((right + 1) / (spoken.sum(dim=1) + 2)).clamp(1 / (2 * classes), 1 - 1e-3)
-        wrong = (1 - reliability) / max(classes - 1, 1)
-        posterior = votes((reliability / wrong).log()).softmax(dim=1)
-    return posterior, reliability

@@ -36,6 +36,15 @@ class Labels(NamedTuple):
         """Return answers to no samples."""
         return cls((), torch.zeros(0))
 
+    def __add__(self, more: Labels) -> Labels:  # type: ignore[override]
+        """Return these answers and then those to other samples."""
+        return Labels(self.texts + more.texts, torch.cat([self.confidence, more.confidence]))
+
+    def split(self, count: int) -> tuple[Labels, Labels]:
+        """Return the answers to the first ``count`` samples, and those to the others."""
+        first = Labels(self.texts[:count], self.confidence[:count])
+        return first, Labels(self.texts[count:], self.confidence[count:])
+
     def above(self, threshold: float) -> Labels:
         """Return the answers whose confidence reaches a threshold; the others are left empty."""
         kept = (self.confidence >= threshold).tolist()

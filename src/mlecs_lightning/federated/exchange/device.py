@@ -199,4 +199,5 @@ class Device:
             data.loader(public, limit=limit),
             data.loader(private, limit=limit),
             data.resources(client, round=round),
+            data.public("val", modalities=modalities),
         )

@@ -1,14 +1,20 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from mlecs_lightning.algorithms.answers import Labels
 from mlecs_lightning.algorithms.answers.consensus import (
-    consensus,
-    one_coin,
-    reliability_consensus,
     similarity_consensus,
+    voted_consensus,
     word_f1,
 )
+
+METHODS: dict[str, Callable[[list[Labels], list[float], list[str]], Labels]] = {
+    "similarity": lambda votes, weights, _: similarity_consensus(votes, weights),
+    "reliability": lambda votes, _, known: voted_consensus(votes, known, method="reliability"),
+    "confusion": lambda votes, _, known: voted_consensus(votes, known, method="confusion"),
+}
 
 
 def vote(*texts: str, sure: float = 1.0) -> Labels:
@@ -58,36 +64,17 @@ def test_many_similar_answers_beat_two_equal_ones() -> None:
     assert chosen.endswith("two")
 
 
-def test_reliability_is_found_where_it_is_known() -> None:
-    """Three clients of reliability 0.95, 0.6 and 0.6, ten classes, 3,000 samples.
-
-    The spread of an estimate from n samples is sqrt(r (1 - r) / n), below 0.01 here.
-    """
-    generator = torch.Generator().manual_seed(3)
-    truth = torch.randint(10, (3000,), generator=generator)
-    known = torch.tensor([0.95, 0.6, 0.6])
-    other = (truth + torch.randint(1, 10, (3, 3000), generator=generator)) % 10
-    right = torch.rand(3, 3000, generator=generator) < known.unsqueeze(1)
-    told = torch.where(right, truth, other)
-    posterior, reliability = one_coin(told, classes=10)
-    torch.testing.assert_close(reliability.float(), known, atol=0.1, rtol=0)
-    assert reliability[0] > reliability[1:].max()
-    chosen = posterior.argmax(dim=1)
-    majority = told.mode(dim=0).values
-    assert (chosen == truth).sum() > (majority == truth).sum()
-    torch.testing.assert_close(posterior.sum(dim=1), torch.ones(3000, dtype=torch.float64))
-
-
 def test_reliable_client_overrules_two_that_agree_by_chance() -> None:
     texts = [f"digit {n % 5}" for n in range(40)]
     liar = [f"digit {(n * 3 + 1) % 5}" for n in range(40)]
     votes = [vote(*texts), vote(*texts), vote(*liar)]
-    assert reliability_consensus(votes).texts == tuple(texts)
+    for method in ("reliability", "confusion"):
+        assert voted_consensus(votes, [""] * 40, method=method).texts == tuple(texts)
 
 
 def test_sample_that_nobody_answers_has_no_consensus() -> None:
-    for method in ("similarity", "reliability"):
-        found = consensus([vote("a", ""), vote("a", "")], [1.0, 1.0], method=method)
+    for consensus in METHODS.values():
+        found = consensus([vote("a", ""), vote("a", "")], [1.0, 1.0], ["", ""])
         assert found.texts == ("a", "")
         assert found.confidence[1] == 0.0
         assert 0.5 < found.confidence[0] <= 1.0
@@ -95,8 +82,27 @@ def test_sample_that_nobody_answers_has_no_consensus() -> None:
 
 def test_clients_in_another_order_have_the_same_consensus() -> None:
     votes = [vote("a two", "b"), vote("a six", "b"), vote("a two", "c")]
-    for method in ("similarity", "reliability"):
-        one = consensus(votes, [1.0, 2.0, 3.0], method=method)
-        other = consensus(votes[::-1], [3.0, 2.0, 1.0], method=method)
+    for consensus in METHODS.values():
+        one = consensus(votes, [1.0, 2.0, 3.0], ["", "b"])
+        other = consensus(votes[::-1], [3.0, 2.0, 1.0], ["", "b"])
         assert one.texts == other.texts
         torch.testing.assert_close(one.confidence, other.confidence)
+
+
+def test_targets_that_are_known_expose_a_majority_that_is_wrong() -> None:
+    """Two clients agree and are wrong: only known targets can tell that the third is right."""
+    texts = [f"digit {n % 4}" for n in range(60)]
+    wrong = [f"digit {(n + 1) % 4}" for n in range(60)]
+    votes = [vote(*wrong), vote(*wrong), vote(*texts)]
+    nobody_knows, some_known = [""] * 60, [""] * 20 + texts[20:]
+    for method in ("reliability", "confusion"):
+        found = voted_consensus(votes, nobody_knows, method=method).texts[:20]
+        assert found == tuple(wrong[:20])
+        found = voted_consensus(votes, some_known, method=method).texts[:20]
+        assert found == tuple(texts[:20])
+
+
+def test_target_that_no_client_says_is_a_class_like_any_other() -> None:
+    found = voted_consensus([vote("a", "b")], ["", "c"], method="reliability")
+    assert found.texts == ("a", "c")
+    assert found.confidence[1] == 1.0

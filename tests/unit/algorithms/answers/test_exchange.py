@@ -9,13 +9,22 @@ import pytest
 import torch
 
 from mlecs_lightning.algorithms import MLECS, FedAvg
-from mlecs_lightning.algorithms.answers import Answers, Labels
+from mlecs_lightning.algorithms.answers import Answers, Labels, Questions, answer_all, taught
+from mlecs_lightning.algorithms.answers.exchange import Acceptance, chosen
+from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.wire.encoding import decode
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
-ALL = Answers(server_threshold=0.0, client_threshold=0.0)
+ALL = Answers(
+    consensus="similarity",
+    server_threshold=0.0,
+    client_threshold=0.0,
+    accept="all",
+    calibrate=False,
+)
+CHOSEN = replace(ALL, accept="best", calibrate=True)
 
 
 def data(tiny: SimpleNamespace) -> Any:  # noqa: ANN401
@@ -34,8 +43,10 @@ def run(tiny: SimpleNamespace, tapped: Tap, tmp_path_factory: pytest.TempPathFac
     algorithm = FedAvg(steps=tiny.steps(warmup=1), answers=ALL)
     with tapped() as log:
         tiny.fit(algorithm, root, None, digits, max_rounds=2, enable_checkpointing=True)
-    asked = Answers.asked(digits.public("train"))
-    return SimpleNamespace(root=root, log=log, asked=asked, data=digits)
+    questions = ALL.questions(tiny.loaders(digits))
+    return SimpleNamespace(
+        root=root, log=log, asked=questions.asked, questions=questions, data=digits
+    )
 
 
 def told(run: SimpleNamespace, direction: str) -> list[tuple[str, Labels]]:
@@ -70,7 +81,7 @@ def test_answers_of_the_server_are_those_of_its_weights(
     """So a run that is resumed sends the same ones, with nothing kept between rounds."""
     federation = tiny.build(FedAvg(answers=ALL), None, run.data)
     federation.server.load_state_dict(checkpoint(run.root, 0)["server"])
-    again = ALL.answer(federation.server, run.asked)
+    again = ALL.answer(federation.server, run.questions)
     _, sent = told(run, "downlink")[-1]
     assert again.texts == sent.texts
     assert torch.equal(again.confidence.half().float(), sent.confidence)
@@ -103,7 +114,7 @@ def test_server_learns_from_the_consensus_of_the_clients(
     votes = [labels for _, labels in told(run, "uplink")][:clients]
     names = [client for client, _ in told(run, "uplink")][:clients]
     weights = [float(len(run.data.private(name))) for name in names]
-    agreed = ALL.agreed(zip(votes, weights, strict=True))
+    agreed = ALL.agreed(list(zip(votes, weights, strict=True)), run.questions)
     assert agreed is not None
     answers = agreed.by_id(run.asked.ids)
     (batch,) = next(
@@ -125,15 +136,15 @@ def test_nothing_is_asked_unless_the_settings_say_so(
         assert not any(name.startswith("answers") for name in (*message.tensors, *message.scalars))
 
 
-@pytest.mark.parametrize("algorithm", [FedAvg, MLECS])
+@pytest.mark.parametrize(("algorithm", "answers"), [(FedAvg, ALL), (MLECS, ALL), (FedAvg, CHOSEN)])
 def test_run_that_is_gone_on_with_ends_in_the_same_bits(
-    algorithm: type[FedAvg], tiny: SimpleNamespace, tmp_path: Path
+    algorithm: type[FedAvg], answers: Answers, tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
     ends = []
     for name, rounds in (("whole", (3,)), ("parts", (1, 3))):
         for count in rounds:
             tiny.trainer(tmp_path / name, max_rounds=count, enable_checkpointing=True).fit(
-                algorithm(steps=tiny.steps(warmup=1), answers=ALL),
+                algorithm(steps=tiny.steps(warmup=1), answers=answers),
                 data(tiny),
                 tiny.parties(),
                 ckpt_path="last" if count != rounds[0] else None,
@@ -151,8 +162,8 @@ def test_answers_of_the_wrong_number_are_refused_and_the_run_goes_on(
 ) -> None:
     answer = Answers.answer
 
-    def short(self: Answers, learner: Any, table: Any) -> Labels:  # noqa: ANN401
-        labels = answer(self, learner, table)
+    def short(self: Answers, learner: Any, questions: Questions) -> Labels:  # noqa: ANN401
+        labels = answer(self, learner, questions)
         if learner.name != "hall":
             return labels
         return Labels(labels.texts[1:], labels.confidence[1:])
@@ -166,8 +177,8 @@ def test_answers_of_the_wrong_number_are_refused_and_the_run_goes_on(
 def test_probability_is_that_of_the_model_that_answers(tiny: SimpleNamespace) -> None:
     digits = data(tiny)
     server = tiny.build(FedAvg(answers=ALL), None, digits).server
-    table = Answers.asked(digits.public("train")).select(range(4))
-    labels = ALL.answer(server, table)
+    table = ALL.questions(tiny.loaders(digits)).asked.select(range(4))
+    labels = answer_all(server, table)
     spoken = replace(table, targets=labels.texts)
     for n in range(len(table)):
         (loss, tokens) = server.map(
@@ -181,27 +192,27 @@ def test_probability_is_that_of_the_model_that_answers(tiny: SimpleNamespace) ->
 def test_answers_that_are_not_sure_enough_teach_nobody(tiny: SimpleNamespace) -> None:
     digits = data(tiny)
     loaders = tiny.loaders(digits)
-    asked = Answers.asked(loaders.public.table)
+    asked = ALL.questions(loaders).asked
     texts = tuple(f"text {n}" for n in range(len(asked)))
     labels = Labels(texts, torch.linspace(0, 1, len(asked)))
-    taught = ALL.taught(loaders, labels, threshold=0.75).public
-    table = taught.table
+    lessons = taught(loaders, labels.above(0.75)).public
+    table = lessons.table
     found = dict(zip(table.ids, table.targets, strict=True))
     for n, sample in enumerate(asked.ids):
         assert found[sample] == (texts[n] if labels.confidence[n] >= 0.75 else "")
     known = loaders.public.table.labelled()
     assert (table.labelled() | ~known).all(), "targets stay"
     ids = loaders.public.ids(2, seed=5)
-    assert taught.ids(2, seed=5) == ids, "the same batches"
+    assert lessons.ids(2, seed=5) == ids, "the same batches"
 
 
 def test_a_sample_without_any_input_is_not_answered(tiny: SimpleNamespace) -> None:
     digits = data(tiny)
     server = tiny.build(FedAvg(answers=ALL), None, digits).server
-    table = Answers.asked(digits.public("train")).select(range(4))
+    table = ALL.questions(tiny.loaders(digits)).asked.select(range(4))
     keep = torch.ones_like(table.present)
     keep[1] = False
-    labels = ALL.answer(server, table.mask(keep))
+    labels = answer_all(server, table.mask(keep))
     assert [bool(text) for text in labels.texts] == [True, False, True, True]
     assert labels.confidence[1] == 0.0
 
@@ -209,14 +220,104 @@ def test_a_sample_without_any_input_is_not_answered(tiny: SimpleNamespace) -> No
 def test_thresholds_have_a_range() -> None:
     with pytest.raises(ValueError, match=r"answers\.server_threshold must lie in \[0, 1\], got 2"):
         Answers(server_threshold=2)
+    with pytest.raises(ValueError, match=r"answers\.share must lie in \(0, 1\], got 0"):
+        Answers(share=0)
 
 
 def test_context_of_a_round_is_all_that_answers_need(tiny: SimpleNamespace) -> None:
     """Whoever sends a broadcast knows how many answers to expect, in a resumed round as well."""
     digits = data(tiny)
-    algorithm = FedAvg(answers=ALL)
-    federation = tiny.build(algorithm, None, digits)
-    ctx = RoundContext(1, 0, ("hall",))
-    ((_, message),) = algorithm.broadcast(federation.server, tiny.loaders(digits), ctx)
-    asked = len(Answers.asked(digits.public("train")))
-    assert Labels.faults(message, samples=asked) == []
+    for answers in (ALL, CHOSEN):
+        algorithm = FedAvg(answers=answers)
+        federation = tiny.build(algorithm, None, digits)
+        ctx = RoundContext(1, 0, ("hall",))
+        ((_, message),) = algorithm.broadcast(federation.server, tiny.loaders(digits), ctx)
+        unknown = int((~digits.public("train").labelled()).sum())
+        checks = len(digits.public("val")) if answers is CHOSEN else 0
+        assert Labels.faults(message, samples=unknown + checks) == []
+
+
+def labels(*given: tuple[str, float]) -> Labels:
+    return Labels(tuple(text for text, _ in given), torch.tensor([sure for _, sure in given]))
+
+
+OWN = labels(("a", 0.9), ("a", 0.2), ("a", 0.5), ("a", 0.5), ("", 0.0))
+THEIRS = labels(("b", 0.6), ("b", 0.6), ("b", 0.5), ("a", 0.1), ("b", 0.3))
+
+
+@pytest.mark.parametrize(
+    ("accept", "texts", "confidence"),
+    [
+        # Surer itself; less sure; a tie; the same answer; has none of its own.
+        ("surer", ("", "b", "", "a", "b"), [0.0, 0.6, 0.0, 0.5, 0.3]),
+        ("best", ("a", "b", "a", "a", "b"), [0.9, 0.6, 0.5, 0.5, 0.3]),
+        ("agreed", ("", "", "", "a", ""), [0.0, 0.0, 0.0, 0.5, 0.0]),
+    ],
+)
+def test_what_a_client_accepts_by_hand(
+    accept: Acceptance, texts: tuple[str, ...], confidence: list[float]
+) -> None:
+    found = chosen(OWN, THEIRS, accept)
+    assert found.texts == texts
+    torch.testing.assert_close(found.confidence, torch.tensor(confidence))
+
+
+def test_party_that_is_wrong_on_checks_is_not_believed(tiny: SimpleNamespace) -> None:
+    """The server says that it is sure; its answers to the checks tell otherwise."""
+    questions = CHOSEN.questions(tiny.loaders(data(tiny)))
+    asked, checks = len(questions.asked), len(questions.checks)
+    assert checks > 20
+    own = Labels(("mine",) * asked + questions.checks.targets, torch.full((asked + checks,), 0.6))
+    theirs = Labels(("wrong",) * (asked + checks), torch.full((asked + checks,), 0.99))
+    assert set(CHOSEN.accepted(own, theirs, questions, round=1).texts) == {"mine"}
+    raw = Answers(client_threshold=0.0, accept="best", calibrate=False)
+    assert set(raw.accepted(own, theirs, questions, round=1).texts) == {"wrong"}
+
+
+def test_client_that_is_wrong_on_checks_does_not_sway_the_consensus(tiny: SimpleNamespace) -> None:
+    questions = CHOSEN.questions(tiny.loaders(data(tiny)))
+    asked, checks = len(questions.asked), len(questions.checks)
+    right = Labels(("a",) * asked + questions.checks.targets, torch.full((asked + checks,), 0.5))
+    wrong = Labels(("b",) * (asked + checks), torch.full((asked + checks,), 0.9))
+    votes = [(right, 1.0), (wrong, 1.0)]
+    for answers in (CHOSEN, replace(CHOSEN, consensus="confusion")):
+        found = answers.agreed(votes, questions)
+        assert found is not None
+        assert set(found.texts) == {"a"}
+        assert len(found.texts) == asked
+    raw = replace(CHOSEN, calibrate=False).agreed(votes, questions)
+    assert raw is not None
+    assert set(raw.texts) == {"b"}
+
+
+def test_share_is_drawn_anew_each_round_and_the_same_for_all(tiny: SimpleNamespace) -> None:
+    half = replace(ALL, share=0.5)
+    questions = half.questions(tiny.loaders(data(tiny)))
+    n = len(questions.asked)
+    theirs = Labels(("a",) * n, torch.ones(n))
+    first, again, other = (
+        half.accepted(Labels.none(), theirs, questions, round=r).texts for r in (1, 1, 2)
+    )
+    assert first == again != other
+    # Binomial(n, 1/2): five deviations.
+    assert abs(sum(map(bool, first)) - n / 2) < 5 * (n / 4) ** 0.5
+
+
+def test_free_text_is_combined_by_similarity() -> None:
+    """More texts than classes that confusion can tell apart: nearly every answer is another one."""
+    count = MAX_CLASSES + 1
+    questions: Any = SimpleNamespace(asked=range(count), checks=SimpleNamespace(targets=()))
+    votes = [
+        (Labels(tuple(f"{word} {n}" for n in range(count)), torch.ones(count)), weight)
+        for word, weight in (("red", 1.0), ("dark red", 1.0), ("blue", 1.5))
+    ]
+    answers = Answers(consensus="confusion", calibrate=False)
+    found = answers.agreed(votes, questions)
+    assert found is not None
+    assert set(found.texts) <= {f"{word} {n}" for word in ("red", "dark red") for n in range(count)}
+
+
+def test_nothing_is_checked_where_nothing_is_asked(tiny: SimpleNamespace) -> None:
+    for labelled, some in ((1.0, False), (0.1, True)):
+        questions = CHOSEN.questions(tiny.loaders(tiny.data(public_labelled=labelled)))
+        assert (len(questions.asked) > 0, len(questions.checks) > 0) == (some, some)
