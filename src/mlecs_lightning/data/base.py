@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import lightning as L
@@ -364,10 +364,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             shard=shard,
         )
 
-    def asked(self) -> SampleTable:
+    def asked(self, *, others: Collection[str] = ()) -> SampleTable:
         """Return the samples that `predict` answers: the held-out samples of all domains.
 
         A sample without a known answer has an empty target.
+
+        Args:
+            others: Leave out samples that belong to these clients, where the data say so.
         """
         return self.pools.test
 

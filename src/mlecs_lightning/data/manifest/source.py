@@ -152,12 +152,14 @@ class Manifest(FederatedDataModule):
         self.on_error = on_error
         self.inputs: Inputs | None = None
         """Shapes, rates and faults found while the files were read, without the values."""
-        self._cache = DecodeCache(
+        self._given_cache = (
             None if cache_dir is None else expanded(cache_dir, key="data.init_args.cache_dir")
         )
+        self._cache = DecodeCache(self._given_cache)
         self.named_val: SampleTable | None = None
         """The samples of split val, if there are any."""
         self._asked: SampleTable | None = None
+        self._names_clients = False
         self._preparations: dict[str, Preparation] = {}
         self._clients: tuple[str, ...] = ()
 
@@ -178,6 +180,7 @@ class Manifest(FederatedDataModule):
             self._preparations = public_preparations(self.declared, inputs, rows["public"])
         table = self._table(lines, labels, inputs)
         self._asked = table.select(rows["test"])
+        self._names_clients = any(line.owner == "client" for line in lines)
         self._clients = named_clients(lines)
         self.inputs = replace(inputs, columns={})
         self.named_val = table.select(rows["val"])
@@ -279,11 +282,14 @@ class Manifest(FederatedDataModule):
         super().prepare_as(preparations)
         self._preparations, self._pools = dict(preparations), None
 
-    def asked(self) -> SampleTable:
+    def asked(self, *, others: Collection[str] = ()) -> SampleTable:
         """Return the samples of split test, including those without a target.
 
+        Args:
+            others: Leave out samples whose line names one of these clients.
+
         Raises:
-            ConfigurationError: If there are none.
+            ConfigurationError: If there are none at all.
         """
         _ = self.pools
         assert self._asked is not None
@@ -292,7 +298,10 @@ class Manifest(FederatedDataModule):
                 f"data.init_args.file: nothing to answer in {[f.name for f in self.files]}: no "
                 "line is of split test, or has neither split nor target"
             )
-        return self._asked
+        if not (others and self._names_clients):
+            return self._asked
+        kept = [i for i, owner in enumerate(self._asked.domains) if owner not in others]
+        return self._asked.select(kept)
 
     # Dealing --------------------------------------------------------------------------------
 
