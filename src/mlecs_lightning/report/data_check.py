@@ -183,6 +183,29 @@ def _of_reading(data: FederatedDataModule) -> Iterator[str]:
                 yield f"{name}: of {longer:,} of {total:,} series only the last {length} are used"
             if shorter:
                 yield f"{name}: {shorter:,} of {total:,} series are filled up to {length}"
+        yield from _of_window(data, name)
+
+
+def _of_window(data: Manifest, name: str) -> Iterator[str]:
+    """A shape that holds less than half of a typical series or text."""
+    assert data.inputs is not None
+    spec, declared, sources = data.modalities[name], data.declared[name], data.inputs.sources[name]
+    rates = [*data.inputs.rates[name]]
+    if spec.kind not in ("series", "text") or declared.fit != "last" or not sources:
+        return
+    if declared.rate and len(rates) > 1:
+        return  # which length goes with which rate is not kept
+    scale = declared.rate / rates[0] if declared.rate and rates else 1.0
+    lengths = sorted(source[-1] * scale for source in sources.elements())
+    median, held = lengths[len(lengths) // 2], spec.shape[-1]
+    if held >= median / 2:
+        return
+    unit = "bytes" if spec.kind == "text" else "points"
+    resample = ", or use fit: resample" if spec.kind == "series" else ""
+    yield (
+        f"{name}: its {held:,} {unit} hold less than half of the median length, {median:,.0f}: "
+        f"raise data.init_args.modalities.{name}.shape{resample}"
+    )
 
 
 def _repeated(data: FederatedDataModule) -> Iterator[str]:
@@ -266,7 +289,7 @@ def _without_signal(data: FederatedDataModule) -> Iterator[str]:
                 yield f"{name}: the same value in all samples in {what} {_some(constant)}"
 
 
-def _of_clients(data: FederatedDataModule, clients: Iterable[str]) -> Iterator[str]:
+def _of_clients(data: FederatedDataModule, clients: Mapping[str, ClientProfile]) -> Iterator[str]:
     held: set[str] = set()
     for name in clients:
         train, val, test = (data.private(name, split) for split in ("train", "val", "test"))
@@ -281,11 +304,36 @@ def _of_clients(data: FederatedDataModule, clients: Iterable[str]) -> Iterator[s
         for split, table in (("validation", val), ("test", test)):
             if not len(table):
                 yield f"clients.{name} has no {split} samples"
-    yield from _of_nobody(data, held)
+    blind = dict(_blind(data, clients, held))
+    for name, (samples, modalities) in blind.items():
+        yield (
+            f"{len(samples):,} samples have only modalities that their client does not list: add "
+            f"{' or '.join(modalities)} to clients.{name}.modalities"
+        )
+    yield from _of_nobody(data, held.union(*(samples for samples, _ in blind.values())))
     if not len(data.public("val")):
         yield "the server has no validation samples"
     if not len(data.pools.test):
         yield "split test is empty: nothing will be scored"
+
+
+def _blind(
+    data: FederatedDataModule, clients: Mapping[str, ClientProfile], held: Set[str]
+) -> Iterator[tuple[str, tuple[set[str], list[str]]]]:
+    """Yield the samples of a client's domains that it sees nothing of, and what they have."""
+    seen = held.union(*(data.private(name, "test").ids for name in clients))
+    for name, profile in clients.items():
+        domains, samples, has = {*data.private(name, "train").domains}, set[str](), set[str]()
+        for pool in (data.pools.private, data.pools.test):
+            for i, sample in enumerate(pool.ids):
+                if sample in seen or pool.domains[i] not in domains:
+                    continue
+                given = {pool.modalities[k] for k in pool.present[i].nonzero().flatten().tolist()}
+                if given.isdisjoint(profile.modalities):
+                    samples.add(sample)
+                    has |= given
+        if samples:
+            yield name, (samples, [m for m in data.modalities if m in has])
 
 
 def _of_nobody(data: FederatedDataModule, held: Set[str]) -> Iterator[str]:
@@ -293,7 +341,10 @@ def _of_nobody(data: FederatedDataModule, held: Set[str]) -> Iterator[str]:
     nobody = Counter(d for d, i in zip(pool.domains, pool.ids, strict=True) if i not in held)
     if nobody:
         what = ", ".join(f"{count:,} of {domain!r}" for domain, count in nobody.items())
-        yield f"no client holds these samples of split train: {what}"
+        yield (
+            f"no client holds these samples of split train: {what}; list them under a client's "
+            "`domains`, if they are meant for one"
+        )
 
 
 def _of_targets(data: FederatedDataModule) -> Iterator[str]:
