@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Standalone,
         StandalonePublic,
     )
-    from mlecs_lightning.data import Digits, FederatedDataModule, Manifest, URFall
+    from mlecs_lightning.data import Digits, FederatedDataModule, HubDataset, Manifest, URFall
     from mlecs_lightning.deploy import ExportedModel, load_exported
     from mlecs_lightning.federated import FederatedTrainer
     from mlecs_lightning.modules import EdgeModule, ServerModule
@@ -40,6 +40,7 @@ __all__ = [
     "FedProx",
     "FederatedDataModule",
     "FederatedTrainer",
+    "HubDataset",
     "Manifest",
     "ServerModule",
     "Standalone",
@@ -61,6 +62,7 @@ _HOMES = {
     "StandalonePublic": "algorithms",
     "Digits": "data",
     "FederatedDataModule": "data",
+    "HubDataset": "data",
     "Manifest": "data",
     "URFall": "data",
     "ExportedModel": "deploy",

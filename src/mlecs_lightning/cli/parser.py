@@ -269,11 +269,13 @@ class FederatedCLI(LightningCLI):
         return override(ModelSettings(), values, key=party)  # type: ignore[no-any-return]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        only = {"client": self._get(self.config, "client")} if subcommand == "predict" else {}
         return {
             "algorithm": self.algorithm,
             "datamodule": self.datamodule,
             "federation": self.federation,
             "ckpt_path": self._get(self.config, "ckpt_path"),
+            **only,
         }
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -3,6 +3,7 @@
 from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.digits import Digits
 from mlecs_lightning.data.drift import Drift, Shift
+from mlecs_lightning.data.hub import HubDataset
 from mlecs_lightning.data.manifest.source import Manifest
 from mlecs_lightning.data.sampling import SeededLoader
 from mlecs_lightning.data.schedule import DomainStream, Phase, Schedule
@@ -14,6 +15,7 @@ __all__ = [
     "DomainStream",
     "Drift",
     "FederatedDataModule",
+    "HubDataset",
     "Manifest",
     "Phase",
     "Pools",

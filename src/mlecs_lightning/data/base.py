@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.data.availability import draw_sample_mask
-from mlecs_lightning.data.dealing import (
-    Partition,
-    client_faults,
-    deal,
-    partly_labelled,
-    split_public,
-)
+from mlecs_lightning.data.dealing import Partition, client_faults, deal
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.partition import split_groups
+from mlecs_lightning.data.public import (
+    Labelled,
+    Without,
+    check_without,
+    labelled_faults,
+    lacking,
+    partly_labelled,
+    split_public,
+)
 from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole_batch
 from mlecs_lightning.data.schedule import Schedule
-from mlecs_lightning.data.table import SampleTable
+from mlecs_lightning.data.table import Pools, SampleTable
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.names import modality_name_faults
 from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
@@ -32,20 +35,6 @@ from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
 __all__ = ["FederatedDataModule", "Partition", "Pools"]
 
 Split = Literal["train", "val", "test"]
-
-
-class Pools(NamedTuple):
-    """The three parts of a data set, before anything is dealt to clients.
-
-    Attributes:
-        public: The server's samples, with all modalities.
-        private: The samples that are partitioned among the clients.
-        test: Held-out samples of all domains.
-    """
-
-    public: SampleTable
-    private: SampleTable
-    test: SampleTable
 
 
 class FederatedDataModule(L.LightningDataModule, ABC):
@@ -70,7 +59,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         alpha: float = 1.0,
         val_fraction: float = 0.15,
         public_train_fraction: float = 1.0,
-        public_labelled: float = 1.0,
+        public_labelled: Labelled = 1.0,
+        public_without: Without | None = None,
         sample_rate: float = 1.0,
         num_workers: int = 0,
         seed: int = 0,
@@ -91,7 +81,11 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 every larger one.
             public_labelled: Fraction of the public training recordings whose targets are known; the
                 inputs of the others remain. Validation keeps its targets. A smaller subset is
-                contained in every larger one.
+                contained in every larger one. Also for single classes and domains, as in
+                ``{falling: 0.1, bedroom: 0}``; all others keep their targets: `partly_labelled`.
+            public_without: Classes and domains that the public samples lack, in training and in
+                validation. The scale of the inputs and the words of a pocket model still come from
+                all public samples.
             sample_rate: Probability that a client's sample has a modality that the client has. The
                 public samples have all modalities.
             num_workers: Worker processes of each training `DataLoader`.
@@ -113,7 +107,6 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 "in (0, 1]",
                 public_train_fraction,
             ),
-            "public_labelled": (0 < public_labelled <= 1, "in (0, 1]", public_labelled),
             "sample_rate": (0 < sample_rate <= 1, "in (0, 1]", sample_rate),
             "num_workers": (num_workers >= 0, "at least 0", num_workers),
         }
@@ -121,7 +114,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             f"data.init_args.{k} must be {allowed}, got {v}"
             for k, (ok, allowed, v) in ranges.items()
             if not ok
-        ]
+        ] + labelled_faults(public_labelled)
         if wrong:
             raise ValueError("; ".join(wrong))
         self.batch_size = batch_size
@@ -131,6 +124,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.val_fraction = val_fraction
         self.public_train_fraction = public_train_fraction
         self.public_labelled = public_labelled
+        self.public_without = public_without
         self.sample_rate = sample_rate
         self.num_workers = num_workers
         self.seed = seed
@@ -205,9 +199,14 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Load the data set and split the public samples; the same for every stage."""
         if not self._public:
-            train, val = self._public_split()
+            train, val = (
+                lacking(table, self.public_without, self.classes) for table in self._public_split()
+            )
+            check_without(self.public_without, self.pools.public, left=len(train))
             kept, _ = split_groups(train.groups, 1 - self.public_train_fraction, seed=self.seed)
-            known = partly_labelled(train.select(kept), self.public_labelled, seed=self.seed)
+            known = partly_labelled(
+                train.select(kept), self.public_labelled, seed=self.seed, classes=self.classes
+            )
             self._public = {"train": known, "val": val}
 
     def _public_split(self) -> tuple[SampleTable, SampleTable]:
@@ -365,10 +364,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             shard=shard,
         )
 
-    def asked(self) -> SampleTable:
+    def asked(self, *, others: Collection[str] = ()) -> SampleTable:
         """Return the samples that `predict` answers: the held-out samples of all domains.
 
         A sample without a known answer has an empty target.
+
+        Args:
+            others: Leave out samples that belong to these clients, where the data say so.
         """
         return self.pools.test
 

@@ -1,4 +1,4 @@
-"""Deals the pools: the public one to training and validation, the others to the clients."""
+"""Deals the private pool and the test pool to the clients."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from mlecs_lightning.data.partition import (
     dirichlet_proportions,
     partition_by_domain,
     partition_dirichlet,
-    split_groups,
 )
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.types import ClientProfile
 
-__all__ = ["Partition", "Rows", "client_faults", "deal", "partly_labelled", "split_public"]
+__all__ = ["Partition", "Rows", "client_faults", "deal"]
 
 Partition = Literal["domain", "dirichlet"]
 
@@ -107,35 +106,3 @@ def deal(
             )
         )
     return train, own
-
-
-def split_public(
-    public: SampleTable, val_fraction: float, *, seed: int
-) -> tuple[SampleTable, SampleTable]:
-    """Split the public samples into those for training, and labelled ones for validation.
-
-    Args:
-        public: The public samples; some may have no target.
-        val_fraction: Fraction of the recordings with a target that is held out.
-        seed: Seed of the choice.
-    """
-    labelled = {g for g, t in zip(public.groups, public.targets, strict=True) if t}
-    names = [group for group in public.groups if group in labelled]
-    _, held = split_groups(names, val_fraction, seed=seed)
-    is_held = np.isin(np.asarray(public.groups), sorted({names[i] for i in held}))
-    val = public.select(np.flatnonzero(is_held))
-    known = val.labelled().nonzero().flatten().tolist()
-    return public.select(np.flatnonzero(~is_held)), val.select(known)
-
-
-def partly_labelled(table: SampleTable, fraction: float, *, seed: int) -> SampleTable:
-    """Remove the targets of all recordings except for a fraction of them.
-
-    Args:
-        table: The samples.
-        fraction: Fraction of the recordings that keep their targets, in (0, 1].
-        seed: Seed of the choice.
-    """
-    known, _ = split_groups(table.groups, 1 - fraction, seed=seed)
-    unknown = set(range(len(table))) - set(known.tolist())
-    return table.with_targets({table.ids[i]: "" for i in unknown})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from mlecs_lightning.types import Batch
 
-__all__ = ["SampleTable"]
+__all__ = ["Pools", "SampleTable"]
 
 
 @dataclass(frozen=True)
@@ -149,3 +150,17 @@ class SampleTable(Dataset[Batch]):
             for k, (name, column) in enumerate(self.inputs.items())
         }
         return replace(self, present=present, inputs=inputs)
+
+
+class Pools(NamedTuple):
+    """The three parts of a data set, before anything is dealt to clients.
+
+    Attributes:
+        public: The server's samples, with all modalities.
+        private: The samples that are partitioned among the clients.
+        test: Held-out samples of all domains.
+    """
+
+    public: SampleTable
+    private: SampleTable
+    test: SampleTable

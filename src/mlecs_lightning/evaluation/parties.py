@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -20,9 +20,12 @@ from mlecs_lightning.rounds.failures import EvaluationError, Failure, FailureLog
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.types import Batch
 
-__all__ = ["Evaluator", "mean_rows"]
+__all__ = ["Evaluator", "checks_of", "mean_rows"]
 
 T = TypeVar("T")
+
+_Scores = dict[str, dict[str, float]]
+_Tested = tuple[_Scores, _Scores, dict[str, Any]]
 
 _KEPT = "\nno training is lost: --ckpt_path last goes on from the checkpoint of this round"
 
@@ -37,6 +40,30 @@ def mean_rows(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
             if not math.isnan(value):
                 columns.setdefault(name, []).append(value)
     return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+
+
+def checks_of(
+    constant: Mapping[str, float], said: Sequence[Mapping[str, str]], known: Iterable[str]
+) -> dict[str, Any]:
+    """Return what a party's answers are compared with.
+
+    Args:
+        constant: Scores of the best constant sentence on the same samples.
+        said: Predictions and targets.
+        known: The sentences that the party was trained on.
+
+    Returns:
+        ``constant``, and under ``repeated`` the share of the ``answers`` and of the ``targets``
+        that are one of these sentences word for word; empty without predictions.
+    """
+    if not said:
+        return {}
+    sentences = {" ".join(each.split()) for each in known if each}
+    shares = {
+        name: sum(" ".join(row[key].split()) in sentences for row in said) / len(said)
+        for name, key in (("answers", "prediction"), ("targets", "target"))
+    }
+    return {"constant": dict(constant), "repeated": shares}
 
 
 class Evaluator:
@@ -88,9 +115,23 @@ class Evaluator:
         """Return id, prediction and target of every sample."""
         return learner.predict(self._batches(table))
 
-    def scores(self, learner: EdgeLearner | ServerLearner, table: SampleTable) -> dict[str, float]:
-        """Return the text scores of a party on a table; empty for an empty table."""
+    def scores(
+        self,
+        learner: EdgeLearner | ServerLearner,
+        table: SampleTable,
+        *,
+        said: list[dict[str, str]] | None = None,
+    ) -> dict[str, float]:
+        """Return the text scores of a party on a table; empty for an empty table.
+
+        Args:
+            learner: The party.
+            table: The samples.
+            said: Gets the predictions.
+        """
         rows = self.predictions(learner, table) if len(table) else []
+        if said is not None:
+            said += rows
         if not rows:
             return {}
         self._metrics.reset()
@@ -245,7 +286,8 @@ class Evaluator:
             evaluation failed; ``server``: its scores on all domains; ``mean``: means over the
             clients that have scores; ``constant``: the same means for the best constant sentence;
             with BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that
-            its tokenizer does not know. A score for which no target counts is left out.
+            its tokenizer does not know; ``checks``: `checks_of` each party's answers on all
+            domains. A score for which no target counts is left out.
 
         Raises:
             EvaluationError: If the evaluation fails for the server, or for all clients.
@@ -261,32 +303,35 @@ class Evaluator:
             }
             for client in federation.clients
         }
-        scores, constant = self._of_server(
-            federation,
-            lambda server: (self.scores(server, table), self.constant(public, table)),
-            **about,
-        )
+
+        def of_server(server: ServerLearner) -> _Tested:
+            said: list[dict[str, str]] = []
+            scores, constant = self.scores(server, table, said=said), self.constant(public, table)
+            return {"all": scores}, {"all": constant}, checks_of(constant, said, public.targets)
+
+        scores, constant, checks = self._of_server(federation, of_server, **about)
         return {
             "clients": clients,
             "mean": {view: mean_rows(c[view] for c in clients.values()) for view in views},
-            "server": scores,
+            "server": scores["all"],
             "constant": {
-                **{v: mean_rows(constants[v] for _, constants in tested.values()) for v in views},
-                "server": constant,
+                **{v: mean_rows(each[1][v] for each in tested.values()) for v in views},
+                "server": constant["all"],
             },
+            "checks": {**{client: each[2] for client, each in tested.items()}, "server": checks},
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 
-    def _tested(
-        self, federation: Federation, edge: EdgeLearner
-    ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-        """Return a client's scores, and those of the best constant sentence."""
+    def _tested(self, federation: Federation, edge: EdgeLearner) -> _Tested:
+        """Return a client's scores, those of the best constant sentence, and `checks_of` both."""
         client = edge.name
         train, test = self._data.private(client, "train"), self._data.private(client, "test")
         everywhere = self._data.held_out(client, federation.parties.profiles[client])
-        scores = {"own": self.scores(edge, test), "all": self.scores(edge, everywhere)}
-        constants = {
-            "own": self.constant(train, test),
-            "all": self.constant(self._data.public("train"), everywhere),
+        public, said = self._data.public("train"), list[dict[str, str]]()
+        scores = {
+            "own": self.scores(edge, test),
+            "all": self.scores(edge, everywhere, said=said),
         }
-        return scores, constants
+        constants = {"own": self.constant(train, test), "all": self.constant(public, everywhere)}
+        known = (*train.targets, *public.targets)
+        return scores, constants, checks_of(constants["all"], said, known)

@@ -30,8 +30,11 @@ def predictions_of(
     fabric: Fabric,
     evaluator: Evaluator,
     client_names: tuple[str, ...],
+    only: str | None = None,
 ) -> list[dict[str, str]]:
     """Predict, with the server and every client, all samples that have their modalities.
+
+    A client leaves out samples that belong to another one, as the lines of a `Manifest` can say.
 
     The models come from the checkpoint alone, and inputs are prepared as in its training, so that
     the data need hold nothing but the samples to predict. The clients are distributed over the
@@ -43,6 +46,7 @@ def predictions_of(
         fabric: Device and precision; launched.
         evaluator: Has the batch size and the maximum number of batches.
         client_names: The clients of the configuration, which must be the checkpoint's.
+        only: Predict with this client alone, all samples whoever they belong to.
 
     Returns:
         Rows of ``party``, ``id``, ``prediction`` and, where it is known, ``target``; the clients
@@ -56,6 +60,12 @@ def predictions_of(
     """
     if unlike := sorted(set(saved.clients) ^ set(client_names)):
         raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
+    if only is not None and only not in saved.trained:
+        why = "has not trained yet" if only in saved.clients else "is not in the checkpoint"
+        raise ConfigurationError(
+            f"client: {only!r} {why}; one of {sorted(saved.trained)} can answer"
+        )
+    parties = [*saved.trained, "server"] if only is None else [only]
     try:
         data.prepare_as(saved.preparations)
         asked = data.asked()
@@ -73,11 +83,13 @@ def predictions_of(
 
     own: dict[str, list[dict[str, str]] | str] = {}
     for client, rank in assign_clients(dict.fromkeys(saved.trained, 1.0), ranks.size).items():
-        if rank == ranks.rank:
+        if rank == ranks.rank and client in parties:
             edge = saved.edge(client)
-            seen = data.held_out(client, ClientProfile(edge.modalities), table=asked)
+            others = {*saved.clients} - {client} if only is None else ()
+            table = data.asked(others=others)
+            seen = data.held_out(client, ClientProfile(edge.modalities), table=table)
             own[client] = predict(client, edge, seen)
-    if ranks.rank == 0:
+    if ranks.rank == 0 and "server" in parties:
         own["server"] = predict("server", saved.server(), asked)
     found = ranks.merge(own)
     failed = [reason for reason in found.values() if isinstance(reason, str)]
@@ -89,7 +101,7 @@ def predictions_of(
         )
     return [
         {"party": party, **{k: v for k, v in row.items() if k != "target" or v}}
-        for party in (*saved.trained, "server")
+        for party in parties
         if not isinstance(rows := found[party], str)
         for row in rows
     ]

@@ -284,6 +284,7 @@ class FederatedTrainer:
         datamodule: FederatedDataModule,
         federation: FederationSettings,
         ckpt_path: str | None = None,
+        client: str | None = None,
     ) -> Path:
         """Write the predictions of every party of a checkpoint for the test split of all domains.
 
@@ -295,6 +296,9 @@ class FederatedTrainer:
             datamodule: The data.
             federation: Names the clients, which must be those of the checkpoint.
             ckpt_path: ``last``, ``best`` or a checkpoint file.
+            client: The client that answers all samples, and nobody else. By default all parties
+                answer; a line of a `Manifest` that names its client is answered by this client and
+                the server.
 
         Returns:
             The path of ``predictions.jsonl``: party, id, prediction and, where it is known, target
@@ -307,7 +311,12 @@ class FederatedTrainer:
         self._fabric.launch()
         evaluator = builder.evaluator(self.settings.limit_test_batches, bertscore=False)
         rows = predictions_of(
-            saved, datamodule, fabric=self._fabric, evaluator=evaluator, client_names=names
+            saved,
+            datamodule,
+            fabric=self._fabric,
+            evaluator=evaluator,
+            client_names=names,
+            only=client,
         )
         folder = builder.versions.open(Ranks(self._fabric), version=version, logger=False)
         return folder.write_predictions(rows)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlecs_lightning.report.labels import NOTHING, SCORES, size
+from mlecs_lightning.report.remarks import remarks
 
 __all__ = ["print_summary"]
 
@@ -19,7 +20,7 @@ def _cells(scores: Mapping[str, float], metrics: list[str]) -> list[str]:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print clients, server, the constant-sentence rows, and what went over the wire.
+    """Print clients, server, the constant-sentence rows, what went over the wire, and `remarks`.
 
     Args:
         summary: What `FederatedTrainer.fit` or `test` returned.
@@ -57,6 +58,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     if counts:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
         console.print(f"faults of clients: {told} (reasons: clients/NAME/errors.log)")
+    for remark in remarks(summary):
+        console.print(f"- {escape(remark)}", highlight=False)
     console.print(f"{summary['seconds']:.1f} s")
 
 

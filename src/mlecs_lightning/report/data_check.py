@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
 from mlecs_lightning.metrics import BertScore, UnicodeTokenizer
-from mlecs_lightning.report.data_reading import changes_of_reading, lengths_of_reading
+from mlecs_lightning.report.data_reading import changes_of_reading, lengths_of_reading, short_window
 from mlecs_lightning.types import ClientProfile
 
 __all__ = ["check_data", "suspicions"]
@@ -180,6 +180,19 @@ def _of_reading(data: FederatedDataModule) -> Iterator[str]:
             )
         if spec.kind == "series":
             yield from lengths_of_reading(name, data.declared[name], data.inputs.lengths[name])
+        if spec.kind in ("series", "text"):
+            yield from short_window(name, data.declared[name], _lengths(data, name))
+
+
+def _lengths(data: Manifest, name: str) -> Counter[tuple[int, int]]:
+    """Return how many series or texts have which length and, for sounds, which rate."""
+    assert data.inputs is not None
+    if data.modalities[name].kind == "series":
+        return data.inputs.lengths[name]
+    counts = Counter[tuple[int, int]]()
+    for source, count in data.inputs.sources[name].items():
+        counts[source[-1], 0] += count
+    return counts
 
 
 def _repeated(data: FederatedDataModule) -> Iterator[str]:
@@ -263,7 +276,7 @@ def _without_signal(data: FederatedDataModule) -> Iterator[str]:
                 yield f"{name}: the same value in all samples in {what} {_some(constant)}"
 
 
-def _of_clients(data: FederatedDataModule, clients: Iterable[str]) -> Iterator[str]:
+def _of_clients(data: FederatedDataModule, clients: Mapping[str, ClientProfile]) -> Iterator[str]:
     held: set[str] = set()
     for name in clients:
         train, val, test = (data.private(name, split) for split in ("train", "val", "test"))
@@ -278,11 +291,36 @@ def _of_clients(data: FederatedDataModule, clients: Iterable[str]) -> Iterator[s
         for split, table in (("validation", val), ("test", test)):
             if not len(table):
                 yield f"clients.{name} has no {split} samples"
-    yield from _of_nobody(data, held)
+    blind = dict(_blind(data, clients, held))
+    for name, (samples, modalities) in blind.items():
+        yield (
+            f"{len(samples):,} samples have only modalities that their client does not list: add "
+            f"{' or '.join(modalities)} to clients.{name}.modalities"
+        )
+    yield from _of_nobody(data, held.union(*(samples for samples, _ in blind.values())))
     if not len(data.public("val")):
         yield "the server has no validation samples"
     if not len(data.pools.test):
         yield "split test is empty: nothing will be scored"
+
+
+def _blind(
+    data: FederatedDataModule, clients: Mapping[str, ClientProfile], held: Set[str]
+) -> Iterator[tuple[str, tuple[set[str], list[str]]]]:
+    """Yield the samples of a client's domains that it sees nothing of, and what they have."""
+    seen = set(held).union(*(data.private(name, "test").ids for name in clients))
+    for name, profile in clients.items():
+        domains, samples, has = {*data.private(name, "train").domains}, set[str](), set[str]()
+        for pool in (data.pools.private, data.pools.test):
+            for i, sample in enumerate(pool.ids):
+                if sample in seen or pool.domains[i] not in domains:
+                    continue
+                given = {pool.modalities[k] for k in pool.present[i].nonzero().flatten().tolist()}
+                if given.isdisjoint(profile.modalities):
+                    samples.add(sample)
+                    has |= given
+        if samples:
+            yield name, (samples, [m for m in data.modalities if m in has])
 
 
 def _of_nobody(data: FederatedDataModule, held: Set[str]) -> Iterator[str]:
@@ -290,7 +328,10 @@ def _of_nobody(data: FederatedDataModule, held: Set[str]) -> Iterator[str]:
     nobody = Counter(d for d, i in zip(pool.domains, pool.ids, strict=True) if i not in held)
     if nobody:
         what = ", ".join(f"{count:,} of {domain!r}" for domain, count in nobody.items())
-        yield f"no client holds these samples of split train: {what}"
+        yield (
+            f"no client holds these samples of split train: {what}; list them under a client's "
+            "`domains`, if they are meant for one"
+        )
 
 
 def _of_targets(data: FederatedDataModule) -> Iterator[str]:

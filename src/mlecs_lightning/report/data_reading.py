@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mlecs_lightning.data import FederatedDataModule, Manifest
 from mlecs_lightning.data.decoding.shapes import Declared
 
-__all__ = ["changes_of_reading", "lengths_of_reading"]
+__all__ = ["changes_of_reading", "lengths_of_reading", "short_window"]
 
 
 def changes_of_reading(data: FederatedDataModule) -> Iterator[str]:
@@ -64,3 +64,28 @@ def lengths_of_reading(
             f"{name}: {count:,} of {total:,} {noun} are filled up to {window}; the shortest has "
             f"{min(shorter):.3g}{unit}"
         )
+
+
+def short_window(name: str, declared: Declared, lengths: Counter[tuple[int, int]]) -> Iterator[str]:
+    """Yield that a shape holds less than half of a typical series or text, if it does.
+
+    Args:
+        name: The modality.
+        declared: Its form, of kind ``series`` or ``text``.
+        lengths: How many have which length and rate of their own, 0 for none.
+    """
+    if declared.fit != "last" or not lengths:
+        return
+    scaled = sorted(
+        points * declared.rate / rate if declared.rate and rate else points
+        for points, rate in lengths.elements()
+    )
+    median, held = scaled[len(scaled) // 2], declared.shape[-1]
+    if held >= median / 2:
+        return
+    unit = "bytes" if declared.kind == "text" else "points"
+    resample = ", or use fit: resample" if declared.kind == "series" else ""
+    yield (
+        f"{name}: its {held:,} {unit} hold less than half of the median length, {median:,.0f}: "
+        f"raise data.init_args.modalities.{name}.shape{resample}"
+    )

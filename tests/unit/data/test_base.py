@@ -88,8 +88,8 @@ def test_all_values_out_of_range_are_named_at_once() -> None:
         "data.init_args.alpha must be positive, got 0.0",
         "data.init_args.val_fraction must be in [0, 1), got 1.0",
         "data.init_args.public_train_fraction must be in (0, 1], got 0.0",
-        "data.init_args.public_labelled must be in (0, 1], got 0.0",
         "data.init_args.sample_rate must be in (0, 1], got 0.0",
+        "data.init_args.public_labelled must be in (0, 1], got 0.0",
     ]
 
 

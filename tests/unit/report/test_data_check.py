@@ -191,7 +191,8 @@ def test_samples_that_nobody_holds_and_splits_that_are_empty(tmp_path: Path) -> 
         "clients.hall has no test samples",
         "clients.kitchen has no validation samples",
         "clients.kitchen has no test samples",
-        "no client holds these samples of split train: 3 of 'attic'",
+        "no client holds these samples of split train: 3 of 'attic'; list them under a client's "
+        "`domains`, if they are meant for one",
         "the server has no validation samples",
         "split test is empty: nothing will be scored",
     ]
@@ -316,3 +317,39 @@ def test_the_tables_say_what_a_run_would_see(tmp_path: Path) -> None:
     assert rows["mic"] == ["series", "2 x 8", "8", "12", "6", "2 x 8"]
     assert rows["train"][:3] == ["2", "5", "4"]
     assert "suspicious: nothing" in out.getvalue()
+
+
+def test_samples_that_their_client_cannot_see_name_what_to_add(tmp_path: Path) -> None:
+    lines = sound_lines()
+    for split, count in (("train", 4), ("test", 2)):
+        for i in range(count):
+            line = dict(next(each for each in lines if each["split"] == split))
+            line |= {"id": f"blind-{split}-{i}", "client": "hall"}
+            lines.append({**line, "modalities": {"tilt": [i, 7, split == "test"]}})
+    for line in lines:
+        line["modalities"] = {
+            m: [float(x) for x in v] if m == "tilt" else v for m, v in line["modalities"].items()
+        }
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = Manifest(tmp_path / "m.jsonl", MODALITIES, cache_dir=tmp_path)
+    clients = {"hall": ClientProfile(("mic",)), "kitchen": ClientProfile(("mic", "tilt"))}
+    data.attach(clients)
+    assert suspicions(data, clients) == [
+        "6 samples have only modalities that their client does not list: add tilt to "
+        "clients.hall.modalities"
+    ]
+
+
+@pytest.mark.parametrize(("length", "is_said"), [(15, False), (16, False), (17, True), (40, True)])
+def test_a_window_that_holds_less_than_half_of_a_series(
+    tmp_path: Path, length: int, is_said: bool
+) -> None:
+    lines = sound_lines()
+    for n, line in enumerate(lines):
+        line["modalities"]["mic"] = sound(n, length if n % 5 else 300)
+    said = [each for each in found(tmp_path, lines) if "less than half" in each]
+    expected = (
+        f"mic: its 8 points hold less than half of the median length, {length}: raise "
+        "data.init_args.modalities.mic.shape, or use fit: resample"
+    )
+    assert said == ([expected] if is_said else [])

@@ -330,7 +330,7 @@ class MLECS(FedAvg):
             clients=averaged.clients,
             error=averaged.error,
             adapters=averaged.adapters,
-            consensus=averaged.consensus if isinstance(averaged, AnsweredAdapters) else None,
+            votes=averaged.votes if isinstance(averaged, AnsweredAdapters) else (),
             agreed=mean.result(),
         )
 

@@ -13,7 +13,12 @@ from torch import Tensor
 from mlecs_lightning.data.decoding.files import decode_inline
 from mlecs_lightning.data.decoding.shapes import Declared, Decoded, DecodeError
 from mlecs_lightning.data.manifest.lines import Line
-from mlecs_lightning.data.manifest.store import DecodeCache, OutsideRootError, read_below
+from mlecs_lightning.data.manifest.store import (
+    DecodeCache,
+    Embedded,
+    OutsideRootError,
+    read_below,
+)
 
 __all__ = ["Inputs", "decode_inputs"]
 
@@ -97,6 +102,8 @@ def decode_inputs(
 def _decode(
     value: object, line: Line, declared: Declared, cache: DecodeCache, allowed: Sequence[Path]
 ) -> Decoded:
+    if isinstance(value, Embedded):
+        return cache.decode(*value.read(), declared)
     if not isinstance(value, str):
         return decode_inline(value, declared)
     suffix = PurePosixPath(value).suffix.lower()

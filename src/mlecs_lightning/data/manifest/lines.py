@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.names import look_alike
 from mlecs_lightning.storage.text_files import EncodingError, utf8
 
-__all__ = ["UNNAMED", "Line", "Split", "raise_faults", "read_lines"]
+__all__ = ["UNNAMED", "Line", "RowTable", "Split", "lines_of", "raise_faults", "read_lines"]
 
 Split = Literal["public", "train", "val", "test"]
 
@@ -42,6 +42,7 @@ class Line:
         modalities: A path or inline numbers for each modality that it has.
         instruction: The question to the model; ``None`` for that of the data set.
         targets: The reference sentences; empty if the line is for `predict` only.
+        has_split: Whether the line has a split; one without is of split train until it is drawn.
     """
 
     where: str
@@ -54,10 +55,29 @@ class Line:
     modalities: dict[str, Any]
     instruction: str | None
     targets: tuple[str, ...]
+    has_split: bool = True
+
+
+class RowTable(NamedTuple):
+    """The rows of one source, before they are checked.
+
+    Attributes:
+        label: Name of the source, for messages.
+        root: Folder that paths are relative to.
+        rows: The number of each row, and its content or what is wrong with it.
+    """
+
+    label: str
+    root: Path
+    rows: Iterable[tuple[int, dict[str, Any] | str]]
 
 
 def read_lines(
-    files: Sequence[Path], root: Path | None, modalities: Collection[str]
+    files: Sequence[Path],
+    root: Path | None,
+    modalities: Collection[str],
+    *,
+    draws_split: bool = False,
 ) -> tuple[list[Line], list[str]]:
     """Read and check the lines of one or several manifests.
 
@@ -65,6 +85,7 @@ def read_lines(
         files: JSON lines, or Parquet if the name ends in ``.parquet``.
         root: Folder that paths are relative to; that of each manifest by default.
         modalities: The declared modalities.
+        draws_split: Whether a line with a target may lack a split.
 
     Returns:
         The valid lines in order, and one message for each fault of the others, and of the valid
@@ -74,23 +95,33 @@ def read_lines(
         FileNotFoundError: If a manifest does not exist.
         ImportError: If a manifest is Parquet and pyarrow is not installed.
     """
-    lines: list[Line] = []
-    faults: list[str] = []
+    tables = []
     names = [file.name for file in files]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"data.init_args.file: there is no file {str(file)!r}")
         label = file.name if names.count(file.name) == 1 else str(file)
         rows = _parquet_rows if file.suffix.lower() == ".parquet" else _json_rows
-        for number, row in rows(file):
+        tables.append(RowTable(label, root or file.parent, rows(file)))
+    return lines_of(tables, modalities, draws_split=draws_split)
+
+
+def lines_of(
+    tables: Iterable[RowTable], modalities: Collection[str], *, draws_split: bool = False
+) -> tuple[list[Line], list[str]]:
+    """Check rows; see `read_lines`."""
+    lines: list[Line] = []
+    faults: list[str] = []
+    for label, root, rows in tables:
+        for number, row in rows:
             where = f"{label}:{number}"
             if isinstance(row, str):
                 faults.append(f"{where}: {row}")
-            elif wrong := _line_faults(row, modalities):
+            elif wrong := _line_faults(row, modalities, draws_split=draws_split):
                 name = f" (id {row['id']!r})" if "id" in row else ""
                 faults += [f"{where}{name}: {fault}" for fault in wrong]
             else:
-                lines.append(_line(row, where, root or file.parent))
+                lines.append(_line(row, where, root))
     return lines, faults + _common_faults(lines)
 
 
@@ -185,26 +216,35 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 # One line -----------------------------------------------------------------------------------------
 
 
-def _line_faults(row: Mapping[str, Any], modalities: Collection[str]) -> list[str]:
+def _line_faults(
+    row: Mapping[str, Any], modalities: Collection[str], *, draws_split: bool
+) -> list[str]:
     """Return what is wrong with a line on its own."""
     unknown = [key for key in row if key not in _KEYS]
     faults = []
     if unknown:
         faults.append(f"unknown keys {unknown}, known: {list(_KEYS)}; put notes under 'meta'")
     faults += _name_faults(row)
+    faults += _split_faults(row, draws_split=draws_split)
     faults += _instruction_faults(row)
     faults += _target_faults(row)
     faults += _modality_faults(row.get("modalities"), modalities)
     return faults
 
 
+def _split_faults(row: Mapping[str, Any], *, draws_split: bool) -> list[str]:
+    split = row.get("split")
+    if split in get_args(Split) or _is_unlabelled(row) or (split is None and draws_split):
+        return []
+    more = "; data.init_args.split can draw one" if split is None else ""
+    return [f"split: expected one of {list(get_args(Split))}, got {split!r}{more}"]
+
+
 def _name_faults(row: Mapping[str, Any]) -> list[str]:
-    """Check id, split, and the names of client, domain and group."""
+    """Check the id, and the names of client, domain and group."""
     faults = []
     if not _is_name(row.get("id")):
         faults.append(f"id: expected a text or a whole number, got {row.get('id')!r}")
-    if row.get("split") not in get_args(Split) and not _is_unlabelled(row):
-        faults.append(f"split: expected one of {list(get_args(Split))}, got {row.get('split')!r}")
     given = {key for key in ("client", "domain", "group") if row.get(key) is not None}
     for key in sorted(given):
         if not _is_name(row[key]):
@@ -271,17 +311,19 @@ def _line(row: Mapping[str, Any], where: str, root: Path) -> Line:
     owner, domain = _owner_and_domain(row)
     name, group, target = str(row["id"]), row.get("group"), row.get("target")
     targets = [target] if target is not None else row.get("targets") or []
+    split = row.get("split")
     return Line(
         where=where,
         root=root,
         id=name,
-        split=row.get("split") or "test",
+        split=split or ("train" if targets else "test"),
         owner=owner,
         domain=domain,
         group=name if group is None else str(group),
         modalities={m: value for m, value in row["modalities"].items() if value is not None},
         instruction=row.get("instruction"),
         targets=tuple(text.strip() for text in targets),
+        has_split=split is not None or not targets,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,8 +12,16 @@ from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.manifest.inputs import Inputs
 from mlecs_lightning.data.manifest.lines import Line, Split
+from mlecs_lightning.errors import FaultList
+from mlecs_lightning.names import modality_name_faults
 
-__all__ = ["missing_faults", "public_preparations", "rows_of_splits"]
+__all__ = [
+    "declared_modalities",
+    "missing_faults",
+    "named_clients",
+    "public_preparations",
+    "rows_of_splits",
+]
 
 
 def rows_of_splits(lines: Sequence[Line], present: Tensor) -> dict[Split, list[int]]:
@@ -82,3 +90,23 @@ def public_preparations(
         else:
             preparations[modality] = Preparation(form)
     return preparations
+
+
+def declared_modalities(
+    modalities: Mapping[str, dict[str, Any]], faults: FaultList
+) -> dict[str, Declared]:
+    """Read the modalities of the YAML; what is wrong with them is added to ``faults``."""
+    declared = {}
+    for name, values in modalities.items():
+        with faults.collecting():
+            declared[name] = Declared.from_values(values, key=f"data.init_args.modalities.{name}")
+    faults += modality_name_faults(modalities, key="data.init_args.modalities")
+    if not modalities:
+        faults.append("data.init_args.modalities is empty: name at least one")
+    return declared
+
+
+def named_clients(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Return the clients that lines of split train name, in order of appearance."""
+    named = (line.domain for line in lines if line.split == "train" and line.owner == "client")
+    return tuple(dict.fromkeys(named))

@@ -18,10 +18,13 @@ from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.manifest.inputs import Inputs, decode_inputs
 from mlecs_lightning.data.manifest.lines import UNNAMED, Line, raise_faults, read_lines
 from mlecs_lightning.data.manifest.pools import (
+    declared_modalities,
     missing_faults,
+    named_clients,
     public_preparations,
     rows_of_splits,
 )
+from mlecs_lightning.data.manifest.split import DrawnSplit, split_faults, with_splits
 from mlecs_lightning.data.manifest.store import DecodeCache
 from mlecs_lightning.data.manifest.words import keyword_pairs
 from mlecs_lightning.data.table import SampleTable
@@ -32,7 +35,7 @@ from mlecs_lightning.metrics import (
     keyword_label_reader,
     references_of,
 )
-from mlecs_lightning.names import look_alike, modality_name_faults
+from mlecs_lightning.names import look_alike
 from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.types import ClientProfile
 
@@ -46,7 +49,8 @@ class Manifest(FederatedDataModule):
     key                    value
     ====================== =========================================================================
     ``id``                 unique
-    ``split``              ``public`` (for the server), ``train`` (for a client), ``test``, ``val``
+    ``split``              ``public`` (for the server), ``train`` (for a client), ``test``, ``val``;
+                           or none, if the option ``split`` draws one
     ``client``, ``domain`` which client the sample belongs to, or which domain it comes from; a line
                            names at most one of the two, and all lines the same one. The samples of
                            a domain go to the clients that name it under ``domains``, or are dealt
@@ -81,6 +85,7 @@ class Manifest(FederatedDataModule):
         *,
         root: str | Path | None = None,
         allowed_roots: list[str] | None = None,
+        split: DrawnSplit | None = None,
         instruction: str = "describe what the sensors see .",
         reference: Literal["first", "any"] = "first",
         labels: dict[str, list[str]] | None = None,
@@ -96,6 +101,9 @@ class Manifest(FederatedDataModule):
             modalities: ``kind``, ``shape`` and options of each modality: see `Declared`.
             root: Folder of all files, the manifest's own by default. No path may leave it.
             allowed_roots: Further folders that a symbolic link below ``root`` may lead into.
+            split: How lines without a split are split, by ``group``: ``{public: 0.25, test: 0.2,
+                seed: 0}`` draws fractions, stratified by `with_splits`; ``{public: [...], test:
+                [...]}`` names the groups. The rest is for the clients.
             instruction: The question to the model, for lines without one.
             reference: Which of several ``targets`` a sample is trained on: the ``first``, or
                 ``any``, drawn once by ``seed``. Metrics always use all of them.
@@ -114,7 +122,8 @@ class Manifest(FederatedDataModule):
         faults = FaultList()
         with faults.collecting():
             super().__init__(partition=partition, **kwargs)
-        self.declared = _declared_modalities(modalities, faults)
+        self.declared = declared_modalities(modalities, faults)
+        faults += split_faults(split)
         if not instruction.strip():
             faults.append(f"data.init_args.instruction must not be blank, got {instruction!r}")
         self._read_label: LabelReader | None = None
@@ -139,17 +148,20 @@ class Manifest(FederatedDataModule):
         self.allowed_roots = [
             expanded(each, key="data.init_args.allowed_roots") for each in allowed_roots or ()
         ]
+        self.split = split
         self.instruction = instruction
         self.reference = reference
         self.on_error = on_error
         self.inputs: Inputs | None = None
         """Shapes, rates and faults found while the files were read, without the values."""
-        self._cache = DecodeCache(
+        self._given_cache = (
             None if cache_dir is None else expanded(cache_dir, key="data.init_args.cache_dir")
         )
+        self._cache = DecodeCache(self._given_cache)
         self.named_val: SampleTable | None = None
         """The samples of split val, if there are any."""
         self._asked: SampleTable | None = None
+        self._names_clients = False
         self._preparations: dict[str, Preparation] = {}
         self._clients: tuple[str, ...] = ()
 
@@ -170,7 +182,8 @@ class Manifest(FederatedDataModule):
             self._preparations = public_preparations(self.declared, inputs, rows["public"])
         table = self._table(lines, labels, inputs)
         self._asked = table.select(rows["test"])
-        self._clients = _named_clients(lines)
+        self._names_clients = any(line.owner == "client" for line in lines)
+        self._clients = named_clients(lines)
         self.inputs = replace(inputs, columns={})
         self.named_val = table.select(rows["val"])
         answered = [row for row in rows["test"] if lines[row].targets]
@@ -186,7 +199,7 @@ class Manifest(FederatedDataModule):
         """
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"data.init_args.root: there is no folder {str(self.root)!r}")
-        lines, faults = read_lines(self.files, self.root, self.declared)
+        lines, faults = self._lines()
         inputs = decode_inputs(lines, self.declared, self._cache, allowed=self.allowed_roots)
         labels = []
         for line in lines:
@@ -203,7 +216,12 @@ class Manifest(FederatedDataModule):
         elif inputs.unread:
             rank_zero_warn(f"{len(inputs.unread)} inputs count as absent: {inputs.unread[0]} ...")
         raise_faults(faults)
-        return lines, labels, inputs
+        return with_splits(lines, labels, self.split), labels, inputs
+
+    def _lines(self) -> tuple[list[Line], list[str]]:
+        """Return the lines, and what is wrong with others: see `read_lines`."""
+        drawn = self.split is not None
+        return read_lines(self.files, self.root, self.declared, draws_split=drawn)
 
     def _table(self, lines: Sequence[Line], labels: Sequence[int], inputs: Inputs) -> SampleTable:
         """Return all samples, with standardised inputs."""
@@ -266,11 +284,14 @@ class Manifest(FederatedDataModule):
         super().prepare_as(preparations)
         self._preparations, self._pools = dict(preparations), None
 
-    def asked(self) -> SampleTable:
+    def asked(self, *, others: Collection[str] = ()) -> SampleTable:
         """Return the samples of split test, including those without a target.
 
+        Args:
+            others: Leave out samples whose line names one of these clients.
+
         Raises:
-            ConfigurationError: If there are none.
+            ConfigurationError: If there are none at all.
         """
         _ = self.pools
         assert self._asked is not None
@@ -279,7 +300,10 @@ class Manifest(FederatedDataModule):
                 f"data.init_args.file: nothing to answer in {[f.name for f in self.files]}: no "
                 "line is of split test, or has neither split nor target"
             )
-        return self._asked
+        if not (others and self._names_clients):
+            return self._asked
+        kept = [i for i, owner in enumerate(self._asked.domains) if owner not in others]
+        return self._asked.select(kept)
 
     # Dealing --------------------------------------------------------------------------------
 
@@ -362,23 +386,3 @@ class Manifest(FederatedDataModule):
         """Also leave out the samples that have none of the client's modalities."""
         seen = super()._as_seen_by(table, profile, seed=seed)
         return seen.select(seen.present.any(dim=1).nonzero().flatten().tolist())
-
-
-def _declared_modalities(
-    modalities: Mapping[str, dict[str, Any]], faults: FaultList
-) -> dict[str, Declared]:
-    """Read the modalities of the YAML; what is wrong with them is added to ``faults``."""
-    declared = {}
-    for name, values in modalities.items():
-        with faults.collecting():
-            declared[name] = Declared.from_values(values, key=f"data.init_args.modalities.{name}")
-    faults += modality_name_faults(modalities, key="data.init_args.modalities")
-    if not modalities:
-        faults.append("data.init_args.modalities is empty: name at least one")
-    return declared
-
-
-def _named_clients(lines: Sequence[Line]) -> tuple[str, ...]:
-    """Return the clients that lines of split train name, in order of appearance."""
-    named = (line.domain for line in lines if line.split == "train" and line.owner == "client")
-    return tuple(dict.fromkeys(named))

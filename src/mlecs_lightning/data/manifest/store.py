@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -17,10 +17,21 @@ from mlecs_lightning.names import look_alike
 from mlecs_lightning.settings import cache_dir
 from mlecs_lightning.storage.cache import read_entry, write_entry
 
-__all__ = ["DecodeCache", "OutsideRootError", "read_below"]
+__all__ = ["DecodeCache", "Embedded", "OutsideRootError", "read_below"]
 
 # Files are decoded in memory. 256 MiB hold 25 minutes of CD sound or an hour of a small video.
 _MAX_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A file inside a table.
+
+    Attributes:
+        read: Returns content and extension; raises as `read_below`.
+    """
+
+    read: Callable[[], tuple[bytes, str]]
 
 
 class OutsideRootError(ValueError):

@@ -70,10 +70,11 @@ def split_sequences(split: Split, test_scene: str | None = None) -> SequenceSpli
     Args:
         split: ``suggested`` uses sequences of all scenes: 14 for testing, 14 public, 41 private.
             ``leave_one_scene_out`` tests on all sequences of one scene; the rest keep their place,
-            except that the test sequences of other scenes become private. ``{seed: n}`` draws a
-            split like the suggested one: a fifth of the sequences of each scene for testing, a
-            fifth public, at least one each. ``{test: [...], public: [...]}`` names the sequences;
-            the rest is private.
+            except that the test sequences of other scenes become private. (The data name no
+            persons, so the scene is all that can be left out.) ``{seed: n}`` draws a split like the
+            suggested one: a fifth of the sequences of each scene for testing, a fifth public, at
+            least one each. ``{test: [...], public: [...]}`` names the sequences; the rest is
+            private.
         test_scene: The scene to leave out, with ``leave_one_scene_out`` only.
 
     Raises:

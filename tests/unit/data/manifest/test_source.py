@@ -499,3 +499,22 @@ def test_texts_are_read_from_files_and_lines_and_never_scaled(build: Build, tmp_
         ConfigurationError, match=r"m\.jsonl:2 .*'oil hisses' is not the path of a .txt"
     ):
         _ = build(lines, modalities=said).pools
+
+
+# Splits that are drawn ----------------------------------------------------------------------------
+
+
+def test_lines_without_a_split_are_dealt_by_fractions_and_by_group(build: Build) -> None:
+    lines = [
+        {k: v for k, v in each.items() if k != "split"}
+        for name in ("kitchen", "hall")
+        for each in rows("any", 20, name, domain=name)
+    ]
+    lines = [{**each, "group": f"{each['domain']}{n // 2}"} for n, each in enumerate(lines)]
+    pools = build(lines, labels=LABELS, split={"public": 0.3, "test": 0.2}).pools
+    assert [len(pool) for pool in pools] == [12, 20, 8]
+    groups = [{*pool.groups} for pool in pools]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 20
+    assert all({*pool.domains} == {"kitchen", "hall"} for pool in pools)
+    with pytest.raises(ConfigurationError, match=r"data\.init_args\.split can draw one"):
+        _ = build(lines).pools
