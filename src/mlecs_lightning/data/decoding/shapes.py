@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
@@ -50,6 +50,9 @@ class Declared:
         standardise: Whether channels are scaled to zero mean and unit deviation. Turn it off for a
             pretrained encoder, which expects images in [0, 1] and sound in [-1, 1]. Text is never
             scaled.
+        as_: ``as`` in the YAML, for text only. ``vector``: an extractor turns the text into one
+            vector. ``tokens``: the language model reads its words, with its own tokenizer.
+        max_tokens: With ``as: tokens``, how many tokens of a text are read; the rest is cut off.
     """
 
     kind: ModalityKind
@@ -58,6 +61,8 @@ class Declared:
     rate: int | None = None
     frames: Literal["last", "mean"] = "last"
     standardise: bool = True
+    as_: Literal["vector", "tokens"] = "vector"
+    max_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Check the shape, and that the options fit the kind.
@@ -75,7 +80,21 @@ class Declared:
             faults.append(f"frames is for kind 'image' only, got kind {self.kind!r}")
         if self.rate is not None and not 1 <= self.rate <= _MAX_RATE:
             faults.append(f"rate must be from 1 to {_MAX_RATE:,}, got {self.rate:,}")
+        faults += self._token_faults()
         faults.raise_any()
+
+    def _token_faults(self) -> list[str]:
+        """Return what is wrong with ``as`` and ``max_tokens``."""
+        if self.as_ == "tokens" and self.kind != "text":
+            return [f"as: tokens is for kind 'text' only, got kind {self.kind!r}"]
+        if self.as_ == "tokens" and self.max_tokens < 1:
+            return [
+                "as: tokens needs max_tokens, the number of tokens of a text that the language "
+                f"model reads, at least 1; got {self.max_tokens}"
+            ]
+        if self.as_ == "vector" and self.max_tokens:
+            return [f"max_tokens is for as: tokens only, got max_tokens {self.max_tokens}"]
+        return []
 
     @property
     def is_scaled(self) -> bool:
@@ -85,7 +104,13 @@ class Declared:
     @property
     def spec(self) -> ModalitySpec:
         """Kind and shape, for the extractor."""
-        return ModalitySpec(self.kind, tuple(self.shape))
+        return ModalitySpec(self.kind, tuple(self.shape), self.max_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values under their YAML keys; those of tokens only where there are any."""
+        values = asdict(self)
+        form, tokens = values.pop("as_"), values.pop("max_tokens")
+        return values | ({"as": form, "max_tokens": tokens} if form == "tokens" else {})
 
     @classmethod
     def from_values(cls, values: object, *, key: str) -> Declared:
@@ -98,10 +123,15 @@ class Declared:
         Raises:
             ConfigurationError: If they are invalid; one message holds all faults.
         """
-        known = list(get_type_hints(cls))
+        known = [name.rstrip("_") for name in get_type_hints(cls)]
         if not isinstance(values, dict):
             raise ConfigurationError(f"{key}: expected {known}, got {values!r}")
-        faults = FaultList(value_faults(cls, values, key=key))
+        # `as` is a word of Python, so the field has another name.
+        values = {("as_" if name == "as" else name): value for name, value in values.items()}
+        faults = FaultList(
+            line.replace(f"{key}.as_:", f"{key}.as:").replace("'as_'", "'as'")
+            for line in value_faults(cls, values, key=key)
+        )
         faults += [f"{key}: {k} is missing" for k in ("kind", "shape") if k not in values]
         faults.raise_any()
         try:
