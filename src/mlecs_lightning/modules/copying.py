@@ -20,7 +20,7 @@ from mlecs_lightning.nn.words import ABSENT
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Passages", "Words", "byte_pair_tokenizer"]
+__all__ = ["Passages", "Words", "byte_pair_tokenizer", "trimmed"]
 
 _VOCABULARY = 1024
 _MAX_WORDS = 24
@@ -29,6 +29,9 @@ _SWAPPED = 0.4
 """Probability that a word becomes random tokens."""
 _KEPT = 0.85
 """Probability that a span of the sentence stands in one of the texts."""
+
+_ECHOED = 0.5
+"""Probability that all texts are said again instead, which teaches to copy at all."""
 
 
 class Words(NamedTuple):
@@ -136,6 +139,8 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             head += [*marker, *said, *self.line]
         if self.instructions and dice.chance(0.8):
             head += self.instructions[dice.below(len(self.instructions))]
+        if dice.chance(_ECHOED):
+            sentence = [word for text in texts for word in text]
         tail = [*(token for word in sentence for token in word), self.end]
         tokens = [*head, *tail][: self.length]
         labels = [*[-100] * len(head), *tail][: self.length]
@@ -151,6 +156,13 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         other = self.sentences[dice.below(len(self.sentences))]
         first = dice.below(len(other))
         return other[first : first + 1 + dice.below(3)]
+
+
+def trimmed(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return a batch of samples without the padding at the end of the longest one."""
+    tokens, labels = (torch.stack(column) for column in zip(*rows, strict=True))
+    used = int((labels >= 0).any(dim=0).nonzero().max()) + 1
+    return tokens[:, :used], labels[:, :used]
 
 
 class _Dice:

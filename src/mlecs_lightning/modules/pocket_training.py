@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mlecs_lightning.modules.copying import Passages, Words, byte_pair_tokenizer
+from mlecs_lightning.modules.copying import Passages, Words, byte_pair_tokenizer, trimmed
 from mlecs_lightning.nn.texts import TextCoder
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def _fit(
     *,
     on_step: Callable[[], None],
     clip: float | None = None,
+    collate: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     trainer = L.Trainer(
         max_steps=recipe.steps,
@@ -249,7 +250,8 @@ def _fit(
         gradient_clip_val=clip,
         callbacks=[LambdaCallback(on_train_batch_end=lambda *_: on_step())],
     )
-    trainer.fit(_PairModel(lm, recipe), DataLoader(data, batch_size=recipe.batch_size))
+    loader = DataLoader(data, batch_size=recipe.batch_size, collate_fn=collate)
+    trainer.fit(_PairModel(lm, recipe), loader)
 
 
 def train_to_copy(
@@ -288,5 +290,5 @@ def train_to_copy(
             pad_token_id=eos,
         )
         lm = LlamaForCausalLM(config)
-        _fit(lm, recipe, data, on_step=on_step, clip=1.0)
+        _fit(lm, recipe, data, on_step=on_step, clip=1.0, collate=trimmed)
     return tokenizer, lm.eval()  # type: ignore[no-untyped-call]

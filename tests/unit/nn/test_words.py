@@ -32,7 +32,7 @@ def byte_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bytes")
     # Each twice, so that its words are tokens.
     own = [*TEXTS, *ASK, "said:", "heard:", ABSENT] * 2
-    tokenizer = byte_pair_tokenizer(own, special=["<eos>", "_"], end="<eos>")
+    tokenizer = byte_pair_tokenizer(own, special=["<eos>", "<slot>"], end="<eos>")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
