@@ -9,8 +9,8 @@ top. Seeds 27, 34 and 46, of the texts and of the training. Choices are made on 
 
 Rule: for each client, the mean over seeds of its Rouge-Lsum on all test samples minus that of the
 best constant sentence (of the public targets) must be at least 0.15; and it must be above that of
-the best of its own inputs, copied. Differences are
-printed as median and range; a client that misses one is printed as such. One JSON line is kept for each seed.
+the best of its own inputs, copied. Differences are printed as median and range; a client that
+misses one is printed as such. One JSON line is kept for each seed.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def run(seed: int) -> dict[str, Any]:
         command += ["--clients", json.dumps(clients), "--seed_everything", str(seed)]
         command += ["--trainer.default_root_dir", str(root), "--trainer.name", "run"]
         subprocess.run(command, cwd=REPOSITORY, check=True)
-        summary = json.loads(
-            (root / "run" / "version_0" / "summary.json").read_text(encoding="utf-8")
-        )
+        folder = root / "run" / "version_0"
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     targets = [sample["target"] for sample in parts["test"]]
     constants = [sample["target"] for sample in parts["public"][:TRIED]]
     copies = {
