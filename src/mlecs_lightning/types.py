@@ -14,8 +14,9 @@ Shape legend, used in every docstring of the package:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,18 +36,35 @@ class ModalitySpec:
         kind: ``vector`` (F,), ``image`` (C, height, width), ``series`` (C, time) or ``text``
             (bytes), UTF-8 padded with zeros.
         shape: The shape of one sample, without the batch dimension.
+        tokens: For a text that the language model reads word by word, the maximum number of its
+            tokens; 0 if an extractor turns the input into a vector, as for all other kinds.
     """
 
     kind: ModalityKind
     shape: tuple[int, ...]
+    tokens: int = 0
 
     def __post_init__(self) -> None:
-        """Check that the shape has the rank of its kind."""
+        """Check that the shape has the rank of its kind, and that only a text has tokens."""
         if len(self.shape) != _RANK[self.kind]:
             raise ValueError(
                 f"a modality of kind {self.kind!r} has {_RANK[self.kind]} dimensions, "
                 f"got shape {self.shape}"
             )
+        if self.tokens and self.kind != "text":
+            raise ValueError(f"only a modality of kind 'text' has tokens, got kind {self.kind!r}")
+        if self.tokens < 0:
+            raise ValueError(f"tokens must not be negative, got {self.tokens}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for weights-only checkpoints."""
+        tokens = {"tokens": self.tokens} if self.tokens else {}
+        return {"kind": self.kind, "shape": list(self.shape), **tokens}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModalitySpec:
+        """Build from what `to_dict` returned."""
+        return cls(values["kind"], tuple(values["shape"]), values.get("tokens", 0))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.modules.pocket import POCKETS, is_pocket
 from mlecs_lightning.names import client_name_faults
 from mlecs_lightning.nn import extractors as extractor_classes
+from mlecs_lightning.nn.words import limits_of
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.settings import ModelSettings
 
@@ -60,6 +61,7 @@ def configuration_faults(
     faults += _optimizer_faults(clients, models, common)
     if data:
         faults += _extractor_faults(clients, models, common, data)
+        faults += _word_faults(algorithm, data)
         if models and algorithm:
             said: dict[str, None] = {}
             for members in group_clients(models, one=algorithm.uses_proxy).values():
@@ -146,11 +148,17 @@ def _extractor_faults(
     }
     for party, extractors in given.items():
         for modality, setting in extractors.items():
-            if modality in data.modalities:
+            spec = data.modalities.get(modality)
+            if spec is not None and spec.tokens:
+                faults.append(
+                    f"{party}.extractors.{modality}: the language model reads this modality as "
+                    "tokens, without an extractor: leave it out, or declare it with as: vector"
+                )
+            elif spec is not None:
                 faults.attempt(
                     check_call,
                     setting,
-                    data.modalities[modality],
+                    spec,
                     home=extractor_classes.__name__,
                     key=f"{party}.extractors.{modality}",
                 )
@@ -159,6 +167,18 @@ def _extractor_faults(
                     f"{party}.extractors: {modality!r} is none of {list(data.modalities)}"
                 )
     return faults
+
+
+def _word_faults(algorithm: Algorithm | None, data: FederatedDataModule) -> list[str]:
+    """Return the text modalities as tokens, if the algorithm has no place for them."""
+    words = list(limits_of(data.modalities))
+    if algorithm is None or algorithm.reads_words or not words:
+        return []
+    return [
+        f"data.init_args.modalities: {words} are declared with as: tokens, but "
+        f"{type(algorithm).__name__} exchanges the outputs of extractors, and such a modality has "
+        "none: declare them with as: vector"
+    ]
 
 
 def _try_optimizer(setting: ClassPath, *, key: str) -> None:

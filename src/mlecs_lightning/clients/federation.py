@@ -16,7 +16,7 @@ from mlecs_lightning.checkpoints.client_store import ClientStore, MemoryStore
 from mlecs_lightning.checkpoints.frozen import check_ranks
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.ranks import Ranks, assign_clients
-from mlecs_lightning.clients.texts import check_texts
+from mlecs_lightning.clients.texts import check_texts, pocket_texts
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import EdgeModule, ServerModule
@@ -64,7 +64,7 @@ def _with_backbone(
 
 
 def _pocket(model: str, data: FederatedDataModule) -> Path:
-    return make_pocket(model, data.pretraining_pairs(), data.public().instructions)
+    return make_pocket(*pocket_texts(model, data))
 
 
 def _make_pockets(parties: Parties, data: FederatedDataModule) -> None:

@@ -10,12 +10,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.modules.copying import Words
 from mlecs_lightning.modules.pocket import is_pocket, pocket_coder
 from mlecs_lightning.nn.texts import Room, TextCoder, coder_of_files
+from mlecs_lightning.nn.words import limits_of, longest
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.settings import ModelSettings
 
-__all__ = ["check_texts", "text_suspicions"]
+__all__ = ["check_texts", "pocket_texts", "text_suspicions"]
 
 _SHOWN = 3
 
@@ -70,7 +72,7 @@ def check_texts(
     """
     faults, warnings = FaultList(), list[str]()
     for reading in _readings(parties, data, algorithm, clients=clients):
-        room = _room(reading, coder_of(reading.settings, reading.parties[0]))
+        room = _room(reading, coder_of(reading.settings, reading.parties[0]), data)
         faults += _too_long(reading, room)
         warnings += _cut(reading, room)
     faults.raise_any(title="texts are longer than a language model can read:")
@@ -111,7 +113,7 @@ def text_suspicions(
         if isinstance(coder, str):
             continue
         try:
-            found += _suspicious(reading, _room(reading, coder))
+            found += _suspicious(reading, _room(reading, coder, data))
         except ConfigurationError as error:  # the tokenizer has more tokens than the model
             found.append(f"{reading.who()}: {error}")
     return found
@@ -125,14 +127,32 @@ def _suspicious(reading: _Reading, room: Room) -> Iterator[str]:
 
 def _coder(settings: ModelSettings, data: FederatedDataModule) -> TextCoder:
     if is_pocket(settings.backbone.model):
-        asked = data.public().instructions
-        return pocket_coder(settings.backbone.model, data.pretraining_pairs(), asked)
+        return pocket_coder(*pocket_texts(settings.backbone.model, data))
     return coder_of_files(settings.backbone)
 
 
-def _room(reading: _Reading, coder: TextCoder) -> Room:
+def pocket_texts(
+    model: str, data: FederatedDataModule
+) -> tuple[str, list[tuple[str, str]], tuple[str, ...], Words | None]:
+    """Return the arguments of `make_pocket` and `pocket_coder` for a data set.
+
+    Where texts are read as tokens, they are of the server's public training samples alone: no
+    client's words, and none of a test.
+
+    Args:
+        model: The name of the pocket model.
+        data: The data.
+    """
+    public, names = data.public(), list(limits_of(data.modalities))
+    words = Words(tuple(public.texts(names)), tuple(names)) if names else None
+    return model, [] if words else data.pretraining_pairs(), public.instructions, words
+
+
+def _room(reading: _Reading, coder: TextCoder, data: FederatedDataModule) -> Room:
     settings = reading.settings
-    return Room(coder, settings.connector.prompt_length, settings.max_new_tokens)
+    read = {m: spec for m, spec in data.modalities.items() if m in reading.table.modalities}
+    words = longest(coder, limits_of(read))
+    return Room(coder, settings.connector.prompt_length, settings.max_new_tokens, words)
 
 
 # Who reads what -----------------------------------------------------------------------------------
@@ -212,11 +232,16 @@ def _too_long(reading: _Reading, room: Room, *, example: bool = False) -> Iterat
         )
         yield (
             f"{reading.who()}: {count:,} of {len(table):,} texts are too long for backbone.model "
-            f"{reading.settings.backbone.model!r}: with connector.prompt_length {room.prompt}, an "
-            f"instruction of {asked:,} tokens, and a target of {said:,} or max_new_tokens "
-            f"{room.answer} the longest{_id(table, row, example)} needs {sizes[row]:,} positions, "
-            f"the model has {coder.positions:,}; shorten them, or take a model that reads more"
+            f"{reading.settings.backbone.model!r}: with connector.prompt_length {room.prompt}, "
+            f"{_words(room)}an instruction of {asked:,} tokens, and a target of {said:,} or "
+            f"max_new_tokens {room.answer} the longest{_id(table, row, example)} needs "
+            f"{sizes[row]:,} positions, the model has {coder.positions:,}; "
+            "shorten them, or take a model that reads more"
         )
+
+
+def _words(room: Room) -> str:
+    return f"max_tokens of the text modalities and their markers {room.words}, " * bool(room.words)
 
 
 def _cut(reading: _Reading, room: Room, *, example: bool = False) -> Iterator[str]:

@@ -164,7 +164,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
     def _declared(self) -> dict[str, Declared]:
         return {
-            name: Declared(spec.kind, list(spec.shape), standardise=False)
+            name: Declared(
+                spec.kind,
+                list(spec.shape),
+                standardise=False,
+                as_="tokens" if spec.tokens else "vector",
+                max_tokens=spec.tokens,
+            )
             for name, spec in self.modalities.items()
         }
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mlecs_lightning.functional import bytes_to_text
+from mlecs_lightning.metrics import references_of
 from mlecs_lightning.types import Batch
 
 __all__ = ["Pools", "SampleTable"]
@@ -110,6 +112,18 @@ class SampleTable(Dataset[Batch]):
     def labelled(self) -> Tensor:
         """Return (N,) bool, the samples whose target is known."""
         return torch.tensor([bool(target) for target in self.targets], dtype=torch.bool)
+
+    def texts(self, modalities: Sequence[str]) -> list[str]:
+        """Return all targets, with all their references, and the texts of some modalities.
+
+        Args:
+            modalities: Modalities of kind ``text``.
+        """
+        found = [text for target in self.targets if target for text in references_of(target)]
+        for name in modalities:
+            here = self.present[:, self.modalities.index(name)]
+            found += bytes_to_text(self.inputs[name][here])
+        return found
 
     def with_targets(self, targets: Mapping[str, str]) -> SampleTable:
         """Return the same samples with other targets.

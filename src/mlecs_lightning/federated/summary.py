@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.texts import pocket_texts
 from mlecs_lightning.federated.run import Run
+from mlecs_lightning.modules.pocket import is_pocket
 from mlecs_lightning.wire.ledger import Ledger
 
 __all__ = ["communication", "summary_of"]
@@ -27,6 +29,7 @@ def summary_of(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         **run.algorithm.summary(run.history),
         "faults": {**run.failures.counts(), "events": run.failures.state_dict()},
         "frozen": run.federation.frozen,
+        **_pretraining(run),
         "communication": communication(run.ledger, run.federation) | _codec(run),
         "seconds": run.seconds,
     }
@@ -39,6 +42,30 @@ def _continual(run: Run) -> dict[str, Any] | None:
         last = int(rows[-1]["round"])
         rows[-1] = rows[-1] | run.continual.row(run.evaluator, run.federation, last)
     return run.continual.summary(rows, run.federation.clients)
+
+
+def _pretraining(run: Run) -> dict[str, Any]:
+    """Return what the pocket models that copy have seen; nothing if there are none.
+
+    Those of other data have seen the pairs of ``pretraining_pairs``.
+    """
+    parties = run.federation.parties
+    settings = [parties.server, *parties.hosts.values(), *parties.models.values()]
+    pockets = sorted({s.backbone.model for s in settings if is_pocket(s.backbone.model)})
+    seen = {name: words for name in pockets if (words := pocket_texts(name, run.data)[-1])}
+    if not seen:
+        return {}
+    return {
+        "pretraining": {
+            name: {
+                "kind": "copying",
+                "samples": "public",
+                "sentences": len(set(words.sentences)),
+                "modalities": list(words.names),
+            }
+            for name, words in seen.items()
+        }
+    }
 
 
 def _codec(run: Run) -> dict[str, Any]:

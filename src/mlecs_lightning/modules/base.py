@@ -21,6 +21,7 @@ from mlecs_lightning.nn.by_modality import ByModality
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.extractors.small import build_extractor
 from mlecs_lightning.nn.tower import Tower, TowerOutput
+from mlecs_lightning.nn.words import limits_of
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.types import Batch, ModalitySpec
 
@@ -64,7 +65,7 @@ class MultimodalLM(L.LightningModule):
         self.settings = first
         self._key = key
         self.specs = {
-            m: s if isinstance(s, ModalitySpec) else ModalitySpec(s["kind"], tuple(s["shape"]))
+            m: s if isinstance(s, ModalitySpec) else ModalitySpec.from_dict(s)
             for m, s in modalities.items()
         }
         self.extractors = ByModality(
@@ -74,7 +75,10 @@ class MultimodalLM(L.LightningModule):
             }
         )
         widths = {m: int(e.out_features) for m, e in self.extractors.items()}  # type: ignore[arg-type]
-        self.towers = nn.ModuleDict({name: Tower(widths, s) for name, s in towers.items()})
+        limits = limits_of(self.specs)
+        self.towers = nn.ModuleDict(
+            {name: Tower(widths, s, limits=limits) for name, s in towers.items()}
+        )
         self.first = next(iter(towers))
         self.objective: Objective | None = None
         """The objective of a `Trainer`; L_LM of the first tower by default."""
@@ -246,7 +250,7 @@ class MultimodalLM(L.LightningModule):
     def embed(self, batch: Batch, *, tower: str | None = None) -> Embeddings:
         """Run extractors and connector: latent vectors, fused representation and prompt."""
         features, present = self.features(batch)
-        return self.tower(tower).connector(features, present)  # type: ignore[no-any-return]
+        return self.tower(tower).embed(features, present)
 
     def read(self, batch: Batch, *, tower: str | None = None) -> TowerOutput:
         """Run extractors and one tower over a batch with its targets."""
@@ -265,7 +269,9 @@ class MultimodalLM(L.LightningModule):
         """
         embeddings, tower = self.embed(batch), self.tower()
         texts = tower.generate(embeddings, batch.instructions)
-        output = tower.backbone(embeddings.prompt, batch.instructions, texts)
+        output = tower.backbone(
+            embeddings.prompt, batch.instructions, texts, words=embeddings.words
+        )
         return texts, output.log_probability().exp()
 
     def forward(self, batch: Batch, objective: Objective | None = None) -> Losses:
@@ -384,7 +390,7 @@ class MultimodalLM(L.LightningModule):
 
     def _remember(self, **settings: ModelSettings) -> None:
         """Store the arguments of `load_from_checkpoint` as plain values, for weights-only loads."""
-        modalities = {m: {"kind": s.kind, "shape": list(s.shape)} for m, s in self.specs.items()}
+        modalities = {m: s.to_dict() for m, s in self.specs.items()}
         plain = {name: value.to_dict() for name, value in settings.items()}
         self.save_hyperparameters({**plain, "modalities": modalities})
 

@@ -52,8 +52,9 @@ class BackboneOutput(NamedTuple):
 class Backbone(nn.Module):
     """A frozen causal language model that reads a soft prompt S, with a trainable LoRA adapter.
 
-    The sequence is [beginning of sequence ; S ; instruction tokens ; target tokens ; end of
-    sequence]. It has a beginning-of-sequence token only if the tokenizer adds one to every text.
+    The sequence is [beginning of sequence ; S ; tokens of text modalities ; instruction tokens ;
+    target tokens ; end of sequence]. It has a beginning-of-sequence token only if the tokenizer
+    adds one to every text, and tokens of text modalities only if there are any: see `WordReader`.
     """
 
     def __init__(self, settings: BackboneSettings, lora: LoraSettings) -> None:
@@ -187,11 +188,19 @@ class Backbone(nn.Module):
         """
         return len(self.coder.encode(text))
 
+    def _heads(
+        self, instructions: Sequence[str], words: Sequence[tuple[int, ...]]
+    ) -> list[tuple[int, ...]]:
+        """Return the tokens of text modalities and instruction of each sample."""
+        asked = [self.coder.encode(text) for text in instructions]
+        if not words:
+            return asked
+        return [(*before, *own) for before, own in zip(words, asked, strict=True)]
+
     def _pack(
-        self, instructions: Sequence[str], targets: Sequence[str] | None
+        self, heads: Sequence[tuple[int, ...]], targets: Sequence[str] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return tokens, attention mask and labels (B, L), padded on the right."""
-        heads = [self.coder.encode(text) for text in instructions]
         tails: list[tuple[int, ...]] = (
             [(*self.coder.encode(text), self.coder.end) if text else () for text in targets]
             if targets
@@ -234,7 +243,12 @@ class Backbone(nn.Module):
     # Forward passes and generation ----------------------------------------------------------
 
     def forward(
-        self, prompt: Tensor, instructions: Sequence[str], targets: Sequence[str]
+        self,
+        prompt: Tensor,
+        instructions: Sequence[str],
+        targets: Sequence[str],
+        *,
+        words: Sequence[tuple[int, ...]] = (),
     ) -> BackboneOutput:
         """Read prompt, instruction and target.
 
@@ -242,6 +256,7 @@ class Backbone(nn.Module):
             prompt: (B, P, H) soft prompt.
             instructions: B texts.
             targets: B texts.
+            words: The tokens of the text modalities of B samples; none by default.
 
         Returns:
             The loss, the prompt's hidden states and the logits. L_LM covers the target tokens and
@@ -250,12 +265,13 @@ class Backbone(nn.Module):
         Raises:
             ValueError: If a sequence is longer than the model can read.
         """
-        tokens, mask, labels = (t.to(prompt.device) for t in self._pack(instructions, targets))
+        heads = self._heads(instructions, words)
+        tokens, mask, labels = (t.to(prompt.device) for t in self._pack(heads, targets))
         before = len(self.coder.start) + prompt.shape[1]
         self._check_length(before + tokens.shape[1], "the longest instruction with its target")
         # Only the last positions predict a target. With a large vocabulary, the logits of the
         # others would cost more than the whole transformer.
-        first = min(len(self.coder.encode(text)) for text in instructions)
+        first = min(map(len, heads))
         keep = tokens.shape[1] - first + 1
         output = self.lm(
             inputs_embeds=self._sequence(prompt, tokens),
@@ -296,7 +312,12 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompt: Tensor, instructions: Sequence[str], *, max_new_tokens: int
+        self,
+        prompt: Tensor,
+        instructions: Sequence[str],
+        *,
+        max_new_tokens: int,
+        words: Sequence[tuple[int, ...]] = (),
     ) -> list[str]:
         """Generate answers by greedy decoding, whatever the model's own generation settings.
 
@@ -304,6 +325,7 @@ class Backbone(nn.Module):
             prompt: (B, P, H) soft prompt.
             instructions: B texts.
             max_new_tokens: Maximum number of tokens of an answer.
+            words: As in `forward`.
 
         Returns:
             B sentences without special tokens.
@@ -313,7 +335,8 @@ class Backbone(nn.Module):
         """
         from transformers import GenerationConfig
 
-        tokens, mask, _ = (t.to(prompt.device) for t in self._pack(instructions, None))
+        heads = self._heads(instructions, words)
+        tokens, mask, _ = (t.to(prompt.device) for t in self._pack(heads, None))
         sequence = self._sequence(prompt, tokens)
         before = sequence.shape[1] - tokens.shape[1]
         self._check_length(

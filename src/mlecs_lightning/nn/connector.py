@@ -23,12 +23,15 @@ class Embeddings(NamedTuple):
         present: (B, K) bool, whether a sample has a modality.
         fused: (B, D) fused representation f.
         prompt: (B, P, H) soft prompt S.
+        words: The tokens of the text modalities of B samples, which follow the prompt; empty if no
+            modality is read as tokens.
     """
 
     modalities: Tensor
     present: Tensor
     fused: Tensor
     prompt: Tensor
+    words: tuple[tuple[int, ...], ...] = ()
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Return the vectors that span the volume, all z_m and f.

@@ -166,25 +166,28 @@ def coder_of_files(settings: BackboneSettings) -> TextCoder:
 
 
 class Room(NamedTuple):
-    """Counts the positions of a sequence [start ; S ; instruction ; target ; end].
+    """Counts the positions of a sequence [start ; S ; words ; instruction ; target ; end].
 
     Attributes:
         coder: The tokenizer and its model.
         prompt: Length P of the soft prompt S.
         answer: Maximum number of tokens of a generated answer.
+        words: Maximum number of tokens of all text modalities together, with their markers.
     """
 
     coder: TextCoder
     prompt: int
     answer: int
+    words: int = 0
 
     def needed(self, instruction: str, target: str) -> int:
         """Return the positions that a sample needs: the maximum of training and generation."""
-        fixed = len(self.coder.start) + self.prompt + len(self.coder.encode(instruction))
+        fixed = len(self.coder.start) + self.prompt + self.words
+        fixed += len(self.coder.encode(instruction))
         return fixed + max(len(self.coder.encode(target)) + 1, self.answer)
 
     def asked(self) -> int | None:
         """Return the maximum number of tokens of an instruction; ``None`` if unlimited."""
         if self.coder.positions is None:
             return None
-        return self.coder.positions - len(self.coder.start) - self.prompt - self.answer
+        return self.coder.positions - len(self.coder.start) - self.prompt - self.words - self.answer

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mlecs_lightning.nn.backbone import Backbone
 from mlecs_lightning.nn.connector import Connector, Embeddings
 from mlecs_lightning.nn.texts import Room
+from mlecs_lightning.nn.words import WordReader, longest, word_means
 from mlecs_lightning.settings import ModelSettings
 
 __all__ = ["Tower", "TowerOutput"]
@@ -40,16 +41,27 @@ class TowerOutput(NamedTuple):
 class Tower(nn.Module):
     """Connector C, backbone B and the readout g = Linear(mean hidden state over the prompt)."""
 
-    def __init__(self, features: Mapping[str, int], settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        features: Mapping[str, int],
+        settings: ModelSettings,
+        *,
+        limits: Mapping[str, int] | None = None,
+    ) -> None:
         """Build the tower.
 
         Args:
             features: Output width of each modality's extractor.
             settings: Connector, backbone and adapter.
+            limits: The modalities that the backbone reads as tokens, and how many of each. Their
+                features are bytes; z_m is projected from the mean of their word embeddings.
         """
         super().__init__()
         self.backbone = Backbone(settings.backbone, settings.lora)
-        self.connector = Connector(features, self.backbone.hidden_size, settings=settings.connector)
+        self.reader = WordReader(self.backbone.coder, limits or {})
+        hidden = self.backbone.hidden_size
+        widths = {m: hidden if m in self.reader.limits else n for m, n in features.items()}
+        self.connector = Connector(widths, hidden, settings=settings.connector)
         self.readout = nn.Linear(self.backbone.hidden_size, settings.connector.width)
         self.longest_answer = settings.max_new_tokens
 
@@ -68,10 +80,25 @@ class Tower(nn.Module):
             instructions: B texts.
             targets: B texts.
         """
-        embeddings = self.connector(features, present)
-        output = self.backbone(embeddings.prompt, instructions, targets)
+        embeddings = self.embed(features, present)
+        output = self.backbone(embeddings.prompt, instructions, targets, words=embeddings.words)
         view = self.readout(output.prompt_hidden)
         return TowerOutput(embeddings, view, output.loss, output.logits, output.labels)
+
+    def embed(self, features: Mapping[str, Tensor], present: Tensor) -> Embeddings:
+        """Run the connector, and tokenize the text modalities that the backbone reads as tokens.
+
+        Args:
+            features: (B, features) of each modality; (B, bytes) of one that is read as tokens.
+            present: (B, K) bool, whether a sample has a modality.
+        """
+        if not self.reader.limits:
+            return self.connector(features, present)  # type: ignore[no-any-return]
+        words, texts = self.reader(features, present)
+        embedding = self.backbone.lm.get_input_embeddings()
+        means = {m: word_means(rows, embedding).to(present.device) for m, rows in texts.items()}
+        embeddings: Embeddings = self.connector({**features, **means}, present)
+        return embeddings._replace(words=words)
 
     def view(self, embeddings: Embeddings) -> Tensor:
         """Return g (B, D) without any text."""
@@ -79,10 +106,15 @@ class Tower(nn.Module):
 
     def room(self) -> Room:
         """Return the lengths of this tower's sequences."""
-        return Room(self.backbone.coder, self.connector.prompt_length, self.longest_answer)
+        coder = self.backbone.coder
+        before = longest(coder, self.reader.limits)
+        return Room(coder, self.connector.prompt_length, self.longest_answer, before)
 
     def generate(self, embeddings: Embeddings, instructions: Sequence[str]) -> list[str]:
         """Generate one sentence for each sample by greedy decoding."""
         return self.backbone.generate(
-            embeddings.prompt, instructions, max_new_tokens=self.longest_answer
+            embeddings.prompt,
+            instructions,
+            max_new_tokens=self.longest_answer,
+            words=embeddings.words,
         )

@@ -71,6 +71,10 @@ class Algorithm(ABC):
     uses_proxy: ClassVar[bool] = False
     """Whether clients have a proxy beside their SLM, with the backbone that the server hosts."""
 
+    reads_words: ClassVar[bool] = True
+    """Whether a text modality can be tokens (``as: tokens``). Not in a method that sends what
+    extractors return, or replaces extractors and connector: the text itself would be there."""
+
     registers: ClassVar[tuple[str, ...]] = ()
     """Scalars that a client must not change after its first update, such as its sample count."""
 

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,22 +13,20 @@ import transformers
 import yaml
 
 from mlecs_lightning.modules import EdgeModule, ServerModule
-from mlecs_lightning.nn import loading
-from mlecs_lightning.nn.extractors import pretrained
+from mlecs_lightning.nn import loading, tower
+from mlecs_lightning.nn.words import WordReader
 from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Schema
 from tests.integration.parsed import Parsed
 
 ROOT = Path(__file__).resolve().parents[3]
-PAPER = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
+FOLDER = ROOT / "configs" / "paper"
+# pocket.yaml is no run of its own: it comes on top of vast.yaml.
+PAPER = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "pocket")
 # The sizes that the hub has under these names.
 CONFIGS = {
     "MiniLLM/MiniLLM-gpt2-720M": transformers.GPT2Config(n_layer=36, n_embd=1280, n_head=20),
     "EleutherAI/gpt-j-6b": transformers.GPTJConfig(),
-}
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-ENCODERS = {
-    MINILM: transformers.BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
 }
 
 
@@ -52,16 +49,11 @@ def asked(tiny: SimpleNamespace) -> Iterator[list[str]]:
         )
         return model, {"missing_keys": []}
 
-    def encoder(name: str, **options: Any) -> tuple[transformers.PreTrainedModel, Any]:
-        return transformers.AutoModel.from_config(ENCODERS[name]), {"missing_keys": []}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.AutoModel, "from_pretrained", encoder)
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", build)
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
         yield names
     loading._load.cache_clear()
-    pretrained.load_frozen_encoder.cache_clear()
 
 
 @pytest.fixture(scope="module", params=PAPER, ids=lambda path: path.stem)
@@ -136,22 +128,32 @@ def test_models_of_the_paper_are_built(
     assert kept < 0.1 * slm
 
 
-def test_texts_go_to_one_frozen_encoder(server: ServerModule, edge: EdgeModule, path: Path) -> None:
-    encoders = [e for m in (server, edge) for e in m.extractors.values() if hasattr(e, "encoder")]
-    assert len(encoders) == (6 if path.stem == "vast" else 0)
-    for extractor in encoders:
-        assert extractor.out_features == 384
-        assert sum(p.numel() for p in extractor.parameters()) == 22_565_376 + 147_840
-        assert not any(p.requires_grad for p in extractor.parameters())
-    assert len({id(next(e.parameters())) for e in encoders}) <= 1, "one copy for all"
+def test_texts_are_tokens_of_each_tower(server: ServerModule, edge: EdgeModule, path: Path) -> None:
+    texts = ["vision", "audio", "subtitle"] if path.stem == "vast" else []
+    for module in (server, edge):
+        for each in module.towers.values():
+            assert each.reader.limits == dict.fromkeys(texts, 64)  # type: ignore[union-attr]
+
+
+def test_pocket_models_take_the_place_of_the_large_ones() -> None:
+    both = [word for name in ("vast", "pocket") for word in ("--config", f"{FOLDER / name}.yaml")]
+    federation = Parsed(["fit", *both]).federation
+    assert federation.server.backbone.model == "pocket/llm"
+    assert federation.edge.backbone.model == "pocket/slm"
+    assert federation.edge.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert federation.edge.lora.r == 8
 
 
 def test_a_batch_passes_through_them(server: ServerModule, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = server.specs
-    for modality, spec in specs.items():
-        if spec.kind == "text":  # its encoder looks into the mask, and a meta tensor has nothing
-            blind = partial(torch.zeros, 4, 384, device="meta")
-            monkeypatch.setattr(server.extractors[modality], "forward", lambda _, f=blind: f())
+
+    def words(reader: WordReader, *_: object) -> tuple[Any, Any]:
+        """Read a text, since a meta tensor has none."""
+        said = reader.coder.encode("a light two")
+        return (said,) * 4, {m: [said] * 4 for m in reader.limits}
+
+    monkeypatch.setattr(WordReader, "__call__", words)
+    monkeypatch.setattr(tower, "word_means", lambda rows, e: e.weight.new_zeros(4, e.embedding_dim))
     batch = Batch(
         ids=("a", "b", "c", "d"),
         modalities=tuple(specs),
@@ -162,11 +164,11 @@ def test_a_batch_passes_through_them(server: ServerModule, monkeypatch: pytest.M
     )
     with torch.device("meta"):
         outputs = {name: server.read(batch, tower=name) for name in server.towers}
-    for tower, width, words in (("llm", 4096, 50400), ("slm", 1280, 50257)):
-        out = outputs[tower]
+    for name, width, vocabulary in (("llm", 4096, 50400), ("slm", 1280, 50257)):
+        out = outputs[name]
         assert out.embeddings.prompt.shape == (4, 16, width)
         assert out.view.shape == out.embeddings.fused.shape == (4, 256)
-        assert out.logits.shape == (*out.labels.shape, words)
+        assert out.logits.shape == (*out.labels.shape, vocabulary)
     (outputs["llm"].loss + outputs["slm"].loss).backward()
     learned = {n for n, p in server.named_parameters() if p.grad is not None}
     idle = {n for n, p in server.named_parameters() if p.requires_grad} - learned

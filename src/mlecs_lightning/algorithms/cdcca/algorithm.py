@@ -58,6 +58,7 @@ class CDCCA(LocalTraining):
     """
 
     communicates = True
+    reads_words = False
     delivers = True
 
     def __init__(

@@ -60,6 +60,7 @@ class ECLM(LocalTraining):
     """
 
     communicates = True
+    reads_words = False
     registers = ("samples",)
 
     def __init__(

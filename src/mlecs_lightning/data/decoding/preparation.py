@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class Preparation:
         """Return plain dicts, lists and numbers, for JSON and for weights-only checkpoints."""
         constants = {"mean": self.mean, "deviation": self.deviation}
         known = {name: list(values) for name, values in constants.items() if values is not None}
-        return asdict(self.declared) | known
+        return self.declared.to_dict() | known
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, key: str) -> Preparation:

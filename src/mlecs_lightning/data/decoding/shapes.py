@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
@@ -58,6 +58,9 @@ class Declared:
             scaled.
         features: What a model reads of a series in place of its points: see `Features`.
         csv: How csv files are written, where that is not plain: see `CsvForm`.
+        as_: ``as`` in the YAML, for text only. ``vector``: an extractor turns the text into one
+            vector. ``tokens``: the language model reads its words, with its own tokenizer.
+        max_tokens: With ``as: tokens``, how many tokens of a text are read; the rest is cut off.
     """
 
     kind: ModalityKind
@@ -68,6 +71,8 @@ class Declared:
     standardise: bool = True
     features: Features | None = None
     csv: CsvForm | None = None
+    as_: Literal["vector", "tokens"] = "vector"
+    max_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Check the shape, and that the options fit the kind.
@@ -89,6 +94,7 @@ class Declared:
             faults += self.csv.faults(self.kind, channels=self.shape[0] if self.shape else 0)
         if self.features is not None and not faults:
             faults += self._feature_faults(self.features)
+        faults += self._token_faults()
         faults.raise_any()
 
     def _feature_faults(self, features: Features) -> list[str]:
@@ -101,6 +107,19 @@ class Declared:
             ]
         return features.faults(points=self.shape[1], rate=self.rate)
 
+    def _token_faults(self) -> list[str]:
+        """Return what is wrong with ``as`` and ``max_tokens``."""
+        if self.as_ == "tokens" and self.kind != "text":
+            return [f"as: tokens is for kind 'text' only, got kind {self.kind!r}"]
+        if self.as_ == "tokens" and self.max_tokens < 1:
+            return [
+                "as: tokens needs max_tokens, the number of tokens of a text that the language "
+                f"model reads, at least 1; got {self.max_tokens}"
+            ]
+        if self.as_ == "vector" and self.max_tokens:
+            return [f"max_tokens is for as: tokens only, got max_tokens {self.max_tokens}"]
+        return []
+
     @property
     def is_scaled(self) -> bool:
         """Whether channels are standardised."""
@@ -110,9 +129,15 @@ class Declared:
     def spec(self) -> ModalitySpec:
         """Kind and shape of what a model reads, for the extractor."""
         if self.features is None or self.rate is None:
-            return ModalitySpec(self.kind, tuple(self.shape))
+            return ModalitySpec(self.kind, tuple(self.shape), self.max_tokens)
         channels, points = self.shape
         return ModalitySpec(self.kind, self.features.shape(channels, points, self.rate))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values under their YAML keys; those of tokens only where there are any."""
+        values = asdict(self)
+        form, tokens = values.pop("as_"), values.pop("max_tokens")
+        return values | ({"as": form, "max_tokens": tokens} if form == "tokens" else {})
 
     @classmethod
     def from_values(cls, values: object, *, key: str) -> Declared:
@@ -125,9 +150,11 @@ class Declared:
         Raises:
             ConfigurationError: If they are invalid; one message holds all faults.
         """
-        known = list(get_type_hints(cls))
+        known = [name.rstrip("_") for name in get_type_hints(cls)]
         if not isinstance(values, dict):
             raise ConfigurationError(f"{key}: expected {known}, got {values!r}")
+        # `as` is a word of Python, so the field has another name.
+        values = {("as_" if name == "as" else name): value for name, value in values.items()}
         faults = FaultList()
         given: dict[str, Any] = {
             name: _part(_PARTS[name], value, f"{key}.{name}", faults)
@@ -135,7 +162,10 @@ class Declared:
             else value
             for name, value in values.items()
         }
-        faults += value_faults(cls, given, key=key)
+        faults += [
+            line.replace(f"{key}.as_:", f"{key}.as:").replace("'as_'", "'as'")
+            for line in value_faults(cls, given, key=key)
+        ]
         faults += _missing(cls, given, key=key)
         faults.raise_any()
         try:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -129,8 +129,8 @@ class DecodeCache:
     def decode(self, data: bytes, suffix: str, declared: Declared) -> Decoded:
         """Decode as `mlecs_lightning.data.decoding.files.decode`, or return the cached result."""
         content = hashlib.sha256(data).hexdigest()
-        # Values are standardised after decoding.
-        options = {k: v for k, v in asdict(declared).items() if k != "standardise"}
+        later = ("standardise", "as", "max_tokens")  # what is done with the values afterwards
+        options = {k: v for k, v in declared.to_dict().items() if k not in later}
         key = json.dumps([VERSION, suffix, options, content])
         digest = hashlib.sha256(key.encode()).hexdigest()
         path = self._folder / digest[:2] / f"{digest}.npz"

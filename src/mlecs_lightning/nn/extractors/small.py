@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mlecs_lightning.class_paths import ClassPath, build_class
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.nn.extractors.pretrained import PretrainedExtractor
+from mlecs_lightning.nn.words import TextInput
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
 __all__ = [
@@ -209,6 +210,13 @@ def build_extractor(
     Raises:
         ConfigurationError: If the class cannot be built or has no integer ``out_features``.
     """
+    if spec.tokens:
+        if modality in extractors:
+            raise ConfigurationError(
+                f"{key}.{modality}: the language model reads this modality as tokens, without an "
+                "extractor: leave it out, or declare the modality with as: vector"
+            )
+        return TextInput()
     if modality not in extractors:
         return _DEFAULT[spec.kind](spec)
     where = f"{key}.{modality}"

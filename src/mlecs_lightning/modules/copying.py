@@ -1,0 +1,187 @@
+"""Pocket backbones that can copy: what is trained on where inputs are texts, read as tokens.
+
+A model that has only seen a task's sentences says them again, whatever its inputs say. So these are
+trained to say a sentence whose parts stand in the texts before it, as in denoising (arXiv
+1910.13461), with random tokens in place of some words: what cannot be known has to be copied. The
+vocabulary is byte pairs (arXiv 1508.07909), so any text can be read and said. Our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlecs_lightning.nn.texts import TextCoder
+from mlecs_lightning.nn.words import ABSENT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Passages", "Words", "byte_pair_tokenizer", "trimmed"]
+
+_VOCABULARY = 1024
+_MAX_WORDS = 24
+"""Of a sentence that is copied."""
+_SWAPPED = 0.4
+"""Probability that a word becomes random tokens."""
+_KEPT = 0.85
+"""Probability that a span of the sentence stands in one of the texts."""
+
+_ECHOED = 0.5
+"""Probability that all texts are said again instead, which teaches to copy at all."""
+
+
+class Words(NamedTuple):
+    """What a copying model is trained on; all of it public.
+
+    Attributes:
+        sentences: Targets and texts of the inputs.
+        names: The modalities whose texts are read as tokens.
+    """
+
+    sentences: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def all_texts(self, instructions: Sequence[str]) -> list[str]:
+        """Return everything that the vocabulary is made of."""
+        markers = [f"{name}:" for name in self.names]
+        return [*self.sentences, *sorted(set(instructions)), *markers, ABSENT]
+
+
+def byte_pair_tokenizer(
+    texts: Sequence[str], *, special: Sequence[str], end: str
+) -> PreTrainedTokenizerBase:
+    """Train a byte-pair tokenizer; its vocabulary holds all 256 bytes, so nothing is unknown.
+
+    A blank is put before a text, so that a word has the same tokens wherever it stands.
+
+    Args:
+        texts: The texts; the order does not matter.
+        special: Special tokens, the first ones of the vocabulary.
+        end: The one that ends a text, and pads.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        min_frequency=2,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(texts), trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, eos_token=end, pad_token=end
+    )
+
+
+class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Random samples: empty slots, texts with parts of a sentence among others, the sentence.
+
+    Sample i depends on i and the seed only.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        instructions: Sequence[str],
+        coder: TextCoder,
+        *,
+        filler: int,
+        slots: int,
+        draws: int,
+        length: int,
+        seed: int,
+    ) -> None:
+        self.draws, self.length, self.seed = draws, length, seed
+        encode = coder.encode
+        self.sentences = [
+            [encode(word) for word in text.split()[:_MAX_WORDS]]
+            for text in sorted(set(words.sentences))
+        ]
+        self.markers = [encode(f"{name}:") for name in words.names]
+        self.absent, self.line, self.end = encode(ABSENT), encode("\n"), coder.end
+        self.instructions = [encode(text) for text in instructions]
+        self.slots = [filler] * slots
+        begins: list[int] = []
+        inside: list[int] = []
+        for token, number in sorted(coder.tokenizer.get_vocab().items()):
+            if number not in coder.tokenizer.all_special_ids:
+                (begins if token.startswith("Ġ") else inside).append(number)
+        self.begins, self.inside = begins, inside
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        dice = _Dice(self.seed * 1_000_003 + index)
+        sentence = [
+            self._random_word(dice) if dice.chance(_SWAPPED) else word
+            for word in self.sentences[dice.below(len(self.sentences))]
+        ]
+        texts: list[list[tuple[int, ...]]] = [[] for _ in self.markers]
+        for span in dice.spans(sentence):
+            text = texts[dice.below(len(texts))]
+            if dice.chance(0.5):
+                text += self._other_words(dice)
+            if dice.chance(_KEPT):
+                text += span
+        head = list(self.slots)
+        for marker, text in zip(self.markers, texts, strict=True):
+            said = [token for word in text for token in word] or self.absent
+            head += [*marker, *said, *self.line]
+        if self.instructions and dice.chance(0.8):
+            head += self.instructions[dice.below(len(self.instructions))]
+        if dice.chance(_ECHOED):
+            sentence = [word for text in texts for word in text]
+        tail = [*(token for word in sentence for token in word), self.end]
+        tokens = [*head, *tail][: self.length]
+        labels = [*[-100] * len(head), *tail][: self.length]
+        pad = self.length - len(tokens)
+        return torch.tensor(tokens + [self.end] * pad), torch.tensor(labels + [-100] * pad)
+
+    def _random_word(self, dice: _Dice) -> tuple[int, ...]:
+        more = [self.inside[dice.below(len(self.inside))] for _ in range(dice.below(4))]
+        return (self.begins[dice.below(len(self.begins))], *more)
+
+    def _other_words(self, dice: _Dice) -> list[tuple[int, ...]]:
+        """Return up to three words of another sentence, which the target does not repeat."""
+        other = self.sentences[dice.below(len(self.sentences))]
+        first = dice.below(len(other))
+        return other[first : first + 1 + dice.below(3)]
+
+
+def trimmed(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return a batch of samples without the padding at the end of the longest one."""
+    tokens, labels = (torch.stack(column) for column in zip(*rows, strict=True))
+    used = int((labels >= 0).any(dim=0).nonzero().max()) + 1
+    return tokens[:, :used], labels[:, :used]
+
+
+class _Dice:
+    """Random choices from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def below(self, high: int) -> int:
+        return int(torch.randint(high, (), generator=self.generator))
+
+    def chance(self, probability: float) -> bool:
+        return float(torch.rand((), generator=self.generator)) < probability
+
+    def spans(self, words: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Cut a sentence into spans of one to six words."""
+        spans, first = [], 0
+        while first < len(words):
+            size = 1 + self.below(6)
+            spans.append(words[first : first + size])
+            first += size
+        return spans
