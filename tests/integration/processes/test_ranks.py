@@ -122,9 +122,7 @@ def test_two_ranks_go_on_where_one_stopped(fit: Fit, alone: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_representations_of_clients_on_two_ranks_are_those_on_one(
-    fit: Fit, tmp_path: Path
-) -> None:
+def test_representations_of_clients_on_two_ranks_are_those_on_one(fit: Fit, tmp_path: Path) -> None:
     keys = {"fused_weight": "0.5", "representations": "{weight: 0.5}", "anchors": "sensed"}
     more = [part for k, v in keys.items() for part in (f"--algorithm.init_args.{k}", v)]
     check_equal(fit(tmp_path / "1", *more), fit(tmp_path / "2", *more, ranks=2))
