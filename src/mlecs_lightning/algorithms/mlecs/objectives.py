@@ -23,7 +23,7 @@ __all__ = ["AMT_LOSSES", "CCL_LOSSES", "Agreed", "Alignment", "Objectives", "bot
 Alignment = Literal["volume", "modalities", "fused", "cosine"]
 
 _VOLUME = ("volume", "volume_diagonal", "volume_off_diagonal", "gram_det")
-CCL_LOSSES = ("loss", "lm", *_VOLUME, "cosine", "cosine_distance")
+CCL_LOSSES = ("loss", "lm", *_VOLUME, "cosine", "cosine_off_diagonal", "cosine_distance")
 """The losses that `Objectives.ccl` may return."""
 AMT_LOSSES = ("loss", "lm", "volume", "cosine")
 """The losses that `Objectives.amt` may return."""
@@ -177,9 +177,9 @@ class Objectives:
             fused = output.embeddings.fused.float()
             distance = (1 - torch.cosine_similarity(fused, anchors.float(), dim=-1)).mean()
             total = output.loss + self.contrast_weight * distance
-            cosine = 1 - distance.detach()
-            both = {"cosine": cosine, "cosine_distance": distance}
-            return {"loss": total, "lm": output.loss, **both}
+            others = _cosine_of_others(fused, anchors, classes)
+            cosines = {"cosine": 1 - distance.detach(), "cosine_off_diagonal": others}
+            return {"loss": total, "lm": output.loss, **cosines, "cosine_distance": distance}
         contrast = self._contrast(anchors, *self._drawn(output), classes)
         cosine = _cosine(output.embeddings.fused, anchors)
         return {
@@ -190,6 +190,7 @@ class Objectives:
             "volume_off_diagonal": contrast.off_diagonal,
             "gram_det": contrast.gram_det,
             "cosine": cosine.detach(),
+            "cosine_off_diagonal": _cosine_of_others(output.embeddings.fused, anchors, classes),
         }
 
     def _drawn_to(self, cosine: Tensor, loss: Tensor) -> Tensor:
@@ -229,6 +230,19 @@ class Objectives:
 def _cosine(vectors: Tensor, anchors: Tensor) -> Tensor:
     """Return the mean cosine of rows (B, D) with their anchors (B, D), a scalar in [-1, 1]."""
     return torch.cosine_similarity(vectors.float(), anchors.float(), dim=-1).mean()
+
+
+@torch.no_grad()
+def _cosine_of_others(vectors: Tensor, anchors: Tensor, classes: Tensor) -> Tensor:
+    """Return the mean cosine of rows (B, D) with the anchors of samples of other classes.
+
+    If it is as large as that with their own, all vectors have collapsed onto one direction. 0 if
+    there are no other classes.
+    """
+    units = F.normalize(vectors.float(), dim=-1), F.normalize(anchors.float(), dim=-1)
+    others = classes[:, None] != classes[None]
+    total: Tensor = ((units[0] @ units[1].T) * others).sum()
+    return total / others.sum().clamp_min(1)
 
 
 def _distance(vectors: Tensor, targets: Tensor) -> Tensor:

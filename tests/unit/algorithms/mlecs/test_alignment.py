@@ -61,9 +61,11 @@ def test_the_cosine_is_reported_whatever_is_aligned(
             client.module, client.batch, anchors=client.anchors, row=client.row
         )
         f = client.module.read(client.batch).embeddings.fused
-    assert losses["cosine"].item() == pytest.approx(
-        cosine(f, client.anchors).mean().item(), abs=1e-5
-    )
+    expected = cosine(f, client.anchors).mean().item()
+    assert losses["cosine"].item() == pytest.approx(expected, abs=1e-5)
+    # All six targets differ, so these are all pairs but the six.
+    shifted = [cosine(f, client.anchors.roll(n, 0)).mean().item() for n in range(1, 6)]
+    assert losses["cosine_off_diagonal"].item() == pytest.approx(sum(shifted) / 5, abs=1e-5)
 
 
 def test_fused_weight_draws_f_beside_a_volume_of_the_modalities(client: SimpleNamespace) -> None:
@@ -231,11 +233,11 @@ def test_sensor_dropout_hides_modalities_from_the_server_in_training_alone(
 # The end of a run ---------------------------------------------------------------------------------
 
 
-def figures(**clients: tuple[float, float]) -> dict[str, float]:
+def figures(**clients: tuple[float, ...]) -> dict[str, float]:
     return {
         f"clients/{name}/ccl/{key}": value
         for name, values in clients.items()
-        for key, value in zip(("volume_diagonal", "cosine"), values, strict=True)
+        for key, value in zip(("volume_diagonal", "cosine", "cosine_off_diagonal"), values)  # noqa: B905
     }
 
 
@@ -261,9 +263,23 @@ def test_warning_names_clients_whose_small_volume_means_nothing(
             assert (f"{name} (volume" in line) == (name in named)
 
 
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [((0.05, 0.95, 0.94), True), ((0.05, 0.95, 0.3), False), ((0.9, 0.2, 0.2), False)],
+)
+def test_warning_tells_of_cosines_that_are_large_with_every_anchor(
+    values: tuple[float, ...], warned: bool
+) -> None:
+    lines = unaligned([figures(hall=values, den=(0.5, 0.9, 0.0))])
+    assert len(lines) == warned
+    assert all("hall (cosine 0.95, with others 0.94)" in line for line in lines)
+    assert not any("den (" in line for line in lines)
+
+
 def test_summary_and_log_tell_the_cosines_of_a_run(mlecs_run: SimpleNamespace) -> None:
     alignment = mlecs_run.summary["alignment"]
     assert list(alignment["clients"]) == [*CTX.participants]
+    assert list(alignment["clients_off_diagonal"]) == [*CTX.participants]
     assert set(alignment["server"]) == {"llm", "slm", "sent"}
     assert all(-1 <= v <= 1 for each in alignment.values() for v in each.values())
     header = (mlecs_run.folder / "metrics.csv").read_text().splitlines()[0].split(",")
