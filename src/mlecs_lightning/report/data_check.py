@@ -321,7 +321,7 @@ def _blind(
     data: FederatedDataModule, clients: Mapping[str, ClientProfile], held: Set[str]
 ) -> Iterator[tuple[str, tuple[set[str], list[str]]]]:
     """Yield the samples of a client's domains that it sees nothing of, and what they have."""
-    seen = held.union(*(data.private(name, "test").ids for name in clients))
+    seen = set(held).union(*(data.private(name, "test").ids for name in clients))
     for name, profile in clients.items():
         domains, samples, has = {*data.private(name, "train").domains}, set[str](), set[str]()
         for pool in (data.pools.private, data.pools.test):
