@@ -59,7 +59,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
         console.print(f"faults of clients: {told} (reasons: clients/NAME/errors.log)")
     for remark in remarks(summary):
-        console.print(f"- {escape(remark)}", highlight=False, soft_wrap=True)
+        console.print(f"- {escape(remark)}", highlight=False)
     console.print(f"{summary['seconds']:.1f} s")
 
 
