@@ -40,7 +40,8 @@ def _below_constant(
         ]
         if below:
             yield (
-                f"{SCORES[metric]} is below that of one fixed answer to all samples: {_some(below)}. "
+                f"{SCORES[metric]} is below that of one fixed answer to all samples: "
+                f"{_some(below)}. "
                 "Their answers do not follow from their inputs: train longer "
                 "(algorithm.init_args.steps, trainer.max_rounds), and see what `data check` says "
                 "of their inputs"
