@@ -62,9 +62,7 @@ def predictions_of(
         raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
     if only is not None and only not in saved.trained:
         why = "has not trained yet" if only in saved.clients else "is not in the checkpoint"
-        raise ConfigurationError(
-            f"client: {only!r} {why}; one of {sorted(saved.trained)} can answer"
-        )
+        raise ConfigurationError(f"client: {only!r} {why}; allowed: {sorted(saved.trained)}")
     parties = [*saved.trained, "server"] if only is None else [only]
     try:
         data.prepare_as(saved.preparations)

@@ -32,7 +32,7 @@ def _below_constant(
 ) -> Iterator[str]:
     for metric in _COMPARED:
         below = [
-            f"{party} ({row[metric]:.3f} < {constant[metric]:.3f})"
+            f"{party!r} ({row[metric]:.3f} < {constant[metric]:.3f})"
             for party, row in scores.items()
             if metric in row
             and metric in (constant := checks.get(party, {}).get("constant", {}))
@@ -40,8 +40,9 @@ def _below_constant(
         ]
         if below:
             yield (
-                f"{SCORES[metric]} is below that of the best constant sentence: {_some(below)}. "
-                "Their answers tell less than one sentence for all samples: train longer "
+                f"{SCORES[metric]} is below that of one fixed answer to all samples: "
+                f"{_some(below)}. "
+                "Their answers do not follow from their inputs: train longer "
                 "(algorithm.init_args.steps, trainer.max_rounds), and see what `data check` says "
                 "of their inputs"
             )
@@ -52,7 +53,7 @@ def _repeated(checks: Mapping[str, Any]) -> Iterator[str]:
     for party, check in checks.items():
         shares = check.get("repeated", {"answers": 0.0, "targets": 0.0})
         if shares["answers"] >= max(_OFTEN, _MORE * shares["targets"]):
-            found.append(f"{party} ({shares['answers']:.0%}, {shares['targets']:.0%})")
+            found.append(f"{party!r} ({shares['answers']:.0%}, {shares['targets']:.0%})")
     if found:
         yield (
             "Answers are training sentences word for word, far more often than the true targets "

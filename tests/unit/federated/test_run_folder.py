@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.data import SampleTable
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.federated.summary import communication
@@ -133,6 +134,15 @@ def test_predictions_are_written_for_every_party(
     ]
     assert [(r["party"], r["id"], r["target"]) for r in rows] == expected
     assert all(set(r) == {"party", "id", "prediction", "target"} for r in rows)
+    path = tiny.trainer(tmp_path).predict(
+        mlecs_run.algorithm, data, tiny.parties(), "last", client="hall"
+    )
+    alone = [json.loads(line) for line in path.read_text().splitlines()]
+    assert alone == [row for row in rows if row["party"] == "hall"]
+    with pytest.raises(ConfigurationError, match=r"'attic' is not in the checkpoint; allowed: \["):
+        tiny.trainer(tmp_path).predict(
+            mlecs_run.algorithm, data, tiny.parties(), "last", client="attic"
+        )
 
 
 @pytest.mark.parametrize("silent", [("hall",), ("server",), ("kitchen", "hall", "study", "server")])
@@ -174,7 +184,7 @@ def test_summary_has_its_schema_and_is_what_fit_returned(mlecs_run: SimpleNamesp
     summary = json.loads((mlecs_run.folder / "summary.json").read_text())
     assert summary == mlecs_run.summary
     assert set(summary) == {
-        *("algorithm", "seed", "rounds", "clients", "mean", "server", "constant"),
+        *("algorithm", "seed", "rounds", "clients", "mean", "server", "constant", "checks"),
         *("aggregation_error", "faults", "communication", "seconds", "frozen", "alignment"),
     }
     assert (summary["algorithm"], summary["seed"], summary["rounds"]) == ("MLECS", 0, 2)

@@ -34,7 +34,7 @@ def test_parties_below_the_constant_sentence_are_named_with_the_remedy() -> None
     fair = {"constant": {"rouge_lsum": 0.4}, "repeated": {"answers": 0.1, "targets": 0.1}}
     assert remarks(summary(0.4, fair)) == []
     (said,) = remarks(summary(0.39, fair))
-    assert "below that of the best constant sentence: hall (0.390 < 0.400)." in said
+    assert "below that of one fixed answer to all samples: 'hall' (0.390 < 0.400)." in said
     assert "server" not in said
     assert "algorithm.init_args.steps" in said
 
@@ -44,7 +44,7 @@ def test_reciting_is_said_only_where_the_targets_are_not_the_same_sentences() ->
         check = {"constant": {}, "repeated": {"answers": answers, "targets": targets}}
         told = remarks(summary(0.5, check))
         assert [("word for word" in each) for each in told] == [True] * is_said
-        assert all("hall (90%, 40%), server (90%, 40%)" in each for each in told)
+        assert all("'hall' (90%, 40%), 'server' (90%, 40%)" in each for each in told)
 
 
 def test_a_summary_of_an_older_run_has_no_remarks() -> None:

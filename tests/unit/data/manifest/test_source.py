@@ -518,3 +518,17 @@ def test_lines_without_a_split_are_dealt_by_fractions_and_by_group(build: Build)
     assert all({*pool.domains} == {"kitchen", "hall"} for pool in pools)
     with pytest.raises(ConfigurationError, match=r"data\.init_args\.split can draw one"):
         _ = build(lines).pools
+
+
+def test_lines_of_other_clients_are_left_out_of_what_a_client_answers(build: Build) -> None:
+    data = build()
+    assert [*data.asked().domains] == ["kitchen", "kitchen", "unnamed", "unnamed"]
+    assert [*data.asked(others={"kitchen"}).domains] == ["unnamed", "unnamed"]
+    assert data.asked(others={"hall"}).ids == data.asked().ids
+    by_domain = [
+        {**{k: v for k, v in line.items() if k != "client"}, "domain": line["client"]}
+        if "client" in line
+        else line
+        for line in BASIC
+    ]
+    assert len(build(by_domain).asked(others={"kitchen"})) == 4, "a domain is nobody's own"
