@@ -169,16 +169,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         return {name: Preparation(declared) for name, declared in self._declared().items()}
 
     def _declared(self) -> dict[str, Declared]:
-        return {
-            name: Declared(
-                spec.kind,
-                list(spec.shape),
-                standardise=False,
-                as_="tokens" if spec.tokens else "vector",
-                max_tokens=spec.tokens,
-            )
-            for name, spec in self.modalities.items()
-        }
+        return {name: Declared.of(spec) for name, spec in self.modalities.items()}
 
     def prepare_as(self, preparations: Mapping[str, Preparation]) -> None:
         """Prepare inputs as in an earlier training run, for predictions of its models.

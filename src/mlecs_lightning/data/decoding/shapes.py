@@ -113,6 +113,12 @@ class Declared:
         return values | ({"as": form, "max_tokens": tokens} if form == "tokens" else {})
 
     @classmethod
+    def of(cls, spec: ModalitySpec) -> Declared:
+        """Return the form of inputs that already look like those of a data set."""
+        form: Literal["vector", "tokens"] = "tokens" if spec.tokens else "vector"
+        return cls(spec.kind, list(spec.shape), standardise=False, as_=form, max_tokens=spec.tokens)
+
+    @classmethod
     def from_values(cls, values: object, *, key: str) -> Declared:
         """Build from the values in a YAML file.
 
