@@ -141,14 +141,9 @@ class Declared:
 
     @classmethod
     def of(cls, spec: ModalitySpec) -> Declared:
-        """Return the form of inputs that already look like those of a model."""
-        return cls(
-            spec.kind,
-            list(spec.shape),
-            standardise=False,
-            as_="tokens" if spec.tokens else "vector",
-            max_tokens=spec.tokens,
-        )
+        """Return the form of inputs that already look like those of a data set."""
+        form: Literal["vector", "tokens"] = "tokens" if spec.tokens else "vector"
+        return cls(spec.kind, list(spec.shape), standardise=False, as_=form, max_tokens=spec.tokens)
 
     @classmethod
     def from_values(cls, values: object, *, key: str) -> Declared:
