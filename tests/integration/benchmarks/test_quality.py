@@ -1,4 +1,4 @@
-"""benchmarks/quality.py: every case is a command that is understood, and no case is run twice."""
+"""benchmarks/quality: every case is a command that is understood, and no case is run twice."""
 
 import json
 from dataclasses import asdict
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality, quality_cases
+from benchmarks.quality import cases as quality_cases
+from benchmarks.quality import study as quality
 from tests.integration.parsed import Parsed
 
 

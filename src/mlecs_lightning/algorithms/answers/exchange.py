@@ -103,7 +103,8 @@ class Answers:
     also pass between groups of backbones.
 
     Source: our choice, after federated distillation (FedMD, arXiv 1910.03581). The ML-ECS paper has
-    no such exchange, so it is off by default.
+    no such exchange, so it is off by default. The defaults here are those of the registered study
+    over five splits of two data sets; calibrated answers have not won one.
 
     Attributes:
         consensus: How the clients' answers are combined; see `similarity_consensus` and
@@ -123,11 +124,11 @@ class Answers:
             (0, 1]. The fewer, the more the samples with a target count in a batch.
     """
 
-    consensus: Consensus = "confusion"
+    consensus: Consensus = "similarity"
     server_threshold: float = 0.5
     client_threshold: float = 0.5
-    accept: Acceptance = "best"
-    calibrate: bool = True
+    accept: Acceptance = "all"
+    calibrate: bool = False
     share: float = 1.0
 
     def __post_init__(self) -> None:

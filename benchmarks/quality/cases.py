@@ -1,4 +1,4 @@
-"""Settings, algorithms and studies of `benchmarks.quality`, registered before they run."""
+"""Settings, algorithms and studies, registered before they run."""
 
 from __future__ import annotations
 
@@ -153,21 +153,21 @@ def _short(*beginnings: str) -> list[str]:
 
 RIVALS = {name: options for name, options in ALGORITHMS.items() if name != "Centralized"}
 # Written out, so that a default that changes makes other cases.
-RAW: Options = {
+ANSWERS: Options = {
     "algorithm.init_args.answers": {"consensus": "similarity", "calibrate": False, "accept": "all"}
 }
-ANSWERS: Options = {
+CALIBRATED: Options = {
     "algorithm.init_args.answers": {"consensus": "confusion", "calibrate": True, "accept": "best"}
 }
 SELF_TRAINING: Options = {"algorithm.init_args.self_training": 0.5}
 FEW_LABELS: dict[str, Options] = {
     "ML-ECS": ALGORITHMS["ML-ECS"],
-    "ML-ECS + raw answers": {**ALGORITHMS["ML-ECS"], **RAW},
+    "ML-ECS + answers": {**ALGORITHMS["ML-ECS"], **ANSWERS},
     "FedAvg": ALGORITHMS["FedAvg"],
-    "FedAvg + raw answers": {**ALGORITHMS["FedAvg"], **RAW},
+    "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
     # Chosen on validation data of UR Fall's split 1, and on the withheld targets of the public
     # training samples there and in a split of Digits that is none of these (seed 11).
-    "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
+    "FedAvg + calibrated answers": {**ALGORITHMS["FedAvg"], **CALIBRATED},
     "StandalonePublic": ALGORITHMS["StandalonePublic"],
     "StandalonePublic + self-training": {**ALGORITHMS["StandalonePublic"], **SELF_TRAINING},
     "Centralized": ALGORITHMS["Centralized"],

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
-from benchmarks.quality_cases import QUICK, SCORES, SEEDS, STUDIES, URFALL, Case, matrix
+from benchmarks.quality.cases import QUICK, SCORES, SEEDS, STUDIES, URFALL, Case, matrix
 
 
 def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
