@@ -33,7 +33,8 @@ from benchmarks.peers.model import PromptLM
 from mlecs_lightning.aggregation.adapters import AdapterAggregator
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data.table import SampleTable
-from mlecs_lightning.federated.exchange import Exchange
+from mlecs_lightning.federated.exchange.device import Device
+from mlecs_lightning.federated.exchange.server import Exchange
 from mlecs_lightning.federated.round_loop import RoundLoop
 from mlecs_lightning.modules.base import MultimodalLM
 from mlecs_lightning.nn.backbone import Backbone
@@ -60,7 +61,8 @@ STAGES: dict[str, tuple[Any, str]] = {
     "seed the generators": (RoundLoop, "_seed"),
     "load a client": (Federation, "edge"),
     "keep a client": (Federation, "keep"),
-    "serve a client, the rest": (Exchange, "serve"),
+    "serve a client, the rest": (Device, "work"),
+    "accept an update, the rest": (Exchange, "accept"),
     "serialise": (Channel, "send"),
     "read and check": (Channel, "receive"),
     "aggregate": (AdapterAggregator, "add"),

@@ -9,10 +9,10 @@ from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.wire import Message
 
-__all__ = ["Centralized", "SelfTraining", "Standalone", "StandalonePublic"]
+__all__ = ["Centralized", "Standalone", "StandalonePublic"]
 
 
-class SelfTraining(LocalTraining):
+class _SelfTraining(LocalTraining):
     """Training in which a party may learn from its own answers, beside the known targets."""
 
     def __init__(
@@ -69,7 +69,7 @@ class SelfTraining(LocalTraining):
         return taught(loaders, answer_all(learner, asked).above(self.self_training))
 
 
-class StandalonePublic(SelfTraining):
+class StandalonePublic(_SelfTraining):
     """Every client trains on its private data and on the public data; nothing is sent."""
 
 
@@ -90,7 +90,7 @@ class Standalone(LocalTraining):
         return edge.fit(batches, stage="private")
 
 
-class Centralized(SelfTraining):
+class Centralized(_SelfTraining):
     """All data in one place: an upper bound, in which private data do not stay on the devices.
 
     Every party sees the private samples of all clients, as their sensors recorded them. A client's

@@ -13,6 +13,7 @@ CLIENT_KEYS = (
     "'modalities', 'domains', 'backbone', 'lora', 'connector', 'extractors', 'optimizer', "
     "'lr_scheduler'"
 )
+DATA = "['Digits', 'HubDataset', 'Manifest', 'URFall']"
 ALGORITHMS = (
     "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedProx', 'LocalTraining', 'MLECS', "
     "'Standalone', 'StandalonePublic'"
@@ -48,10 +49,13 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "unknown algorithm": ("--algorithm FedSprox", ['"algorithm"', "FedSprox", ALGORITHMS]),
     "algorithm of another kind": ("--algorithm torch.nn.Linear", ["torch.nn.Linear", ALGORITHMS]),
     "abstract algorithm": ("--algorithm Algorithm", ["Algorithm is abstract", ALGORITHMS]),
-    "unknown data": ("--data MNIST", ['"data"', "MNIST", "['Digits', 'Manifest', 'URFall']"]),
+    "unknown data": (
+        "--data MNIST",
+        ['"data"', "MNIST", DATA],
+    ),
     "abstract data": (
         "--data FederatedDataModule",
-        ["is abstract", "['Digits', 'Manifest', 'URFall']"],
+        ["is abstract", DATA],
     ),
     "unknown argument of the data": ("--data.colour red", ['"data"', "colour", "'batch_size'"]),
     "unknown argument of the algorithm": (
@@ -323,7 +327,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "client without keys": ("clients: {attic: }", ["clients.attic", "None", CLIENT_KEYS]),
     "unknown class": (
         "data: {class_path: mlecs_lightning.MNIST}",
-        ['"data"', "mlecs_lightning.MNIST", "['Digits', 'Manifest', 'URFall']"],
+        ['"data"', "mlecs_lightning.MNIST", DATA],
     ),
 }
 

@@ -21,8 +21,9 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
         "data.init_args.batch_size must be at least 1, got 0",
         "data.init_args.modalities.my.cam: a modality of kind 'image' has 3 dimensions, "
         "got shape (3,)",
-        "data.init_args.modalities: 'my.cam' cannot name a modality: expected a letter or '_', "
-        "then letters, digits and '_'",
+        "data.init_args.modalities: 'my.cam' cannot name a modality: expected letters, digits, "
+        "'_', '-' and spaces, and one of the first three at the start; no points, since names of "
+        "tensors have them",
         "data.init_args.instruction must not be blank, got ' '",
         "data.init_args.labels: class 'up' needs at least one phrase and no blank one: []",
         "data.init_args.file is empty: name at least one",
