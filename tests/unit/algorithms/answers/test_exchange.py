@@ -136,7 +136,14 @@ def test_nothing_is_asked_unless_the_settings_say_so(
         assert not any(name.startswith("answers") for name in (*message.tensors, *message.scalars))
 
 
-@pytest.mark.parametrize(("algorithm", "answers"), [(FedAvg, ALL), (MLECS, ALL), (FedAvg, CHOSEN)])
+@pytest.mark.parametrize(
+    ("algorithm", "answers"),
+    [
+        (FedAvg, CHOSEN),
+        pytest.param(FedAvg, ALL, marks=pytest.mark.slow),
+        pytest.param(MLECS, ALL, marks=pytest.mark.slow),
+    ],
+)
 def test_run_that_is_gone_on_with_ends_in_the_same_bits(
     algorithm: type[FedAvg], answers: Answers, tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
