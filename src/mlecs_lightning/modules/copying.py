@@ -1,4 +1,4 @@
-"""Pocket backbones that can copy: what is trained on where inputs are texts, read as tokens.
+"""Pocket backbones meant to copy: training data where inputs are texts that are read as tokens.
 
 A model that has only seen a task's sentences says them again, whatever its inputs say. So these are
 trained to say a sentence whose parts stand in the texts before it, as in denoising (arXiv

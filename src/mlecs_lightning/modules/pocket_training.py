@@ -261,7 +261,7 @@ def train_to_copy(
     *,
     on_step: Callable[[], None],
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Train a Llama: with rotary positions, a few hundred steps are enough to learn to copy."""
+    """Train a Llama on `Passages`. At these sizes it does not copy reliably yet."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = _byte_pairs(words, instructions)
