@@ -45,11 +45,12 @@ RANK = {
     "clients": 8,
     "evaluation": 9,
     "federated": 10,
-    "__init__": 11,
-    "cli": 12,
+    "network": 11,
+    "__init__": 12,
+    "cli": 13,
     "shipped": 1,
-    "commands": 13,
-    "__main__": 14,
+    "commands": 14,
+    "__main__": 15,
 }
 # A method is a plug-in: what it takes to run one must work for a method that nobody here wrote.
 KNOW_METHODS = ("algorithms", "__init__", "cli")

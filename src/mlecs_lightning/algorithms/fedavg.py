@@ -116,6 +116,16 @@ class FedAvg(LocalTraining):
         rank = sum(lora.r for lora in clients.values())
         return LoraSettings(rank, rank, widest.dropout, widest.target_modules)
 
+    @property
+    def provisions(self) -> bool:
+        """Whether devices need the A of their group, which the server has drawn."""
+        return self.aggregation == "freeze_a"
+
+    def prepare_edge(self, client: str, module: EdgeModule) -> None:
+        """Freeze A under ``freeze_a``."""
+        if self.aggregation == "freeze_a" and module.backbone.trains_a():
+            module.backbone.freeze_a()
+
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
         """Read the clients' adapter settings; under ``freeze_a`` give each group one fixed A."""
         self._loras = {name: module.backbone.lora for name, module in clients.items()}
@@ -126,13 +136,11 @@ class FedAvg(LocalTraining):
         for host in server.module.hosts:
             server.module.tower(host).backbone.freeze_a()
         for name, module in clients.items():
-            if module.backbone.trains_a():
-                module.load_adapter_state(initial[self._hosts[name]])
-                module.backbone.freeze_a()
+            module.load_adapter_state(initial[self._hosts[name]])
 
     # The round ------------------------------------------------------------------------------
 
-    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+    def downlink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter."""
         return self._with_answers(Schema(adapter_fields(edge.backbone.adapter_parameters())))
 

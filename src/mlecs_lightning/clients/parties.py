@@ -46,6 +46,15 @@ class Parties:
         """Return the key that the settings of a hosted SLM come from, for error messages."""
         return "edge" if len(self.hosts) == 1 else f"clients.{self.groups[host][0]}"
 
+    def only(self, client: str) -> Parties:
+        """Return what a device needs: its client, and the host whose adapter a proxy has."""
+        return replace(
+            self,
+            hosts=self.hosts if self.uses_proxy else {},
+            profiles={client: self.profiles[client]},
+            models={client: self.models[client]},
+        )
+
     @classmethod
     def resolve(
         cls, settings: FederationSettings, algorithm: Algorithm, data: FederatedDataModule

@@ -52,6 +52,7 @@ def check_texts(
     coder_of: Callable[[ModelSettings, str], TextCoder],
     *,
     algorithm: Algorithm | None = None,
+    server: bool = True,
     clients: bool = True,
 ) -> None:
     """Find texts that are too long, in all splits of all parties, before training.
@@ -65,13 +66,14 @@ def check_texts(
         data: The data, with the clients attached.
         coder_of: Returns the tokenizer of a party's model, given settings and key.
         algorithm: Determines whether the server reads private samples.
-        clients: Whether to check the clients, too.
+        server: Whether to check the server.
+        clients: Whether to check the clients.
 
     Raises:
         ConfigurationError: If a text is too long for a model; one message with all faults.
     """
     faults, warnings = FaultList(), list[str]()
-    for reading in _readings(parties, data, algorithm, clients=clients):
+    for reading in _readings(parties, data, algorithm, server=server, clients=clients):
         room = _room(reading, coder_of(reading.settings, reading.parties[0]), data)
         faults += _too_long(reading, room)
         warnings += _cut(reading, room)
@@ -163,6 +165,7 @@ def _readings(
     data: FederatedDataModule,
     algorithm: Algorithm | None,
     *,
+    server: bool = True,
     clients: bool = True,
 ) -> list[_Reading]:
     """List the tables of all parties; parties that read a table in the same way share an entry."""
@@ -188,8 +191,9 @@ def _readings(
     }
     if algorithm is not None and algorithm.pools_private:
         public["train, of all clients"] = data.pooled()
-    add("server", "server", parties.server, public)
-    for host, settings in parties.hosts.items():
+    if server:
+        add("server", "server", parties.server, public)
+    for host, settings in parties.hosts.items() if server else ():
         own = settings.backbone != parties.server.backbone
         add(parties.key_of(host) if own else "server", "server", settings, public)
     for name, profile in parties.profiles.items() if clients else ():

@@ -61,6 +61,7 @@ def deal(
     test: SampleTable,
     clients: Mapping[str, ClientProfile],
     *,
+    held: Collection[str] | None = None,
     partition: Partition,
     classes: int,
     alpha: float,
@@ -73,6 +74,9 @@ def deal(
         test: The test samples. With ``domain``, a client gets those of all domains that it holds
             training samples of; with ``dirichlet``, they are dealt in the same proportions.
         clients: The clients, by name.
+        held: The clients whose samples are wanted; by default all. The pools need not have the
+            samples of others, unless the draw depends on them: with ``dirichlet``, or if one of
+            these clients names no domains.
         partition: ``domain`` or ``dirichlet``.
         classes: Number of classes.
         alpha: Concentration of the Dirichlet label skew.
@@ -82,20 +86,27 @@ def deal(
         ValueError: If a domain does not exist, or a client gets no private samples; one line for
             each fault.
     """
+    if held is not None and not held:
+        return {}, {}
+    if held is not None and partition == "domain":
+        own = {name: clients[name] for name in clients if name in held}
+        clients = own if all(p.domains is not None for p in own.values()) else clients
     names = list(clients)
     if partition == "dirichlet":
         table = dirichlet_proportions(classes, len(names), alpha=alpha, seed=seed)
-        train, own = (
+        train, test_rows = (
             partition_dirichlet(pool.labels.numpy(), names, proportions=table, seed=seed + n)
             for n, pool in enumerate((private, test), start=1)
         )
     else:
         wanted = {name: profile.domains for name, profile in clients.items()}
         train = partition_by_domain(private.domains, private.groups, wanted=wanted)
-        own = {}
+        test_rows = {}
         for name, rows in train.items():
-            held = sorted({private.domains[i] for i in rows})
-            own[name] = np.flatnonzero(np.isin(np.asarray(test.domains), held))
+            domains = sorted({private.domains[i] for i in rows})
+            test_rows[name] = np.flatnonzero(np.isin(np.asarray(test.domains), domains))
+    if held is not None:
+        train = {name: rows for name, rows in train.items() if name in held}
     empty = [name for name, rows in train.items() if len(rows) == 0]
     if empty:
         raise ValueError(
@@ -105,4 +116,4 @@ def deal(
                 for name in empty
             )
         )
-    return train, own
+    return train, test_rows

@@ -183,7 +183,7 @@ class Evaluator:
                     error, kind="error", stage=stage, round=round, client=client, note=self.note
                 )
         merged = federation.ranks.merge(own)
-        found = {c: r for c in federation.clients if (r := merged[c]) is not None}
+        found = {c: r for c in federation.evaluated if (r := merged[c]) is not None}
         failed = [result for result in found.values() if isinstance(result, Failure)]
         self.failures.failures += failed
         reasons = "\n".join(failure.reason for failure in failed)

@@ -59,6 +59,7 @@ class RunBuilder:
         data: The data.
         training: Whether the run will train. Only training writes log and configuration: an
             evaluation leaves those of its run alone.
+        remote: Whether the clients train elsewhere, so that only the server's data are here.
     """
 
     settings: TrainerSettings
@@ -67,6 +68,7 @@ class RunBuilder:
     algorithm: Algorithm
     data: FederatedDataModule
     training: bool = True
+    remote: bool = False
 
     def build(self, parties: FederationSettings, ckpt_path: str | None) -> Run:
         """Check, launch, build and, with a checkpoint, restore.
@@ -80,6 +82,7 @@ class RunBuilder:
             CheckpointError: If the checkpoint cannot be used.
         """
         origin = self._origin(ckpt_path)
+        self.data.held = () if self.remote else None
         resolved = Parties.resolve(parties, self.algorithm, self.data)
         rounds = self.settings.max_rounds if self.training else 0
         check_rounds(resolved, self.settings.loop, rounds=rounds)
@@ -153,6 +156,7 @@ class RunBuilder:
             fabric=self.fabric,
             gradient_clip_val=settings.gradient_clip_val,
             algorithm=self.algorithm,
+            remote=self.remote,
         )
         if origin is not None:
             check_saved(

@@ -29,7 +29,7 @@ def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top
     Raises:
         ConfigurationError: If the name or the mode is wrong; it says which are right.
     """
-    monitor, clients = run.monitor, run.federation.clients
+    monitor, clients = run.monitor, run.federation.evaluated
     known = [*run.evaluator.validation_names(clients), *run.continual.names(clients)]
     if monitor.name in known:
         _check_mode(monitor)

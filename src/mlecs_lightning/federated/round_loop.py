@@ -128,7 +128,7 @@ class RoundLoop:
         """Return the scores of all parties after a round, if they are due."""
         run, due = self._run, self._settings.validates(number)
         scores = run.evaluator.validate(run.federation, round=number) if due else {}
-        if due or run.continual.due(run.federation.clients, number):
+        if due or run.continual.due(run.federation.evaluated, number):
             scores |= run.continual.row(run.evaluator, run.federation, number)
         return scores
 

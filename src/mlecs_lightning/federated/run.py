@@ -152,6 +152,7 @@ class Run:
         """Return everything but the clients' states, as plain values and tensors on the CPU."""
         return {
             "names": list(self.federation.clients),
+            "remote": self.federation.remote,
             "about": self._about(),
             "server": self.federation.server.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -293,17 +294,23 @@ class Run:
         unlike = sorted(set(state["names"]) ^ set(federation.clients))
         if unlike:
             raise CheckpointError(f"ckpt_path: the checkpoint has other clients: {unlike}")
+        if state.get("remote", False) != federation.remote:
+            here, there = ("serve", "fit") if federation.remote else ("fit", "serve")
+            raise CheckpointError(
+                f"ckpt_path: the checkpoint was written by `mlecs {there}`, which keeps the states "
+                f"of clients elsewhere than `mlecs {here}`: resume it with `mlecs {there}`"
+            )
         partial = state.get("partial")
         try:
             server = state["server"]
             federation.server.load_state_dict(server | origin(state, "server", server))
             self.changed["server"] = federation.server.changed
-            for client in federation.own:
+            for client in federation.kept:
                 if client in state["clients"]:
                     saved = client_state(state["clients"][client], path)
-                    saved |= origin(state, client, saved)
-                    federation.store.put(client, saved, round=last_round_of(client, state))
-                self.changed[client] = federation.edge(client).changed
+                    self._restore_client(client, saved, state)
+                if not federation.remote:
+                    self.changed[client] = federation.edge(client).changed
                 if partial is not None and client in partial:
                     self._restore_outcome(client, partial[client])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -320,6 +327,12 @@ class Run:
         self.next_round = int(state["round"]) + (partial is None)
         self.clock, self.before = clock_of(state["seconds"], len(self.history))
         self.restored = True
+
+    def _restore_client(self, client: str, saved: dict[str, Any], state: Mapping[str, Any]) -> None:
+        """Store the state of a client, or what the server remembers of a remote one."""
+        if not self.federation.remote:
+            saved |= origin(state, client, saved)
+        self.federation.store.put(client, saved, round=last_round_of(client, state))
 
     def begin(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Start writing to the run folder, once nothing can refuse the run any more.

@@ -41,7 +41,7 @@ def _continual(run: Run) -> dict[str, Any] | None:
     if rows and not any(k.startswith("stream/") for k in rows[-1]):
         last = int(rows[-1]["round"])
         rows[-1] = rows[-1] | run.continual.row(run.evaluator, run.federation, last)
-    return run.continual.summary(rows, run.federation.clients)
+    return run.continual.summary(rows, run.federation.evaluated)
 
 
 def _pretraining(run: Run) -> dict[str, Any]:

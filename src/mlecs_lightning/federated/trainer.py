@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,22 +17,20 @@ from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.evaluation.prediction import predictions_of
 from mlecs_lightning.federated.builder import RunBuilder
+from mlecs_lightning.federated.exchange.link import Link
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR
-from mlecs_lightning.federated.round_loop import RoundLoop
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.summary import summary_of
+from mlecs_lightning.federated.training import Training
 from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
 from mlecs_lightning.rounds.algorithm import Algorithm
-from mlecs_lightning.rounds.failures import EvaluationError
 from mlecs_lightning.rounds.participation import LoopSettings
-from mlecs_lightning.rounds.signals import Interrupted, StopSignals
+from mlecs_lightning.rounds.signals import StopSignals
 from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.wire import Codec, MessageLimits
 
 __all__ = ["FederatedTrainer", "Precision"]
-
-log = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -209,36 +206,24 @@ class FederatedTrainer:
             CheckpointError: If the checkpoint cannot be used.
             Interrupted: After SIGTERM or SIGINT, when everything is saved.
         """
-        run = self._open(algorithm, datamodule, federation, ckpt_path)
+        return self.train(self.open(algorithm, datamodule, federation, ckpt_path))
+
+    def train(
+        self, run: Run, link: Callable[[Run, StopSignals], Link] | None = None
+    ) -> dict[str, Any]:
+        """Train a run that `open` has built, test it, and write its folder.
+
+        Args:
+            run: The run.
+            link: Makes the link to the devices; by default they are simulated in this process.
+
+        Returns:
+            The summary.
+        """
+        callbacks = self._callbacks
         if not self.is_global_zero:
-            self._callbacks = [c for c in self._callbacks if not isinstance(c, RichProgress)]
-        clients = run.federation.clients
-        self._call(
-            "on_fit_start", max_rounds=self.max_rounds, clients=clients, folder=str(run.folder.path)
-        )
-        try:
-            if run.restored:
-                run.tell_changes()
-                self._call("on_resume", history=tuple(run.history))
-            with StopSignals() as stop:
-                self._train(run, RoundLoop(run, self.settings.loop, self._call, stop))
-            # Before the test, which may fail.
-            run.folder.write_adapters(run.federation)
-            summary = summary_of(run, run.test())
-            run.folder.write_summary(summary)
-            if self.is_global_zero:
-                for remark in run.algorithm.remarks(run.history):
-                    log.warning("%s", remark)
-            self._call("on_fit_end", summary=summary)
-            run.folder.close("success")
-        except BaseException:
-            run.folder.close("failed")
-            raise
-        finally:
-            for callback in self._callbacks:
-                if isinstance(callback, RichProgress):
-                    callback.close()
-        return summary
+            callbacks = [c for c in callbacks if not isinstance(c, RichProgress)]
+        return Training(run, self.settings, callbacks).fit(link)
 
     def validate(
         self,
@@ -255,7 +240,7 @@ class FederatedTrainer:
             federation: Server, edges and clients.
             ckpt_path: ``last``, ``best`` or a checkpoint file.
         """
-        run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
+        run = self.open(algorithm, datamodule, federation, ckpt_path, training=False)
         builder = self._builder(algorithm, datamodule)
         evaluator = builder.evaluator(self.settings.limit_val_batches, bertscore=True)
         return evaluator.validate(run.federation, round=run.last_round)
@@ -275,7 +260,7 @@ class FederatedTrainer:
             federation: Server, edges and clients.
             ckpt_path: ``last``, ``best`` or a checkpoint file.
         """
-        run = self._open(algorithm, datamodule, federation, ckpt_path, training=False)
+        run = self.open(algorithm, datamodule, federation, ckpt_path, training=False)
         return summary_of(run, run.test()) | {"seconds": run.before}
 
     def predict(
@@ -324,11 +309,18 @@ class FederatedTrainer:
     # One run --------------------------------------------------------------------------------
 
     def _builder(
-        self, algorithm: Algorithm, datamodule: FederatedDataModule, *, training: bool = False
+        self,
+        algorithm: Algorithm,
+        datamodule: FederatedDataModule,
+        *,
+        training: bool = False,
+        remote: bool = False,
     ) -> RunBuilder:
-        return RunBuilder(self.settings, self._fabric, self.config, algorithm, datamodule, training)
+        return RunBuilder(
+            self.settings, self._fabric, self.config, algorithm, datamodule, training, remote
+        )
 
-    def _open(
+    def open(
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
@@ -336,57 +328,17 @@ class FederatedTrainer:
         ckpt_path: str | None,
         *,
         training: bool = True,
+        remote: bool = False,
     ) -> Run:
-        builder = self._builder(algorithm, datamodule, training=training)
-        return builder.build(federation, ckpt_path)
-
-    def _train(self, run: Run, loop: RoundLoop) -> None:
-        """Warm up and run the rounds, with a checkpoint after each and wherever a signal stops."""
-        saves = self.settings.checkpointing
-        self._start(run, loop)
-        state = run.state_dict() if saves else {}
-        if saves:
-            run.save_beginning(state, keep=self.settings.save_top_k)
-        for number in range(run.next_round, self.max_rounds):
-            if any(callback.should_stop for callback in self._callbacks):
-                break
-            self._train_round(run, loop, number, state)
-            if saves:
-                state = run.state_dict()
-                run.save(state, number, keep=self.settings.save_top_k)
-            self._call("on_round_end", round=number, metrics=run.history[-1])
-            loop.stop_together()
-
-    def _start(self, run: Run, loop: RoundLoop) -> None:
-        """Warm up a run that starts from no checkpoint, and hand out its models."""
-        if run.restored:
-            return
-        if self.settings.warmup_ckpt_path is None:
-            loop.warm_up()
-        run.federation.deliver(run.algorithm)
-
-    def _train_round(self, run: Run, loop: RoundLoop, number: int, before: dict[str, Any]) -> None:
-        """Train a round; if it cannot end, save what has been done.
+        """Check, launch and build a run; with a checkpoint, restore it.
 
         Args:
-            run: The run.
-            loop: Its loop.
-            number: The round.
-            before: The state before the round, empty if nothing is saved.
+            algorithm: The method.
+            datamodule: The data.
+            federation: Server, edges and clients.
+            ckpt_path: ``last``, ``best`` or a checkpoint file.
+            training: Whether the run will train.
+            remote: Whether the clients train elsewhere.
         """
-        keep = self.settings.save_top_k
-        try:
-            loop.round(number)
-        except Interrupted:
-            if self.settings.checkpointing:
-                run.save(before, number, keep=keep, partial=run.partial_state())
-                run.federation.store.drop_messages()
-            raise
-        except EvaluationError:
-            if self.settings.checkpointing:
-                run.save(run.state_dict(), number, keep=keep)
-            raise
-
-    def _call(self, hook: str, **facts: Any) -> None:
-        for callback in self._callbacks:
-            getattr(callback, hook)(**facts)
+        builder = self._builder(algorithm, datamodule, training=training, remote=remote)
+        return builder.build(federation, ckpt_path)

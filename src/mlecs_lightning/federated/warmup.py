@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader
 from mlecs_lightning.checkpoints.frozen import check_ranks
 from mlecs_lightning.checkpoints.warmup import load_warmup, read_warmup, saved_moments
 from mlecs_lightning.checkpoints.warmup_files import CheckedIO, ClaimedLog
-from mlecs_lightning.clients.federation import build_server, check_lengths
+from mlecs_lightning.clients.backbones import check_lengths
+from mlecs_lightning.clients.federation import build_server
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.ranks import check_precision
 from mlecs_lightning.clients.settings import FederationSettings

@@ -120,8 +120,27 @@ class Algorithm(ABC):
         """
         return
 
+    @property
+    def provisions(self) -> bool:
+        """Whether a device cannot build its first state alone, so that the server must send it.
+
+        The seed gives all other first weights, on the device as on the server.
+        """
+        return self.delivers
+
+    def prepare_edge(self, client: str, module: EdgeModule) -> None:
+        """Read or change a client's fresh module with what the client alone knows.
+
+        Called before `prepare` and, on a device of its own, instead of it.
+
+        Args:
+            client: The client.
+            module: The module of its architecture.
+        """
+        return
+
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Check, read or change the fresh modules before round 0.
+        """Check, read or change the fresh modules before round 0, where all parties are at hand.
 
         Args:
             server: The server.
@@ -138,7 +157,7 @@ class Algorithm(ABC):
         """
         return {}
 
-    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+    def downlink(self, edge: EdgeModule) -> Schema:
         """Declare the contents of a broadcast to a client."""
         return Schema()
 

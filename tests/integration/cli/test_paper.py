@@ -193,7 +193,6 @@ def test_a_client_s_round_is_at_most_0_65_percent_of_the_parameters(
 ) -> None:
     """Counted in numbers that cross the channel, as its schemas declare them (arXiv 2602.14107)."""
     algorithm, steps = cli.algorithm, cli.algorithm.steps  # type: ignore[attr-defined]
-    learner = SimpleNamespace(module=server)
     samples = steps.public * cli.datamodule.batch_size
 
     def numbers(schema: Schema, rows: int) -> dict[str, int]:
@@ -208,12 +207,12 @@ def test_a_client_s_round_is_at_most_0_65_percent_of_the_parameters(
     own = sum(p.numel() for p in slm.parameters())
     pair = own + sum(p.numel() for p in server.tower("llm").backbone.parameters())
     up = numbers(algorithm.uplink(edge), samples)
-    down = numbers(algorithm.downlink(learner, edge), samples)  # type: ignore[arg-type]
+    down = numbers(algorithm.downlink(edge), samples)  # type: ignore[arg-type]
     assert up == {"adapter": trained(edge, "slm")}
     assert down == {"adapter": trained(edge, "slm"), "fused": samples * 256}
     assert sum(up.values()) / own == pytest.approx(0.0052, abs=5e-5)
     assert sum(down.values()) / own <= 0.0065
     # Were the representations of 3,900 public samples to travel, it would be the paper's figure.
-    everything = sum(numbers(algorithm.downlink(learner, edge), 3900).values())  # type: ignore[arg-type]
+    everything = sum(numbers(algorithm.downlink(edge), 3900).values())  # type: ignore[arg-type]
     assert everything / own == pytest.approx(0.0065, abs=5e-5)
     assert (sum(up.values()) + everything) / pair < 0.0014

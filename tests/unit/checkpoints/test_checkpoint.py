@@ -191,7 +191,7 @@ def test_a_resumed_run_goes_on_with_the_scale_of_its_gradients(
     parts = (mlecs_run.algorithm, tiny.data(), tiny.parties(), str(path))
     runs, scalers = [], [torch.amp.GradScaler("cpu", init_scale=s) for s in (1024.0, 65536.0)]
     for scaler in scalers:
-        runs.append(resumable(tiny, tmp_path)._open(*parts, training=False))
+        runs.append(resumable(tiny, tmp_path).open(*parts, training=False))
         runs[-1].fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", scaler)
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)

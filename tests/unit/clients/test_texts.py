@@ -14,7 +14,7 @@ from rich.console import Console
 from mlecs_lightning import Manifest
 from mlecs_lightning.algorithms import Centralized, CoPLMs, FedAvg
 from mlecs_lightning.clients import ClientSettings
-from mlecs_lightning.clients.federation import check_lengths
+from mlecs_lightning.clients.backbones import check_lengths
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.texts import text_suspicions
 from mlecs_lightning.errors import ConfigurationError

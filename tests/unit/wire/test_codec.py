@@ -406,7 +406,7 @@ def test_both_ends_go_by_the_same_adapter_and_less_crosses(
     shipped = algorithm.shipped(tiny.build(algorithm).server, "hall")
     federation = tiny.build(algorithm)
     known = dict(shipped)
-    schema = algorithm.downlink(federation.server, federation.module("hall"))
+    schema = algorithm.downlink(federation.module("hall"))
     downs = [data for way, client, data in log.messages if (way, client) == ("downlink", "hall")]
     for data in downs:
         known = dict(codec.unpack(decode(data)[0], schema, "downlink", known=known).tensors)
@@ -457,7 +457,7 @@ def test_a_client_that_fails_is_told_the_difference_from_what_it_still_knows(
     wires = [last(tmp_path, r)["clients"]["hall"]["wire"] for r in range(3)]
     assert alike(wires[0], wires[1])
     federation = tiny.build(algorithm)
-    schema = algorithm.downlink(federation.server, federation.module("hall"))
+    schema = algorithm.downlink(federation.module("hall"))
     data = [d for way, client, d in log.messages if (way, client) == ("downlink", "hall")][2]
     read = codec.unpack(decode(data)[0], schema, "downlink", known=wires[0]["received"])
     assert alike(wires[2]["received"], dict(read.tensors))

@@ -218,7 +218,7 @@ class CDCCA(LocalTraining):
         """Return the student's present adapter."""
         return {f"adapter/{k}": v for k, v in server.module.adapter_state().items()}
 
-    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+    def downlink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter."""
         return Schema(adapter_fields(edge.backbone.adapter_parameters()))
 

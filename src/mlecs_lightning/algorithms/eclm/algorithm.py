@@ -124,6 +124,8 @@ class ECLM(LocalTraining):
         self.offline = OfflineStage(modules, active, gate_noise, balance_weight, modality_dropout)
         self.drift_significance = drift_significance
         self.rederive, self.refresh = rederive, refresh
+        self._prototypes: dict[str, dict[str, str]] = {}
+        self._costs: dict[str, Costs] = {}
 
     # Compatible settings --------------------------------------------------------------------
 
@@ -151,13 +153,16 @@ class ECLM(LocalTraining):
         """Prepare the edge for a sub-model."""
         DeviceParts.add(module, self.modules, tuple(modalities))
 
+    def prepare_edge(self, client: str, module: EdgeModule) -> None:
+        """Count the costs of a client's modules."""
+        self._prototypes[client] = prototype_names(module)
+        self._costs[client] = count_costs(module)
+
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
-        """Count the costs of modules, and check that prototypes and budgets fit."""
+        """Check that prototypes and budgets fit."""
         self._server = server.module
         self._place = {name: j for j, name in enumerate(clients)}
         self._edges = dict(clients)
-        self._prototypes = {name: prototype_names(module) for name, module in clients.items()}
-        self._costs: dict[str, Costs] = {}
         state, faults = server.module.state_dict(), FaultList()
         for name, module in clients.items():
             own = module.state_dict()
@@ -171,7 +176,6 @@ class ECLM(LocalTraining):
                     f"clients.{name}: ECLM sends the cloud's extractors and connector to devices, "
                     f"so theirs must be those of the server; these differ: {unlike[:3]}"
                 )
-            self._costs[name] = count_costs(module)
             with faults.collecting():
                 self._derive(name, torch.ones(modular_of(module).shape))
         faults.raise_any()
@@ -202,7 +206,7 @@ class ECLM(LocalTraining):
 
     # Down -----------------------------------------------------------------------------------
 
-    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+    def downlink(self, edge: EdgeModule) -> Schema:
         """Declare the sub-model, the modules that the device lacks, and the prototype."""
         modular = modular_of(edge)
         return Schema(

@@ -191,12 +191,12 @@ class MLECS(FedAvg):
 
     # Edge -----------------------------------------------------------------------------------
 
-    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+    def downlink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter and, with CCL, representations and their ids."""
-        schema = super().downlink(server, edge)
+        schema = super().downlink(edge)
         if "ccl" not in self.components:
             return schema
-        width = server.module.settings.connector.width
+        width = edge.settings.connector.width
         return Schema(
             {**schema.tensors, "fused/anchors": TensorField((None, width))},
             {**schema.scalars, "ids": ScalarField(tuple)},

@@ -43,6 +43,8 @@ def missing_faults(
     rows: Mapping[Split, Sequence[int]],
     present: Tensor,
     modalities: Sequence[str],
+    *,
+    trains: bool = True,
 ) -> list[str]:
     """Report training splits without samples or targets, and modalities no public sample has.
 
@@ -51,11 +53,12 @@ def missing_faults(
         rows: See `rows_of_splits`.
         present: (N, K) bool, whether a sample has a modality.
         modalities: The K modalities.
+        trains: Whether clients train in this process.
     """
     faults = []
     if not rows["public"]:
         faults.append("no sample of split 'public' is left: the server has nothing to train on")
-    if not rows["train"]:
+    if trains and not rows["train"]:
         faults.append("no sample of split 'train' is left: every client has nothing to train on")
     if not faults and not any(lines[row].targets for row in rows["public"]):
         faults.append("no public sample has a target: the server has nothing to learn from")

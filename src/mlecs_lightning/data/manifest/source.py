@@ -178,7 +178,8 @@ class Manifest(FederatedDataModule):
         lines, labels, inputs = self._read()
         rows = rows_of_splits(lines, inputs.present)
         if not self._preparations:
-            raise_faults(missing_faults(lines, rows, inputs.present, tuple(self.modalities)))
+            names, trains = tuple(self.modalities), self.held != ()
+            raise_faults(missing_faults(lines, rows, inputs.present, names, trains=trains))
             self._preparations = public_preparations(self.declared, inputs, rows["public"])
         table = self._table(lines, labels, inputs)
         self._asked = table.select(rows["test"])
@@ -323,7 +324,8 @@ class Manifest(FederatedDataModule):
         """
         self.setup()
         own = {name: self._with_domain(name, profile) for name, profile in clients.items()}
-        faults = FaultList(self._owner_faults(clients))
+        here = {n: p for n, p in clients.items() if self.held is None or n in self.held}
+        faults = FaultList(self._owner_faults(here) if here else ())
         if faults:
             faults += client_faults(own, self.modalities, partition=self.partition)
             faults.raise_any()

@@ -67,7 +67,7 @@ class Exchange:
             self._sent[client] = _Sent()
             return None
         run = self._run
-        schema = run.algorithm.downlink(run.federation.server, run.federation.module(client))
+        schema = run.algorithm.downlink(run.federation.module(client))
         known: Mapping[str, Tensor] = {}
         if run.channel.codec is not None:
             known = run.federation.codec_state(client).received
@@ -93,6 +93,11 @@ class Exchange:
         sent = self._sent.pop(client)
         if reply.failure is not None:
             return Outcome(client, sent.sizes, failure=reply.failure)
+        if run.federation.remote:
+            # Any answer says that the device has ended the round, even one that is refused here.
+            coded = run.channel.codec is not None
+            received = adapter_of(sent.message) if coded else {}
+            run.federation.confirm(client, round=ctx.round, received=received)
         if reply.data is None:
             return Outcome(client, sent.sizes, metrics=reply.figures | sent.errors)
         try:

@@ -405,7 +405,7 @@ def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
     path = trainer.predict(eclm(), tiny.data(), divided(), "last")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert {row["party"] for row in rows} == {*tiny.clients, "server"}
-    run = trainer._open(eclm(), tiny.data(), divided(), "last", training=False)
+    run = trainer.open(eclm(), tiny.data(), divided(), "last", training=False)
     for client in run.federation.clients:
         table = run.data.held_out(client, run.federation.parties.profiles[client])
         said = run.tester.predictions(run.federation.edge(client), table)

@@ -1,0 +1,257 @@
+"""The server's end of the network: offers go out at once, replies come in any order."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from mlecs_lightning.federated.exchange.device import Reply
+from mlecs_lightning.federated.exchange.link import Offer
+from mlecs_lightning.federated.run import Run
+from mlecs_lightning.network.agreement import Agreement
+from mlecs_lightning.network.envelope import Envelope, EnvelopeError
+from mlecs_lightning.network.provision import provision
+from mlecs_lightning.rounds.context import RoundContext
+from mlecs_lightning.rounds.failures import Failure, FailureKind
+
+__all__ = ["Arrival", "NetworkLink", "Transport"]
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = (1.0, 2.0, 5.0, 10.0)
+"""Seconds before a request is sent again, after each failure of the connection."""
+_POLL = 0.2
+
+
+class Arrival(NamedTuple):
+    """What has come back for a request.
+
+    Attributes:
+        ticket: The request.
+        data: The answer; ``None`` if the connection or the device failed.
+    """
+
+    ticket: str
+    data: bytes | None
+
+
+class Transport(Protocol):
+    """Carries bytes between the server and devices that have proved who they are."""
+
+    def online(self) -> Collection[str]:
+        """Return the clients whose devices are connected."""
+
+    def send(self, client: str, data: bytes) -> str:
+        """Send a request to a client; return its ticket."""
+
+    def receive(self, timeout: float) -> Iterable[Arrival]:
+        """Return the answers that have come within some seconds."""
+
+
+@dataclass
+class _Call:
+    """A request that has not been answered.
+
+    Attributes:
+        client: The client.
+        path: The file of the offer.
+        ticket: The ticket of what is under way; empty if nothing is.
+        greets: Whether that is a greeting.
+        failures: How often the connection has failed.
+        due: When to send.
+        reached: Whether the device has been sent anything.
+    """
+
+    client: str
+    path: Path
+    ticket: str = ""
+    greets: bool = False
+    failures: int = 0
+    due: float = 0.0
+    reached: bool = False
+
+
+class _Round(NamedTuple):
+    """The calls of a round that are open, and the replies so far.
+
+    Attributes:
+        ctx: The round.
+        calls: By client.
+        replies: By client; an update is in a file until its turn comes.
+    """
+
+    ctx: RoundContext
+    calls: dict[str, _Call]
+    replies: dict[str, Reply | Path]
+
+
+@dataclass
+class NetworkLink:
+    """Sends the offers of a round to devices, and yields their replies in the order of the offers.
+
+    A device that is away, or fails on the way, is asked again until the deadline. A reply that
+    comes after it is dropped. Offers and replies lie in files, so that memory does not grow with
+    the number of clients.
+
+    Attributes:
+        run: The run.
+        transport: Carries bytes.
+        agreement: Returns what a client must agree with.
+        check: Raises an exception if a signal has asked to stop.
+        deadline: Seconds of a round's exchange; ``None`` to wait for every participant.
+        max_bytes: Maximum length of an answer.
+    """
+
+    run: Run
+    transport: Transport
+    agreement: Callable[[str], Agreement]
+    check: Callable[[], None]
+    deadline: float | None = None
+    max_bytes: int | None = None
+    _agreed: set[str] = field(default_factory=set, init=False)
+    _errors: dict[str, float] = field(default_factory=dict, init=False)
+
+    def exchange(self, ctx: RoundContext, offers: Iterable[Offer]) -> Iterator[Reply]:
+        """See `Link`."""
+        with tempfile.TemporaryDirectory(prefix="offers-", dir=self.run.folder.path) as folder:
+            round = _Round(ctx, {}, {})
+            for offer in offers:
+                path = Path(folder) / f"{offer.client}.offer"
+                path.write_bytes(self._request(ctx, offer))
+                round.calls[offer.client] = _Call(offer.client, path)
+            clients = tuple(round.calls)
+            self._wait(round, Path(folder))
+            for client in clients:
+                reply = round.replies.pop(client)
+                yield self._read(client, reply) if isinstance(reply, Path) else reply
+
+    def _read(self, client: str, path: Path) -> Reply:
+        data = path.read_bytes()
+        path.unlink()
+        return Reply(client, data, self._errors.pop(client, None))
+
+    def _request(self, ctx: RoundContext, offer: Offer) -> bytes:
+        """Return the offer with what the device needs to take it up."""
+        run, client = self.run, offer.client
+        last = run.federation.last_round(client)
+        coded = run.channel.codec is not None
+        first = None
+        if last is None:
+            first = provision(run.federation, run.algorithm, client, coded=coded)
+        header = {"client": client, "round": ctx.round, "last": last}
+        return Envelope("offer", header, [first or b"", offer.data or b""]).to_bytes()
+
+    # Waiting ----------------------------------------------------------------------------------
+
+    def _wait(self, round: _Round, folder: Path) -> None:
+        """Send, receive and send again, until all have answered or the time is over."""
+        start = time.monotonic()
+        while round.calls:
+            self.check()
+            self._send_due(round)
+            for ticket, data in self.transport.receive(_POLL):
+                call = next((c for c in round.calls.values() if c.ticket == ticket), None)
+                if call is None:
+                    log.info("an answer came too late, and was dropped")
+                    continue
+                call.ticket = ""
+                self._arrived(round, call, data, folder)
+            if self.deadline is not None and time.monotonic() - start > self.deadline:
+                self._close(round)
+
+    def _send_due(self, round: _Round) -> None:
+        online = self.transport.online()
+        for call in round.calls.values():
+            if call.ticket or call.due > time.monotonic() or call.client not in online:
+                continue
+            call.greets = call.client not in self._agreed
+            if call.greets:
+                facts = {"client": call.client, **self.agreement(call.client).plain()}
+                request = Envelope("hello", facts).to_bytes()
+            else:
+                request = call.path.read_bytes()
+            call.ticket, call.reached = self.transport.send(call.client, request), True
+
+    def _close(self, round: _Round) -> None:
+        """Give up those who have not answered in time."""
+        for client, call in round.calls.items():
+            kind: FailureKind = "straggler" if call.reached else "dropout"
+            round.replies[client] = _failed(round.ctx, client, kind)
+        round.calls.clear()
+
+    # Answers ----------------------------------------------------------------------------------
+
+    def _arrived(self, round: _Round, call: _Call, data: bytes | None, folder: Path) -> None:
+        if data is None:
+            self._again(call)
+            return
+        try:
+            answer = Envelope.of(data, max_bytes=self.max_bytes)
+            if answer.header.get("client") != call.client:
+                raise EnvelopeError(f"it says that it is client {answer.header.get('client')!r}")
+            self._handle(round, call, answer, folder)
+        except (EnvelopeError, ValueError, TypeError, KeyError) as error:
+            self._refuse(round, call, [str(error)], stage="uplink")
+
+    def _handle(self, round: _Round, call: _Call, answer: Envelope, folder: Path) -> None:
+        if answer.kind == "hello":
+            self._agreed.add(call.client)
+        elif answer.kind == "stranger":
+            self._agreed.discard(call.client)
+        elif answer.kind == "stopped":
+            self._again(call)
+        elif answer.kind == "refused":
+            self._refuse(round, call, answer.header["reasons"], stage="handshake")
+        elif answer.kind == "missing":
+            rounds = f"it has those of rounds {answer.header['rounds']}"
+            reason = f"the device lacks its state of round {answer.header['last']}; {rounds}"
+            self._refuse(round, call, [reason], stage="rollback")
+        elif answer.header["round"] != round.ctx.round:
+            self._refuse(round, call, [f"it is of round {answer.header['round']}"], stage="uplink")
+        elif answer.kind == "failure":
+            told = answer.header["failure"]
+            failure = Failure(round.ctx.round, call.client, **told)
+            self._settle(round, call, Reply(call.client, failure=failure))
+        elif answer.kind == "update":
+            self._keep_update(round, call, answer, folder)
+        else:
+            self._refuse(round, call, [f"unknown answer {answer.kind!r}"], stage="uplink")
+
+    def _keep_update(self, round: _Round, call: _Call, answer: Envelope, folder: Path) -> None:
+        (data,) = answer.parts
+        error = answer.header.get("codec_error")
+        if error is not None:
+            self._errors[call.client] = float(error)
+        path = folder / f"{call.client}.reply"
+        path.write_bytes(data)
+        self._settle(round, call, path)
+
+    @staticmethod
+    def _settle(round: _Round, call: _Call, reply: Reply | Path) -> None:
+        round.replies[call.client] = reply
+        del round.calls[call.client]
+        call.path.unlink(missing_ok=True)
+
+    def _again(self, call: _Call) -> None:
+        """Try later; the device may have been started anew."""
+        pause = _PATIENCE[min(call.failures, len(_PATIENCE) - 1)]
+        call.failures += 1
+        call.due = time.monotonic() + pause
+        self._agreed.discard(call.client)
+        log.info("client %r did not answer; next try in %g s", call.client, pause)
+
+    def _refuse(self, round: _Round, call: _Call, reasons: Any, *, stage: str) -> None:  # noqa: ANN401
+        """Record a refusal by either end, with its text in the client's own log."""
+        text = "\n  ".join(str(reason)[:1000] for reason in list(reasons)[:50])
+        log.warning("client %r, stage %r: %s", call.client, stage, text)
+        self.run.folder.note(call.client, f"round {round.ctx.round}, refused, {stage}\n{text}\n\n")
+        self._settle(round, call, _failed(round.ctx, call.client, "refused", stage))
+
+
+def _failed(ctx: RoundContext, client: str, kind: FailureKind, stage: str = "") -> Reply:
+    return Reply(client, failure=Failure(ctx.round, client, kind, stage))

@@ -1,0 +1,110 @@
+"""A network whose wire is a function call: each device has objects and a folder of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.fabric import Fabric
+
+from mlecs_lightning import Digits
+from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.federated import FederatedTrainer
+from mlecs_lightning.network.agreement import Agreement
+from mlecs_lightning.network.device import open_device
+from mlecs_lightning.network.link import Arrival, NetworkLink
+from mlecs_lightning.network.session import DeviceSession
+from mlecs_lightning.rounds import Algorithm
+
+
+class Wire:
+    """Hands requests to the sessions of devices, and answers back in the reverse order.
+
+    ``spoil`` may change an answer, or lose it by returning ``None``.
+    """
+
+    def __init__(self, sessions: dict[str, DeviceSession]) -> None:
+        self.sessions = sessions
+        self.spoil: Callable[[str, bytes], bytes | None] = lambda client, answer: answer
+        self.away: set[str] = set()
+        self.log: list[tuple[str, bytes, bytes]] = []
+        self._sent: list[tuple[str, str, bytes]] = []
+
+    def online(self) -> Iterable[str]:
+        return set(self.sessions) - self.away
+
+    def send(self, client: str, data: bytes) -> str:
+        ticket = f"{len(self.log)}/{len(self._sent)}/{client}"
+        self._sent.append((ticket, client, data))
+        return ticket
+
+    def receive(self, timeout: float) -> Iterable[Arrival]:
+        sent, self._sent = self._sent, []
+        for ticket, client, request in reversed(sent):
+            answer = self.sessions[client].answer(request)
+            self.log.append((client, request, answer))
+            yield Arrival(ticket, self.spoil(client, answer))
+
+
+@pytest.fixture(scope="session")
+def network(tiny: SimpleNamespace) -> SimpleNamespace:
+    """``devices`` and ``serve``, with the tiny federation by default."""
+
+    def devices(
+        algorithm: Algorithm,
+        root: Path,
+        trainer: FederatedTrainer,
+        settings: FederationSettings | None = None,
+        data: Callable[[], Digits] = tiny.data,
+        **values: Any,
+    ) -> dict[str, DeviceSession]:
+        settings = settings or tiny.parties()
+        return {
+            name: open_device(
+                name,
+                algorithm=copy.deepcopy(algorithm),
+                data=data(),
+                federation=settings,
+                trainer=trainer.settings,
+                fabric=Fabric(accelerator="cpu", devices=1),
+                folder=root / name,
+                check=lambda: None,
+                **values,
+            )
+            for name in settings.clients
+        }
+
+    def serve(
+        algorithm: Algorithm,
+        trainer: FederatedTrainer,
+        wire: Wire,
+        *,
+        ckpt_path: str | None = None,
+        data: Digits | None = None,
+        settings: FederationSettings | None = None,
+        deadline: float | None = None,
+    ) -> dict[str, Any]:
+        data = data or tiny.data()
+        settings = settings or tiny.parties()
+        run = trainer.open(algorithm, data, settings, ckpt_path, remote=True)
+
+        def agreement(client: str) -> Agreement:
+            return Agreement.of(
+                client,
+                edges=run.federation,
+                data=data,
+                algorithm=algorithm,
+                trainer=trainer.settings,
+                precision="32-true",
+            )
+
+        return trainer.train(
+            run,
+            lambda run, stop: NetworkLink(run, wire, agreement, stop.check, deadline=deadline),
+        )
+
+    return SimpleNamespace(devices=devices, serve=serve, wire=Wire)

@@ -1,0 +1,93 @@
+"""A run over a network ends in the bits of the simulation."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedProx
+from mlecs_lightning.algorithms.answers import Answers
+from mlecs_lightning.algorithms.eclm.derivation import Budget
+from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
+from mlecs_lightning.clients import ClientSettings, FederationSettings
+from mlecs_lightning.data import DomainStream
+from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.wire import DWC
+
+
+class Case(NamedTuple):
+    """What a method is tried with."""
+
+    algorithm: Algorithm
+    settings: FederationSettings
+    data: dict[str, Any]
+
+
+def case(name: str, tiny: SimpleNamespace) -> Case:
+    steps, parties = tiny.steps(warmup=1), tiny.parties()
+    few: dict[str, Any] = {"public_labelled": 0.2}
+    match name:
+        case "eclm":
+            model = tiny.model(lora={"target_modules": ["c_fc", "mlp.c_proj"]})
+            algorithm = ECLM(modules=4, active=2, budget=Budget(modules=0.5), steps=steps)
+            return Case(algorithm, tiny.parties(server=model, edge=model), {})
+        case "cdcca":
+            phone = ClientSettings(["pixels", "profile", "fourier"], domains=["bold", "light"])
+            stream = {"partition": "domain", "schedule": DomainStream(["bold", "light"])}
+            return Case(CDCCA(steps=steps), tiny.parties({"phone": phone}), stream)
+        case "freeze_a":
+            return Case(FedAvg(steps=steps, aggregation="freeze_a"), parties, {})
+        case "answers":
+            return Case(FedAvg(steps=steps, answers=Answers()), parties, few)
+        case _:
+            kinds = {"fedavg": FedAvg, "fedprox": FedProx, "mlecs": MLECS, "coplms": CoPLMs}
+            return Case(kinds[name](steps=steps), parties, {})
+
+
+def plain(value: object) -> object:
+    """Return a state in a form that `==` compares bit by bit."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def state_of(root: Path) -> tuple[Path, dict[str, Any]]:
+    path = checkpoint_of(root / "tiny" / "version_0")
+    return path, load_checkpoint(path)
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "dwc"])
+@pytest.mark.parametrize(
+    "name", ["fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers"]
+)
+def test_devices_end_in_the_bits_of_the_simulation(
+    tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path, name: str, coded: bool
+) -> None:
+    options: dict[str, Any] = {"max_rounds": 3, "enable_checkpointing": True}
+    options |= {"codec": DWC()} if coded else {}
+    algorithm, settings, data = case(name, tiny)
+    tiny.fit(algorithm, tmp_path / "here", settings, tiny.data(**data), **options)
+    trainer = tiny.trainer(tmp_path / "there", **options)
+    sessions = network.devices(
+        case(name, tiny).algorithm,
+        tmp_path / "devices",
+        trainer,
+        settings,
+        lambda: tiny.data(**data),
+    )
+    wire = network.wire(sessions)
+    network.serve(
+        case(name, tiny).algorithm, trainer, wire, settings=settings, data=tiny.data(**data)
+    )
+
+    path, here = state_of(tmp_path / "here")
+    _, there = state_of(tmp_path / "there")
+    for part in ("server", "ledger", "moves", "claims"):
+        assert plain(here[part]) == plain(there[part]), part
+    for client, session in sessions.items():
+        simulated = client_state(here["clients"][client], path)
+        assert plain(simulated) == plain(session.store.get(client)), client
