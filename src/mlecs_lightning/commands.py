@@ -53,6 +53,13 @@ COMMANDS = (
     Command("fit", "Train a federation, test it, and write a run folder"),
     Command("validate", "Score a checkpoint on the validation splits"),
     Command("test", "Score a checkpoint on the test splits"),
+    Command("serve", "Train a federation whose clients are devices on a network"),
+    Command("join", "Train one client on this device, for a server on the network"),
+    Command(
+        "keys",
+        "Make the certificate of a server, or the key pair of a device",
+        "mlecs_lightning.network.keys:keys",
+    ),
     Command("predict", "Write the answers of every party of a checkpoint"),
     Command("warmup", "Train the server alone on public data, with Lightning's Trainer"),
     Command(

@@ -82,7 +82,7 @@ def main(args: list[str] | None = None) -> int:
     if checks or not cli.trainer.is_global_zero:
         return 0
     match cli.subcommand:
-        case "fit" | "test":
+        case "fit" | "test" | "serve":
             print_summary(cli.result)
         case "validate":
             Console().print(cli.result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from typing import Any, Optional
@@ -28,6 +29,8 @@ from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.federated.warmup import INHERITED, OWN, ServerWarmup
+from mlecs_lightning.network.join import join
+from mlecs_lightning.network.serve import serve
 from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.settings import ModelSettings, override
 from mlecs_lightning.storage.paths import expanded
@@ -39,6 +42,8 @@ class _Commands(FederatedTrainer):
     """Where Lightning looks up the subcommands."""
 
     warmup = ServerWarmup.warmup
+    serve = serve
+    join = join
 
 
 class FederatedCLI(LightningCLI):
@@ -184,7 +189,8 @@ class FederatedCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return for each subcommand its arguments that are not on the command line."""
         given = {"algorithm", "datamodule", "federation"}
-        return dict.fromkeys(("fit", "validate", "test", "predict", "warmup"), given)
+        names = ("fit", "validate", "test", "predict", "warmup", "serve", "join")
+        return dict.fromkeys(names, given)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: our checkpoints hold no arguments for Lightning to parse."""
@@ -257,7 +263,7 @@ class FederatedCLI(LightningCLI):
         if self.subcommand == "warmup":
             return ServerWarmup(self._instantiate("warmup").as_dict(), trainer=values)
         try:
-            return FederatedTrainer(**values)
+            return _Commands(**values)
         except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
             named = str(error) if str(error).startswith("trainer.") else f"trainer: {error}"
             raise ConfigurationError(named) from error
@@ -269,13 +275,13 @@ class FederatedCLI(LightningCLI):
         return override(ModelSettings(), values, key=party)  # type: ignore[no-any-return]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        only = {"client": self._get(self.config, "client")} if subcommand == "predict" else {}
+        arguments = inspect.signature(getattr(_Commands, subcommand)).parameters
+        own = arguments.keys() - self.subcommands()[subcommand] - {"self"}
         return {
             "algorithm": self.algorithm,
             "datamodule": self.datamodule,
             "federation": self.federation,
-            "ckpt_path": self._get(self.config, "ckpt_path"),
-            **only,
+            **{name: self._get(self.config, name) for name in own},
         }
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric
 
+from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError, check_config, load_checkpoint
 from mlecs_lightning.checkpoints.client_store import DiskStore, MemoryStore
 from mlecs_lightning.checkpoints.frozen import check_saved
@@ -21,7 +22,7 @@ from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
-from mlecs_lightning.federated.monitoring import check_monitor
+from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.federated.settings import TrainerSettings
@@ -209,10 +210,16 @@ class RunBuilder:
             Loaders(public, pooled, checks=data.public("val")),
             fabric=self.fabric,
             config=self.config,
-            monitor=settings.monitor,
+            monitor=self._monitor(),
             arguments=settings.compared(),
             in_place=origin is not None and origin.version is not None,
         )
+
+    def _monitor(self) -> Monitor:
+        """Return the monitored value; by default the server's where clients are not scored."""
+        monitor = self.settings.monitor
+        by_default = self.remote and monitor.name == DEFAULT_MONITOR
+        return Monitor("server/val/loss", "min") if by_default else monitor
 
     def _restore(self, run: Run, origin: _Origin | None) -> None:
         """Restore the checkpoint, and check what can only be checked of a run."""

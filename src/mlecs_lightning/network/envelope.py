@@ -39,18 +39,12 @@ class Envelope(NamedTuple):
         return b"".join([len(text).to_bytes(_PREFIX, "little"), text, *self.parts])
 
     @classmethod
-    def of(cls, data: bytes, *, max_bytes: int | None = None) -> Envelope:
+    def of(cls, data: bytes) -> Envelope:
         """Read what `to_bytes` returned.
 
-        Args:
-            data: The bytes.
-            max_bytes: Maximum length; ``None`` for no limit.
-
         Raises:
-            EnvelopeError: If they are too long, or no envelope.
+            EnvelopeError: If they are no envelope.
         """
-        if max_bytes is not None and len(data) > max_bytes:
-            raise EnvelopeError(f"{len(data)} bytes exceed {max_bytes}")
         length = int.from_bytes(data[:_PREFIX], "little")
         end = _PREFIX + length
         if length > _MAX_HEADER or len(data) < end:

@@ -104,7 +104,6 @@ class NetworkLink:
         agreement: Returns what a client must agree with.
         check: Raises an exception if a signal has asked to stop.
         deadline: Seconds of a round's exchange; ``None`` to wait for every participant.
-        max_bytes: Maximum length of an answer.
     """
 
     run: Run
@@ -112,7 +111,6 @@ class NetworkLink:
     agreement: Callable[[str], Agreement]
     check: Callable[[], None]
     deadline: float | None = None
-    max_bytes: int | None = None
     _agreed: set[str] = field(default_factory=set, init=False)
     _errors: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -191,7 +189,7 @@ class NetworkLink:
             self._again(call)
             return
         try:
-            answer = Envelope.of(data, max_bytes=self.max_bytes)
+            answer = Envelope.of(data)
             if answer.header.get("client") != call.client:
                 raise EnvelopeError(f"it says that it is client {answer.header.get('client')!r}")
             self._handle(round, call, answer, folder)

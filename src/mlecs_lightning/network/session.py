@@ -44,6 +44,7 @@ class DeviceSession:
         allow: What may leave the device, see `components_of`; ``None`` for all that the algorithm
             declares.
         trace: Simulated failures.
+        ended: Whether the server has said that the run has ended.
     """
 
     client: str
@@ -53,6 +54,7 @@ class DeviceSession:
     limits: MessageLimits
     allow: Collection[str] | None = None
     trace: FailureTrace | None = None
+    ended: bool = field(default=False, init=False)
     _agreed: bool = field(default=False, init=False)
 
     def answer(self, request: bytes) -> bytes:
@@ -74,6 +76,9 @@ class DeviceSession:
             return self._refused([f"this is client {self.client!r}"])
         if asked.kind == "hello":
             return self._hello(asked)
+        if asked.kind == "end":
+            self.ended = True
+            return Envelope("bye", self._about())
         if asked.kind == "offer":
             return self._work(asked) if self._agreed else Envelope("stranger", self._about())
         return self._refused([f"unknown request {asked.kind!r}"])

@@ -1,0 +1,113 @@
+"""``mlecs serve``: the server of a run whose clients are devices on a network."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.federated import FederatedTrainer
+from mlecs_lightning.federated.run import Run
+from mlecs_lightning.network.agreement import Agreement
+from mlecs_lightning.network.device import check_algorithm
+from mlecs_lightning.network.envelope import Envelope
+from mlecs_lightning.network.flower import FlowerTransport
+from mlecs_lightning.network.link import NetworkLink, Transport
+from mlecs_lightning.rounds.algorithm import Algorithm
+from mlecs_lightning.rounds.signals import StopSignals
+from mlecs_lightning.storage.paths import expanded
+
+__all__ = ["serve"]
+
+_FAREWELL = 10.0
+_POLL = 0.5
+_HEADER = 2**20
+
+
+def serve(
+    self: FederatedTrainer,
+    algorithm: Algorithm,
+    datamodule: FederatedDataModule,
+    federation: FederationSettings,
+    ckpt_path: str | None = None,
+    host: str = "0.0.0.0",
+    port: int = 9092,
+    keys: str = "keys",
+    deadline: float | None = None,
+    flower: str | None = None,
+) -> dict[str, Any]:
+    """Train a federation whose clients are devices on a network.
+
+    The same run as ``fit``: only the server's data are needed here, and every device joins with
+    ``mlecs join``. Clients are not scored here.
+
+    Args:
+        self: The trainer.
+        algorithm: The method.
+        datamodule: The data, of which only the public samples need be here.
+        federation: Server, edges and clients.
+        ckpt_path: ``last``, ``best`` or a checkpoint file of ``serve`` to resume from.
+        host: Address to listen on.
+        port: Port to listen on.
+        keys: Folder of the server's certificate and of the devices' public keys; see ``mlecs
+            keys``.
+        deadline: Seconds that a round waits for replies; by default it waits for every participant.
+        flower: Folder of Flower's programs; by default beside this Python, then on the PATH.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        ConfigurationError: If the settings do not fit together, or a key is missing.
+    """
+    check_algorithm(algorithm)
+    if deadline is not None and not deadline > 0:
+        raise ConfigurationError(f"--deadline must be above 0 seconds, got {deadline}")
+    if not 0 < port < 2**16:
+        raise ConfigurationError(f"--port must lie in [1, 65535], got {port}")
+    run = self.open(algorithm, datamodule, federation, ckpt_path, remote=True)
+    if not self.is_global_zero:
+        return self.train(run)  # the first process alone talks to the devices
+    limit = self.settings.message_limits.max_bytes
+    transport = FlowerTransport(
+        run.federation.clients,
+        host=host,
+        port=port,
+        keys=expanded(keys, key="--keys"),
+        folder=run.folder.path / "flower",
+        flower=None if flower is None else expanded(flower, key="--flower"),
+        max_bytes=None if limit is None else limit + _HEADER,
+    )
+    precision = str(run.fabric.strategy.precision.precision)
+
+    def agreement(client: str) -> Agreement:
+        return Agreement.of(
+            client,
+            edges=run.federation,
+            data=datamodule,
+            algorithm=algorithm,
+            trainer=self.settings,
+            precision=precision,
+        )
+
+    def link(run: Run, stop: StopSignals) -> NetworkLink:
+        return NetworkLink(run, transport, agreement, stop.check, deadline)
+
+    try:
+        summary = self.train(run, link)
+        say_goodbye(transport)
+    finally:
+        transport.close()
+    return summary
+
+
+def say_goodbye(transport: Transport) -> None:
+    """Tell the devices that the run has ended, and wait a little until they have heard it."""
+    waiting = set()
+    for client in transport.online():
+        waiting.add(transport.send(client, Envelope("end", {"client": client}).to_bytes()))
+    start = time.monotonic()
+    while waiting and time.monotonic() - start < _FAREWELL:
+        waiting -= {arrival.ticket for arrival in transport.receive(_POLL)}
