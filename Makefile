@@ -11,6 +11,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # What others offer, to compare with: an environment of its own, no dependency of the project.
 BENCH_VENV := .bench-venv
 BENCH_STAMP := $(BENCH_VENV)/.installed
+# What carries messages over a network: it holds other versions of common packages than ours, and the
+# two need no common environment.
+FLOWER_VENV := .flower-venv
+FLOWER_STAMP := $(FLOWER_VENV)/.installed
 # One thread a worker: two workers with two threads each would fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
@@ -20,10 +24,10 @@ help: ## Print this list
 quickstart: $(STAMP) ## Train ML-ECS on scikit-learn's digits: no download, CPU is enough
 	$(PY) cli.py fit --config configs/quickstart.yaml
 
-test: $(STAMP) ## Run the tests, without those marked slow
+test: $(STAMP) $(FLOWER_STAMP) ## Run the tests, without those marked slow
 	$(PYTEST)
 
-test-slow: $(STAMP) ## Run the tests marked slow
+test-slow: $(STAMP) $(FLOWER_STAMP) ## Run the tests marked slow
 	$(PYTEST) -m slow
 
 test-lowest: .lowest-venv/.installed ## Run the tests with the lowest versions that pyproject.toml admits
@@ -81,6 +85,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m uv pip compile --quiet --resolution $(RESOLUTION) --python $(PY) -c .$*-venv/torch.txt \
 		--extra dev --extra bertscore --extra video pyproject.toml -o .$*-venv/versions.txt
 	.$*-venv/bin/python -m pip --require-virtualenv install -c .$*-venv/versions.txt -e '.[dev,bertscore,video]'
+	touch $@
+
+$(FLOWER_STAMP): constraints-flower.txt
+	$(PYTHON) -m venv --clear $(FLOWER_VENV)
+	$(FLOWER_VENV)/bin/python -m pip --require-virtualenv install --quiet -c $< flwr
 	touch $@
 
 $(BENCH_STAMP): benchmarks/peers/requirements.txt pyproject.toml

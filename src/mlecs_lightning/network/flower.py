@@ -23,7 +23,13 @@ from typing import Any
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network.keys import device_names, public_key, server_files
 from mlecs_lightning.network.link import Arrival
-from mlecs_lightning.network.processes import Guarded, environment, program, wait_for_port
+from mlecs_lightning.network.processes import (
+    Guarded,
+    environment,
+    local_address,
+    program,
+    wait_for_port,
+)
 
 __all__ = ["FlowerTransport"]
 
@@ -77,7 +83,7 @@ class FlowerTransport:
         self._count, self._closed = 0, False
         (self._home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
-            f'address = "127.0.0.1:{port}"\nroot-certificates = "{authority.resolve()}"\n',
+            f'address = "{local_address(host)}:{port}"\nroot-certificates = "{authority.resolve()}"\n',
             encoding="utf-8",
         )
         command = [program("flower-superlink", flower), "--host", host, "--port", str(port)]
@@ -87,7 +93,7 @@ class FlowerTransport:
         superlink = folder / "superlink.log"
         self._superlink = Guarded(command, log=superlink, env={"FLWR_HOME": str(self._home)})
         try:
-            wait_for_port(port, self._superlink, seconds=_START, log=superlink)
+            wait_for_port(local_address(host), port, self._superlink, seconds=_START, log=superlink)
             self._nodes = self._register(clients, keys)
             self._listener = Listener(self._socket, "AF_UNIX")
             threading.Thread(target=self._serve_bridge, daemon=True).start()

@@ -15,7 +15,7 @@ from types import TracebackType
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network import guard
 
-__all__ = ["Guarded", "environment", "free_port", "program", "wait_for_port"]
+__all__ = ["Guarded", "environment", "free_port", "local_address", "program", "wait_for_port"]
 
 _ENVIRONMENT = {
     # A device runs what is installed on it, and reports to nobody.
@@ -112,7 +112,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, child: Guarded, *, seconds: float, log: Path) -> None:
+def local_address(host: str) -> str:
+    """Return the address at which this machine reaches what listens on ``host``."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+
+def wait_for_port(host: str, port: int, child: Guarded, *, seconds: float, log: Path) -> None:
     """Wait until a child listens on a port of this machine.
 
     Raises:
@@ -122,9 +127,9 @@ def wait_for_port(port: int, child: Guarded, *, seconds: float, log: Path) -> No
     while True:
         with socket.socket() as probe:
             probe.settimeout(1.0)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         if not child.runs or time.monotonic() - start > seconds:
             words = log.read_text(encoding="utf-8", errors="replace")[-1500:]
-            raise ConfigurationError(f"--network.port {port}: Flower did not start:\n{words}")
+            raise ConfigurationError(f"--port {port}: Flower did not start:\n{words}")
         time.sleep(0.1)

@@ -1,0 +1,262 @@
+"""What happens on a network: lost answers, absent devices, other settings, hostile bytes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mlecs_lightning import Centralized, FedAvg, Standalone
+from mlecs_lightning.checkpoints.checkpoint import CheckpointError, checkpoint_of, load_checkpoint
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.network.device import check_algorithm
+from mlecs_lightning.network.envelope import Envelope
+from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.wire import Message
+from mlecs_lightning.wire.encoding import decode, encode
+
+ROUNDS = 2
+
+
+def server_of(root: Path) -> dict[str, Any]:
+    return load_checkpoint(checkpoint_of(root / "tiny" / "version_0"))["server"]["model"]
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture
+def federate(
+    tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path
+) -> Callable[..., SimpleNamespace]:
+    """Run FedAvg for two rounds; ``change`` gets the wire before they begin."""
+
+    def call(
+        change: Callable[[Any], None] = lambda wire: None,
+        *,
+        there: Algorithm | None = None,
+        wire: Any = None,  # noqa: ANN401 - that of an earlier call
+        rounds: int = ROUNDS,
+        devices: dict[str, Any] | None = None,
+        **served: Any,
+    ) -> SimpleNamespace:
+        own = FedAvg(steps=tiny.steps(warmup=1))
+        trainer = tiny.trainer(tmp_path / "server", max_rounds=rounds, enable_checkpointing=True)
+        if wire is None:
+            sessions = network.devices(
+                there or own, tmp_path / "devices", trainer, **(devices or {})
+            )
+            wire = network.wire(sessions)
+        change(wire)
+        summary = network.serve(own, trainer, wire, **served)
+        folder = tmp_path / "server" / "tiny" / "version_0"
+        logs = {
+            c: log.read_text()
+            for c in wire.sessions
+            if (log := folder / "clients" / c / "errors.log").exists()
+        }
+        return SimpleNamespace(
+            wire=wire, events=summary["faults"]["events"], logs=logs, root=tmp_path / "server"
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("unbroken")
+    algorithm = FedAvg(steps=tiny.steps(warmup=1))
+    tiny.fit(algorithm, root, max_rounds=ROUNDS, enable_checkpointing=True)
+    return server_of(root)
+
+
+def failures(run: SimpleNamespace) -> list[tuple[int, str, str, str]]:
+    return [(e["round"], e["client"], e["kind"], e["stage"]) for e in run.events]
+
+
+def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
+    federate: Callable[..., SimpleNamespace], unbroken: dict[str, Any]
+) -> None:
+    lost: list[bytes] = []
+
+    def spoil(client: str, answer: bytes) -> bytes | None:
+        if client == "hall" and Envelope.of(answer).kind == "update" and len(lost) < 2:
+            lost.append(answer)
+            return None
+        return answer
+
+    run = federate(lambda wire: setattr(wire, "spoil", spoil))
+    assert lost[0] == lost[1]  # trained twice from the same state, to the same bytes
+    assert run.events == []
+    assert same(server_of(run.root), unbroken)
+
+
+def test_a_run_that_is_resumed_takes_the_devices_back_to_its_checkpoint(
+    federate: Callable[..., SimpleNamespace], unbroken: dict[str, Any]
+) -> None:
+    first = federate(rounds=1)
+    checkpoint = checkpoint_of(first.root / "tiny" / "version_0")
+    kept = checkpoint.read_bytes()
+    federate(wire=first.wire, ckpt_path="last")
+    for newer in checkpoint.parent.glob("round=*.ckpt"):
+        newer.unlink()
+    checkpoint.write_bytes(kept)  # as if the server had lost its last round
+    run = federate(wire=first.wire, ckpt_path="last")
+    assert same(server_of(run.root), unbroken)
+    assert first.wire.sessions["hall"].store.rounds == [0, 1]
+
+
+def test_who_is_away_at_the_deadline_is_left_out_and_taken_again(
+    federate: Callable[..., SimpleNamespace],
+) -> None:
+    def change(wire: Any) -> None:  # noqa: ANN401
+        wire.away = {"hall"}
+        wire.spoil = lambda client, answer: None if client == "study" else answer
+
+    run = federate(change, deadline=0.5, rounds=1)
+    assert failures(run) == [(0, "hall", "dropout", ""), (0, "study", "straggler", "")]
+    run.wire.away, run.wire.spoil = set(), lambda client, answer: answer
+    again = federate(wire=run.wire, ckpt_path="last")
+    assert failures(again) == failures(run)  # those of the first round, and no further ones
+
+
+def test_a_device_that_has_lost_its_state_is_named(
+    federate: Callable[..., SimpleNamespace],
+) -> None:
+    def spoil(client: str, answer: bytes) -> bytes:
+        if client == "hall" and Envelope.of(answer).kind == "update":
+            for file in wire_of.sessions["hall"].store.folder.glob("*.pt"):
+                file.unlink()
+        return answer
+
+    wire_of = SimpleNamespace()
+
+    def change(wire: Any) -> None:  # noqa: ANN401
+        wire_of.sessions, wire.spoil = wire.sessions, spoil
+
+    run = federate(change)
+    assert failures(run) == [(1, "hall", "refused", "rollback")]
+    assert "lacks its state of round 0" in run.logs["hall"]
+
+
+def _replace(client: str, part: Callable[[Envelope], Envelope]) -> Callable[[str, bytes], bytes]:
+    def spoil(who: str, answer: bytes) -> bytes:
+        told = Envelope.of(answer)
+        return part(told).to_bytes() if who == client and told.kind == "update" else answer
+
+    return spoil
+
+
+def _not_a_number(told: Envelope) -> Envelope:
+    message, envelope = decode(told.parts[0])
+    tensors = {k: torch.full_like(v, torch.nan) for k, v in message.tensors.items()}
+    return told._replace(parts=[encode(Message(tensors, message.scalars), envelope)])
+
+
+HOSTILE: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
+    "another client's name": (
+        lambda told: told._replace(header={**told.header, "client": "kitchen"}),
+        "it says that it is client 'kitchen'",
+    ),
+    "an old round": (
+        lambda told: told._replace(header={**told.header, "round": -3}),
+        "it is of round -3",
+    ),
+    "an unknown kind": (lambda told: told._replace(kind="praise"), "unknown answer 'praise'"),
+    "no number": (_not_a_number, "not finite"),
+    "no message": (lambda told: told._replace(parts=[b"\0" * 64]), "unreadable message"),
+    "two messages": (lambda told: told._replace(parts=[b"", b""]), "too many values"),
+    "a failure of its own making": (
+        lambda told: Envelope("failure", {**told.header, "failure": {"kind": "boredom"}}),
+        "kind must be one of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_answer_that_is_not_what_was_asked_for_is_refused_by_name(
+    federate: Callable[..., SimpleNamespace], name: str
+) -> None:
+    change, words = HOSTILE[name]
+    run = federate(lambda wire: setattr(wire, "spoil", _replace("hall", change)), rounds=1)
+    assert failures(run) == [(0, "hall", "refused", "uplink")]
+    assert words in run.logs["hall"]
+
+
+def test_devices_with_other_settings_or_data_are_refused_with_the_keys(
+    tiny: SimpleNamespace, federate: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tiny.parties(edge=tiny.model(optimizer={"init_args": {"lr": 3e-3}}))
+    devices = {
+        "settings": other,
+        "data": lambda: tiny.data(public_train_fraction=0.5),
+        "allow": ["adapter", "samples"],
+    }
+    run = federate(there=FedAvg(steps=tiny.steps(warmup=1, private=2)), devices=devices, rounds=1)
+    assert failures(run) == [(0, c, "refused", "handshake") for c in ("kitchen", "hall", "study")]
+    said = run.logs["kitchen"]
+    for words in (
+        "algorithm.init_args.steps.private: 1 at the server, 2 on the device",
+        "clients.kitchen.optimizer.init_args.lr: 0.01 at the server, 0.003 on the device",
+        "data.init_args.public_train_fraction: 1.0 at the server, 0.5 on the device",
+        "the public samples have sha256",
+        "FedAvg sends 'modalities', which `allow` of device 'kitchen' does not name",
+        "FedAvg sends 'report'",
+    ):
+        assert words in said
+    assert "'samples', which" not in said
+
+
+def test_what_may_leave_can_be_listed(
+    federate: Callable[..., SimpleNamespace], unbroken: dict[str, Any]
+) -> None:
+    allow = ["adapter", "modalities", "samples", "report"]
+    run = federate(devices={"allow": allow})
+    assert run.events == []
+    assert same(server_of(run.root), unbroken)
+
+
+def test_a_device_refuses_requests_that_are_not_for_it(
+    tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path
+) -> None:
+    trainer = tiny.trainer(tmp_path)
+    session = network.devices(FedAvg(), tmp_path, trainer)["hall"]
+    for request, words in (
+        (b"", "do not begin with a header"),
+        (b"\xff" * 40, "do not begin with a header"),
+        (Envelope("hello", {"client": "study"}).to_bytes(), "this is client 'hall'"),
+        (Envelope("dance", {"client": "hall"}).to_bytes(), "unknown request 'dance'"),
+        (Envelope("hello").to_bytes(), "KeyError"),
+    ):
+        answer = Envelope.of(session.answer(request))
+        assert answer.kind == "refused"
+        assert words in str(answer.header["reasons"])
+    asked = Envelope("offer", {"client": "hall", "round": 0, "last": None}, [b"", b""])
+    assert Envelope.of(session.answer(asked.to_bytes())).kind == "stranger"
+
+
+def test_serve_and_fit_do_not_resume_each_others_runs(
+    tiny: SimpleNamespace, federate: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    federate(rounds=1)
+    trainer = tiny.trainer(tmp_path / "server", max_rounds=2)
+    with pytest.raises(CheckpointError, match="resume it with `mlecs serve`"):
+        trainer.fit(FedAvg(steps=tiny.steps(warmup=1)), tiny.data(), tiny.parties(), "last")
+
+
+@pytest.mark.parametrize("kind", [Centralized, Standalone])
+def test_methods_without_a_place_on_a_network_are_refused_by_name(kind: type[Algorithm]) -> None:
+    with pytest.raises(ConfigurationError, match=f"{kind.__name__} .*mlecs fit"):
+        check_algorithm(kind())
+
+
+def test_the_server_has_no_private_samples(
+    tiny: SimpleNamespace, federate: Callable[..., SimpleNamespace]
+) -> None:
+    data = tiny.data()
+    federate(data=data, rounds=1)
+    with pytest.raises(KeyError, match="unknown client 'hall', attached: \\[\\]"):
+        data.private("hall")
