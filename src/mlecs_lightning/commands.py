@@ -58,7 +58,7 @@ COMMANDS = (
     Command(
         "keys",
         "Make the certificate of a server, or the key pair of a device",
-        "mlecs_lightning.network.keys:keys",
+        "mlecs_lightning.network.identity.keys:keys",
     ),
     Command("predict", "Write the answers of every party of a checkpoint"),
     Command("warmup", "Train the server alone on public data, with Lightning's Trainer"),

@@ -126,6 +126,18 @@ class Edges:
             for part, content in edge.module.frozen_contents().items()
         }
 
+    def describe(self) -> dict[str, Any]:
+        """Return plain values from which the modules can be rebuilt without data, for checkpoints.
+
+        Each of ``architectures`` are arguments of a module; ``clients`` maps each client to the
+        index of its architecture.
+        """
+        keys = list(self._edges)
+        return {
+            "architectures": [dict(self._edges[key].module.hparams) for key in keys],
+            "clients": {name: keys.index(self._architecture[name]) for name in self.clients},
+        }
+
     def edge(self, client: str) -> EdgeLearner:
         """Return the learner of a client with the client's state loaded."""
         learner = self._edges[self._architecture[client]]

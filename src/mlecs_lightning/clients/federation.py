@@ -136,17 +136,8 @@ class Federation(Edges):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values from which the modules can be rebuilt without data, for checkpoints.
-
-        ``server`` and each of ``architectures`` are arguments of a module; ``clients`` maps each
-        client to the index of its architecture.
-        """
-        keys = list(self._edges)
-        return {
-            "server": dict(self.server.module.hparams),
-            "architectures": [dict(self._edges[key].module.hparams) for key in keys],
-            "clients": {name: keys.index(self._architecture[name]) for name in self.clients},
-        }
+        """See `Edges.describe`; ``server`` are the arguments of the server's module."""
+        return {"server": dict(self.server.module.hparams), **super().describe()}
 
     def deliver(self, algorithm: Algorithm) -> None:
         """Let the algorithm prepare the devices for delivery; store their states before round 0.

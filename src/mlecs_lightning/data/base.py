@@ -130,8 +130,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.schedule = schedule
         self.held: Collection[str] | None = None
-        """The clients whose private samples are at hand; None for all, as in a simulation. On a
-        network a device has its own, the server none. Set it before `attach`."""
+        """The clients whose private samples are here, None for all; to be set before `attach`."""
         self._pools: Pools | None = None
         self._public: dict[str, SampleTable] = {}
         self._private: dict[str, dict[Split, SampleTable]] = {}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
 
+from mlecs_lightning.clients.edges import Edges
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
@@ -294,7 +295,7 @@ class Evaluator:
         """
         public, table = self._data.public("train"), self._data.public("test")
         about: dict[str, Any] = {"stage": "test", "round": round}
-        tested = self.each_client(federation, partial(self._tested, federation), **about)
+        tested = self.each_client(federation, partial(self.tested, federation), **about)
         views = ("own", "all")
         clients: dict[str, dict[str, Any]] = {
             client: {
@@ -322,11 +323,16 @@ class Evaluator:
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 
-    def _tested(self, federation: Federation, edge: EdgeLearner) -> _Tested:
-        """Return a client's scores, those of the best constant sentence, and `checks_of` both."""
+    def tested(self, edges: Edges, edge: EdgeLearner) -> _Tested:
+        """Return a client's scores, those of the best constant sentence, and `checks_of` both.
+
+        Args:
+            edges: The models of the clients, this one's at least.
+            edge: The client, with its state loaded.
+        """
         client = edge.name
         train, test = self._data.private(client, "train"), self._data.private(client, "test")
-        everywhere = self._data.held_out(client, federation.parties.profiles[client])
+        everywhere = self._data.held_out(client, edges.parties.profiles[client])
         public, said = self._data.public("train"), list[dict[str, str]]()
         scores = {
             "own": self.scores(edge, test),

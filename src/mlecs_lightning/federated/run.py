@@ -22,6 +22,7 @@ from mlecs_lightning.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from mlecs_lightning.checkpoints.timeline import last_round_of, prune_checkpoints, set_aside
+from mlecs_lightning.clients.about import about
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
@@ -169,22 +170,14 @@ class Run:
 
     def _about(self) -> dict[str, Any]:
         """Return what it takes to rebuild the models and to compare a resumed run."""
-        asked = set(self.data.public().instructions)
         return {
-            "algorithm": type(self.algorithm).__name__,
-            "adds_parts": self.algorithm.adds_parts(),
-            "data": type(self.data).__name__,
-            "seed": self.federation.parties.seed,
-            "precision": str(self.fabric.strategy.precision.precision),
+            **about(self.algorithm, self.data, self.federation, self.fabric),
             "arguments": {
                 "trainer": dict(self.arguments),
                 "algorithm": arguments_of(self.algorithm),
                 "data": arguments_of(self.data),
             },
-            "models": self.federation.describe(),
             "frozen": self.federation.frozen,
-            "inputs": {m: p.to_dict() for m, p in self.data.preparations.items()},
-            "instruction": asked.pop() if len(asked) == 1 else None,
         }
 
     def client_states(self) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-import mlecs_lightning
 from mlecs_lightning.clients.edges import Edges
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.differences import alike, arguments_of, as_data, differences
@@ -88,7 +88,7 @@ class Agreement:
             "inputs": preparations,
         }
         return cls(
-            mlecs_lightning.__version__,
+            version("mlecs_lightning"),
             _plain(settings),
             _plain(edges.module(client).frozen_contents()),
             digest_of(*tables),

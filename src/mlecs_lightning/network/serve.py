@@ -13,7 +13,7 @@ from mlecs_lightning.federated.run import Run
 from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.device import check_algorithm
 from mlecs_lightning.network.envelope import Envelope
-from mlecs_lightning.network.flower import FlowerTransport
+from mlecs_lightning.network.flower.transport import FlowerTransport
 from mlecs_lightning.network.link import NetworkLink, Transport
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.signals import StopSignals

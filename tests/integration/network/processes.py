@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
-from mlecs_lightning.network.processes import free_port
+from mlecs_lightning.network.flower.processes import free_port
 from mlecs_lightning.network.store import DeviceStore
 
 MLECS = [sys.executable, "-m", "mlecs_lightning"]
@@ -56,11 +56,9 @@ def configuration(algorithm: str = "MLECS", **changed: Any) -> dict[str, Any]:
 class Network:
     """A server and its devices; those that are killed are started again.
 
-    ``environ`` gives each party variables of its own, and ``prefix`` the words that its command
-    is run with, such as those of a network namespace.
+    ``environ`` gives each party variables of its own, and ``dialled`` is the port that devices
+    dial, where that is not the server's.
     """
-
-    host = "127.0.0.1"
 
     def __init__(self, folder: Path, config: dict[str, Any], flower: Path) -> None:
         self.folder, self.flower, self.port = folder, flower, free_port()
@@ -69,13 +67,13 @@ class Network:
         self.config.write_text(yaml.safe_dump(config), encoding="utf-8")
         self.clients = list(config["clients"])
         self.environ: dict[str, dict[str, str]] = {}
-        self.prefix: dict[str, list[str]] = {}
+        self.dialled: int | None = None
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.codes: dict[str, list[int]] = {}
 
     def make_keys(self) -> None:
         for words in (
-            ["server", "--host", self.host],
+            ["server"],
             *(["device", name] for name in self.clients),
         ):
             done = [*MLECS, "keys", *words, "--dir", str(self.folder / "keys")]
@@ -86,11 +84,18 @@ class Network:
         common += ["--flower", str(self.flower)]
         common += ["--trainer.default_root_dir", str(self.folder / party)]
         if party == "server":
-            words = ["serve", *common, "--host", self.host, "--port", str(self.port)]
+            words = ["serve", *common, "--host", "127.0.0.1", "--port", str(self.port)]
             words += ["--ckpt_path", "last"] if resumes else []
         else:
-            words = ["join", *common, "--client", party, "--address", f"{self.host}:{self.port}"]
-        return [*self.prefix.get(party, []), *MLECS, *words]
+            words = [
+                "join",
+                *common,
+                "--client",
+                party,
+                "--address",
+                f"127.0.0.1:{self.dialled or self.port}",
+            ]
+        return [*MLECS, *words]
 
     def start(self, party: str, *, resumes: bool = False) -> None:
         environ = {

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.network.keys import device_names, public_key, server_files
-from mlecs_lightning.network.link import Arrival
-from mlecs_lightning.network.processes import (
+from mlecs_lightning.network.flower.processes import (
     Guarded,
     environment,
     local_address,
     program,
     wait_for_port,
 )
+from mlecs_lightning.network.identity.keys import device_names, public_key, server_files
+from mlecs_lightning.network.link import Arrival
 
 __all__ = ["FlowerTransport"]
 
@@ -81,11 +81,13 @@ class FlowerTransport:
         self._under_way: set[str] = set()
         self._bridge: Connection | None = None
         self._count, self._closed = 0, False
-        (self._home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
-            f'address = "{local_address(host)}:{port}"\nroot-certificates = "{authority.resolve()}"\n',
-            encoding="utf-8",
-        )
+        connection = [
+            f'[superlink]\ndefault = "{_CONNECTION}"',
+            f"[superlink.{_CONNECTION}]",
+            f'address = "{local_address(host)}:{port}"',
+            f'root-certificates = "{authority.resolve()}"',
+        ]
+        (self._home / "config.toml").write_text("\n".join(connection) + "\n", encoding="utf-8")
         command = [program("flower-superlink", flower), "--host", host, "--port", str(port)]
         command += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         command += ["--ssl-ca-certfile", str(authority), "--enable-supernode-auth"]

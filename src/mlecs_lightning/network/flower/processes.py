@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.network import guard
+from mlecs_lightning.network.flower import guard
 
 __all__ = ["Guarded", "environment", "free_port", "local_address", "program", "wait_for_port"]
 

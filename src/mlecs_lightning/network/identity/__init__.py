@@ -1,0 +1,1 @@
+"""Who is who: the server's certificate, and the key pairs of devices."""
