@@ -151,9 +151,8 @@ def main() -> None:
     parser.add_argument("--flower", type=Path, default=REPOSITORY / ".flower-venv" / "bin")
     args = parser.parse_args()
     print(hardware())
-    print(
-        "| devices | run | start, first round, test | further rounds, s (min-max) | beside it | memory, MB |"
-    )
+    columns = ["devices", "run", "start, first round, test", "further rounds, s (min-max)"]
+    print(f"| {' | '.join([*columns, 'more', 'memory, MB'])} |")
     print("|---:|---|---:|---:|---:|---:|")
     for devices in args.devices:
         base: list[float] = []

@@ -56,8 +56,8 @@ def configuration(algorithm: str = "MLECS", **changed: Any) -> dict[str, Any]:
 class Network:
     """A server and its devices; those that are killed are started again.
 
-    ``environ`` gives each party variables of its own, and ``dialled`` is the port that devices
-    dial, where that is not the server's.
+    ``environ`` gives each party variables of its own, ``keys`` a folder of keys and ``options``
+    further words; ``dialled`` is the port that devices dial, where that is not the server's.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], flower: Path) -> None:
@@ -67,6 +67,8 @@ class Network:
         self.config.write_text(yaml.safe_dump(config), encoding="utf-8")
         self.clients = list(config["clients"])
         self.environ: dict[str, dict[str, str]] = {}
+        self.keys: dict[str, Path] = {}
+        self.options: dict[str, list[str]] = {}
         self.dialled: int | None = None
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.codes: dict[str, list[int]] = {}
@@ -80,7 +82,12 @@ class Network:
             subprocess.run(done, check=True, capture_output=True)
 
     def command(self, party: str, *, resumes: bool = False) -> list[str]:
-        common = ["--config", str(self.config), "--keys", str(self.folder / "keys")]
+        common = [
+            "--config",
+            str(self.config),
+            "--keys",
+            str(self.keys.get(party, self.folder / "keys")),
+        ]
         common += ["--flower", str(self.flower)]
         common += ["--trainer.default_root_dir", str(self.folder / party)]
         if party == "server":
@@ -95,7 +102,7 @@ class Network:
                 "--address",
                 f"127.0.0.1:{self.dialled or self.port}",
             ]
-        return [*MLECS, *words]
+        return [*MLECS, *words, *self.options.get(party, [])]
 
     def start(self, party: str, *, resumes: bool = False) -> None:
         environ = {
