@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -137,7 +138,7 @@ def on_a_network(config: Path, root: Path, flower: Path, devices: int) -> Measur
 
 def _measured(root: Path, whole: float, memory: int = 0) -> Measured:
     ends = seconds_of(root)
-    rounds = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    rounds = [later - earlier for earlier, later in pairwise(ends)]
     return Measured(whole - (ends[-1] - ends[0]), rounds, memory)
 
 
