@@ -108,6 +108,7 @@ def test_two_ranks_do_what_one_does_and_one_goes_on_from_there(
     check_equal(alone, fit(tmp_path, "--ckpt_path", "last"))
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_where_one_stopped(fit: Fit, alone: Path, tmp_path: Path) -> None:
     fit(tmp_path, "--trainer.max_rounds", "1")
     folder = fit(tmp_path, "--trainer.store", "disk", "--ckpt_path", "last", ranks=2)
@@ -132,6 +133,7 @@ CODEC = ("--algorithm", "FedAvg", "--trainer.codec", "DWC")
 CODEC += ("--trainer.codec.init_args.fraction", "0.25", "--trainer.codec.init_args.bits", "4")
 
 
+@pytest.mark.slow
 def test_a_codec_s_memory_is_with_the_rank_that_serves_the_client(fit: Fit, tmp_path: Path) -> None:
     """The adapters of FedAvg are the same in every bit on any ranks: so must be what is sent."""
     one, two = fit(tmp_path / "1", *CODEC), fit(tmp_path / "2", *CODEC, ranks=2)
@@ -142,6 +144,7 @@ def test_a_codec_s_memory_is_with_the_rank_that_serves_the_client(fit: Fit, tmp_
     check_equal(one, fit(tmp_path / "2", *CODEC, "--ckpt_path", "last"))
 
 
+@pytest.mark.slow
 def test_cdcca_on_two_ranks_is_that_on_one(fit: Fit, tmp_path: Path) -> None:
     """Tokens of three devices on two ranks; every rank learns from its part of every batch."""
     devices = {n: {"modalities": ["pixels", "profile", "fourier"]} for n in ("a", "b", "c")}
@@ -157,6 +160,7 @@ def test_cdcca_on_two_ranks_is_that_on_one(fit: Fit, tmp_path: Path) -> None:
     assert losses["server/tokens"] == 3 * 7 * 3
 
 
+@pytest.mark.slow
 def test_more_ranks_than_clients_and_faults_among_them(
     fit: Fit, alone: Path, tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_loses_that_one_alone(
     assert list(tmp_path.rglob("*.tmp")) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_gets_there(
     start: Start, unbroken: tuple[str, float], tmp_path: Path
 ) -> None:
@@ -157,7 +158,9 @@ def paused(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["TERM", "INT"],
 )
 def test_a_signal_saves_the_clients_served_so_far(
     start: Start, unbroken: tuple[str, float], tmp_path: Path, signum: int, code: int

@@ -289,6 +289,7 @@ def alike(one: object, other: object) -> bool:
     return repr(one) == repr(other)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_groups_ends_in_the_same_bits(run: SimpleNamespace) -> None:
     one, other = run.states
     for key in ("server", "clients", "ledger", "history", "about"):

@@ -60,9 +60,22 @@ def state_of(root: Path) -> tuple[Path, dict[str, Any]]:
     return path, load_checkpoint(path)
 
 
-@pytest.mark.parametrize("coded", [False, True], ids=["plain", "dwc"])
+NAMES = ("fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers")
+QUICK = {("mlecs", True), ("freeze_a", False), ("eclm", True), ("cdcca", False), ("coplms", False)}
+
+
 @pytest.mark.parametrize(
-    "name", ["fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers"]
+    ("name", "coded"),
+    [
+        pytest.param(
+            name,
+            coded,
+            id=f"{name}-{'dwc' if coded else 'plain'}",
+            marks=() if (name, coded) in QUICK else pytest.mark.slow,
+        )
+        for name in NAMES
+        for coded in (False, True)
+    ],
 )
 def test_devices_end_in_the_bits_of_the_simulation(
     tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path, name: str, coded: bool

@@ -139,7 +139,7 @@ def test_nothing_is_asked_unless_the_settings_say_so(
 @pytest.mark.parametrize(
     ("algorithm", "answers"),
     [
-        (FedAvg, CHOSEN),
+        pytest.param(FedAvg, CHOSEN, marks=pytest.mark.slow),
         pytest.param(FedAvg, ALL, marks=pytest.mark.slow),
         pytest.param(MLECS, ALL, marks=pytest.mark.slow),
     ],

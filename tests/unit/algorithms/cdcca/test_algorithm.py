@@ -380,7 +380,7 @@ def test_all_tokens_and_all_bits_give_the_uncompressed_run(
     assert not alike(first["clients"]["phone"]["model"], plain["clients"]["phone"]["model"])
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("store", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_in_the_same_bits(
     tiny: SimpleNamespace, tmp_path: Path, store: str
 ) -> None:

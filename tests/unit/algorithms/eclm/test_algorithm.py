@@ -367,7 +367,7 @@ def unbroken(go: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) 
     return end(root)
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("store", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_resumed_in_the_middle_of_the_online_stage_it_ends_in_the_same_bits(
     go: Callable[..., None], unbroken: dict[str, Any], tmp_path: Path, store: str
 ) -> None:

@@ -204,6 +204,7 @@ def test_server_learns_from_the_mean_of_what_came_up(run: SimpleNamespace) -> No
     assert "server/warmup/agreed" not in values
 
 
+@pytest.mark.slow
 def test_run_that_is_gone_on_with_ends_in_the_same_bits(
     run: SimpleNamespace, tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
