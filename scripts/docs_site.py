@@ -177,6 +177,7 @@ def _plain(default: object) -> str:
 
 
 def _cell(text: str) -> str:
+    text = re.sub(r"\bNone\b", "null", text)  # as in a YAML file
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
@@ -191,7 +192,7 @@ def _subclasses(base: type) -> set[type]:
         found |= _subclasses(kind)
         if kind.__module__.startswith("mlecs_lightning") and not inspect.isabstract(kind):
             found.add(kind)
-    return {kind for kind in found if kind.__name__ not in SILENT}
+    return {k for k in found if k.__name__ not in SILENT and not k.__name__.startswith("_")}
 
 
 def _class_part(kind: type) -> list[str]:
