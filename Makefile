@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check bench bench-loop bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -15,6 +15,8 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 # two need no common environment.
 FLOWER_VENV := .flower-venv
 FLOWER_STAMP := $(FLOWER_VENV)/.installed
+# The variable: no announcement of another tool in the output.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 # One thread a worker: two workers with two threads each would fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
@@ -41,11 +43,15 @@ ARGS ?=
 test-cpus: $(STAMP) ## Run the tests as on six other processors and numbers of threads (an hour)
 	$(PY) scripts/test_cpus.py $(ARGS)
 
-check: $(STAMP) ## Lint, formatting, types and declared dependencies
+check: $(STAMP) ## Lint, formatting, types, declared dependencies and the documentation site
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m deptry src
+	$(MKDOCS) --quiet --site-dir .cache/site
+
+docs: $(STAMP) ## Build the documentation site into site/
+	$(MKDOCS)
 
 bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (75 min); fills docs/results.md
 	$(PY) -m benchmarks.all --write docs/results.md
@@ -72,7 +78,7 @@ clean: ## Remove caches and build output; keep .venv and runs/
 PIP := $(PY) -m pip --require-virtualenv
 $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install pip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -c constraints.txt -e '.[dev,bertscore,video]'
+	$(PIP) install -c constraints.txt -e '.[dev,docs,bertscore,video]'
 	touch $@
 
 # uv finds the versions, pip installs them: it takes a build of torch for the CPU where one is at hand, and
@@ -83,8 +89,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .$*-venv
 	grep '^torch==' constraints.txt > .$*-venv/torch.txt
 	$(PY) -m uv pip compile --quiet --resolution $(RESOLUTION) --python $(PY) -c .$*-venv/torch.txt \
-		--extra dev --extra bertscore --extra video pyproject.toml -o .$*-venv/versions.txt
-	.$*-venv/bin/python -m pip --require-virtualenv install -c .$*-venv/versions.txt -e '.[dev,bertscore,video]'
+		--extra dev --extra docs --extra bertscore --extra video pyproject.toml -o .$*-venv/versions.txt
+	.$*-venv/bin/python -m pip --require-virtualenv install -c .$*-venv/versions.txt -e '.[dev,docs,bertscore,video]'
 	touch $@
 
 $(FLOWER_STAMP): constraints-flower.txt

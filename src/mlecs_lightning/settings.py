@@ -37,16 +37,18 @@ class BackboneSettings:
     """The causal language model, and how it is loaded.
 
     Attributes:
-        model: Hub id or directory for `AutoModelForCausalLM.from_pretrained`, or ``pocket/slm``,
-            ``pocket/llm``: small models that are trained on this machine, without a hub.
+        model: Hub id or directory of any causal language model, or a pocket model. Those
+            (``pocket/xs``, ``pocket/slm``, ``pocket/llm``) are small models that are trained on
+            this machine, without a hub.
         revision: Branch, tag or commit on the hub.
         dtype: Storage of the frozen weights; ``auto`` keeps the checkpoint's own.
-        attn_implementation: As in transformers (``eager``, ``sdpa``, ``flash_attention_2``).
-        local_files_only: Whether to use only local files.
-        quantization: Frozen weights in 4 bits (NF4, as in QLoRA, arXiv 2305.14314) or 8 (LLM.int8,
-            arXiv 2208.07339). Needs a CUDA GPU and the extra ``quantized``.
-        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory,
-            about a third more time, the same gradients.
+        attn_implementation: As in transformers: ``eager``, ``sdpa``, ``flash_attention_2``.
+        local_files_only: Use only files on this machine, and never ask the hub.
+        quantization: Store the frozen weights in ``4bit`` or ``8bit``; needs a CUDA GPU. The former
+            is NF4, as in QLoRA (arXiv 2305.14314), the latter LLM.int8 (arXiv 2208.07339). Needs
+            the extra ``quantized``.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory. Takes
+            about a third more time; the gradients are the same.
     """
 
     model: str = "pocket/slm"
@@ -69,12 +71,12 @@ class LoraSettings:
     The defaults are those of the ML-ECS reference configuration.
 
     Attributes:
-        r: Rank.
-        alpha: Scale; the update is alpha / r * B A.
-        dropout: Dropout on the adapter's input.
-        target_modules: Names of the layers to adapt; ``None`` lets PEFT choose for the family.
-        private_r: Rank of a second adapter with the same layers, scale and dropout, which never
-            leaves the device; 0 for none. For clients only.
+        r: Rank of the adapter.
+        alpha: Scale of the adapter; the weights change by alpha / r * B A.
+        dropout: Dropout probability on the adapter's input.
+        target_modules: Names of the layers to adapt; by default PEFT chooses for the model family.
+        private_r: Rank of a second adapter that never leaves the device; 0 for none. It has the
+            same layers, scale and dropout. For clients only.
     """
 
     r: int = 8
@@ -97,10 +99,10 @@ class ConnectorSettings:
     """The connector between modalities and backbone.
 
     Attributes:
-        width: Width D of the latent space that all parties share; 256 in the reference
-            configuration.
-        prompt_length: Number of soft-prompt positions P; 16 in the reference configuration.
-        dropout: Dropout before the prompt.
+        width: Width D of the latent space that all parties share. All need the same one; 256 in
+            the reference configuration.
+        prompt_length: Number P of soft-prompt positions; 16 in the reference configuration.
+        dropout: Dropout probability before the soft prompt.
     """
 
     width: int = 256
@@ -118,22 +120,22 @@ class ConnectorSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model {E, C, B}: extractors, connector, backbone, and its optimiser.
+    """One party's model: extractors, connector, language model, and their optimiser.
 
     Attributes:
         backbone: The frozen language model.
         lora: Its adapter.
         connector: Maps the modalities to a soft prompt.
-        extractors: Class path of the encoder of each modality; by default the one for its kind
-            (`mlecs_lightning.nn.extractors.small`).
+        extractors: Encoder of each modality, as a class; by default a small one for its kind. See
+            `mlecs_lightning.nn.extractors.small`.
         optimizer: Built over the trainable parameters. AdamW with 2e-4 in the reference
             configuration.
-        max_new_tokens: Maximum number of generated tokens.
+        max_new_tokens: Maximum number of tokens in an answer.
         lr_scheduler: Steps the learning rate after every round in which the party takes part; none
             by default. It has no effect in Lightning's own `Trainer`, which has no rounds.
-        inference: With ``int8`` a client generates answers with an 8-bit integer copy of its
-            language model (on the CPU, with precision 32-true); training is not affected. For 4
-            bits on a GPU see ``backbone.quantization``.
+        inference: ``int8`` lets clients answer with an 8-bit copy of their model. That is on the
+            CPU, with precision 32-true; training is not affected. For 4 bits on a GPU see
+            ``backbone.quantization``.
     """
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)

@@ -62,7 +62,7 @@ METHODS = re.compile(
 NAMED = {
     (
         "report/command.py",
-        "the algorithm to compare the others with; default: MLECS, else the first",
+        "the algorithm to compare the others with; by default MLECS, otherwise the first",
     ),
     ("report/page.py", "MLECS"),
     ("report/results/rows.py", "Centralized"),

@@ -78,7 +78,12 @@ class FederatedCLI(LightningCLI):
         """Build a parser whose ``--config`` reads a file as `ConfigFile` does."""
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file in YAML.")
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigFile,
+            help="YAML file, or the name of a shipped configuration.",
+        )
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -110,6 +115,13 @@ class FederatedCLI(LightningCLI):
             print(short_help(parser, command))
         raise SystemExit(0)
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Declare what Lightning declares, in words of our own."""
+        super().add_default_arguments_to_parser(parser)
+        for action in parser._actions:
+            if action.dest == "seed_everything":
+                action.help = "Base seed of the training. The data have a seed of their own."
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare the keys of a federation."""
         parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, sub_configs=True)
@@ -121,7 +133,7 @@ class FederatedCLI(LightningCLI):
             help="The data set: class and arguments.",
         )
         parser.add_argument(
-            "--algorithm", type=Algorithm, required=True, help="The method: class and arguments."
+            "--algorithm", type=Algorithm, required=True, help="The algorithm: class and arguments."
         )
         for party in ("server", "edge"):
             parser.add_class_arguments(
@@ -138,22 +150,22 @@ class FederatedCLI(LightningCLI):
                 f"--{party}.optimizer",
                 type=OptimizerCallable,
                 default=None,
-                help="Optimiser: class and arguments; by default AdamW with lr 2e-4.",
+                help="Optimiser: class and arguments. The default is AdamW with lr 2e-4.",
             )
             parser.add_argument(
                 f"--{party}.lr_scheduler",
                 type=Optional[LRSchedulerCallable],  # noqa: UP045 - a value
                 default=None,
-                help="Learning rate scheduler: class and arguments; it steps once per round. By "
+                help="Learning rate scheduler: class and arguments. It steps once per round; by "
                 "default the rate is constant.",
             )
         parser.add_argument(
             "--clients",
             type=dict,
             required=True,
-            help="The clients. Either by name, each with modalities, domains and what differs from "
-            "edge (backbone, lora, connector, extractors, optimizer, lr_scheduler); or drawn at "
-            "random, with count, modality_rate and seed.",
+            help="The clients: by name, or drawn at random. By name, each has modalities, domains, "
+            "and whatever differs from edge (backbone, lora, connector, extractors, optimizer, "
+            "lr_scheduler). Drawn ones take count, modality_rate and seed.",
         )
 
     @staticmethod

@@ -72,6 +72,7 @@ def _line(flag: str, about: str, default: object) -> str:
     """Return one line: flag, first sentence, default."""
     known = f" [{default}]" if isinstance(default, str | int | float) else ""
     plain = " ".join(re.sub(r":\w+:`([^`]*)`|``?([^`]*)``?", r"\1\2", about).split())
+    plain = re.sub(r"\bNone\b", "null", plain)  # as in a YAML file
     sentence = re.split(r"(?<=[a-z0-9)\]])[.;] ", plain)[0].rstrip(".")
     room = _WIDTH - max(_COLUMN, len(flag) + 2) - len(known) - 1
     return f"  {flag:<{_COLUMN - 2}} {textwrap.shorten(sentence, room, placeholder=' ...')}{known}"

@@ -61,11 +61,12 @@ class HubDataset(Manifest):
                 class label becomes its name.
             name: Configuration of the data set.
             revision: Branch, tag or commit on the hub.
-            splits: What becomes of each of its splits: ``public``, ``train`` (for the clients),
-                ``val``, ``test``, or ``draw``, to be split by ``split``. Splits that are not named
-                are not read. By default train is drawn, and validation and test are what they are.
-            split: As in `Manifest`; by default a quarter of what is drawn is public, and a fifth
-                for testing, unless there is a split test.
+            splits: How each split of the data set is used: as ``public``, ``train`` (for the
+                clients), ``val`` or ``test``, or ``draw``, which divides it by ``split``. Splits
+                that are not named are not read. By default train is divided, and validation and
+                test are used as such.
+            split: As in `Manifest`. By default a quarter of what is divided is public and, if the
+                data set has no test split, a fifth is for testing.
             **kwargs: See `Manifest`.
 
         Raises:

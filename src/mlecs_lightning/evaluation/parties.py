@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,7 +16,13 @@ from mlecs_lightning.clients.edges import Edges
 from mlecs_lightning.clients.federation import Federation
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
-from mlecs_lightning.metrics import BertScore, ReferencedText, TextMetrics, constant_row
+from mlecs_lightning.metrics import (
+    BertScore,
+    LabelScores,
+    ReferencedText,
+    TextMetrics,
+    constant_row,
+)
 from mlecs_lightning.rounds.failures import EvaluationError, Failure, FailureLog, Note, raised
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.types import Batch
@@ -26,11 +32,26 @@ __all__ = ["Evaluator", "checks_of", "mean_rows"]
 T = TypeVar("T")
 
 _Scores = dict[str, dict[str, float]]
-_Tested = tuple[_Scores, _Scores, dict[str, Any]]
 
 _KEPT = "\nno training is lost: --ckpt_path last goes on from the checkpoint of this round"
 
 log = logging.getLogger(__name__)
+
+
+class _Tested(NamedTuple):
+    """Test of one party.
+
+    Attributes:
+        scores: Its scores, by view.
+        constant: Those of the best constant sentence, by view.
+        checks: What its answers are compared with.
+        confusion: Counts of answers on all domains; ``None`` without classes or samples.
+    """
+
+    scores: _Scores
+    constant: _Scores
+    checks: dict[str, Any]
+    confusion: list[list[int]] | None
 
 
 def mean_rows(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -138,6 +159,11 @@ class Evaluator:
         self._metrics.reset()
         self._metrics.update([r["prediction"] for r in rows], [r["target"] for r in rows])
         return self._metrics.compute()
+
+    def _confusion(self, said: Sequence[Mapping[str, str]]) -> list[list[int]] | None:
+        """Return the counts of the answers that were scored last; see `LabelScores`."""
+        scores = self._metrics["labels"] if said and self._data.classes else None
+        return scores.confusion.tolist() if isinstance(scores, LabelScores) else None
 
     def constant(self, train: SampleTable, test: SampleTable) -> dict[str, float]:
         """Return the scores of the best constant sentence of the training targets."""
@@ -288,7 +314,10 @@ class Evaluator:
             clients that have scores; ``constant``: the same means for the best constant sentence;
             with BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that
             its tokenizer does not know; ``checks``: `checks_of` each party's answers on all
-            domains. A score for which no target counts is left out.
+            domains; with classes ``confusion``: the names of the ``classes`` and, for the server
+            and each of the ``clients``, the number of answers on all domains by true class (row)
+            and answered class (column; the last one counts answers without a readable class). A
+            score for which no target counts is left out.
 
         Raises:
             EvaluationError: If the evaluation fails for the server, or for all clients.
@@ -300,28 +329,42 @@ class Evaluator:
         clients: dict[str, dict[str, Any]] = {
             client: {
                 "modalities": list(federation.module(client).modalities),
-                **(tested[client][0] if client in tested else {view: {} for view in views}),
+                **(tested[client].scores if client in tested else {view: {} for view in views}),
             }
             for client in federation.clients
         }
 
         def of_server(server: ServerLearner) -> _Tested:
             said: list[dict[str, str]] = []
-            scores, constant = self.scores(server, table, said=said), self.constant(public, table)
-            return {"all": scores}, {"all": constant}, checks_of(constant, said, public.targets)
+            scores = self.scores(server, table, said=said)
+            constant = self.constant(public, table)
+            checks = checks_of(constant, said, public.targets)
+            return _Tested({"all": scores}, {"all": constant}, checks, self._confusion(said))
 
-        scores, constant, checks = self._of_server(federation, of_server, **about)
+        server = self._of_server(federation, of_server, **about)
         return {
             "clients": clients,
             "mean": {view: mean_rows(c[view] for c in clients.values()) for view in views},
-            "server": scores["all"],
+            "server": server.scores["all"],
             "constant": {
-                **{v: mean_rows(each[1][v] for each in tested.values()) for v in views},
-                "server": constant["all"],
+                **{v: mean_rows(each.constant[v] for each in tested.values()) for v in views},
+                "server": server.constant["all"],
             },
-            "checks": {**{client: each[2] for client, each in tested.items()}, "server": checks},
+            "checks": {
+                **{client: each.checks for client, each in tested.items()},
+                "server": server.checks,
+            },
+            **self._confusions(tested, server),
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
+
+    def _confusions(self, tested: Mapping[str, _Tested], server: _Tested) -> dict[str, Any]:
+        """Return the counts of all parties as an entry of summary.json; empty without classes."""
+        if not self._data.classes:
+            return {}
+        clients = {c: each.confusion for c, each in tested.items() if each.confusion}
+        own = {"server": server.confusion} if server.confusion else {}
+        return {"confusion": {"classes": list(self._data.classes), "clients": clients, **own}}
 
     def tested(self, edges: Edges, edge: EdgeLearner) -> _Tested:
         """Return a client's scores, those of the best constant sentence, and `checks_of` both.
@@ -338,6 +381,8 @@ class Evaluator:
             "own": self.scores(edge, test),
             "all": self.scores(edge, everywhere, said=said),
         }
+        counts = self._confusion(said)
         constants = {"own": self.constant(train, test), "all": self.constant(public, everywhere)}
         known = (*train.targets, *public.targets)
-        return scores, constants, checks_of(constants["all"], said, known)
+        checks = checks_of(constants["all"], said, known)
+        return _Tested(scores, constants, checks, counts)

@@ -36,14 +36,16 @@ def report(args: Sequence[str]) -> int:
         help="a run folder (runs/NAME/version_K), a folder of versions, or a file of JSON lines",
     )
     parser.add_argument(
-        "--format", choices=("html", "md"), help="default: by the ending of --output, else html"
+        "--format",
+        choices=("html", "md"),
+        help="html or md; by default as --output ends, otherwise html",
     )
     parser.add_argument(
-        "--output", type=Path, help="the file to write; default: report.html or report.md"
+        "--output", type=Path, help="the file to write; by default report.html or report.md"
     )
     parser.add_argument(
         "--reference",
-        help="the algorithm to compare the others with; default: MLECS, else the first",
+        help="the algorithm to compare the others with; by default MLECS, otherwise the first",
     )
     given = parser.parse_args(args)
     suffix = given.output.suffix if given.output else ""

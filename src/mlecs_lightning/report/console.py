@@ -10,9 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlecs_lightning.report.labels import NOTHING, SCORES, size
+from mlecs_lightning.report.many import MOST_ROWS, Ends, ends_of, quantiles_of
 from mlecs_lightning.report.remarks import remarks
 
 __all__ = ["print_summary"]
+
+# The score that orders many clients: the first that there is.
+_ORDERED_BY = ("macro_f1", "rouge_lsum", "accuracy")
 
 
 def _cells(scores: Mapping[str, float], metrics: list[str]) -> list[str]:
@@ -20,7 +24,9 @@ def _cells(scores: Mapping[str, float], metrics: list[str]) -> list[str]:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print clients, server, the constant-sentence rows, what went over the wire, and `remarks`.
+    """Print the scores of all parties, the bytes that were sent, and `remarks`.
+
+    Of more than 20 clients the table shows quantiles, and the five lowest and highest.
 
     Args:
         summary: What `FederatedTrainer.fit` or `test` returned.
@@ -37,16 +43,22 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     table.add_column("party", overflow="fold")
     for metric in metrics:
         table.add_column(SCORES[metric], justify="right", no_wrap=True)
-    for name, client in summary["clients"].items():
-        party = f"{escape(name)}\n  [dim]{escape(' '.join(client['modalities']))}[/dim]"
-        table.add_row(party, *_pairs(client, metrics))
-    table.add_section()
+    clients = summary["clients"]
+    by = next((m for m in _ORDERED_BY if m in metrics), metrics[0])
+    told = {name: " ".join(client["modalities"]) for name, client in clients.items()}
+    rows = {name: _pairs(client, metrics) for name, client in clients.items()}
+    ends = ends_of({name: client["all"].get(by) for name, client in clients.items()})
+    _add_clients(table, told, rows, ends)
+    if len(clients) > MOST_ROWS:
+        _add_quantiles(table, clients, metrics)
     table.add_row("mean of clients", *_pairs(summary["mean"], metrics), style="bold")
     table.add_row("constant sentence", *_pairs(summary["constant"], metrics), style="dim")
     table.add_section()
     table.add_row("server", *_cells(summary["server"], metrics), style="bold")
     table.add_row("constant sentence", *_cells(summary["constant"]["server"], metrics), style="dim")
     console.print(table)
+    if len(clients) > MOST_ROWS:
+        console.print(_shortened(len(clients), ends, SCORES[by]), highlight=False)
     if "bertscore_unknown" in summary:
         console.print(
             f"BERTScore: its tokenizer does not know {summary['bertscore_unknown']:.1%} of the "
@@ -56,11 +68,49 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     _print_communication(summary["communication"], console)
     counts = {k: n for k, n in summary["faults"].items() if k != "events" and n}
     if counts:
-        told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-        console.print(f"faults of clients: {told} (reasons: clients/NAME/errors.log)")
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        console.print(f"faults of clients: {kinds} (reasons: clients/NAME/errors.log)")
     for remark in remarks(summary):
         console.print(f"- {escape(remark)}", highlight=False)
     console.print(f"{summary['seconds']:.1f} s")
+
+
+def _add_clients(
+    table: Table, told: Mapping[str, str], rows: Mapping[str, list[str]], ends: Ends
+) -> None:
+    """Add a row for each client, or for those at both ends if there are many."""
+    if len(rows) <= MOST_ROWS:
+        groups = [list(rows)]
+    else:
+        groups = [list(ends.worst), list(reversed(ends.best))]
+    for names in groups:
+        for name in names:
+            party = f"{escape(name)}\n  [dim]{escape(told[name])}[/dim]"
+            table.add_row(party, *rows[name])
+        table.add_section()
+
+
+def _add_quantiles(
+    table: Table, clients: Mapping[str, Mapping[str, Any]], metrics: list[str]
+) -> None:
+    """Add the quantiles over the clients, each column on its own."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for view in ("all", "own"):
+        for metric in metrics:
+            scores = [c[view][metric] for c in clients.values() if metric in c[view]]
+            for name, score in quantiles_of(scores).items():
+                found.setdefault(name, {"all": {}, "own": {}})[view][metric] = score
+    for name, views in found.items():
+        table.add_row(name, *_pairs(views, metrics))
+
+
+def _shortened(count: int, ends: Ends, metric: str) -> str:
+    """Return the line below a table that does not show all clients."""
+    text = (
+        f"{count:,} clients: the {len(ends.worst)} lowest and {len(ends.best)} highest by "
+        f"{metric}, summary.json has all"
+    )
+    return f"{text}. Without a score: {ends.unscored:,}" if ends.unscored else text
 
 
 def _print_stream(stream: Mapping[str, Any] | None, console: Console) -> None:
@@ -74,14 +124,18 @@ def _print_stream(stream: Mapping[str, Any] | None, console: Console) -> None:
     table.add_column("party", overflow="fold")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
-    for name, client in stream["clients"].items():
-        if metric in client:
-            order = " ".join(dict.fromkeys(phase for _, phase in client["phases"]))
-            party = f"{escape(name)}\n  [dim]{escape(order)}[/dim]"
-            table.add_row(party, *_cells(client[metric], list(columns)))
-    table.add_section()
+    clients = {name: client for name, client in stream["clients"].items() if metric in client}
+    told = {
+        name: " ".join(dict.fromkeys(phase for _, phase in client["phases"]))
+        for name, client in clients.items()
+    }
+    rows = {name: _cells(client[metric], list(columns)) for name, client in clients.items()}
+    ends = ends_of({name: client[metric].get("present") for name, client in clients.items()})
+    _add_clients(table, told, rows, ends)
     table.add_row("mean of clients", *_cells(stream["mean"][metric], list(columns)), style="bold")
     console.print(table)
+    if len(clients) > MOST_ROWS:
+        console.print(_shortened(len(clients), ends, "present"), highlight=False)
 
 
 def _pairs(views: Mapping[str, Any], metrics: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import count
 
 from jinja2 import Environment
 
@@ -12,7 +13,15 @@ from mlecs_lightning.report.hooks import algorithm_sections
 from mlecs_lightning.report.markdown import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
 from mlecs_lightning.report.results.reading import ReportError, Run
-from mlecs_lightning.report.sections import continual, plots, sweeps, tables
+from mlecs_lightning.report.sections import (
+    classes,
+    clients,
+    configuration,
+    continual,
+    plots,
+    sweeps,
+    tables,
+)
 
 __all__ = ["to_html", "to_markdown_page"]
 
@@ -32,6 +41,7 @@ def to_html(runs: Sequence[Run], *, reference: str | None = None) -> str:
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["swatch"] = swatch
+    environment.globals["label_number"] = count(1).__next__  # names of regions must differ
     template = environment.from_string(
         files("mlecs_lightning.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -39,7 +49,7 @@ def to_html(runs: Sequence[Run], *, reference: str | None = None) -> str:
     page = template.render(
         title=title(runs),
         overview=tables.overview(runs),
-        settings=[(s.label, _sections(s, _reference(runs, reference))) for s in settings],
+        settings=[(s.label, _sections(s, settings, _reference(runs, reference))) for s in settings],
     )
     return distinct_ids(page)
 
@@ -48,22 +58,26 @@ def to_markdown_page(runs: Sequence[Run], *, reference: str | None = None) -> st
     """Return the tables of the page as Markdown; see `to_html`."""
     chosen = _reference(runs, reference)
     lines = [f"# {escape_markdown(title(runs))}\n"]
-    for setting in arrange(runs, reference=chosen):
+    settings = arrange(runs, reference=chosen)
+    for setting in settings:
         lines.append(f"## {escape_markdown(setting.label)}\n")
-        for section in _sections(setting, chosen, charts=False):
+        for section in _sections(setting, settings, chosen, charts=False):
             lines += _markdown(section, level=3)
     lines += _markdown(tables.overview(runs), level=2)
     return "\n".join(lines)
 
 
 def title(runs: Sequence[Run]) -> str:
-    """Say what the report is of."""
-    labels = list(dict.fromkeys(run.algorithm for run in runs))
+    """Say what the report is of: algorithms by name, whatever the number of their variants."""
+    methods = dict.fromkeys(run.method for run in runs)
+    variants = dict.fromkeys(run.algorithm for run in runs)
     settings = list(dict.fromkeys(run.setting for run in runs))
-    what = ", ".join(labels) if len(labels) <= 3 else f"{len(labels)} algorithms"
+    what = ", ".join(methods) if len(methods) <= 3 else f"{len(methods)} algorithms"
+    if len(variants) > len(methods):
+        what += f" ({len(variants)} variants)"
     where = settings[0] if len(settings) == 1 else f"{len(settings)} settings"
-    count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"{what} on {where}: {count}"
+    number = "one run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"{what} on {where}: {number}"
 
 
 def _reference(runs: Sequence[Run], chosen: str | None) -> str:
@@ -75,10 +89,14 @@ def _reference(runs: Sequence[Run], chosen: str | None) -> str:
     return chosen or (_REFERENCE if _REFERENCE in labels else labels[0])
 
 
-def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[Section]:
+def _sections(
+    setting: Setting, settings: Sequence[Setting], reference: str, *, charts: bool = True
+) -> list[Section]:
     wire = tables.communication(setting)
     found = [
+        configuration.of_setting(setting, settings),
         tables.results(setting),
+        configuration.of_rows(setting),
         tables.differences(setting, reference),
         *(plots.learning(setting) if charts else ()),
         *continual.continual(setting, charts=charts),
@@ -87,7 +105,8 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
         plots.quality(setting) if charts else None,
         plots.quality_over_time(setting) if charts else None,
         Section("Communication", grids=[wire]) if wire else None,
-        tables.clients(setting),
+        classes.classes(setting),
+        clients.clients(setting),
         plots.volumes(setting) if charts else None,
         plots.alignment(setting) if charts else None,
         plots.aggregation(setting) if charts else None,
@@ -97,13 +116,14 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
 
 
 def _markdown(section: Section, *, level: int) -> list[str]:
-    lines = [f"{'#' * level} {escape_markdown(section.title)}\n"]
+    lines = [f"{'#' * level} {escape_markdown(section.title)}\n"] if section.title else []
     if section.note:
         lines.append(f"{escape_markdown(section.note)}\n")
     for grid in section.grids:
         if grid.caption:
             lines.append(f"{escape_markdown(grid.caption)}\n")
         lines.append(_grid(grid))
+        lines += [f"{escape_markdown(note)}\n" for note in grid.notes]
     return lines
 
 

@@ -24,11 +24,13 @@ class Column:
         name: Its heading.
         over: A heading that it shares with its neighbours.
         text: Whether it holds words rather than numbers.
+        raw: Whether it holds keys and values as in a configuration, which may be long.
     """
 
     name: str
     over: str = ""
     text: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,16 @@ class Grid:
         rows: The rows.
         caption: What it is, where its section holds several.
         aside: Indices of rows that are no results, but are there to compare with.
+        notes: Footnotes.
+        folded: Whether the page shows only its caption until a reader opens it.
     """
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
     aside: frozenset[int] = frozenset()
+    notes: Sequence[str] = ()
+    folded: bool = False
 
     def runs(self) -> list[tuple[str, int]]:
         """Return the shared headings, each with the number of its columns."""
@@ -72,15 +78,24 @@ class Grid:
         """Return the style classes of a column: words, and the first under a shared heading."""
         column = self.columns[index]
         first = index > 0 and column.over != self.columns[index - 1].over
-        return " ".join(["words"] * column.text + ["first"] * first)
+        return " ".join(
+            ["words"] * (column.text or column.raw) + ["raw"] * column.raw + ["first"] * first
+        )
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with its caption."""
+    """A chart with its caption.
+
+    Attributes:
+        caption: What is drawn.
+        chart: SVG.
+        series: Style of each series, and what it does in words: the alternative text.
+    """
 
     caption: str
     chart: str
+    series: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,14 @@ class Section:
     legend: Sequence[tuple[int, str]] = ()
     panels: Sequence[Panel] = ()
     grids: Sequence[Grid] = ()
+
+    def alternative(self, panel: Panel) -> str:
+        """Return the text that stands for a chart where it cannot be seen."""
+        names = dict(self.legend)
+        told = [
+            f"{names[style]}: {text}" if style in names else text for style, text in panel.series
+        ]
+        return "; ".join([f"Chart, {self.title}, {panel.caption}".rstrip(", "), *told])
 
 
 @dataclass(frozen=True)

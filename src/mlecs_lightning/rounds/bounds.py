@@ -80,14 +80,15 @@ class Moves:
 
 @dataclass(frozen=True)
 class UpdateLimits:
-    """How far a client's update may be from what the client was sent.
+    """Limits on a client's update.
 
     Attributes:
-        max_norm: Maximum Euclidean distance from what the client was sent; ``None`` for no limit.
-        max_ratio: Maximum root mean square of the changes, as a multiple of what was usual in
-            earlier rounds (`Moves`); ``None`` for no limit. Honest clients stay far below the
-            default.
-        on_excess: Whether a larger update is refused, or clipped to the limit.
+        max_norm: Maximum Euclidean norm of an update; ``None`` for no limit. An update is the
+            difference from what the client was sent.
+        max_ratio: Maximum size of an update, as a multiple of the usual size. The size is the root
+            mean square of the changes, the usual one that of earlier rounds (`Moves`). ``None`` for
+            no limit. Honest clients stay far below the default.
+        on_excess: ``refuse`` a larger update, or ``clip`` it to the limit.
     """
 
     max_norm: float | None = None

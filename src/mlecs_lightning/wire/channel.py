@@ -103,12 +103,12 @@ class SerialisedMessage(NamedTuple):
 
 @dataclass(frozen=True)
 class MessageLimits:
-    """How large a message may be.
+    """Limits on a message.
 
     Attributes:
         max_norm: Maximum Euclidean norm of all tensors of a message; ``None`` for no limit.
-        max_bytes: Maximum length of a message in bytes; a longer one is refused unread. ``None``
-            for no limit.
+        max_bytes: Maximum length of a message in bytes; ``None`` for no limit. A longer one is
+            refused unread.
     """
 
     max_norm: float | None = None

@@ -1,4 +1,4 @@
-"""The guide's way from a folder of files to an exported model, by its own commands."""
+"""The tutorial's way from a folder of real recordings to an exported model, by its own commands."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parents[3]
 SECTION = (
-    (ROOT / "docs/guide.md")
+    (ROOT / "docs/tutorial.md")
     .read_text()
-    .split("## From a folder of files to an exported model")[1]
+    .split("## The same with real recordings")[1]
     .split("\n## ")[0]
 )
 COMMANDS = [shlex.split(line) for line in re.findall(r"^python (.*)$", SECTION, re.MULTILINE)]

@@ -220,3 +220,23 @@ def test_validation_judges_by_loss_and_scores_on_the_validation_splits(
     losses = [values[f"clients/{c}/val/loss"] for c in federation.clients]
     assert values["clients/val/loss"] == pytest.approx(sum(losses) / 3)
     assert "server/val/rouge_lsum" in values
+
+
+def test_counts_of_a_confusion_matrix_give_the_accuracy_that_is_reported(
+    federation: Federation, data: Digits, results: dict[str, Any]
+) -> None:
+    told = results["confusion"]
+    assert told["classes"] == list(data.classes)
+    assert list(told["clients"]) == list(federation.clients)
+    parties = {c: (told["clients"][c], results["clients"][c]["all"]) for c in federation.clients}
+    parties["server"] = (told["server"], results["server"])
+    for counts, scores in parties.values():
+        assert [len(row) for row in counts] == [len(data.classes) + 1] * len(data.classes)
+        hits = sum(row[k] for k, row in enumerate(counts))
+        assert scores["accuracy"] == pytest.approx(hits / sum(map(sum, counts)))
+    # True classes are those of the samples, whatever was answered.
+    scored = data.public("test").targets[: data.eval_batch_size]
+    of_class = [0] * len(data.classes)
+    for target in scored:
+        of_class[data.read_label(target)] += 1
+    assert [sum(row) for row in told["server"]] == of_class

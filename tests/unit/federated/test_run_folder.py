@@ -186,6 +186,7 @@ def test_summary_has_its_schema_and_is_what_fit_returned(mlecs_run: SimpleNamesp
     assert set(summary) == {
         *("algorithm", "seed", "rounds", "clients", "mean", "server", "constant", "checks"),
         *("aggregation_error", "faults", "communication", "seconds", "frozen", "alignment"),
+        "confusion",
     }
     assert (summary["algorithm"], summary["seed"], summary["rounds"]) == ("MLECS", 0, 2)
     scores = {"rouge_lsum", "exact_match", "accuracy", "macro_f1"}

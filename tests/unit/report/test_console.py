@@ -1,5 +1,6 @@
 import copy
 import io
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -231,3 +232,52 @@ def test_what_a_codec_leaves_out_is_told() -> None:
     }
     (line,) = (line for line in printed(content, width=120) if line.startswith("codec"))
     assert line == "codec DWC: of an update is left out for the next, mean of rounds: uplink 0.38"
+
+
+def many(count: int) -> dict[str, Any]:
+    """A summary in which client k has k thousandths everywhere, in an order of names alone."""
+    content = without_bertscore()
+    del content["server"]["accuracy"]
+    names = sorted(range(count), key=lambda k: str(k * 7919 % count))
+    scores = {k: dict.fromkeys(("accuracy", "macro_f1", "rouge_lsum"), k / 1000) for k in names}
+    content["clients"] = {
+        f"c{k}": {"modalities": ["acc"], "own": scores[k], "all": scores[k]} for k in names
+    }
+    return content
+
+
+def test_up_to_twenty_clients_have_a_row_each() -> None:
+    lines = printed(many(20))
+    assert len(re.findall(r"│ c\d+ ", "\n".join(lines))) == 20
+    assert "median" not in " ".join(lines)
+
+
+def test_of_many_clients_both_ends_and_quantiles_are_shown() -> None:
+    content = many(201)
+    content["clients"]["c7"]["all"] = {}  # its evaluation failed
+    lines = printed(content)
+    assert len(lines) < 60
+    shown = re.findall(r"│ (c\d+) ", "\n".join(lines))
+    lowest, highest = [f"c{k}" for k in range(5)], [f"c{k}" for k in range(196, 201)]
+    assert shown == lowest + highest
+    # Of the 200 that are left: 0..200 without 7, linear between the two in the middle.
+    assert "0.101 (0.100)" in " ".join(find(lines, "median").split())
+    assert "0.000 (0.000)" in " ".join(find(lines, "lowest").split())
+    text = " ".join(" ".join(lines).split())
+    assert "201 clients: the 5 lowest and 5 highest by macro-F1" in text
+    assert "Without a score: 1" in text
+
+
+def test_a_stream_of_many_clients_is_as_short() -> None:
+    content = many(40)
+    content["stream"] = {
+        "clients": {
+            name: {"phases": [[0, "bold"]], "macro_f1": {"present": client["all"]["macro_f1"]}}
+            for name, client in content["clients"].items()
+        },
+        "mean": {"macro_f1": {"present": 0.5}},
+    }
+    lines = printed(content)
+    (title,) = (n for n, line in enumerate(lines) if "stream of domains" in line)
+    after = "\n".join(lines[title:])
+    assert re.findall(r"│ (c\d+) ", after) == [f"c{k}" for k in (0, 1, 2, 3, 4, 35, 36, 37, 38, 39)]

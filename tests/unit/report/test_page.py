@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlecs_lightning.report.page import to_html, to_markdown_page
+from mlecs_lightning.report.page import title, to_html, to_markdown_page
 from mlecs_lightning.report.results.reading import ReportError, Run, read_runs
 from tests.unit.report.run_files import a_config, a_history, a_summary, whole, write_run
 
@@ -80,6 +80,7 @@ def test_a_real_run_has_every_section_that_it_can_have(mlecs_run: SimpleNamespac
         "Quality against bytes",
         "Quality against seconds",
         "Communication",
+        "Classes",
         "Clients",
         "Volumes",
         "Alignment",
@@ -220,7 +221,9 @@ def test_an_unfinished_run_is_marked_and_has_its_curves(tmp_path: Path) -> None:
     stopped = write_run(tmp_path / "b", config=a_config(max_rounds=9), history=a_history(1, 0.3))
     found = page(read_runs([tmp_path / "a", stopped]))
     label = "MLECS: max_rounds 9, unfinished"
-    assert found.row(f"{label} after 1 round")[1:4] == ["1 seed, no spread", "-", "-"]
+    text = to_html(read_runs([tmp_path / "a", stopped]))
+    assert text.count("not in this table: MLECS: max_rounds 9 after 1 round (seeds: 1).") == 1
+    assert not any(row[0].startswith("MLECS: max_rounds 9 after") for row in found.rows if row)
     assert found.row(str(stopped))[-4:] == ["1", "1 of 9", "-", "unfinished"]
     assert f"<span>{label}</span>" in to_html(read_runs([tmp_path / "a", stopped]))
     alone = page(read_runs([stopped]))
@@ -333,3 +336,102 @@ def test_markdown_has_the_tables_of_the_page(four: list[Run]) -> None:
     assert "| FedAvg | +0.080 | [-0.174, +0.334] | 2 |" in text
     assert "Learning curves" not in text
     assert "svg" not in text
+
+
+def test_the_title_counts_algorithms_and_not_their_variants(tmp_path: Path) -> None:
+    places = [whole(tmp_path / f"{n}", max_rounds=n) for n in (1, 2)]
+    runs = read_runs([*places, whole(tmp_path / "f", "FedAvg")])
+    assert title(runs) == "MLECS, FedAvg (3 variants) on URFall, 2 clients: 3 runs"
+    many = [whole(tmp_path / name, name) for name in ("ECLM", "CDCCA", "CoPLMs")]
+    assert title(read_runs([*places, *many])).startswith("4 algorithms (5 variants) on ")
+
+
+def test_what_a_row_changes_is_listed_whole(tmp_path: Path) -> None:
+    codec = {"class_path": "x.DWC", "init_args": {"bits": 4, "fraction": 0.25}}
+    for name, trainer in (("a", {}), ("b", {"codec": codec, "store": "disk", "precision": 16})):
+        write_run(tmp_path / name, config=a_config(**trainer), summary=a_summary())
+    text = to_html(read_runs([tmp_path / "a", tmp_path / "b"]))
+    found = Page(text)
+    label = "MLECS: codec DWC, precision 16"
+    changed = {row[1]: row[2:] for row in found.rows if row[0] == label and len(row) == 4}
+    assert changed == {  # where states are kept changes no result
+        "trainer.precision": ["16", "not set"],
+        "trainer.codec.class_path": ['"x.DWC"', "not set"],
+        "trainer.codec.init_args.bits": ["4", "not set"],
+        "trainer.codec.init_args.fraction": ["0.25", "not set"],
+    }
+    assert "<details><summary>Every key in which a row differs from MLECS</summary>" in text
+
+
+def test_a_setting_has_a_short_name_and_its_values_are_folded_away(tmp_path: Path) -> None:
+    shifts = [{"clients": ["kitchen"], "lose": ["depth"], "start": n} for n in range(4)]
+    for name in ("a", "b", "c"):
+        config = a_config()
+        if name == "b":
+            schedule = {"class_path": "x.Drift", "init_args": {"shifts": shifts}}
+            config["data"]["init_args"]["schedule"] = schedule
+        if name == "c":
+            config["data"]["init_args"]["split"] = shifts
+        write_run(tmp_path / name, config=config, summary=a_summary())
+    runs = read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert [run.setting.partition(": ")[2] for run in runs] == [
+        *("", "schedule Drift", "split (4 entries)")
+    ]
+    found = page(runs)
+    assert found.row("data.init_args.split", 2)[1] == json.dumps(shifts)
+    assert found.row("data.init_args.split")[1] == "not set"
+
+
+COUNTS = [[3, 0, 1], [2, 4, 0]]
+
+
+def test_confusion_matrices_are_summed_over_clients_and_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        told = {"kitchen": COUNTS, "hall": [[1, 0, 0], [0, 0, 0]]}
+        confusion = {"classes": ["up", "down"], "clients": told, "server": COUNTS}
+        summary = a_summary(seed=seed, confusion=confusion)
+        write_run(tmp_path / str(seed), config=a_config(seed=seed), summary=summary)
+    found = page(read_runs([tmp_path / "1", tmp_path / "2"]))
+    # 10 samples of "up", 8 of them right; 4 of "down" are taken for it.
+    assert found.row("up") == ["up", "10", "0.667", "0.800", "0.727"]
+    assert found.row("up", 2) == ["up", "8", "0", "2"]
+    assert found.row("true class") == ["true class", "up", "down", "no class"]
+    assert found.row("down", 3) == ["down", "4", "8", "0"]  # the server's
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"classes": ["a"], "clients": {"kitchen": [[1]]}},
+        {"classes": ["a"], "clients": {"kitchen": [[1, -1]]}},
+        {"classes": ["a"], "clients": {}, "server": [[1, 0.5]]},
+        {"classes": "a", "clients": {}},
+    ],
+)
+def test_counts_of_another_form_are_refused(tmp_path: Path, told: dict[str, Any]) -> None:
+    folder = write_run(tmp_path / "v", config=a_config(), summary=a_summary(confusion=told))
+    with pytest.raises(ReportError, match="'confusion': "):
+        read_runs([folder])
+
+
+def test_many_clients_are_quantiles_with_the_table_folded_away(tmp_path: Path) -> None:
+    summary = a_summary()
+    summary["clients"] = {
+        f"c{k}": {"modalities": ["acc"], "own": {"macro_f1": 0.5}, "all": {"macro_f1": k / 100}}
+        for k in range(41)
+    }
+    text = to_html(read_runs([write_run(tmp_path / "v", config=a_config(), summary=summary)]))
+    found = Page(text)
+    assert found.row("upper quartile") == ["upper quartile", "0.300", "0.500"]
+    assert found.row("c40") == ["c40", "●", "0.400", "0.500"]
+    assert "<summary>The 41 clients</summary>" in text
+
+
+def test_charts_have_alternative_texts_and_regions_names_of_their_own(four: list[Run]) -> None:
+    found = page(four)
+    told = [a["aria-label"] or "" for tag, a in found.tags if a.get("role") == "img"]
+    assert len(told) == sum(tag == "figure" for tag, _ in found.tags)
+    curve = "Chart, Learning curves: macro-F1, mean of the clients; MLECS: from 0.52 at 1 to 0.52"
+    assert any(each.startswith(curve) and "FedAvg: from 0.6 at 1" in each for each in told)
+    regions = [a["aria-label"] for _, a in found.tags if a.get("role") == "region"]
+    assert len(set(regions)) == len(regions) > 3

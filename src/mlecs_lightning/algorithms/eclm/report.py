@@ -249,9 +249,20 @@ _CHOICE_NOTE = "Which modules of each layer a device has at the end"
 
 def _drawn_choice(known: dict[str, list[list[float]]]) -> Section:
     shown = list(known.items())[:MOST_CLIENTS]
-    panels = [Panel(label, cells(shares, x="module", y="layer")) for label, shares in shown]
+    panels = [
+        Panel(label, cells(shares, x="module", y="layer"), [(0, _counted(shares))])
+        for label, shares in shown
+    ]
     note = f"{_CHOICE_NOTE}; paler: not with all seeds.{_few(len(known))}"
     return Section(_CHOICE, note, panels=panels)
+
+
+def _counted(shares: Sequence[Sequence[float]]) -> str:
+    """Return the modules of each layer in words."""
+    return ", ".join(
+        f"layer {n}: {sum(map(bool, row))} of {len(row)} modules"
+        for n, row in enumerate(shares, start=1)
+    )
 
 
 def _listed_choice(known: dict[str, list[list[float]]]) -> Section:

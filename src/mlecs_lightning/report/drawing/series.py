@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mlecs_lightning.report.drawing.charts import Band, Curve, Marks, Point, curves, limits_of
+from mlecs_lightning.report.labels import size
 from mlecs_lightning.report.parts import Group, Panel, Setting
 from mlecs_lightning.report.results.reading import Run
 
@@ -15,6 +16,7 @@ __all__ = [
     "Reader",
     "Series",
     "all_curves",
+    "described",
     "extent",
     "legend",
     "logged_clients",
@@ -79,6 +81,32 @@ def logged_clients(runs: Sequence[Run], metric: str) -> list[str]:
     return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
 
 
+def described(series: Iterable[Curve | Point], *, in_bytes: bool = False) -> list[tuple[int, str]]:
+    """Return the style of each series and where it begins and ends, in words.
+
+    Args:
+        series: Curves or points.
+        in_bytes: Whether the x axis counts bytes.
+    """
+
+    def at(x: float) -> str:
+        return size(x) if in_bytes else f"{x:g}"
+
+    told = []
+    for each in series:
+        if isinstance(each, Point):
+            told.append((each.style, f"{each.y:.3g} at {at(each.x)}"))
+        elif len(each.x) == 1:
+            told.append((each.style, f"{each.y[0]:.3g} at {at(each.x[0])}"))
+        else:
+            first, last = (
+                f"{each.y[0]:.3g} at {at(each.x[0])}",
+                f"{each.y[-1]:.3g} at {at(each.x[-1])}",
+            )
+            told.append((each.style, f"from {first} to {last}"))
+    return told
+
+
 def extent(series: Iterable[Curve | Point]) -> list[float]:
     """Return the ends of all that will be drawn, spreads included."""
     values = []
@@ -125,6 +153,7 @@ def panels_of(
                 bands=bands.get(caption, ()),
                 marks=marks.get(caption, ()),
             ),
+            described(series),
         )
         for caption, series in drawn.items()
         if series

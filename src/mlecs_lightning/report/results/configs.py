@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["flat", "in_words", "told_apart"]
+__all__ = ["flat", "in_words", "is_of_data", "told_apart"]
 
 # What does not change what a run learns, and how far it has come.
 _SAME = {
@@ -25,6 +26,7 @@ _SAME = {
 }
 _MOST_DIFFERENCES = 2  # in a label; more would not fit beside a number
 _MOST_WORDS = 4  # in a cell of its own
+_LONGEST = 24  # characters of a value in a label; the page has the whole value in another place
 
 # What differs by the algorithm, which a row names anyway, and by the data, which all rows share.
 _NAMED = ("algorithm.", "data.", "clients.")
@@ -76,10 +78,47 @@ def told_apart(
 
 def _with_differences(base: str, ours: Mapping[str, str], keys: Sequence[str]) -> str:
     # What is off, or does nothing, says least.
-    told = sorted(keys, key=lambda k: ours.get(k, "null") in ("null", "0", "0.0", "false"))
-    words = [f"{k.rpartition('.')[2]} {ours.get(k, 'null')}" for k in told[:_MOST_DIFFERENCES]]
-    more = ["..."] if len(keys) > _MOST_DIFFERENCES else []
+    told = _without_arguments(keys)
+    told.sort(key=lambda k: ours.get(k, "null") in ("null", "0", "0.0", "false"))
+    words = [f"{_last_name(k)} {_short_value(ours, k)}" for k in told[:_MOST_DIFFERENCES]]
+    more = ["..."] if len(told) > _MOST_DIFFERENCES else []
     return f"{base}: {', '.join(words + more)}"
+
+
+def _without_arguments(keys: Sequence[str]) -> list[str]:
+    """Return keys without the arguments of a class that differs, as they differ because it does.
+
+    What stands in the place of a part, as null for no codec, is told with the part.
+    """
+    classes = [key.removesuffix("class_path") for key in keys if key.endswith(".class_path")]
+    return [
+        key
+        for key in keys
+        if not any(key.startswith(f"{each}init_args") or f"{key}." == each for each in classes)
+    ]
+
+
+def _last_name(key: str) -> str:
+    """Return the last part of a key, and for a class the name of what it is for."""
+    return key.removesuffix(".class_path").rpartition(".")[2]
+
+
+def _short_value(leaves: Mapping[str, str], key: str) -> str:
+    """Return a value for a label: of a long list or mapping only the number of entries."""
+    leaf = leaves.get(key, "null")
+    if key.endswith(".class_path"):
+        return leaf.strip('"').rpartition(".")[2]
+    if len(leaf) <= _LONGEST:
+        return leaf
+    content = json.loads(leaf)
+    if isinstance(content, (list, dict)):
+        return f"({len(content)} {'entry' if len(content) == 1 else 'entries'})"
+    return textwrap.shorten(str(content), _LONGEST, placeholder="...") or "..."
+
+
+def is_of_data(key: str) -> bool:
+    """Return whether a key belongs to the setting: the data and the clients, batch size aside."""
+    return key.startswith(("data", "clients")) and key != "data.init_args.batch_size"
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -116,14 +155,7 @@ def in_words(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
         if ours.get(key, "null") != theirs.get(key, "null")
         and (not f"{key}.".startswith(_NAMED) or key.startswith(_OF_TRAINING))
     ]
-    # A class says it all: its arguments differ because it does. And what stands in the place of a
-    # part, as null for no codec, is told with the part.
-    classes = [key.removesuffix("class_path") for key in keys if key.endswith(".class_path")]
-    told = [
-        key
-        for key in keys
-        if not any(key.startswith(f"{each}init_args") or f"{key}." == each for each in classes)
-    ]
+    told = _without_arguments(keys)
     words = [f"{_called(k)} {_said(ours, k)} ({_said(theirs, k)})" for k in told[:_MOST_WORDS]]
     more = [f"{len(told) - _MOST_WORDS} more"] if len(told) > _MOST_WORDS else []
     return ", ".join(words + more)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mlecs_lightning.renamed_keys import with_present_keys
-from mlecs_lightning.report.results.configs import flat, told_apart
+from mlecs_lightning.report.results.configs import flat, is_of_data, told_apart
 from mlecs_lightning.report.results.rows import MatrixError, Row, read_lines, summary_fault
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.folders import numbered_folders
@@ -70,6 +70,17 @@ class Run:
         """Whether it has ended and was tested."""
         return self.summary is not None
 
+    @property
+    def method(self) -> str:
+        """The name of the algorithm itself, whatever its settings."""
+        named = (self.summary or {}).get("algorithm") or self.class_path.rpartition(".")[2]
+        return str(named or self.algorithm)
+
+    @property
+    def leaves(self) -> Mapping[str, str]:
+        """The configuration, flat, as far as it is known."""
+        return self.settings or flat(self.config)
+
     def row(self) -> Row:
         """Return a run that has ended as a row of a matrix."""
         assert self.summary is not None
@@ -83,7 +94,7 @@ class Run:
             seconds,
             self.commit,
             self.summary,
-            self.settings or flat(self.config),
+            self.leaves,
         )
 
 
@@ -265,14 +276,14 @@ def _labelled(read: Sequence[tuple[Run, dict[str, Any]]]) -> list[Run]:
     """Give runs of one configuration, but for the seed, one label."""
     # A batch size is no part of the data: runs that differ in it can be compared, with that said.
     whole = [flat(config) for _, config in read]
-    data = [{k: v for k, v in each.items() if _is_of_data(k)} for each in whole]
+    data = [{k: v for k, v in each.items() if is_of_data(k)} for each in whole]
     bases = []
     for run, config in read:
         kind = str(_part(config, "data").get("class_path", "")).rpartition(".")[2]
         count = len(run.modalities) or _part(config, "clients").get("count", "?")
         bases.append(f"{kind or 'unknown data'}, {count} client{'s' * (count != 1)}")
     settings = told_apart(bases, data)
-    rest = [{k: v for k, v in each.items() if not _is_of_data(k)} for each in whole]
+    rest = [{k: v for k, v in each.items() if not is_of_data(k)} for each in whole]
     within = [(setting, run.algorithm) for setting, (run, _) in zip(settings, read, strict=True)]
     algorithms = [
         label if run.finished else f"{label}, unfinished"
@@ -284,7 +295,3 @@ def _labelled(read: Sequence[tuple[Run, dict[str, Any]]]) -> list[Run]:
         replace(run, setting=setting, algorithm=algorithm)
         for (run, _), setting, algorithm in zip(read, settings, algorithms, strict=True)
     ]
-
-
-def _is_of_data(key: str) -> bool:
-    return key.startswith(("data", "clients")) and key != "data.init_args.batch_size"

@@ -118,17 +118,45 @@ def _row(line: str) -> Row:
 
 def summary_fault(summary: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the form of a summary, if anything; it may lack what it likes."""
-    for key in ("clients", "mean", "server", "constant", "faults", "communication", "stream"):
+    for key in (
+        "clients",
+        "mean",
+        "server",
+        "constant",
+        "faults",
+        "communication",
+        "stream",
+        "confusion",
+    ):
         if not isinstance(summary.get(key, {}), dict):
             return f"{key!r} is {summary[key]!r:.60}, allowed: an object"
     for name, client in summary.get("clients", {}).items():
         if not isinstance(client, dict):
             return f"client {name!r} is {client!r:.60}, allowed: an object"
+    if fault := _confusion_fault(summary.get("confusion", {})):
+        return f"'confusion': {fault}"
     streamed = summary.get("stream", {}).get("clients", {})
     for name, client in streamed.items() if isinstance(streamed, dict) else ():
         phases = client.get("phases") if isinstance(client, dict) else None
         if not isinstance(phases, list) or not all(map(_is_phase, phases)):
             return f"'stream': client {name!r}: 'phases' is {phases!r:.60}, allowed: [round, name]"
+    return None
+
+
+def _confusion_fault(confusion: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the counts of answers by class, if anything."""
+    names, clients = confusion.get("classes", []), confusion.get("clients", {})
+    if not isinstance(names, list) or not isinstance(clients, dict):
+        return "allowed: a list of 'classes' and an object of 'clients'"
+    widths = [len(names) + 1] * len(names)
+    for party, rows in {**clients, "server": confusion.get("server")}.items():
+        if party == "server" and rows is None:
+            continue
+        sound = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+        if not sound or [len(row) for row in rows] != widths:
+            return f"{party!r}: allowed: {len(names)} rows of {len(names) + 1} counts"
+        if any(type(count) is not int or count < 0 for row in rows for count in row):
+            return f"{party!r}: counts are whole numbers, not below zero"
     return None
 
 

@@ -12,6 +12,7 @@ from mlecs_lightning.report.drawing.series import (
     Reader,
     Series,
     all_curves,
+    described,
     extent,
     legend,
     logged_clients,
@@ -72,6 +73,7 @@ def quality(setting: Setting) -> Section | None:
         Panel(
             f"{VIEWS[metric.rpartition('.')[0]]}, at the end",
             points(series, x="bytes, both ways", limits=limits),
+            described(series, in_bytes=True),
         )
         for metric, series in at_end.items()
     ]
@@ -80,7 +82,9 @@ def quality(setting: Setting) -> Section | None:
         chart = curves(
             during, x="bytes, both ways", limits=limits_of(extent(during)), in_bytes=True
         )
-        panels.append(Panel("clients, validation, round by round", chart))
+        panels.append(
+            Panel("clients, validation, round by round", chart, described(during, in_bytes=True))
+        )
     if not panels:
         return None
     note = (
@@ -121,7 +125,7 @@ def quality_over_time(setting: Setting) -> Section | None:
         "the end of each round, warm-up and validation included; what else the machine did counts, "
         f"too. The y axis does not begin at zero.{spread_note(setting)}"
     )
-    panels = [Panel("clients, validation, round by round", chart)]
+    panels = [Panel("clients, validation, round by round", chart, described(drawn))]
     return Section("Quality against seconds", note, legend(setting, [drawn]), panels)
 
 
@@ -218,7 +222,7 @@ def aggregation(setting: Setting) -> Section | None:
         "Aggregation error",
         note,
         legend(setting, drawn.values()),
-        [Panel("relative error", each.chart) for each in panels_of(drawn, floor=0.0)],
+        [Panel("relative error", each.chart, each.series) for each in panels_of(drawn, floor=0.0)],
     )
 
 

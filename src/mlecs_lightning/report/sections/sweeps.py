@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mlecs_lightning.report.drawing.charts import Curve, limits_of, steps
+from mlecs_lightning.report.drawing.series import described
 from mlecs_lightning.report.labels import VIEWS, heading, seeds
 from mlecs_lightning.report.parts import Cell, Column, Grid, Panel, Section, Setting
 from mlecs_lightning.report.results.configs import flat, told_apart
@@ -158,7 +159,8 @@ def _panels(
         series, in_bytes = drawn[metric], metric in _BYTES
         if series:
             limits = (0.0, 1.06 * max(_heights(series))) if in_bytes else limits_of(scores)
-            yield Panel(name, steps(series, limits=limits, in_bytes=in_bytes))
+            chart = steps(series, limits=limits, in_bytes=in_bytes)
+            yield Panel(name, chart, described(series))
 
 
 def _heights(series: Sequence[Curve]) -> list[float]:

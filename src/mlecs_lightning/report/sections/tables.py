@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from mlecs_lightning.report.drawing.charts import interval
-from mlecs_lightning.report.labels import NOTHING, SCORES, VIEWS, heading, seeds, size
+from mlecs_lightning.report.labels import SCORES, VIEWS, heading, seeds, size
 from mlecs_lightning.report.parts import Cell, Column, Grid, Section, Setting
 from mlecs_lightning.report.results.budget import MARKED
 from mlecs_lightning.report.results.matrix import (
@@ -21,10 +21,8 @@ from mlecs_lightning.report.results.matrix import (
     value,
 )
 from mlecs_lightning.report.results.reading import Run
-from mlecs_lightning.report.results.rows import number_at
 
 __all__ = [
-    "clients",
     "communication",
     "differences",
     "faults",
@@ -128,17 +126,6 @@ def _scores(
     ]
     beside = [Cell("")] if differ else []
     aside = _constant(setting, metrics, beside) if entries else []
-    if unfinished:
-        aside += [
-            [
-                Cell(f"{group.label} after {_span([run.rounds for run in group.runs])}"),
-                *beside,
-                Cell(seeds(len(group.runs))),
-                *(Cell(_NONE) for _ in metrics),
-            ]
-            for group in setting.groups
-            if not any(run.finished for run in group.runs)
-        ]
     columns = [Column("algorithm", text=True)]
     if differ:
         columns.append(Column("differs from the first in", text=True))
@@ -151,7 +138,19 @@ def _scores(
             else Column(_VIEWS[view], SCORES[score])
         )
     span = range(len(rows), len(rows) + len(aside))
-    return Grid(columns, [*rows, *aside], aside=frozenset(span))
+    notes = _unfinished(setting) if unfinished else []
+    return Grid(columns, [*rows, *aside], aside=frozenset(span), notes=notes)
+
+
+def _unfinished(setting: Setting) -> list[str]:
+    """Return a footnote on the runs that have no test scores yet."""
+    found = [
+        f"{group.label.removesuffix(', unfinished')} after "
+        f"{_span([run.rounds for run in group.runs])} (seeds: {len(group.runs)})"
+        for group in setting.groups
+        if not any(run.finished for run in group.runs)
+    ]
+    return [f"Not finished, so not in this table: {'; '.join(found)}."] if found else []
 
 
 def _split(metric: str) -> tuple[str, str, str]:
@@ -290,59 +289,6 @@ def _parts(setting: Setting) -> dict[str, dict[str, str]]:
             if parts
         }
     return found
-
-
-def clients(setting: Setting) -> Section | None:
-    """Show which client has which modality, and how each does."""
-    has = _modalities_by_seed(setting)
-    if not has:
-        return None
-    names = list(dict.fromkeys(m for given in has.values() for _, some in given for m in some))
-    labels = [entry.algorithm for entry in _entries(setting, [])]
-    scored = [(label, view) for label in labels for view in ("all", "own")]
-    columns = [Column("client", text=True), *(Column(name, "modalities") for name in names)]
-    columns += [Column(view, label) for label, view in scored]
-    rows = []
-    partly = False
-    for client, given in has.items():
-        counts = [sum(name in some for _, some in given) for name in names]
-        partly = partly or any(0 < count < len(given) for count in counts)
-        texts = [client, *(_share(count, len(given)) for count in counts)]
-        texts += [_mean_of_client(setting, label, client, view) for label, view in scored]
-        rows.append(list(map(Cell, texts)))
-    note = "●: the client has the modality."
-    if partly:
-        note += " 2/5: with two of five seeds."
-    if labels:
-        note += f" {setting.main_name}, mean over the seeds."
-    return Section("Clients", note, grids=[Grid(columns, rows)])
-
-
-def _modalities_by_seed(
-    setting: Setting,
-) -> dict[str, dict[tuple[int | None, tuple[str, ...]], None]]:
-    """Return the modalities of each client: those drawn anew with each seed, once a seed."""
-    has: dict[str, dict[tuple[int | None, tuple[str, ...]], None]] = {}
-    for run in setting.runs:
-        for client, modalities in run.modalities.items():
-            has.setdefault(client, {})[run.seed, modalities] = None
-    return has
-
-
-def _mean_of_client(setting: Setting, label: str, client: str, view: str) -> str:
-    found = [
-        number_at(row.summary, "clients", client, view, setting.main)
-        for row in setting.rows
-        if row.algorithm == label
-    ]
-    numbers = [each for each in found if each is not None]
-    return f"{fmean(numbers):.3f}" if numbers else NOTHING
-
-
-def _share(count: int, of: int) -> str:
-    if count in (0, of):
-        return "●" if count else _NONE
-    return f"{count}/{of}"
 
 
 def faults(setting: Setting) -> Section | None:
