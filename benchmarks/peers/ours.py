@@ -174,6 +174,7 @@ def train(
     clock: Clock,
     store: Literal["memory", "disk"] = "memory",
     checkpoint: bool = False,
+    cohort: int = 1,
 ) -> tuple[dict[str, Tensor], int]:
     """Train and return the averaged adapter, and the bytes of a round."""
     algorithm, watch = Captured(work), Watch(clock, rounds)
@@ -185,6 +186,7 @@ def train(
             gradient_clip_val=work.sizes.clip,
             check_val_every_n_rounds=0,
             store=store,
+            cohort=cohort,
             save_top_k=1,
             enable_checkpointing=checkpoint,
             enable_progress_bar=False,

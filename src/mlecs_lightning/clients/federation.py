@@ -272,6 +272,14 @@ class Federation:
         """Return the module of a client's architecture, for its shapes; its state is arbitrary."""
         return self._edges[self._architecture[client]].module
 
+    def architecture(self, client: str) -> str:
+        """Return a key that the clients of one architecture share, and with it a module."""
+        return self._architecture[client]
+
+    def learner(self, client: str) -> EdgeLearner:
+        """Return the learner of a client's architecture; its state is arbitrary."""
+        return self._edges[self._architecture[client]]
+
     def describe(self) -> dict[str, Any]:
         """Return plain values from which the modules can be rebuilt without data, for checkpoints.
 
@@ -303,8 +311,13 @@ class Federation:
 
     def keep(self, edge: EdgeLearner, *, round: int, codec_state: CodecState | None = None) -> None:
         """Store the state of the learner's client after a round."""
+        self.store.put(edge.name, self.state_of(edge, codec_state), round=round)
+
+    @staticmethod
+    def state_of(edge: EdgeLearner, codec_state: CodecState | None = None) -> dict[str, Any]:
+        """Return what the store keeps of the learner's client."""
         state = edge.state_dict()
         if codec_state is not None:
             parts = codec_state._asdict()
             state["wire"] = {part: dict(tensors) for part, tensors in parts.items()}
-        self.store.put(edge.name, state, round=round)
+        return state
