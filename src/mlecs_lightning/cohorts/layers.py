@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from mlecs_lightning.nn.connector import Connector
 from mlecs_lightning.nn.extractors.pretrained import PretrainedExtractor
 from mlecs_lightning.nn.extractors.small import ImageCNN, SeriesCNN, TextCNN, VectorMLP
 from mlecs_lightning.nn.words import TextInput
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as LoraLinear
 
 __all__ = ["Layers"]
 
@@ -75,7 +78,11 @@ class Layers:
             self._forwards.append((extractor, partial(self._one_by_one, extractor)))
 
     def _add_all(self, part: nn.Module) -> None:
+        from peft.tuners.lora import Linear as LoraLinear
+
         for layer in part.modules():
+            if type(layer) is LoraLinear and not layer.lora_variant:
+                self._forwards.append((layer, partial(self._lora, layer)))
             names = {
                 leaf: self._held[id(tensor)]
                 for leaf, tensor in (*layer._parameters.items(), *layer._buffers.items())
@@ -244,6 +251,27 @@ class Layers:
         finally:
             extractor.__dict__["forward"] = held
         return torch.cat(each)
+
+    def _lora(self, layer: LoraLinear, x: Tensor) -> Tensor:
+        """Do what PEFT's layer does, with scale and sum in the second product."""
+        result = layer.base_layer(x)
+        kind, shape = result.dtype, result.shape
+        clients = len(self.draws)
+        for name in layer.active_adapters:
+            if name not in layer.lora_A:
+                continue
+            down = self._stack.weights[self._held[id(layer.lora_A[name].weight)]]
+            up = self._stack.weights[self._held[id(layer.lora_B[name].weight)]]
+            dropped = layer.lora_dropout[name](x.to(down.dtype))
+            low = torch.bmm(dropped.reshape(clients, -1, x.shape[-1]), down.transpose(1, 2))
+            result = torch.baddbmm(
+                result.reshape(clients, -1, shape[-1]).to(low.dtype),
+                low,
+                up.transpose(1, 2),
+                alpha=layer.scaling[name],
+            )
+        merged: Tensor = result.view(shape).to(kind)
+        return merged
 
     # Dropout --------------------------------------------------------------------------------
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from mlecs_lightning.cohorts.optimizer import JointOptimizer
 from mlecs_lightning.modules.resizable import Resizable
 from mlecs_lightning.rounds.learner import EdgeLearner
 from mlecs_lightning.rounds.optimization import Lent
@@ -23,20 +20,10 @@ class NotTogetherError(Exception):
     """Clients cannot train in a cohort; says why. They train one by one instead."""
 
 
-_EACH_FOR_ITSELF = (
-    *(torch.optim.Adadelta, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW),
-    *(torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop),
-    torch.optim.SGD,
-)
-"""Optimisers whose step of one parameter depends on no other parameter."""
-
-
 class Stack:
     """The trainable tensors of up to C clients, each as one tensor (C, ...).
 
-    The optimiser is the learner's own class. Its parameters are the rows of the stacked tensors,
-    and its state is each client's own, so its step is the step of each client alone, with one call
-    for all of them.
+    Their optimiser is a `JointOptimizer`, so that one call takes the step of each client.
     """
 
     def __init__(self, learner: EdgeLearner, size: int) -> None:
@@ -53,7 +40,7 @@ class Stack:
         if any(isinstance(part, Resizable) for part in learner.module.modules()):
             raise NotTogetherError("parts of the model change their size from client to client")
         inner = learner.optimizer.optimizer
-        if type(inner) not in _EACH_FOR_ITSELF or len(inner.param_groups) != 1:
+        if not JointOptimizer.allows(inner):
             raise NotTogetherError(f"the optimizer {type(inner).__name__} may mix parameters")
         self._held = learner.module.trainable_tensors()
         names = {id(tensor): name for name, tensor in self._held.items()}
@@ -64,7 +51,7 @@ class Stack:
         self._views = [[self._rows[n][i] for n in self._held] for i in range(size)]
         self._each = {name: each.unbind() for name, each in self._rows.items()}
         self._leaves: dict[str, Tensor] = {}
-        self._optimizer: Optimizer = inner
+        self._optimizer: JointOptimizer | None = None
         self.weights: dict[str, Tensor] = {}
         """The tensors (C', ...) of the clients that take the present step."""
 
@@ -93,8 +80,13 @@ class Stack:
             name: self._rows[name][: self._used].detach().requires_grad_(tensor.requires_grad)
             for name, tensor in self._held.items()
         }
-        parameters = {name: self._held[name] for name in self._optimized}
-        self._optimizer = self._joint_optimizer(lent, parameters)
+        self._optimizer = JointOptimizer(
+            self._learner.optimizer.optimizer,
+            [self._held[name] for name in self._optimized],
+            [self._leaves[name] for name in self._optimized],
+            [self._each[name] for name in self._optimized],
+            lent,
+        )
         own = {name: tensor.data for name, tensor in self._held.items()}
         for tensor in self._held.values():
             tensor.data = tensor.data.new_empty(0)
@@ -103,33 +95,8 @@ class Stack:
         finally:
             for name, tensor in self._held.items():
                 tensor.data = own[name]
-            for place, each in lent.items():
-                each.moments.clear()
-                for name, parameter in parameters.items():
-                    row = self._each[name][place]
-                    if row in self._optimizer.state:
-                        each.moments[parameter] = self._optimizer.state[row]
-            self.weights, self._leaves = {}, {}
-
-    def _joint_optimizer(
-        self, lent: Mapping[int, Lent], parameters: Mapping[str, Tensor]
-    ) -> Optimizer:
-        """Return an optimiser over the rows of some clients, one group for equal options."""
-        joint: Optimizer = copy.copy(self._learner.optimizer.optimizer)
-        joint.state, groups = defaultdict(dict), list[dict[str, Any]]()
-        for place, each in lent.items():
-            rows = [self._each[name][place] for name in parameters]
-            for row, parameter in zip(rows, parameters.values(), strict=True):
-                if parameter in each.moments:
-                    joint.state[row] = each.moments[parameter]
-            options = each.options[0]
-            group = next((g for g in groups if _equal(options, g)), None)
-            if group is None:
-                groups.append({**options, "params": rows})
-            else:
-                group["params"] = [*group["params"], *rows]
-        joint.param_groups = groups
-        return joint
+            self._optimizer.hand_back(lent)
+            self.weights, self._leaves, self._optimizer = {}, {}, None
 
     def select(self, places: Sequence[int]) -> None:
         """Set `weights` to the tensors of the clients that take the next step."""
@@ -146,21 +113,17 @@ class Stack:
             places: The places of the clients.
             clip: Maximum gradient norm of a client; 0 for no clipping.
         """
-        gradients = {n: leaf.grad for n, leaf in self._leaves.items() if leaf.grad is not None}
+        assert self._optimizer is not None
+        gradients = {n: leaf.grad for n, leaf in self._leaves.items()}
         if len(places) < self._used:
             index = torch.tensor(places, device=self._learner.module.device)
-            gradients = {n: gradient[index] for n, gradient in gradients.items()}
+            gradients = {n: None if g is None else g[index] for n, g in gradients.items()}
         if clip:
-            _clip_each(list(gradients.values()), clip)
-        moved = list[Tensor]()
-        for name, gradient in gradients.items():
-            rows = self._each[name]
-            for place, own in zip(places, gradient.unbind(), strict=True):
-                rows[place].grad = own
-                moved.append(rows[place])
-        self._optimizer.step()
-        for row in moved:
-            row.grad = None
+            _clip_each([g for g in gradients.values() if g is not None], clip)
+        if len(places) < self._used:
+            self._optimizer.step_of(places, [gradients[n] for n in self._optimized])
+        else:
+            self._optimizer.step()
         for leaf in self._leaves.values():
             leaf.grad = None
 
@@ -169,11 +132,6 @@ class Stack:
         names = {id(tensor): name for name, tensor in self._held.items()}
         own = [*part.parameters(), *part.buffers()]
         return {id(t): names[id(t)] for t in own if id(t) in names}
-
-
-def _equal(options: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
-    """Return whether a group has these options."""
-    return all(group[key] == value for key, value in options.items())
 
 
 def _clip_each(gradients: Sequence[Tensor], limit: float) -> None:

@@ -16,7 +16,7 @@ from mlecs_lightning.cohorts.stack import NotTogetherError
 from mlecs_lightning.federated.exchange.device import Device, Reply, Trained
 from mlecs_lightning.federated.exchange.link import Offer
 from mlecs_lightning.rounds.context import RoundContext
-from mlecs_lightning.rounds.failures import FailureTrace, Fate
+from mlecs_lightning.rounds.failures import Failure, FailureTrace, Fate
 from mlecs_lightning.wire.messages import Message
 
 __all__ = ["CohortLink"]
@@ -101,8 +101,11 @@ class CohortLink:
             except (NotTogetherError, torch.OutOfMemoryError) as error:
                 self._refuse(clients, error)
             except Exception as error:  # whose it is shows when each trains alone
-                name = type(error).__name__
-                log.warning("clients %s train alone in this round: %s", ", ".join(clients), name)
+                log.warning(
+                    "trainer.cohort: %s train one after another in this round: %s",
+                    ", ".join(clients),
+                    Failure.of(error, kind="error", stage="", round=0, client="").error,
+                )
         return {client: job() for client, job in zip(clients, jobs, strict=True)}
 
     def _alone(self, ctx: RoundContext, client: str, received: Message | None) -> Trained:
