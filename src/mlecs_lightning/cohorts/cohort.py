@@ -247,12 +247,16 @@ class Cohort:
         return losses
 
     def _read(self, batch: Batch, clients: int, *, frozen: bool) -> TowerOutput:
-        module = self._learner.module
-        with self._layers.frozen_extractors() if frozen else nullcontext():
-            features, present = module.features(batch)
-        return module.tower()(  # type: ignore[no-any-return]
-            features, present, batch.instructions, batch.targets, parts=clients
-        )
+        module, layers = self._learner.module, self._layers
+        layers.reading = True
+        try:
+            with layers.frozen_extractors() if frozen else nullcontext():
+                features, present = module.features(batch)
+            return module.tower()(  # type: ignore[no-any-return]
+                features, present, batch.instructions, batch.targets, parts=clients
+            )
+        finally:
+            layers.reading = False
 
 
 def _alike(steps: Mapping[int, Step]) -> Iterator[dict[int, Step]]:

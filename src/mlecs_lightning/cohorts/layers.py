@@ -42,6 +42,7 @@ class Layers:
 
     Attributes:
         draws: The random numbers of each client of the present step.
+        reading: Whether the rows are those of the whole cohort; if not, the layers refuse them.
     """
 
     def __init__(self, module: EdgeModule, stack: Stack) -> None:
@@ -52,6 +53,7 @@ class Layers:
         """
         self._module, self._stack = module, stack
         self.draws: Sequence[Draws] = ()
+        self.reading = False
         self._lengths: list[int] | None = None
         self._unbound: dict[str, tuple[Tensor, ...]] = {}
         self._held = stack.parameter_names(module)
@@ -115,7 +117,7 @@ class Layers:
         """Replace the layers within the context."""
         before = [layer.__dict__.get("forward") for layer, _ in self._forwards]
         for layer, forward in self._forwards:
-            layer.__dict__["forward"] = forward
+            layer.__dict__["forward"] = partial(self._guarded, forward)
         handle = self._language_model.register_forward_pre_hook(self._measure, with_kwargs=True)
         try:
             yield
@@ -125,6 +127,11 @@ class Layers:
                 del layer.__dict__["forward"]
                 if own is not None:
                     layer.__dict__["forward"] = own
+
+    def _guarded(self, forward: Forward, *inputs: Tensor) -> Tensor:
+        if not self.reading:
+            raise NotTogetherError("an objective goes round the module that it is given")
+        return forward(*inputs)
 
     @contextmanager
     def step(self, draws: Sequence[Draws], *, rows: int) -> Iterator[None]:

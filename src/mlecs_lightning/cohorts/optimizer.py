@@ -174,7 +174,7 @@ def _stacked(states: Sequence[Mapping[str, Any]], parameter: Tensor) -> dict[str
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             joint[key] = torch.stack(values)
         elif all(_equal(value, other) for other in values):
-            joint[key] = value.clone() if isinstance(value, Tensor) else value
+            joint[key] = _copy(value)
         else:
             return None
     return joint
@@ -186,8 +186,12 @@ def _rows_of(state: Mapping[str, Any], stacked: Tensor) -> list[dict[str, Any]]:
     for key, value in state.items():
         whole = isinstance(value, Tensor) and value.shape == stacked.shape
         for n, row in enumerate(each):
-            row[key] = value[n] if whole else copy.copy(value)
+            row[key] = value[n] if whole else _copy(value)
     return each
+
+
+def _copy(value: Any) -> Any:  # noqa: ANN401 - any state
+    return value.clone() if isinstance(value, Tensor) else copy.copy(value)
 
 
 def _equal(one: object, other: object) -> bool:
