@@ -205,7 +205,7 @@ if __name__ == "__main__":
     import peft  # noqa: F401 - counted with the imports, not with the first round
     import transformers  # noqa: F401
 
-    clock, args = Clock(), arguments("disk", "checkpoint")
+    clock, args = Clock(), arguments("disk", "checkpoint", "cohort")
     final, wire = train(
         load(args.work),
         clients=args.clients,
@@ -213,6 +213,7 @@ if __name__ == "__main__":
         clock=clock,
         store="disk" if args.disk else "memory",
         checkpoint=args.checkpoint,
+        cohort=16 if args.cohort else 1,
     )
     if not int(os.environ.get("RANK", "0")):
         clock.finish(final, args.out, wire=wire)

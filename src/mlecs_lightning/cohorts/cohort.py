@@ -79,7 +79,7 @@ class Cohort:
         self._learner = learner
         self._stack = Stack(learner, size)
         self._layers = Layers(learner.module, self._stack)
-        self._parameters = list(learner.module.parameters())
+        self._parameters = self._stack.parameters()
         self._trains: list[bool] = []
         self._clients: dict[int, _Client] = {}
 

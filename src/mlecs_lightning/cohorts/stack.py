@@ -127,6 +127,10 @@ class Stack:
         for leaf in self._leaves.values():
             leaf.grad = None
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the module's own parameters that are stacked."""
+        return [held for held in self._held.values() if isinstance(held, nn.Parameter)]
+
     def parameter_names(self, part: nn.Module) -> dict[int, str]:
         """Return the name of each stacked tensor of a part of the module, by its id."""
         names = {id(tensor): name for name, tensor in self._held.items()}
