@@ -44,6 +44,8 @@ class Stack:
             raise NotTogetherError(f"the optimizer {type(inner).__name__} may mix parameters")
         self._held = learner.module.trainable_tensors()
         names = {id(tensor): name for name, tensor in self._held.items()}
+        if len(names) < len(self._held):
+            raise NotTogetherError("parts of the model share weights that train")
         self._optimized = [names[id(p)] for p in inner.param_groups[0]["params"]]
         self._rows = {
             name: tensor.new_empty(size, *tensor.shape) for name, tensor in self._held.items()
