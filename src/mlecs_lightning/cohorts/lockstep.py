@@ -54,7 +54,7 @@ def run_in_lockstep(
     Raises:
         BaseException: Whatever a job or ``serve`` raises; the other jobs are unwound before that.
     """
-    back = threading.Semaphore(0)
+    back = _taken()
     seats = [_Seat(job, number, back, switch) for number, job in enumerate(jobs)]
     try:
         for seat in seats:
@@ -85,7 +85,7 @@ class _Seat(Generic[Q, A, T]):
         self,
         job: Callable[[Callable[[Q], A]], T],
         number: int,
-        back: threading.Semaphore,
+        back: threading.Lock,
         switch: Switch,
     ) -> None:
         self.number, self.ended = number, False
@@ -95,7 +95,7 @@ class _Seat(Generic[Q, A, T]):
         self._error: BaseException | None = None
         self._abandoned = False
         self._job, self._back, self._switch = job, back, switch
-        self._turn = threading.Semaphore(0)
+        self._turn = _taken()
         run = contextvars.copy_context().run
         self.thread = threading.Thread(target=run, args=(self._run,), daemon=True)
 
@@ -116,9 +116,11 @@ class _Seat(Generic[Q, A, T]):
     def abandon(self) -> None:
         """Unwind the job if it has not ended."""
         self._abandoned = True
-        if self.thread.ident is not None:  # it was started
+        if self.thread.ident is None:  # it was never started
+            return
+        if not self.ended:
             self._turn.release()
-            self.thread.join()
+        self.thread.join()
 
     def _run(self) -> None:
         self._turn.acquire()
@@ -143,3 +145,10 @@ class _Seat(Generic[Q, A, T]):
         if isinstance(answer, BaseException):
             raise answer
         return answer  # type: ignore[no-any-return]
+
+
+def _taken() -> threading.Lock:
+    """Return a lock that is taken: whoever releases it lets another thread go on once."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
