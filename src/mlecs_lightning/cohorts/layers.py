@@ -55,6 +55,7 @@ class Layers:
         self.draws: Sequence[Draws] = ()
         self.reading = False
         self._lengths: list[int] | None = None
+        self._shape: tuple[int, ...] = ()
         self._unbound: dict[str, tuple[Tensor, ...]] = {}
         self._held = stack.parameter_names(module)
         self._forwards: list[tuple[nn.Module, Forward]] = []
@@ -118,20 +119,28 @@ class Layers:
         before = [layer.__dict__.get("forward") for layer, _ in self._forwards]
         for layer, forward in self._forwards:
             layer.__dict__["forward"] = partial(self._guarded, forward)
-        handle = self._language_model.register_forward_pre_hook(self._measure, with_kwargs=True)
+        handles = (
+            self._language_model.register_forward_pre_hook(self._measure, with_kwargs=True),
+            self._language_model.register_forward_hook(self._end_measure),
+        )
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
             for (layer, _), own in zip(self._forwards, before, strict=True):
                 del layer.__dict__["forward"]
                 if own is not None:
                     layer.__dict__["forward"] = own
 
-    def _guarded(self, forward: Forward, *inputs: Tensor) -> Tensor:
+    def _guarded(self, forward: Forward, x: Tensor) -> Tensor:
+        """Refuse rows that are not those of all clients, one client's after another's."""
         if not self.reading:
             raise NotTogetherError("an objective goes round the module that it is given")
-        return forward(*inputs)
+        # Within the language model (rows, positions, width); experts, say, would get other rows.
+        if x.shape[: len(self._shape)] != self._shape or (len(self._shape) > 1 and x.dim() != 3):
+            raise NotTogetherError("a layer of the model regroups the rows of a batch")
+        return forward(x)
 
     @contextmanager
     def step(self, draws: Sequence[Draws], *, rows: int) -> Iterator[None]:
@@ -142,6 +151,7 @@ class Layers:
             rows: Number of rows of each client.
         """
         self.draws, self._lengths, self._unbound = draws, None, {}
+        self._shape = (len(draws) * rows,)
         own = [connector._parameters["absent"] for connector, _ in self._absent]
         for connector, name in self._absent:
             each = self._stack.weights[name].repeat_interleave(rows, dim=0)
@@ -285,11 +295,13 @@ class Layers:
     def _measure(self, lm: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         """Note the longest sequence of each client: a padded position must draw nothing."""
         mask: Tensor = kwargs["attention_mask"]
-        self._lengths = None
+        self._shape = tuple(mask.shape)
         if self._drops:
             longest = mask.sum(dim=1).view(len(self.draws), -1).amax(dim=1).tolist()
             self._lengths = [int(length) for length in longest]
-            self._padded = mask.shape[1]
+
+    def _end_measure(self, *_: object) -> None:
+        self._shape, self._lengths = self._shape[:1], None
 
     def _dropout(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Drop elements, each client by its own numbers: those that it would draw alone."""
@@ -310,10 +322,9 @@ class Layers:
 
     def _shorter(self, x: Tensor, client: int) -> int | None:
         """Return the length of a client's sequences if it is less than that of the cohort."""
-        if self._lengths is None or x.dim() != 3 or x.shape[1] != self._padded:
+        if self._lengths is None or self._lengths[client] == x.shape[1]:
             return None
-        own = self._lengths[client]
-        return own if own < self._padded else None
+        return self._lengths[client]
 
 
 def _drops(layer: nn.Module) -> bool:
