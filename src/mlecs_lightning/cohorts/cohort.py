@@ -220,7 +220,7 @@ class Cohort:
     def _losses(self, batch: Batch, objectives: Sequence[Objective | None]) -> list[Losses]:
         """Return the losses of each client, whose rows are side by side in the batch."""
         clients = len(objectives)
-        if not any(objectives):
+        if all(objective is None for objective in objectives):
             return [
                 {"loss": loss} for loss in self._read(batch, clients, frozen=False).loss.unbind()
             ]

@@ -50,12 +50,16 @@ class Member:
             device: The device.
         """
         self._batch, self._read, self._frozen = batch, read, False
+        self._reads = set[bool]()
         self.backbone, self.device = _Adapter(adapter), device
 
     def read(self, batch: Batch, *, tower: str | None = None) -> TowerOutput:
         """See `MultimodalLM.read`."""
         if batch is not self._batch or tower is not None:
             raise NotTogetherError("an objective reads another batch, or with another tower")
+        if self._frozen in self._reads:  # dropout would have to be drawn anew
+            raise NotTogetherError("an objective reads its batch twice")
+        self._reads.add(self._frozen)
         return self._read(self._frozen)
 
     @contextmanager

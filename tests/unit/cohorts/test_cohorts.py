@@ -207,6 +207,15 @@ class Aside(FedProx):
         return lambda module, batch: edge.module(batch)
 
 
+class Twice(FedProx):
+    """An objective that reads its batch twice, as for consistency under dropout."""
+
+    def edge_objective(self, edge: Any, broadcast: Any) -> Any:  # noqa: ANN401
+        return lambda module, batch: {
+            "loss": module.read(batch).loss + module.read(batch).loss,
+        }
+
+
 class Noisy(nn.Module):
     """An extractor of the user's, with weights of an unknown form, that draws noise."""
 
@@ -232,6 +241,7 @@ def test_an_unknown_extractor_runs_client_by_client(shop: Shop, tiny: SimpleName
     ("make", "options", "why"),
     [
         (Aside, PLAIN, "goes round the module"),
+        (Twice, DROPS, "reads its batch twice"),
         (FedAvg, {**PLAIN, "backbone": {"gradient_checkpointing": True}}, "gradient_checkpointing"),
         (FedAvg, {**PLAIN, "optimizer": {"class_path": "Adafactor"}}, "Adafactor may mix"),
     ],

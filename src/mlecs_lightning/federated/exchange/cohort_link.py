@@ -121,6 +121,11 @@ class CohortLink:
             size = self._size(clients[0])
             if size > 1:
                 try:
+                    if self._device.data.num_workers:
+                        raise NotTogetherError(
+                            "data.init_args.num_workers starts processes for every client; with 0 "
+                            "they can train together"
+                        )
                     self._cohorts[key] = Cohort(learner, size)
                 except NotTogetherError as error:
                     self._refuse(clients, error)
