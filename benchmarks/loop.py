@@ -37,6 +37,7 @@ _TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"
 PEERS: dict[str, list[str]] = {
     PLAIN: ["benchmarks.peers.plain"],
     OURS: ["benchmarks.peers.ours"],
+    f"{OURS}, cohorts of 16": ["benchmarks.peers.ours", "--cohort"],
     f"{OURS}, disk store": ["benchmarks.peers.ours", "--disk"],
     f"{OURS}, a checkpoint each round": ["benchmarks.peers.ours", "--checkpoint"],
     "pfl-research": ["benchmarks.peers.pfl_research"],

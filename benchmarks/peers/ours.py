@@ -174,6 +174,7 @@ def train(
     clock: Clock,
     store: Literal["memory", "disk"] = "memory",
     checkpoint: bool = False,
+    cohort: int = 1,
 ) -> tuple[dict[str, Tensor], int]:
     """Train and return the averaged adapter, and the bytes of a round."""
     algorithm, watch = Captured(work), Watch(clock, rounds)
@@ -185,6 +186,7 @@ def train(
             gradient_clip_val=work.sizes.clip,
             check_val_every_n_rounds=0,
             store=store,
+            cohort=cohort,
             save_top_k=1,
             enable_checkpointing=checkpoint,
             enable_progress_bar=False,
@@ -203,7 +205,7 @@ if __name__ == "__main__":
     import peft  # noqa: F401 - counted with the imports, not with the first round
     import transformers  # noqa: F401
 
-    clock, args = Clock(), arguments("disk", "checkpoint")
+    clock, args = Clock(), arguments("disk", "checkpoint", "cohort")
     final, wire = train(
         load(args.work),
         clients=args.clients,
@@ -211,6 +213,7 @@ if __name__ == "__main__":
         clock=clock,
         store="disk" if args.disk else "memory",
         checkpoint=args.checkpoint,
+        cohort=16 if args.cohort else 1,
     )
     if not int(os.environ.get("RANK", "0")):
         clock.finish(final, args.out, wire=wire)

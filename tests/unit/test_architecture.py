@@ -43,6 +43,7 @@ RANK = {
     "algorithms": 7,
     "checkpoints": 7,
     "clients": 8,
+    "cohorts": 7,
     "evaluation": 9,
     "federated": 10,
     "network": 11,

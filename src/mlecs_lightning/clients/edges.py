@@ -106,6 +106,11 @@ class Edges:
         """The clients' names, in the order of the settings."""
         return tuple(self.parties.profiles)
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The clients that train in this process."""
+        return self.clients
+
     def prepare_edges(self, algorithm: Algorithm) -> None:
         """Let the algorithm change the fresh modules of the clients."""
         for name in self.clients:
@@ -152,6 +157,14 @@ class Edges:
         """Return the module of a client's architecture, for its shapes; its state is arbitrary."""
         return self._edges[self._architecture[client]].module
 
+    def architecture(self, client: str) -> str:
+        """Return a key that the clients of one architecture share, and with it a module."""
+        return self._architecture[client]
+
+    def learner(self, client: str) -> EdgeLearner:
+        """Return the learner of a client's architecture; its state is arbitrary."""
+        return self._edges[self._architecture[client]]
+
     def codec_state(self, client: str) -> CodecState:
         """Return the codec state of a client after its last round."""
         state = self.store.get(client)
@@ -161,7 +174,12 @@ class Edges:
 
     def keep(self, edge: EdgeLearner, *, round: int, codec_state: CodecState | None = None) -> None:
         """Store the state of the learner's client after a round."""
+        self.store.put(edge.name, self.state_of(edge, codec_state), round=round)
+
+    @staticmethod
+    def state_of(edge: EdgeLearner, codec_state: CodecState | None = None) -> dict[str, Any]:
+        """Return what the store keeps of the learner's client."""
         state = edge.state_dict()
         if codec_state is not None:
             state["wire"] = codec_state.plain()
-        self.store.put(edge.name, state, round=round)
+        return state

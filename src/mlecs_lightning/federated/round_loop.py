@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from mlecs_lightning.aggregation import Aggregate
+from mlecs_lightning.federated.exchange.cohort_link import CohortLink
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.exchange.link import InProcessLink, Link
 from mlecs_lightning.federated.exchange.server import Exchange
@@ -54,10 +55,16 @@ class RoundLoop:
         """
         self._run, self._settings, self._call, self._stop = run, settings, call, stop
         self._exchange = Exchange(run, settings)
-        self._link: Link = link or InProcessLink(self._device(), settings.faults)
+        self._link: Link = link or self._in_process()
         if run.federation.ranks.size == 1:
             # Ranks that train together cannot stop one by one in the middle of a pass.
             run.federation.server.before_step = stop.check
+
+    def _in_process(self) -> Link:
+        device, settings = self._device(), self._settings
+        if settings.cohort == 1:
+            return InProcessLink(device, settings.faults)
+        return CohortLink(device, settings.faults, size=settings.cohort)
 
     def _device(self) -> Device:
         run = self._run
@@ -174,6 +181,7 @@ class RoundLoop:
         ]
         serving = self._serve(ctx, tuple(shares[ranks.rank]))
         failed: list[Failure] = []
+        signum: int | None = None
         for _ in zip_longest(*shares):
             outcome, stopped = None, None
             try:
@@ -182,9 +190,9 @@ class RoundLoop:
                 stopped = error.signum
             # The decoded message stays here; the other ranks decode it themselves.
             told = outcome if ranks.size == 1 or outcome is None else outcome._replace(message=None)
-            gathered = ranks.gather((told, stopped))
-            gathered[ranks.rank] = (outcome, stopped)
-            for settled, _ in gathered:
+            gathered = ranks.gather((told, stopped, self._link.waiting))
+            gathered[ranks.rank] = (outcome, stopped, self._link.waiting)
+            for settled, _, _ in gathered:
                 if settled is None:
                     continue
                 delivered = self._settle(settled, ctx, metrics)
@@ -192,9 +200,9 @@ class RoundLoop:
                     failed.append(settled.failure)
                 if delivered is not None:
                     yield settled.client, delivered
-            for _, signum in gathered:
-                if signum is not None:
-                    raise Interrupted(signum)
+            signum = next((each for _, each, _ in gathered if each is not None), signum)
+            if signum is not None and not any(waiting for _, _, waiting in gathered):
+                raise Interrupted(signum)
         if failed and len(failed) == len(ctx.participants):
             reasons = "\n".join(map(self._told, failed))
             raise ClientsFailedError(f"round {ctx.round}: every client failed:\n{reasons}")
@@ -246,7 +254,8 @@ class RoundLoop:
         )
         replies = iter(self._link.exchange(ctx, self._exchange.offers(ctx, broadcasts)))
         for client in clients:
-            self._stop.check()
+            if not self._link.waiting:
+                self._stop.check()
             if client in run.served:
                 yield self._served_before(client)
                 continue

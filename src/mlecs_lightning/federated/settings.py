@@ -74,4 +74,6 @@ class TrainerSettings:
             "update_limits": as_data(self.loop.update_limits),
             "message_limits": as_data(self.message_limits),
             "codec": as_data(self.codec),
+            # Checkpoints of earlier versions lack it; there 1 is as good as nothing.
+            "cohort": None if self.loop.cohort == 1 else self.loop.cohort,
         }

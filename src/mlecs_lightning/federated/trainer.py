@@ -63,6 +63,7 @@ class FederatedTrainer:
         fast_dev_run: bool = False,
         bertscore: bool | str = False,
         participation: Participation = _PARTICIPATION,
+        cohort: int | Literal["auto"] = 1,
         faults: FailureTrace | None = None,
         update_limits: UpdateLimits = _UPDATE_LIMITS,
         message_limits: MessageLimits = _MESSAGE_LIMITS,
@@ -100,6 +101,8 @@ class FederatedTrainer:
             bertscore: Add BERTScore to the test: true for the small model of the extra
                 ``bertscore``, or a hub id or directory.
             participation: How many clients take part in a round.
+            cohort: Maximum number of clients that train together, in one batched pass; auto for up
+                to 16, as far as the memory allows. With 1 each client trains alone.
             faults: Simulated client failures; none by default.
             update_limits: How far an update may be from what the client was sent.
             message_limits: How large a message may be.
@@ -136,6 +139,7 @@ class FederatedTrainer:
                 faults=faults,
                 update_limits=update_limits,
                 keeps_messages=checkpointing,
+                cohort=cohort,
             ),
             gradient_clip_val=gradient_clip_val,
             limit_val_batches=limit_val,

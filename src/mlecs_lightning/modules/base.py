@@ -127,9 +127,9 @@ class MultimodalLM(L.LightningModule):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return copies of all trainable tensors: extractors, connectors, adapters, readouts."""
-        return {name: tensor.detach().clone() for name, tensor in self._trainable().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.trainable_tensors().items()}
 
-    def _trainable(self) -> dict[str, Tensor]:
+    def trainable_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of `trainable_state` themselves, not copies.
 
         This runs twice per client and round, and ``state_dict`` would mostly walk over frozen
@@ -164,7 +164,7 @@ class MultimodalLM(L.LightningModule):
             KeyError: If keys are missing or unknown; the message names some. Nothing is written.
             ValueError: If a shape differs. Nothing is written.
         """
-        own = self._trainable()
+        own = self.trainable_tensors()
         if own.keys() != state.keys():
             missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise KeyError(f"state does not fit: missing {missing[:5]}, unknown {extra[:5]}")
@@ -172,7 +172,7 @@ class MultimodalLM(L.LightningModule):
             for part, module in self.named_modules():
                 if isinstance(module, Resizable):
                     module.fit_to(state, prefix=f"{part}.")
-            own = self._trainable()  # resizing has replaced tensors
+            own = self.trainable_tensors()  # resizing has replaced tensors
         for name, value in state.items():
             # `copy_` would broadcast a single row to all rows.
             if own[name].shape != value.shape:

@@ -22,8 +22,8 @@ __all__ = ["Agreement"]
 _OWN = frozenset(
     {"root", "file", "cache_dir", "allowed_roots", "num_workers", "eval_batch_size", "on_error"}
 )
-# The server alone decides who takes part and what it accepts.
-_SERVERS = frozenset({"participation", "update_limits"})
+# The server alone decides who takes part and what it accepts; a device trains one client.
+_SERVERS = frozenset({"participation", "update_limits", "cohort"})
 # Compared by the digests of their content: a model may lie in another folder.
 _NAMES = ("backbone.model",)
 

@@ -47,13 +47,13 @@ def finish(
     }
     save_checkpoint(folder / "checkpoints", state, round=rounds[-1])
     evaluator = Evaluator(device.data, fabric=fabric, bertscore=False, limit=limit)
-    scores, constant, checks = evaluator.tested(edges, edge)
+    tested = evaluator.tested(edges, edge)
     summary = {
         "algorithm": type(device.algorithm).__name__,
         "rounds": rounds[-1] + 1,
-        "clients": {client: {"modalities": list(edge.module.modalities), **scores}},
-        "constant": constant,
-        "checks": {client: checks},
+        "clients": {client: {"modalities": list(edge.module.modalities), **tested.scores}},
+        "constant": tested.constant,
+        "checks": {client: tested.checks},
     }
     write_checked(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

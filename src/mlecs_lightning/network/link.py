@@ -104,6 +104,7 @@ class NetworkLink:
         agreement: Returns what a client must agree with.
         check: Raises an exception if a signal has asked to stop.
         deadline: Seconds of a round's exchange; ``None`` to wait for every participant.
+        waiting: See `Link`. A reply that is not asked for is asked of the device again.
     """
 
     run: Run
@@ -111,6 +112,7 @@ class NetworkLink:
     agreement: Callable[[str], Agreement]
     check: Callable[[], None]
     deadline: float | None = None
+    waiting: int = field(default=0, init=False)
     _agreed: set[str] = field(default_factory=set, init=False)
     _errors: dict[str, float] = field(default_factory=dict, init=False)
 

@@ -30,7 +30,8 @@ class BackboneOutput(NamedTuple):
     """The result of a forward pass of the language model.
 
     Attributes:
-        loss: L_LM, the mean next-token cross entropy over the target tokens; scalar.
+        loss: L_LM, the mean next-token cross entropy over the target tokens; scalar, or one of each
+            part of the batch.
         prompt_hidden: (B, H) last hidden state, averaged over the P prompt positions.
         logits: (B, T, vocabulary) logits that predict ``labels``.
         labels: (B, T) target tokens, -100 elsewhere.
@@ -249,6 +250,7 @@ class Backbone(nn.Module):
         targets: Sequence[str],
         *,
         words: Sequence[tuple[int, ...]] = (),
+        parts: int = 0,
     ) -> BackboneOutput:
         """Read prompt, instruction and target.
 
@@ -257,6 +259,8 @@ class Backbone(nn.Module):
             instructions: B texts.
             targets: B texts.
             words: The tokens of the text modalities of B samples; none by default.
+            parts: Number of parts of equal size that the batch consists of, where the loss of each
+                is wanted: ``loss`` is (parts,) then.
 
         Returns:
             The loss, the prompt's hidden states and the logits. L_LM covers the target tokens and
@@ -282,7 +286,9 @@ class Backbone(nn.Module):
         )
         # Some model families ignore `logits_to_keep` and return all logits.
         logits, answer = output.logits[:, -keep:-1], labels[:, first:]
-        if any(targets):
+        if parts:
+            loss = _mean_of_each(logits, answer, parts)
+        elif any(targets):
             loss = nn.functional.cross_entropy(
                 logits.float().flatten(0, 1), answer.flatten(), ignore_index=_IGNORE
             )
@@ -358,3 +364,12 @@ class Backbone(nn.Module):
             ),
         )
         return self.coder.decode(answer)
+
+
+def _mean_of_each(logits: Tensor, labels: Tensor, parts: int) -> Tensor:
+    """Return the mean cross entropy (parts,) of equal parts of a batch; 0 without a target."""
+    each = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORE, reduction="none"
+    )
+    spoken = (labels != _IGNORE).view(parts, -1).sum(dim=1)
+    return each.view(parts, -1).sum(dim=1) / spoken.clamp(min=1)

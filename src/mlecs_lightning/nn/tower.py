@@ -22,7 +22,7 @@ class TowerOutput(NamedTuple):
     Attributes:
         embeddings: Latent vectors, fused representation and prompt.
         view: (B, D) g, the backbone's representation of the sample.
-        loss: L_LM, scalar.
+        loss: L_LM, scalar, or one of each part of the batch.
         logits: (B, T, vocabulary) logits that predict ``labels``.
         labels: (B, T) target tokens, -100 elsewhere.
     """
@@ -71,6 +71,8 @@ class Tower(nn.Module):
         present: Tensor,
         instructions: Sequence[str],
         targets: Sequence[str],
+        *,
+        parts: int = 0,
     ) -> TowerOutput:
         """Read a batch and compute L_LM of its targets.
 
@@ -79,9 +81,12 @@ class Tower(nn.Module):
             present: (B, K) bool, whether a sample has a modality.
             instructions: B texts.
             targets: B texts.
+            parts: As in `Backbone.forward`.
         """
         embeddings = self.embed(features, present)
-        output = self.backbone(embeddings.prompt, instructions, targets, words=embeddings.words)
+        output = self.backbone(
+            embeddings.prompt, instructions, targets, words=embeddings.words, parts=parts
+        )
         view = self.readout(output.prompt_hidden)
         return TowerOutput(embeddings, view, output.loss, output.logits, output.labels)
 

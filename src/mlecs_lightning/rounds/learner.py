@@ -15,11 +15,22 @@ from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective,
 from mlecs_lightning.rounds.optimization import Optimization
 from mlecs_lightning.types import Batch
 
-__all__ = ["EdgeLearner", "Learner", "NonFiniteError", "ServerLearner", "TrainingPass"]
+__all__ = [
+    "EdgeLearner",
+    "Histories",
+    "Learner",
+    "NonFiniteError",
+    "ServerLearner",
+    "TrainingPass",
+    "in_turns",
+]
 
 M = TypeVar("M", bound=MultimodalLM)
 B = TypeVar("B")
 R = TypeVar("R")
+
+Histories = dict[str, list[dict[str, Tensor]]]
+"""For each stage the losses of every step."""
 
 
 class TrainingPass(NamedTuple):
@@ -49,6 +60,11 @@ class Learner(Generic[M]):
         stage: The current or last training pass, for error messages.
         before_step: Called before every optimiser step; may raise to stop the pass there.
         changed: Settings that differ from those of the state loaded last.
+        fabric: Device, precision and strategy.
+        clip: Maximum gradient norm; 0 for no clipping.
+        optimization: The optimiser with its scheduler.
+        together: Takes the steps of this learner's passes in one with those of other learners,
+            where its client trains in a cohort; ``None`` where it trains alone.
     """
 
     def __init__(
@@ -64,10 +80,11 @@ class Learner(Generic[M]):
             sync: Whether all ranks train the module together (the server). An edge belongs to one
                 rank, so it is moved to the device but not wrapped.
         """
-        self.name, self.module, self._fabric = name, module, fabric
+        self.name, self.module, self.fabric = name, module, fabric
         self.stage, self.changed = "", list[str]()
         self.before_step: Callable[[], None] = _go_on
-        self._clip = gradient_clip_val or 0.0
+        self.together: Callable[[Sequence[TrainingPass]], Histories] | None = None
+        self.clip = gradient_clip_val or 0.0
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         optimizer = module.configure_optimizers(scaled=scaled)
         if isinstance(module, ServerModule):
@@ -77,17 +94,17 @@ class Learner(Generic[M]):
         else:
             module.to(fabric.device)
             self._wrapped, self.optimizer = None, fabric.setup_optimizers(optimizer)
-        self._optimization = Optimization(
+        self.optimization = Optimization(
             module.settings, self.optimizer, module.configure_lr_scheduler(optimizer)
         )
         module.train()
 
     def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
-        batch = self._fabric.to_device(batch)
+        batch = self.fabric.to_device(batch)
         # One rank scores held-out data alone; DDP would wait for the others.
         if self._wrapped is not None and self.module.training:
             return self._wrapped(batch, objective)  # type: ignore[no-any-return]
-        with self._fabric.autocast():
+        with self.fabric.autocast():
             return self.module(batch, objective)  # type: ignore[no-any-return]
 
     def fit(
@@ -118,32 +135,36 @@ class Learner(Generic[M]):
         Raises:
             NonFiniteError: As `fit`.
         """
-        histories: dict[str, list[dict[str, Tensor]]] = {}
-        for stage, batch, objective in _in_turns(passes):
+        histories = self._steps(passes) if self.together is None else self.together(passes)
+        means: dict[str, float] = {}
+        for stage, history in histories.items():
+            means |= self._summary(history, stage)
+        return means
+
+    def _steps(self, passes: Sequence[TrainingPass]) -> Histories:
+        histories: Histories = {}
+        for stage, batch, objective in in_turns(passes):
             # Only if needed: `train` visits every layer, including frozen ones.
             if not self.module.training:
                 self.module.train()
             self.stage = stage
             self.before_step()
             losses = self._evaluate(batch, objective)
-            self._fabric.backward(losses["loss"])
-            if self._clip:
-                self._fabric.clip_gradients(
-                    self.module, self.optimizer, max_norm=self._clip, error_if_nonfinite=False
+            self.fabric.backward(losses["loss"])
+            if self.clip:
+                self.fabric.clip_gradients(
+                    self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
                 )
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             histories.setdefault(stage, []).append({k: v.detach() for k, v in losses.items()})
-        means: dict[str, float] = {}
-        for stage, history in histories.items():
-            means |= self._summary(history, stage)
-        return means
+        return histories
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
         curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}
         if self._wrapped is not None:
             # Each rank has the loss of its part of every batch.
-            reduce = partial(self._fabric.all_reduce, reduce_op="mean")
+            reduce = partial(self.fabric.all_reduce, reduce_op="mean")
             curves = {k: cast(Tensor, reduce(v)) for k, v in curves.items()}
         curves = {k: v.cpu() for k, v in curves.items()}
         bad = (~torch.isfinite(curves["loss"])).nonzero()
@@ -159,7 +180,7 @@ class Learner(Generic[M]):
 
     def end_round(self) -> None:
         """Let the learning rate go on to its value of the next round."""
-        self._optimization.end_round()
+        self.optimization.end_round()
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch]) -> float:
@@ -176,8 +197,8 @@ class Learner(Generic[M]):
     def map(self, batches: Iterable[B], function: Callable[[M, B], R]) -> list[R]:
         """Apply a function of the module to each batch, in evaluation mode and this precision."""
         self.module.eval()
-        with self._fabric.autocast():
-            return [function(self.module, self._fabric.to_device(batch)) for batch in batches]
+        with self.fabric.autocast():
+            return [function(self.module, self.fabric.to_device(batch)) for batch in batches]
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Batch]) -> list[dict[str, str]]:
@@ -190,8 +211,8 @@ class Learner(Generic[M]):
         rows: list[dict[str, str]] = []
         with self.module.for_inference():
             for batch in batches:
-                with self._fabric.autocast():
-                    answers = self.module.predict_step(self._fabric.to_device(batch))
+                with self.fabric.autocast():
+                    answers = self.module.predict_step(self.fabric.to_device(batch))
                 rows += [
                     {**answer, "target": target}
                     for answer, target in zip(answers, batch.targets, strict=True)
@@ -203,21 +224,22 @@ class Learner(Generic[M]):
     def state_dict(self) -> dict[str, Any]:
         """Return trainable tensors and optimiser state, copied to the CPU."""
         model = {k: v.cpu() for k, v in self.module.trainable_state().items()}
-        return {"model": model, **self._optimization.state_dict()}
+        return {"model": model, **self.optimization.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.module.load_trainable_state(state["model"])
-        self.changed = self._optimization.load_state_dict(state)
+        self.changed = self.optimization.load_state_dict(state)
 
 
 EdgeLearner = Learner[EdgeModule]
 ServerLearner = Learner[ServerModule]
 
 
-def _in_turns(
+def in_turns(
     passes: Sequence[TrainingPass],
 ) -> Iterator[tuple[str, Batch, Objective | None]]:
+    """Yield stage, batch and objective of the next step of each pass in turn until all end."""
     going = [(each, iter(each.batches)) for each in passes]
     while going:
         unfinished = []

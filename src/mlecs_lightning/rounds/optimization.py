@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +21,26 @@ from mlecs_lightning.differences import differences
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.settings import ModelSettings
 
-__all__ = ["Optimization", "origin", "to_cpu", "why_anew"]
+__all__ = ["Lent", "Optimization", "origin", "to_cpu", "why_anew"]
 
 _HOME = "torch.optim"
 _STATED = ("optimizer", "lr_scheduler")
+
+
+class Lent(NamedTuple):
+    """The state of an optimiser and its scheduler while another client uses them.
+
+    Attributes:
+        moments: The optimiser's state of each parameter.
+        options: The options of each parameter group.
+        schedule: The scheduler's state; empty without one.
+        rounds: Number of rounds so far.
+    """
+
+    moments: dict[Tensor, dict[str, Any]]
+    options: list[dict[str, Any]]
+    schedule: dict[str, Any]
+    rounds: int
 
 
 class Optimization:
@@ -93,6 +109,26 @@ class Optimization:
         self.optimizer.load_state_dict(to_cpu(self._fresh | moments))
         self._move_to(int(state.get("rounds", 0)))
         return [*changed.values(), *([anew] if anew else [])]
+
+    def lend(self) -> Lent:
+        """Return the present state without a copy, for `take_back`; the optimiser has none then."""
+        inner = _inner(self.optimizer)
+        moments = dict(inner.state)
+        inner.state.clear()
+        options = [{k: v for k, v in g.items() if k != "params"} for g in inner.param_groups]
+        schedule = to_cpu(self._scheduler.state_dict()) if self._scheduler else {}
+        return Lent(moments, options, schedule, self._rounds)
+
+    def take_back(self, lent: Lent) -> None:
+        """Restore what `lend` returned."""
+        inner = _inner(self.optimizer)
+        inner.state.clear()
+        inner.state.update(lent.moments)
+        for group, options in zip(inner.param_groups, lent.options, strict=True):
+            group.update(options)
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(to_cpu(lent.schedule))
+        self._rounds = lent.rounds
 
     def _move_to(self, round: int) -> None:
         """Step the learning rate from its initial value to that of a round.
@@ -182,6 +218,12 @@ def to_cpu(value: Any) -> Any:  # noqa: ANN401 - any nested state
     if isinstance(value, list):
         return [to_cpu(v) for v in value]
     return value
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """Return the optimiser itself, where Fabric has wrapped it."""
+    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def _fused(optimizer: Mapping[str, Any]) -> list[bool]:

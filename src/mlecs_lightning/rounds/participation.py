@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.rounds.bounds import UpdateLimits
@@ -70,6 +71,7 @@ class LoopSettings:
         faults: Client failures to simulate.
         update_limits: How far an update may be from what the client was sent.
         keeps_messages: Whether accepted messages are stored for a resumed round.
+        cohort: Maximum number of clients that train together; ``auto`` for what is best.
     """
 
     val_every: int = 1
@@ -78,9 +80,14 @@ class LoopSettings:
     faults: FailureTrace | None = None
     update_limits: UpdateLimits = field(default_factory=UpdateLimits)
     keeps_messages: bool = False
+    cohort: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        if self.cohort != "auto" and self.cohort < 1:
+            raise ConfigurationError(
+                f"trainer.cohort must be auto or at least 1, got {self.cohort}"
+            )
         if self.val_every < 0:
             raise ConfigurationError(
                 f"trainer.check_val_every_n_rounds must be at least 0, got {self.val_every}"

@@ -40,12 +40,12 @@ def test_the_plain_loop_trains_all_of_the_adapter(
     assert max(moved.values()) < 1.7e-3
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize(("store", "cohort"), [("memory", 1), ("disk", 1), ("memory", 2)])
 def test_our_trainer_ends_at_the_adapter_of_the_plain_loop(
-    work: workload.Work, reference: dict[str, torch.Tensor], store: str
+    work: workload.Work, reference: dict[str, torch.Tensor], store: str, cohort: int
 ) -> None:
     clock = workload.Clock()
-    adapter, wire = ours.train(work, clients=3, rounds=2, clock=clock, store=store)
+    adapter, wire = ours.train(work, clients=3, rounds=2, clock=clock, store=store, cohort=cohort)
     assert off(adapter, reference) <= 1e-6
     assert len(clock.rounds) == 2
     payload = 2 * 3 * sum(t.numel() * 4 for t in adapter.values())

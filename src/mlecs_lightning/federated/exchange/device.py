@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlecs_lightning.clients.edges import CodecState, Edges
 from mlecs_lightning.data import FederatedDataModule
@@ -23,7 +23,7 @@ from mlecs_lightning.wire.channel import Channel, SerialisedMessage, adapter_of
 from mlecs_lightning.wire.messages import Message
 from mlecs_lightning.wire.reports import declared_figures, with_figures, with_report
 
-__all__ = ["Device", "Reply"]
+__all__ = ["Device", "Reply", "Trained"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,18 @@ class Reply(NamedTuple):
     error: float | None = None
     figures: dict[str, float] = {}  # noqa: RUF012 - never changed
     failure: Failure | None = None
+
+
+class Trained(NamedTuple):
+    """A client that has trained, and whose state is not kept yet.
+
+    Attributes:
+        reply: Its answer.
+        state: What the store is to keep; ``None`` if it failed, and its old state stays.
+    """
+
+    reply: Reply
+    state: dict[str, Any] | None = None
 
 
 @dataclass
@@ -93,7 +105,20 @@ class Device:
         ).message
 
     def work(self, ctx: RoundContext, client: str, received: Message | None, fate: Fate) -> Reply:
-        """Train a client, keep its state, and return its update.
+        """Train a client, keep its state, and return its update; see `train`."""
+        return self.keep(ctx, self.train(ctx, client, received, fate))
+
+    def keep(self, ctx: RoundContext, trained: Trained) -> Reply:
+        """Keep the state of a client that has trained, and return its reply."""
+        reply, state = trained
+        if state is not None:
+            self.federation.store.put(reply.client, state, round=ctx.round)
+        return reply
+
+    def train(
+        self, ctx: RoundContext, client: str, received: Message | None, fate: Fate
+    ) -> Trained:
+        """Train a client.
 
         Args:
             ctx: The round.
@@ -107,7 +132,8 @@ class Device:
         try:
             figures, parcel = self._train(edge, received, ctx, codec_state)
         except SimulatedFailure as failure:
-            return Reply(client, failure=Failure(ctx.round, client, failure.kind, edge.stage))
+            failed = Failure(ctx.round, client, failure.kind, edge.stage)
+            return Trained(Reply(client, failure=failed))
         except Exception as error:
             failed = raised(
                 error,
@@ -117,20 +143,16 @@ class Device:
                 client=client,
                 note=self.note,
             )
-            return Reply(client, failure=failed)
+            return Trained(Reply(client, failure=failed))
         edge.end_round()
         if parcel is None:
-            self.federation.keep(edge, round=ctx.round)
-            return Reply(client, figures=figures)
+            return Trained(Reply(client, figures=figures), self.federation.state_of(edge))
         # Any answer confirms that the broadcast has arrived, so both ends now refer to it. A client
         # that fails before keeps the state of an earlier round, and so does its codec.
         coded = self.channel.codec is not None and received is not None
-        self.federation.keep(
-            edge,
-            round=ctx.round,
-            codec_state=CodecState(adapter_of(received), parcel.memory) if coded else None,
-        )
-        return Reply(client, parcel.data, parcel.error)
+        kept = CodecState(adapter_of(received), parcel.memory) if coded else None
+        state = self.federation.state_of(edge, kept)
+        return Trained(Reply(client, parcel.data, parcel.error), state)
 
     def _codec_state(self, client: str, received: object) -> CodecState:
         """Return what the codec needs from the last round; nothing without codec or broadcast."""

@@ -25,7 +25,14 @@ class Offer(NamedTuple):
 
 
 class Link(Protocol):
-    """Carries offers to devices, and their replies back."""
+    """Carries offers to devices, and their replies back.
+
+    Attributes:
+        waiting: Number of replies that are there and not asked for yet. What their clients have
+            trained is kept with the reply, so a run that stops before would train them again.
+    """
+
+    waiting: int
 
     def exchange(self, ctx: RoundContext, offers: Iterable[Offer]) -> Iterator[Reply]:
         """Yield the reply to each offer, in the order of the offers.
@@ -47,6 +54,7 @@ class InProcessLink:
             trace: Simulated failures.
         """
         self._device, self._trace = device, trace
+        self.waiting = 0
 
     def exchange(self, ctx: RoundContext, offers: Iterable[Offer]) -> Iterator[Reply]:
         """See `Link`."""

@@ -1,0 +1,1 @@
+"""Clients of one architecture that take every optimiser step together, in one batched pass."""
