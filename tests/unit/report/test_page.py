@@ -333,3 +333,30 @@ def test_markdown_has_the_tables_of_the_page(four: list[Run]) -> None:
     assert "| FedAvg | +0.080 | [-0.174, +0.334] | 2 |" in text
     assert "Learning curves" not in text
     assert "svg" not in text
+
+
+def test_the_page_says_what_pocket_models_have_seen(tmp_path: Path) -> None:
+    """Once for an algorithm, however many seeds; nothing where no summary says it."""
+    seen = {
+        "pocket/llm": {"kind": "key words", "samples": "other", "sentences": 1234},
+        "pocket/slm": {
+            "kind": "copying",
+            "samples": "public",
+            "sentences": 7,
+            "modalities": ["heard", "said"],
+        },
+    }
+    for seed in (1, 2):
+        write_run(
+            tmp_path / str(seed),
+            config=a_config(seed=seed),
+            summary=a_summary(seed=seed, pretraining=seen),
+            history=a_history(),
+        )
+    page = Page(to_html(read_runs([tmp_path / str(seed) for seed in (1, 2)])))
+    assert "Pocket models" in page.titles
+    assert [row[1:] for row in page.rows if row[1:2] in (["pocket/llm"], ["pocket/slm"])] == [
+        ["pocket/llm", "words of public targets, in alphabetical order", "1,234"],
+        ["pocket/slm", "to copy, from targets and heard, said of public samples", "7"],
+    ]
+    assert "Pocket models" not in to_html(read_runs([whole(tmp_path / "silent")]))
