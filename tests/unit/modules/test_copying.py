@@ -57,7 +57,7 @@ def test_after_the_drills_come_sentences_behind_texts(passages: Passages) -> Non
 
 @pytest.mark.slow
 def test_a_model_learns_to_copy_what_it_has_never_seen() -> None:
-    """Of random tokens at random distances; chance is below 1 in 300, and 0.9 is reached."""
+    """Of random tokens at unseen distances: chance is 1 in 290, three seeds reach 0.82 to 0.92."""
     recipe = PocketRecipe(layers=3, width=64, steps=350, batch_size=16, learning_rate=4e-3)
     tokenizer, lm = train_to_copy(recipe, WORDS, ASK, on_step=lambda: None)
     dice = torch.Generator().manual_seed(1)
