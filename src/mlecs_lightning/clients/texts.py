@@ -9,7 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.data import FederatedDataModule, SampleTable
+from mlecs_lightning.data.manifest.words import keyword_pairs
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.metrics import references_of
 from mlecs_lightning.modules.copying import Words
 from mlecs_lightning.modules.pocket import is_pocket, pocket_coder
 from mlecs_lightning.nn.texts import Room, TextCoder, coder_of_files
@@ -17,7 +19,7 @@ from mlecs_lightning.nn.words import limits_of, longest
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.settings import ModelSettings
 
-__all__ = ["check_texts", "pocket_texts", "text_suspicions"]
+__all__ = ["check_texts", "pocket_texts", "seen_by", "text_suspicions"]
 
 _SHOWN = 3
 
@@ -144,10 +146,57 @@ def pocket_texts(
     Args:
         model: The name of the pocket model.
         data: The data.
+
+    Raises:
+        ConfigurationError: If ``pretrain_on`` does not fit the data set.
     """
     public, names = data.public(), list(limits_of(data.modalities))
     words = Words(tuple(public.texts(names)), tuple(names)) if names else None
-    return model, [] if words else data.pretraining_pairs(), public.instructions, words
+    if words and data.pretrain_on not in (None, "public"):
+        raise ConfigurationError(
+            f"data.init_args.pretrain_on: {data.pretrain_on!r} is for models that read no texts as "
+            f"tokens; {names} are read so, and their pocket models learn to copy from public "
+            "texts: leave it out"
+        )
+    return model, [] if words else _pairs(data), public.instructions, words
+
+
+def seen_by(model: str, data: FederatedDataModule) -> dict[str, object]:
+    """Return what a pocket model has learnt before round 0, for people.
+
+    Nothing where it is what `pretraining_pairs` of the data set says.
+
+    Args:
+        model: The name of the pocket model.
+        data: The data.
+    """
+    _, pairs, _, words = pocket_texts(model, data)
+    if words is not None:
+        return {
+            "kind": "copying",
+            "samples": "public",
+            "sentences": len(set(words.sentences)),
+            "modalities": list(words.names),
+        }
+    if data.pretrain_on is None:
+        return {}
+    sentences = len({sentence for _, sentence in pairs})
+    return {"kind": "key words", "samples": data.pretrain_on, "sentences": sentences}
+
+
+def _pairs(data: FederatedDataModule) -> list[tuple[str, str]]:
+    """Return the pairs that a pocket model is trained on; see `PretrainOn`."""
+    if data.pretrain_on in (None, "targets"):
+        return data.pretraining_pairs()
+    pairs = keyword_pairs(
+        sentence
+        for target in data.pools.public.targets
+        if target
+        for sentence in references_of(target)
+    )
+    if data.pretrain_on == "public":
+        return pairs
+    return [(keys, " ".join(sorted(sentence.split()))) for keys, sentence in pairs]
 
 
 def _room(reading: _Reading, coder: TextCoder, data: FederatedDataModule) -> Room:

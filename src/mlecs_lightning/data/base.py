@@ -18,6 +18,7 @@ from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.partition import split_groups
 from mlecs_lightning.data.public import (
     Labelled,
+    PretrainOn,
     Without,
     check_without,
     labelled_faults,
@@ -65,6 +66,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         schedule: Schedule | None = None,
+        pretrain_on: PretrainOn | None = None,
     ) -> None:
         """Set how the samples are dealt.
 
@@ -92,6 +94,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             seed: Seed of partition, splits and masks. It is separate from the training seed, so
                 that runs with different training seeds use the same federation.
             schedule: How the clients' private data change over the rounds; by default they do not.
+            pretrain_on: What a pocket model has seen: `PretrainOn`; by default `pretraining_pairs`.
 
         Raises:
             ValueError: If a value is out of range.
@@ -129,6 +132,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.schedule = schedule
+        self.pretrain_on = pretrain_on
         self.held: Collection[str] | None = None
         """The clients whose private samples are here, None for all; to be set before `attach`."""
         self._pools: Pools | None = None
@@ -356,13 +360,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             limit: Maximum number of batches per training pass.
             shard: Rank and number of the processes that share every batch.
         """
-        return SeededLoader(
-            table,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            limit=limit,
-            shard=shard,
-        )
+        size, workers = self.batch_size, self.num_workers
+        return SeededLoader(table, batch_size=size, num_workers=workers, limit=limit, shard=shard)
 
     def asked(self, *, others: Collection[str] = ()) -> SampleTable:
         """Return the samples that `predict` answers: the held-out samples of all domains.

@@ -47,6 +47,7 @@ class HubDataset(Manifest):
         revision: str | None = None,
         splits: dict[str, Place] | None = None,
         split: DrawnSplit | None = None,
+        labels: dict[str, list[str]] | Literal["class_names"] | None = None,
         **kwargs: Any,
     ) -> None:
         """Set where the rows are, and which column is what.
@@ -67,6 +68,8 @@ class HubDataset(Manifest):
                 test are used as such.
             split: As in `Manifest`. By default a quarter of what is divided is public and, if the
                 data set has no test split, a fifth is for testing.
+            labels: As in `Manifest`; or ``class_names``: each class is named by its name, where
+                ``target`` is a column of class labels.
             **kwargs: See `Manifest`.
 
         Raises:
@@ -91,7 +94,10 @@ class HubDataset(Manifest):
                 told = faults.attempt(_told, modality, column, features)
                 declared[modality] = {**(told or {}), **form}
             faults.raise_any()
-        super().__init__(self.path, declared, split=split, **kwargs)
+        if labels == "class_names":
+            features = next(iter(self._loaded(kwargs.get("cache_dir")).values())).features
+            labels = _class_names(columns.get("target", ""), features)
+        super().__init__(self.path, declared, split=split, labels=labels, **kwargs)
 
     def _loaded(self, cache_dir: str | Path | None) -> dict[str, Any]:
         """Return the table of each split that is used, with files as they are stored.
@@ -243,6 +249,21 @@ def _told(modality: str, column: str, features: Mapping[str, Any]) -> dict[str, 
         case "Value" if feature.dtype.startswith(("float", "int", "uint")):
             return {"kind": "vector", "shape": [1]}
     raise ConfigurationError(f"{key}: column {column!r} is of type {feature}: give kind and shape")
+
+
+def _class_names(column: str, features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of a column's classes, each named by itself.
+
+    Raises:
+        ConfigurationError: If it has no classes.
+    """
+    feature = features.get(column)
+    if feature is None or type(feature).__name__ != "ClassLabel":
+        raise ConfigurationError(
+            f"data.init_args.labels: class_names needs a target column of class labels, but "
+            f"{column!r} is of type {feature}: list the words that name each class"
+        )
+    return {name: [name] for name in feature.names}
 
 
 def _plain(value: Any, feature: Any) -> Any:  # noqa: ANN401

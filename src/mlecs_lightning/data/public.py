@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from mlecs_lightning.errors import ConfigurationError, FaultList
 
 __all__ = [
     "Labelled",
+    "PretrainOn",
     "Without",
     "check_without",
     "labelled_faults",
@@ -23,6 +25,15 @@ __all__ = [
 
 Labelled = float | dict[str, float]
 """Fraction of the public recordings with a target: one for all, or one for each class or domain."""
+
+PretrainOn = Literal["public", "other", "targets"]
+"""What a pocket model learns before round 0.
+
+``targets``: every sentence that a target can be, as far as the data set knows them beforehand, so
+LoRA has no sentence left to learn. ``public``: the targets of the public samples alone. ``other``:
+the words of these in alphabetical order, so the model knows the words and LoRA has to learn the
+sentences. Our choice.
+"""
 
 _LABELLED = "data.init_args.public_labelled"
 _WITHOUT = "data.init_args.public_without"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlecs_lightning.clients.federation import Federation
-from mlecs_lightning.clients.texts import pocket_texts
+from mlecs_lightning.clients.texts import seen_by
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.modules.pocket import is_pocket
 from mlecs_lightning.wire.ledger import Ledger
@@ -45,27 +45,12 @@ def _continual(run: Run) -> dict[str, Any] | None:
 
 
 def _pretraining(run: Run) -> dict[str, Any]:
-    """Return what the pocket models that copy have seen; nothing if there are none.
-
-    Those of other data have seen the pairs of ``pretraining_pairs``.
-    """
+    """Return what the pocket models have seen; nothing where it is what the data set says."""
     parties = run.federation.parties
     settings = [parties.server, *parties.hosts.values(), *parties.models.values()]
     pockets = sorted({s.backbone.model for s in settings if is_pocket(s.backbone.model)})
-    seen = {name: words for name in pockets if (words := pocket_texts(name, run.data)[-1])}
-    if not seen:
-        return {}
-    return {
-        "pretraining": {
-            name: {
-                "kind": "copying",
-                "samples": "public",
-                "sentences": len(set(words.sentences)),
-                "modalities": list(words.names),
-            }
-            for name, words in seen.items()
-        }
-    }
+    seen = {name: about for name in pockets if (about := seen_by(name, run.data))}
+    return {"pretraining": seen} if seen else {}
 
 
 def _codec(run: Run) -> dict[str, Any]:

@@ -63,9 +63,9 @@ POCKETS = {
 
 
 COPYING = {
-    "pocket/xs": PocketRecipe(layers=2, width=64, steps=700, batch_size=16, learning_rate=4e-3),
-    "pocket/slm": PocketRecipe(layers=2, width=96, steps=700, batch_size=16, learning_rate=4e-3),
-    "pocket/llm": PocketRecipe(layers=2, width=128, steps=700, batch_size=16, learning_rate=4e-3),
+    "pocket/xs": PocketRecipe(layers=3, width=64, steps=800, batch_size=16, learning_rate=4e-3),
+    "pocket/slm": PocketRecipe(layers=3, width=96, steps=800, batch_size=16, learning_rate=4e-3),
+    "pocket/llm": PocketRecipe(layers=3, width=128, steps=800, batch_size=16, learning_rate=4e-3),
 }
 """The same for data with texts that are read as tokens: see `mlecs_lightning.modules.copying`."""
 

@@ -36,6 +36,9 @@ __all__ = [
 PRIVATE = "private"
 """PEFT's name of the adapter that stays on the device; the one that is sent is PEFT's default."""
 
+_OUR_TARGETS: dict[str, list[str]] = {"smollm3": ["q_proj", "v_proj"]}
+"""Default layers of LoRA for families that PEFT has none for: those of a Llama."""
+
 _STORAGE_KEYS = {"architectures", "dtype", "quantization_config", "transformers_version"}
 """Keys of a configuration that describe the file and the storage of the weights."""
 
@@ -158,7 +161,10 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    layers, given = linear_layers(model), lora.target_modules
+    layers = linear_layers(model)
+    given = lora.target_modules
+    if given is None:
+        given = _OUR_TARGETS.get(model.config.model_type)
     # PEFT ignores names that are not layers, as long as one name is.
     unknown = _unknown_layers(model, given or ())
     if unknown:

@@ -19,6 +19,7 @@ from mlecs_lightning.report.sections import (
     configuration,
     continual,
     plots,
+    pretraining,
     sweeps,
     tables,
 )
@@ -107,6 +108,7 @@ def _sections(
         Section("Communication", grids=[wire]) if wire else None,
         classes.classes(setting),
         clients.clients(setting),
+        pretraining.pretraining(setting),
         plots.volumes(setting) if charts else None,
         plots.alignment(setting) if charts else None,
         plots.aggregation(setting) if charts else None,

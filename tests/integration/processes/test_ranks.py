@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlecs_lightning.modules.copying import byte_pair_tokenizer
+from mlecs_lightning.modules.pocket_training import copying_model
 from tests.integration.processes import launch
 from tests.integration.processes.launch import ended
 
@@ -158,6 +160,51 @@ def test_cdcca_on_two_ranks_is_that_on_one(fit: Fit, tmp_path: Path) -> None:
     losses = torch.load(two / "round=0001.ckpt", weights_only=True)["history"][1]
     assert losses["server/akd/logits"] > 0
     assert losses["server/tokens"] == 3 * 7 * 3
+
+
+@pytest.mark.slow
+def test_texts_read_as_tokens_on_two_ranks_are_those_on_one(fit: Fit, tmp_path: Path) -> None:
+    """Also where clients lack some of them at random, and samples say nothing at all."""
+    said = [f"table {i} is set for {i % 5} guests" for i in range(60)]
+    lines = [
+        {
+            "id": f"s{i}",
+            "split": ("public", "train", "train", "test")[i % 4],
+            "domain": ("hall", "kitchen", "study")[i % 3],
+            "modalities": {"said": {"text": text} if i % 7 else None, "ink": [i, -i]},
+            "target": f"{text} .",
+        }
+        for i, text in enumerate(said)
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = byte_pair_tokenizer(said, special=["<eos>", "<slot>"], end="<eos>")
+    torch.manual_seed(0)
+    lm = copying_model(tokenizer, layers=2, width=16, heads=2, spread=0.2)
+    for part in (tokenizer, lm):
+        part.save_pretrained(tmp_path / "model")
+    text = {"kind": "text", "shape": [48], "as": "tokens", "max_tokens": 12}
+    given = {
+        "data": {
+            "class_path": "Manifest",
+            "init_args": {
+                "file": str(tmp_path / "m.jsonl"),
+                "modalities": {"said": text, "ink": {"kind": "vector", "shape": [2]}},
+                "cache_dir": str(tmp_path / "cache"),
+                "sample_rate": 0.6,
+            },
+        },
+        **{p: {"backbone": {"model": str(tmp_path / "model")}} for p in ("server", "edge")},
+    }
+    (tmp_path / "words.json").write_text(json.dumps(given))
+    clients = {
+        name: {"modalities": ["said", "ink"], "domains": [name]}
+        for name in ("hall", "kitchen", "study")
+    }
+    args = ("--config", tmp_path / "words.json", "--clients", json.dumps(clients))
+    one, two = fit(tmp_path / "1", *args), fit(tmp_path / "2", *args, ranks=2)
+    check_equal(one, two)
+    states = torch.load(two / "round=0001.ckpt", weights_only=True)
+    assert states["faults"] == []
 
 
 @pytest.mark.slow

@@ -30,7 +30,11 @@ MODALITIES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(
+    manifest_yaml: Callable[..., Path],
+    tiny: SimpleNamespace,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Real digits as files of three kinds, and the manifest that names them."""
     root = tmp_path_factory.mktemp("digits")
     pools, raw = Digits().pools, load_digits().images
@@ -65,36 +69,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "targets": [table.targets[i], table.targets[i].replace(" with", " , with")],
                 }
             )
-    (root / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path, tiny_yaml: Path, tiny: SimpleNamespace) -> Path:
-    """The small configuration on this folder; its language model is that of Digits."""
-    values = yaml.safe_load(tiny_yaml.read_text())
-    values["data"] = {
-        "class_path": "Manifest",
-        "init_args": {
-            "file": str(folder / "samples.jsonl"),
-            "modalities": MODALITIES,
-            "labels": {word: [word] for word in _WORDS},
-            "instruction": "describe the digit .",
-            "batch_size": 8,
-            "cache_dir": str(folder / "cache"),
-        },
-    }
-    values["clients"] = {name: {"modalities": has} for name, has in CLIENTS.items()}
-    for party in ("server", "edge"):
-        values[party]["backbone"]["model"] = tiny.pocket()
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
+    # The language model is that of Digits.
+    return manifest_yaml(
+        root,
+        lines,
+        modalities=MODALITIES,
+        clients=CLIENTS,
+        model=tiny.pocket(),
+        labels={word: [word] for word in _WORDS},
+        instruction="describe the digit .",
+        batch_size=8,
+    )
 
 
 def test_a_folder_is_checked_trained_on_and_predicted(
-    folder: Path, config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
+    config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
 ) -> None:
+    folder = config.parent
     checked = mlecs("data", "check", "--config", config)
     assert checked.code == 0, checked.err
     words = " ".join(checked.out.split())
@@ -148,8 +139,9 @@ def test_a_folder_is_checked_trained_on_and_predicted(
 
 
 def test_new_files_are_answered_without_the_data_of_the_training(
-    folder: Path, config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
+    config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
 ) -> None:
+    folder = config.parent
     whole = ("--trainer.limit_test_batches", "null", "--trainer.default_root_dir", tmp_path)
     trained = fit(tmp_path, "--trainer.max_rounds", 1, "--edge.max_new_tokens", 8, config=config)
 
@@ -207,8 +199,9 @@ def test_the_folder_says_what_the_data_set_says(config: Path) -> None:
 
 
 def test_faults_stop_every_command_with_their_lines(
-    folder: Path, config: Path, mlecs: Mlecs, tmp_path: Path
+    config: Path, mlecs: Mlecs, tmp_path: Path
 ) -> None:
+    folder = config.parent
     lines = (folder / "samples.jsonl").read_text().splitlines()
     broken = json.loads(lines[30]) | {"id": "broken"}
     broken["modalities"] = {"pixels": "../samples.jsonl", "profile": "train-5.png"}

@@ -52,7 +52,11 @@ def record(path: Path, word: int, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(
+    manifest_yaml: Callable[..., Path],
+    tiny: SimpleNamespace,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Stereo recordings, screenshots with alpha and tables with decimal commas."""
     root = tmp_path_factory.mktemp("phone")
     words = list(_WORDS)[:4]
@@ -71,40 +75,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files = {MIC: f"{n}.wav", CAMERA: f"{n}.png", TILT: f"{n}.csv"}
         line = {"id": n, "split": split, "client": client, "modalities": files}
         lines.append({**line, "target": f"the digit is {words[n % 4]} ."})
-    (root / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     new = [{"id": n, "modalities": {MIC: f"{n}.wav"}} for n in range(30, 40)]
     (root / "new.jsonl").write_text("".join(json.dumps(line) + "\n" for line in new))
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path, tiny_yaml: Path, tiny: SimpleNamespace) -> Path:
-    values = yaml.safe_load(tiny_yaml.read_text())
-    values["data"] = {
-        "class_path": "Manifest",
-        "init_args": {
-            "file": str(folder / "m.jsonl"),
-            "modalities": MODALITIES,
-            "labels": {word: [word] for word in list(_WORDS)[:4]},
-            "batch_size": 8,
-            "cache_dir": str(folder / "cache"),
-        },
-    }
-    values["clients"] = {name: {"modalities": has} for name, has in CLIENTS.items()}
-    values["algorithm"]["init_args"]["steps"] = dict.fromkeys(
-        ("warmup", "public", "private", "server"), 8
+    return manifest_yaml(
+        root,
+        lines,
+        modalities=MODALITIES,
+        clients=CLIENTS,
+        model=tiny.pocket(),
+        max_new_tokens=8,
+        steps=8,
+        labels={word: [word] for word in words},
+        batch_size=8,
     )
-    for party in ("server", "edge"):
-        values[party]["backbone"]["model"] = tiny.pocket()
-        values[party]["max_new_tokens"] = 8
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
 
 
 def test_a_folder_of_a_phone_is_checked_trained_on_predicted_and_asked(
-    folder: Path, config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
+    config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
 ) -> None:
+    folder = config.parent
     checked = mlecs("data", "check", "--config", config)
     assert checked.code == 0, checked.err
     said = " ".join(checked.out.split())

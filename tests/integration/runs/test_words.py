@@ -28,7 +28,7 @@ MICRO = PocketRecipe(layers=1, width=16, heads=2, steps=2, batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(manifest_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("words")
     lines = []
     for (split, client), count in COUNTS.items():
@@ -49,29 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "target": f"{only} on table {i} and number {i} likes {only} .",
                 }
             )
-    (root / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path, tiny_yaml: Path) -> Path:
-    values = yaml.safe_load(tiny_yaml.read_text())
-    values["data"] = {
-        "class_path": "Manifest",
-        "init_args": {
-            "file": str(folder / "samples.jsonl"),
-            "modalities": MODALITIES,
-            "instruction": "sum it up .",
-            "batch_size": 4,
-            "cache_dir": str(folder / "cache"),
-        },
-    }
-    values["clients"] = {name: {"modalities": has} for name, has in CLIENTS.items()}
-    for party in ("server", "edge"):
-        values[party]["max_new_tokens"] = 6
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
+    return manifest_yaml(
+        root,
+        lines,
+        modalities=MODALITIES,
+        clients=CLIENTS,
+        max_new_tokens=6,
+        instruction="sum it up .",
+        batch_size=4,
+    )
 
 
 @pytest.fixture
@@ -85,7 +71,7 @@ def micro() -> Iterator[None]:
 
 @pytest.mark.usefixtures("micro")
 def test_words_are_trained_on_predicted_and_exported(
-    config: Path, folder: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
+    config: Path, fit: Callable[..., SimpleNamespace], mlecs: Mlecs, tmp_path: Path
 ) -> None:
     whole = ("--trainer.limit_test_batches", "null", "--trainer.max_rounds", 1)
     ran = fit(tmp_path, *whole, config=config)
@@ -103,7 +89,7 @@ def test_words_are_trained_on_predicted_and_exported(
     exported = mlecs("export", ran.folder, "--client", "kitchen", tmp_path / "model")
     assert exported.code == 0, exported.err
     model = load_exported(tmp_path / "model")
-    lines = map(json.loads, (folder / "samples.jsonl").read_text().splitlines())
+    lines = map(json.loads, (config.parent / "samples.jsonl").read_text().splitlines())
     tests = {line["id"]: line["modalities"] for line in lines if line["split"] == "test"}
     asked = {
         name: model.ask(seen=given["seen"]["text"], said=given["said"] and given["said"]["text"])

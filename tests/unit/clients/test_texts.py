@@ -16,8 +16,10 @@ from mlecs_lightning.algorithms import Centralized, CoPLMs, FedAvg
 from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.clients.backbones import check_lengths
 from mlecs_lightning.clients.parties import Parties
-from mlecs_lightning.clients.texts import text_suspicions
+from mlecs_lightning.clients.texts import pocket_texts, seen_by, text_suspicions
+from mlecs_lightning.data import Digits
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.modules.pocket import pocket_coder
 from mlecs_lightning.report import check_data
 
 WORDS = ["it", "is", "up", "down", ".", "a", "long", "word", "say"]
@@ -322,3 +324,35 @@ def test_data_check_of_a_model_that_is_not_here_says_so(
     (said,) = suspicions(manifest(tmp_path, {})[0], parties)
     assert said.startswith("server.backbone.model 'no/such-model': ")
     assert said.endswith("its texts are not checked")
+
+
+# What a pocket model has seen ---------------------------------------------------------------------
+
+
+def test_a_pocket_model_is_pretrained_on_what_is_asked_for() -> None:
+    given = (None, "targets", "public", "other")
+    data = {each: Digits(pretrain_on=each) for each in given}  # type: ignore[arg-type]
+    pairs = {each: pocket_texts("pocket/slm", data[each])[1] for each in given}
+    assert pairs[None] == pairs["targets"] == Digits().pretraining_pairs()
+    said = {each: {sentence for _, sentence in pairs[each]} for each in given}
+    assert said["public"] == {*Digits().pools.public.targets}
+    assert said["other"] == {" ".join(sorted(text.split())) for text in said["public"]}
+    assert not said["other"] & said["targets"], "LoRA has every sentence to learn"
+    assert [keys for keys, _ in pairs["other"]] == [keys for keys, _ in pairs["public"]]
+    words = [pocket_coder(*pocket_texts("pocket/slm", data[e])).tokenizer for e in given[2:]]
+    assert words[0].get_vocab() == words[1].get_vocab()
+    about = {each: seen_by("pocket/slm", data[each]) for each in given}
+    assert about[None] == {}
+    assert about["other"] == {
+        "kind": "key words",
+        "samples": "other",
+        "sentences": len(said["other"]),
+    }
+
+
+def test_a_manifest_has_no_sentences_but_those_of_its_samples(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pretrain_on: a manifest has no .* take public or other"):
+        manifest(tmp_path, {}, pretrain_on="targets")
+    data, _ = manifest(tmp_path, {("train", "hall"): {"target": "a word"}}, pretrain_on="other")
+    said = {sentence for _, sentence in pocket_texts("pocket/slm", data)[1]}
+    assert said == {". is it up", ". down is it"}

@@ -91,7 +91,7 @@ class Shop:
             return
         for client, message in algorithm.broadcast(server, self._tiny.loaders(data), ctx):
             assert message is not None
-            schema = algorithm.downlink(server, self.federation.module(client))
+            schema = algorithm.downlink(self.federation.module(client))
             facts: dict[str, Any] = {"direction": "downlink", "client": client}
             parcel = channel.pack(message, schema, **facts, round=ctx.round, known={})
             yield Offer(client, parcel.data)

@@ -53,8 +53,10 @@ def test_parquet_columns_become_modalities_targets_and_owners(build: Build, tmp_
             "said": {"shape": [16]},
         },
         columns={"target": "mood", "domain": "room"},
-        labels={"calm": ["calm"], "loud": ["loud"]},
+        labels="class_names",
     )
+    assert data.classes == ("calm", "loud")
+    assert [data.read_label(text) for text in ("a Loud one", "calm", "?")] == [1, 0, None]
     kinds = {name: (spec.kind, spec.shape) for name, spec in data.modalities.items()}
     assert kinds == {
         "tilt": ("vector", (2,)),
@@ -68,6 +70,7 @@ def test_parquet_columns_become_modalities_targets_and_owners(build: Build, tmp_
         for row, sample in enumerate(pool.ids):
             number = int(sample.split("-")[1])
             assert pool.inputs["tilt"][row].tolist() == [number, -number]
+            assert pool.labels[row] == number // 2 % 2
             assert pool.targets[row] == ("calm", "loud")[number // 2 % 2]
             assert pool.domains[row] == ("hall", "attic")[number % 2]
             is_there = number != 3
@@ -161,6 +164,7 @@ def test_a_path_in_a_table_cannot_leave_the_data_set(build: Build, tmp_path: Pat
         ({"columns": {"group": "said"}}, "name the column of the target"),
         ({"columns": {"target": "none"}}, r"has no columns \['none'\], only \['tilt', 'said'\]"),
         ({"modalities": {"lean": {}}}, r"modalities.lean: there is no column 'lean'"),
+        ({"labels": "class_names"}, r"labels: class_names needs .* but 'said' is of type Value"),
         ({"splits": {"dev": "public"}}, r"has the splits \['train'\], not \['dev'\]"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from mlecs_lightning.functional import text_to_bytes
 from mlecs_lightning.modules.copying import byte_pair_tokenizer
+from mlecs_lightning.modules.pocket_training import copying_model
 from mlecs_lightning.nn import Tower
 from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.texts import TextCoder
@@ -26,25 +27,15 @@ PRESENT = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0]], dtype=torch.bool)
 
 @pytest.fixture(scope="module")
 def byte_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an untrained Llama of byte pairs, wide enough to answer as its input demands."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """Return an untrained pocket model, random enough to answer as its input demands."""
     path = tmp_path_factory.mktemp("bytes")
     # Each twice, so that its words are tokens.
     own = [*TEXTS, *ASK, "said:", "heard:", ABSENT] * 2
     tokenizer = byte_pair_tokenizer(own, special=["<eos>", "<slot>"], end="<eos>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(path)
+        lm = copying_model(tokenizer, layers=3, width=32, heads=4, spread=0.2)
+    lm.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
@@ -160,7 +151,7 @@ def test_room_counts_the_budgets(tower: Tower, coder: TextCoder) -> None:
     assert room.words == markers + 6 + 3
     fixed = 2 + room.words + len(coder.encode(ASK[0]))
     assert room.needed(ASK[0], "") == fixed + 6
-    assert room.asked() == 128 - 2 - room.words - 6
+    assert room.asked() == 512 - 2 - room.words - 6
 
 
 @pytest.mark.parametrize("text", ["", "ÄÖ €", "ζώο 狐 🦊", "<eos> _ </s>", "tab\tand 'quotes'"])

@@ -435,3 +435,30 @@ def test_charts_have_alternative_texts_and_regions_names_of_their_own(four: list
     assert any(each.startswith(curve) and "FedAvg: from 0.6 at 1" in each for each in told)
     regions = [a["aria-label"] for _, a in found.tags if a.get("role") == "region"]
     assert len(set(regions)) == len(regions) > 3
+
+
+def test_the_page_says_what_pocket_models_have_seen(tmp_path: Path) -> None:
+    """Once for an algorithm, however many seeds; nothing where no summary says it."""
+    seen = {
+        "pocket/llm": {"kind": "key words", "samples": "other", "sentences": 1234},
+        "pocket/slm": {
+            "kind": "copying",
+            "samples": "public",
+            "sentences": 7,
+            "modalities": ["heard", "said"],
+        },
+    }
+    for seed in (1, 2):
+        write_run(
+            tmp_path / str(seed),
+            config=a_config(seed=seed),
+            summary=a_summary(seed=seed, pretraining=seen),
+            history=a_history(),
+        )
+    page = Page(to_html(read_runs([tmp_path / str(seed) for seed in (1, 2)])))
+    assert "Pocket models" in page.titles
+    assert [row[1:] for row in page.rows if row[1:2] in (["pocket/llm"], ["pocket/slm"])] == [
+        ["pocket/llm", "words of public targets, in alphabetical order", "1,234"],
+        ["pocket/slm", "to copy, from targets and heard, said of public samples", "7"],
+    ]
+    assert "Pocket models" not in to_html(read_runs([whole(tmp_path / "silent")]))
