@@ -21,6 +21,11 @@ from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.federated.exchange.coverage import (
+    accountant_of,
+    check_coverage,
+    check_privacy,
+)
 from mlecs_lightning.federated.monitoring import check_monitor
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder
@@ -83,6 +88,9 @@ class RunBuilder:
         resolved = Parties.resolve(parties, self.algorithm, self.data)
         rounds = self.settings.max_rounds if self.training else 0
         check_rounds(resolved, self.settings.loop, rounds=rounds)
+        if self.training:
+            coded = self.settings.codec is not None
+            check_privacy(resolved, self.algorithm, self.settings.loop, coded=coded)
         self._check_batch_size()
         self.fabric.launch()
         # Early, so that a missing BERTScore model does not show only at the end.
@@ -162,6 +170,8 @@ class RunBuilder:
                 any=settings.allow_other_config,
             )
         federation.prepare(self.algorithm, coded=settings.codec is not None)
+        if self.training and settings.loop.privacy is not None:
+            check_coverage(federation, self.algorithm)
         if self.training and origin is None and settings.warmup_ckpt_path is not None:
             server = federation.server
             load_warmup(settings.warmup_ckpt_path, server.module, server.optimizer)
@@ -208,6 +218,7 @@ class RunBuilder:
             monitor=settings.monitor,
             arguments=settings.compared(),
             in_place=origin is not None and origin.version is not None,
+            accountant=accountant_of(settings.loop, federation.parties.groups.values()),
         )
 
     def _restore(self, run: Run, origin: _Origin | None) -> None:
