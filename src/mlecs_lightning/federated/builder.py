@@ -31,6 +31,7 @@ from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.versions import RunVersions
+from mlecs_lightning.rounds.accounting import check_accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.storage.files import remove_leftovers
 from mlecs_lightning.wire.channel import Channel
@@ -91,6 +92,8 @@ class RunBuilder:
         if self.training:
             coded = self.settings.codec is not None
             check_privacy(resolved, self.algorithm, self.settings.loop, coded=coded)
+        elif self.settings.loop.privacy is not None:
+            check_accountant()  # the summary has the epsilon of the checkpoint
         self._check_batch_size()
         self.fabric.launch()
         # Early, so that a missing BERTScore model does not show only at the end.

@@ -12,7 +12,7 @@ from mlecs_lightning.report.hooks import algorithm_sections
 from mlecs_lightning.report.markdown import escape_markdown, markdown_table
 from mlecs_lightning.report.parts import Cell, Grid, Section, Setting, arrange
 from mlecs_lightning.report.results.reading import ReportError, Run
-from mlecs_lightning.report.sections import continual, plots, sweeps, tables
+from mlecs_lightning.report.sections import continual, plots, privacy, sweeps, tables
 
 __all__ = ["to_html", "to_markdown_page"]
 
@@ -87,6 +87,7 @@ def _sections(setting: Setting, reference: str, *, charts: bool = True) -> list[
         plots.quality(setting) if charts else None,
         plots.quality_over_time(setting) if charts else None,
         Section("Communication", grids=[wire]) if wire else None,
+        privacy.privacy(setting),
         tables.clients(setting),
         plots.volumes(setting) if charts else None,
         plots.alignment(setting) if charts else None,

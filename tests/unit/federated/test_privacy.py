@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,8 +18,9 @@ from torch import Tensor
 from mlecs_lightning import CDCCA, ECLM, MLECS
 from mlecs_lightning.algorithms import Centralized, CoPLMs, FedAvg, FedProx, Standalone
 from mlecs_lightning.algorithms.answers import Answers
+from mlecs_lightning.algorithms.mlecs.representations import Representations
 from mlecs_lightning.callbacks import EarlyStopping
-from mlecs_lightning.clients import ClientSettings
+from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.exchange.coverage import (
     check_coverage,
@@ -300,7 +302,14 @@ def test_groups_have_sums_of_their_own(tiny: SimpleNamespace, tapped: Tap, tmp_p
 
 # What is refused ----------------------------------------------------------------------------------
 
-ALL = {"attic": ClientSettings(["pixels", "profile", "fourier"])}
+
+def built(tiny: SimpleNamespace, algorithm: Algorithm) -> Federation:
+    """Build a federation that any method can run: one client with all modalities."""
+    clients = {"attic": ClientSettings(["pixels", "profile", "fourier"])}
+    layers = ["c_fc", "mlp.c_proj"] if isinstance(algorithm, ECLM) else None
+    models = dict.fromkeys(("server", "edge"), tiny.model(lora={"target_modules": layers}))
+    federation: Federation = tiny.build(algorithm, tiny.parties(clients, **models))
+    return federation
 
 
 @pytest.mark.parametrize(
@@ -323,9 +332,7 @@ ALL = {"attic": ClientSettings(["pixels", "profile", "fourier"])}
 def test_what_is_not_covered_is_named(
     tiny: SimpleNamespace, algorithm: Algorithm, said: list[str]
 ) -> None:
-    layers = ["c_fc", "mlp.c_proj"] if isinstance(algorithm, ECLM) else None
-    models = dict.fromkeys(("server", "edge"), tiny.model(lora={"target_modules": layers}))
-    federation = tiny.build(algorithm, tiny.parties(ALL, **models))
+    federation = built(tiny, algorithm)
     with pytest.raises(ConfigurationError) as refused:
         check_coverage(federation, algorithm)
     assert [part for part in said if part not in str(refused.value)] == []
@@ -412,3 +419,28 @@ def test_clients_of_other_ranks_cannot_be_added_up(tiny: SimpleNamespace, tmp_pa
     federation = tiny.build(algorithm, tiny.parties(clients))
     with pytest.raises(ConfigurationError, match=r"clients\.hall\.lora makes another adapter"):
         check_coverage(federation, algorithm)
+
+
+def test_the_document_names_what_each_method_sends(tiny: SimpleNamespace, repo_root: Path) -> None:
+    methods = {
+        "FedAvg, FedProx, CoPLMs, MLECS": [FedAvg(), FedProx(), CoPLMs(), MLECS()],
+        "FedAvg with `weights: equal`": [FedAvg(weights="equal")],
+        "FedAvg with `answers`": [FedAvg(answers=Answers())],
+        "MLECS with `representations`": [MLECS(representations=Representations())],
+        "ECLM": [ECLM(modules=2, active=1)],
+        "CDCCA": [CDCCA()],
+        "Standalone, StandalonePublic": [],
+    }
+    text = (repo_root / "docs/privacy.md").read_text()
+    table = text.partition("|---|---|\n")[2].partition("\n\n")[0]
+    rows = {cells[1].strip(): cells[2] for cells in (row.split("|") for row in table.splitlines())}
+    assert list(rows) == list(methods)
+    for label, algorithms in methods.items():
+        named = set(re.findall(r"`(\w+)`", rows[label]))
+        for algorithm in algorithms:
+            federation = built(tiny, algorithm)
+            schema = algorithm.uplink(federation.module("attic"))
+            parts = {component_of(name) for name in schema.tensors}
+            report = {"report"} if algorithm.figures() else set()
+            assert named == parts | set(schema.scalars) | report, type(algorithm).__name__
+    assert rows["Standalone, StandalonePublic"].strip() == "nothing"

@@ -231,3 +231,12 @@ def test_what_a_codec_leaves_out_is_told() -> None:
     }
     (line,) = (line for line in printed(content, width=120) if line.startswith("codec"))
     assert line == "codec DWC: of an update is left out for the next, mean of rounds: uplink 0.38"
+
+
+def test_epsilon_is_told_with_whom_it_holds_against() -> None:
+    assert not [line for line in printed(summary()) if line.startswith("privacy")]
+    told = {"epsilon": 2.345, "epsilon_server": 40.5, "delta": 1e-5}
+    line = find(printed(summary() | {"privacy": told}), "privacy")
+    assert (
+        line == "privacy: epsilon 2.35 against the models, 40.5 against the server at delta 1e-05"
+    )

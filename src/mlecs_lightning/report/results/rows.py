@@ -118,7 +118,16 @@ def _row(line: str) -> Row:
 
 def summary_fault(summary: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the form of a summary, if anything; it may lack what it likes."""
-    for key in ("clients", "mean", "server", "constant", "faults", "communication", "stream"):
+    for key in (
+        "clients",
+        "mean",
+        "server",
+        "constant",
+        "faults",
+        "communication",
+        "stream",
+        "privacy",
+    ):
         if not isinstance(summary.get(key, {}), dict):
             return f"{key!r} is {summary[key]!r:.60}, allowed: an object"
     for name, client in summary.get("clients", {}).items():
