@@ -194,8 +194,8 @@ EQUAL: Options = {
     "algorithm.init_args.weights": "equal",
     "trainer.update_limits.max_ratio": None,
 }
-# The clip was chosen on validation data of seed 11, which is none of the seeds.
-CLIP = 0.3
+# Of 0.1, 0.3 and 1.0 by the validation loss of 100 clients, noise 1, seed 11, none of the seeds.
+CLIP = 0.1
 PRIVATE: dict[str, Options] = {
     "FedAvg, equal weights": EQUAL,
     **{
