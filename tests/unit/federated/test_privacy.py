@@ -90,7 +90,7 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 # The sum ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("fraction", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_clipped_changes_are_added_with_fixed_weights(
     tiny: SimpleNamespace, tapped: Tap, tmp_path: Path, fraction: float
 ) -> None:
@@ -266,6 +266,7 @@ def test_a_run_goes_on_bit_by_bit_and_so_does_epsilon(
     assert ends[0]["claims"] == []
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_takes_its_noise_with_it(tiny: SimpleNamespace, tmp_path: Path) -> None:
     options = {**private(1.0, 2.0, where="device"), "max_rounds": 2}
     summary = tiny.fit(
@@ -276,6 +277,7 @@ def test_a_device_that_fails_takes_its_noise_with_it(tiny: SimpleNamespace, tmp_
     assert summary["privacy"]["epsilon"] > everybody
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FedProx, CoPLMs])
 def test_methods_whose_clients_send_the_adapter_alone_run(
     tiny: SimpleNamespace, tmp_path: Path, kind: type[FedAvg]
@@ -284,6 +286,7 @@ def test_methods_whose_clients_send_the_adapter_alone_run(
     assert tiny.fit(algorithm, tmp_path, **private(0.1, 5.0))["privacy"]["epsilon"] > 0
 
 
+@pytest.mark.slow
 def test_groups_have_sums_of_their_own(tiny: SimpleNamespace, tapped: Tap, tmp_path: Path) -> None:
     """Clients with another backbone: each group's weight is that of its own clients."""
     own = {"backbone": {"model": "pocket/xs"}}
