@@ -278,11 +278,13 @@ def test_a_device_that_fails_takes_its_noise_with_it(tiny: SimpleNamespace, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [FedProx, CoPLMs])
+@pytest.mark.parametrize(
+    ("kind", "options"), [(FedProx, {}), (CoPLMs, {}), (FedAvg, {"aggregation": "freeze_a"})]
+)
 def test_methods_whose_clients_send_the_adapter_alone_run(
-    tiny: SimpleNamespace, tmp_path: Path, kind: type[FedAvg]
+    tiny: SimpleNamespace, tmp_path: Path, kind: type[FedAvg], options: dict[str, Any]
 ) -> None:
-    algorithm = kind(steps=tiny.steps(), weights="equal")
+    algorithm = kind(steps=tiny.steps(), weights="equal", **options)
     assert tiny.fit(algorithm, tmp_path, **private(0.1, 5.0))["privacy"]["epsilon"] > 0
 
 
