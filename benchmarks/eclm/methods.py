@@ -74,7 +74,7 @@ class FullModel(LocalTraining):
 
         return objective
 
-    def downlink(self, server: ServerLearner, edge: EdgeModule) -> Schema:
+    def downlink(self, edge: EdgeModule) -> Schema:
         """Declare the whole model."""
         return Schema(_whole(edge))
 

@@ -95,6 +95,22 @@ SETTINGS: dict[str, tuple[str, Options]] = {
     "digits": (DIGITS, {}),
     "digits rate 0.7": (DIGITS, _drawn(5, 0.7)),
     "digits skew 0.3": (DIGITS, {"data.init_args.alpha": 0.3}),
+    # Many clients with about ten samples each, and few of the many in a round.
+    "digits, 100 clients": (
+        DIGITS,
+        {
+            "clients": {"count": 100, "modality_rate": 0.7, "seed": 0},
+            "trainer.participation.fraction": 0.3,
+            "algorithm.init_args.steps": {"warmup": 40, "public": 10, "private": 10, "server": 10},
+            "data.init_args.eval_batch_size": 64,
+            "trainer.limit_test_batches": 1,
+            "trainer.bertscore": False,
+        },
+    ),
+    "digits, 4 clients": (
+        DIGITS,
+        {"trainer.participation.fraction": 1.0, "trainer.bertscore": False},
+    ),
     # Public inputs are plentiful, their labels scarce; five splits that no choice was made on.
     **{
         f"digits few labels, split {k}": (
@@ -173,6 +189,24 @@ FEW_LABELS: dict[str, Options] = {
     "Centralized": ALGORITHMS["Centralized"],
     "Centralized + self-training": {**ALGORITHMS["Centralized"], **SELF_TRAINING},
 }
+EQUAL: Options = {
+    "algorithm": "FedAvg",
+    "algorithm.init_args.weights": "equal",
+    "trainer.update_limits.max_ratio": None,
+}
+# Of 0.1, 0.3 and 1.0 by the validation loss of 100 clients, noise 1, seed 11, none of the seeds.
+CLIP = 0.1
+PRIVATE: dict[str, Options] = {
+    "FedAvg, equal weights": EQUAL,
+    **{
+        f"FedAvg, noise {noise}": {
+            **EQUAL,
+            "trainer.privacy": {"clip": CLIP, "noise_multiplier": noise, "delta": 1e-3},
+        }
+        for noise in (0.3, 1.0, 3.0)
+    },
+    "StandalonePublic": ALGORITHMS["StandalonePublic"],
+}
 FEW = {name: RIVALS[name] for name in ("ML-ECS", "FedAvg", "StandalonePublic")}
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
@@ -193,6 +227,13 @@ STUDIES = {
         )
         for data in ("digits", "urfall")
     },
+    "privacy": Study(
+        ["digits, 100 clients", "digits, 4 clients"],
+        PRIVATE,
+        seeds=3,
+        reference="FedAvg, equal weights",
+        metrics=(*SCORES[:2], "privacy.epsilon"),
+    ),
     "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], FEW, seeds=1),
     "scarce": Study(
         ["urfall public 0.25"],
@@ -234,7 +275,7 @@ class Case(NamedTuple):
         if self.config == URFALL and root is not None:
             fixed["data.init_args.root"] = str(root)
         command = [sys.executable, "cli.py", "fit", "--config", self.config]
-        for name, value in {**self.options, **fixed}.items():
+        for name, value in {**fixed, **self.options}.items():
             command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
         return command
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class FedAvg(LocalTraining):
         adapter_mix: float = 1.0,
         trim: float = 0.1,
         answers: Answers | None = None,
+        weights: Literal["samples", "equal"] = "samples",
     ) -> None:
         """Set passes and aggregation.
 
@@ -68,6 +70,8 @@ class FedAvg(LocalTraining):
                 to whole clients. In a round with fewer clients than 1 / ``trim`` it drops none.
             answers: How clients and server exchange answers to the public samples without a
                 target; see `Answers`. By default they do not.
+            weights: Whether clients send the number of their private samples as their weight
+                (``samples``), or all have one weight and the number stays with them (``equal``).
 
         Raises:
             ValueError: If ``adapter_mix`` is outside (0, 1] or ``trim`` outside (0, 0.5).
@@ -83,6 +87,7 @@ class FedAvg(LocalTraining):
         self.adapter_mix = adapter_mix
         self.trim = trim
         self.answers = answers
+        self.weights = weights
         self._asked = 0
 
     # Compatible adapters --------------------------------------------------------------------
@@ -105,6 +110,20 @@ class FedAvg(LocalTraining):
                 f"algorithm.init_args.trim is {self.trim}: of {len(clients)} clients it drops "
                 f"none; 'trimmed_mean' needs at least 1/{len(clients)} here (and below 0.5), "
                 "'median' needs no trim"
+            )
+        return faults
+
+    def privacy_faults(self) -> list[str]:
+        """List weights and aggregations that are no sum with fixed weights."""
+        faults = []
+        if type(self).weight is not FedAvg.weight:
+            faults.append("it weighs clients by a rule of its own")
+        elif self.weights != "equal":
+            faults.append(f"algorithm.init_args.weights must be 'equal', got {self.weights!r}")
+        if self.aggregation not in ("separate", "freeze_a"):
+            faults.append(
+                "algorithm.init_args.aggregation must be 'separate' or 'freeze_a', got "
+                f"{self.aggregation!r}"
             )
         return faults
 
@@ -152,15 +171,12 @@ class FedAvg(LocalTraining):
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare the adapter, the modality names and the number of private samples."""
-        schema = Schema(
-            adapter_fields(edge.backbone.adapter_parameters()),
-            {
-                # The server knows its clients' sensors, so none can gain weight by naming more.
-                "modalities": ScalarField(tuple, equal=edge.modalities),
-                "samples": ScalarField(int, low=1, high=MAX_SAMPLES),
-            },
-        )
-        return self._with_answers(schema)
+        # The server knows its clients' sensors, so none can gain weight by naming more.
+        scalars = {"modalities": ScalarField(tuple, equal=edge.modalities)}
+        if self.weights == "samples":
+            scalars["samples"] = ScalarField(int, low=1, high=MAX_SAMPLES)
+        adapter = adapter_fields(edge.backbone.adapter_parameters())
+        return self._with_answers(Schema(adapter, scalars))
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
@@ -208,7 +224,6 @@ class FedAvg(LocalTraining):
         assert broadcast is not None
         assert loaders.private is not None
         edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(ctx))
-        samples = len(loaders.private)
         tensors, scalars = dict[str, Tensor](), dict[str, Scalar]()
         if self.answers is None:
             losses = self.local_passes(edge, loaders, ctx, broadcast)
@@ -218,7 +233,9 @@ class FedAvg(LocalTraining):
             questions = self.answers.questions(loaders)
             tensors, scalars = self.answers.answer(edge, questions).parts()
         adapter = {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()}
-        facts: dict[str, Scalar] = {"modalities": edge.module.modalities, "samples": samples}
+        facts: dict[str, Scalar] = {"modalities": edge.module.modalities}
+        if self.weights == "samples":
+            facts["samples"] = len(loaders.private)
         return ClientUpdate(Message({**adapter, **tensors}, {**facts, **scalars}), losses)
 
     @staticmethod
@@ -237,8 +254,13 @@ class FedAvg(LocalTraining):
         return 1.0 if ctx.round == 0 else self.adapter_mix
 
     def weight(self, message: Message) -> float:
-        """Return the weight of a client's adapter: the number of its private samples."""
-        return float(message.scalars["samples"])  # type: ignore[arg-type]
+        """Return the weight of a client's adapter: the number of its private samples, or 1."""
+        return self._samples(message)
+
+    @staticmethod
+    def _samples(message: Message) -> float:
+        """Return the number of private samples that a client has told, or 1."""
+        return float(message.scalars.get("samples", 1))  # type: ignore[arg-type]
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
@@ -251,8 +273,7 @@ class FedAvg(LocalTraining):
         votes = list[tuple[Labels, float]]()
         for client, message in updates:
             if self.answers is not None:
-                samples = float(message.scalars["samples"])  # type: ignore[arg-type]
-                votes.append((Labels.of(message), samples))
+                votes.append((Labels.of(message), self._samples(message)))
             own = self._loras[client]
             totals[self._hosts[client]].add(
                 message.component("adapter"),

@@ -10,7 +10,7 @@ import torch
 from mlecs_lightning.class_paths import build_class
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.errors import ConfigurationError, FaultList
-from mlecs_lightning.rounds.participation import LoopSettings, sample_clients
+from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.settings import ModelSettings
 
 __all__ = ["check_rounds"]
@@ -43,10 +43,10 @@ def check_rounds(parties: Parties, loop: LoopSettings, *, rounds: int) -> None:
         drawn = Counter(
             client
             for number in range(rounds)
-            for client in sample_clients(
-                names, loop.participation.fraction, seed=parties.seed, round=number
-            )
+            for client in loop.participants(names, seed=parties.seed, round=number)
         )
+        if loop.privacy is not None and loop.privacy.secure_noise:
+            drawn = Counter(dict.fromkeys(names, rounds))  # nobody knows the draws of the run
         asked += [(f"clients.{name}", parties.models[name], drawn[name]) for name in names]
     faults, known = FaultList(), set[str]()
     for key, settings, steps in asked:

@@ -22,11 +22,17 @@ from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.federated.exchange.coverage import (
+    accountant_of,
+    check_coverage,
+    check_privacy,
+)
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.versions import RunVersions
+from mlecs_lightning.rounds.accounting import check_accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.storage.files import remove_leftovers
 from mlecs_lightning.wire.channel import Channel
@@ -87,6 +93,11 @@ class RunBuilder:
         resolved = Parties.resolve(parties, self.algorithm, self.data)
         rounds = self.settings.max_rounds if self.training else 0
         check_rounds(resolved, self.settings.loop, rounds=rounds)
+        if self.training:
+            coded = self.settings.codec is not None
+            check_privacy(resolved, self.algorithm, self.settings.loop, coded=coded)
+        elif self.settings.loop.privacy is not None:
+            check_accountant()  # the summary has the epsilon of the checkpoint
         self._check_batch_size()
         self.fabric.launch()
         # Early, so that a missing BERTScore model does not show only at the end.
@@ -167,6 +178,8 @@ class RunBuilder:
                 any=settings.allow_other_config,
             )
         federation.prepare(self.algorithm, coded=settings.codec is not None)
+        if self.training and settings.loop.privacy is not None:
+            check_coverage(federation, self.algorithm)
         if self.training and origin is None and settings.warmup_ckpt_path is not None:
             server = federation.server
             load_warmup(settings.warmup_ckpt_path, server.module, server.optimizer)
@@ -213,6 +226,7 @@ class RunBuilder:
             monitor=self._monitor(),
             arguments=settings.compared(),
             in_place=origin is not None and origin.version is not None,
+            accountant=accountant_of(settings.loop, federation.parties.groups.values()),
         )
 
     def _monitor(self) -> Monitor:

@@ -11,11 +11,12 @@ from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.federated.exchange.cohort_link import CohortLink
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.exchange.link import InProcessLink, Link
+from mlecs_lightning.federated.exchange.privacy import PrivateSum
 from mlecs_lightning.federated.exchange.server import Exchange
 from mlecs_lightning.federated.run import Outcome, Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
 from mlecs_lightning.rounds.failures import EvaluationError, Failure, Fate
-from mlecs_lightning.rounds.participation import LoopSettings, sample_clients
+from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.rounds.signals import Interrupted, StopSignals
 from mlecs_lightning.wire.encoding import decode
 from mlecs_lightning.wire.messages import Message
@@ -55,6 +56,7 @@ class RoundLoop:
         """
         self._run, self._settings, self._call, self._stop = run, settings, call, stop
         self._exchange = Exchange(run, settings)
+        self._private: PrivateSum | None = None
         self._link: Link = link or self._in_process()
         if run.federation.ranks.size == 1:
             # Ranks that train together cannot stop one by one in the middle of a pass.
@@ -76,6 +78,7 @@ class RoundLoop:
             self._settings.limit_train,
             self._stop.check,
             run.folder.note,
+            run.accountant,
         )
 
     def warm_up(self) -> None:
@@ -101,13 +104,16 @@ class RoundLoop:
         """
         run, settings = self._run, self._settings
         seed = run.federation.parties.seed
-        participants = sample_clients(
-            run.federation.clients, settings.participation.fraction, seed=seed, round=number
-        )
-        ctx = RoundContext(number, seed, participants)
+        drawn = settings.participants(run.federation.clients, seed=seed, round=number)
+        if run.accountant is not None:  # the draw may not be a function of the seed
+            drawn = run.federation.ranks.gather(drawn)[0]
+        ctx = RoundContext(number, seed, drawn)
         self._call("on_round_start", round=number, participants=ctx.participants)
         metrics: dict[str, float] = {"round": number}
         aggregate = self._aggregate(ctx, metrics)
+        if run.accountant is not None and self._private is not None:
+            run.accountant.add_round(ctx.participants, self._private.added)
+            metrics |= run.accountant.figures()
         metrics |= self._channel_errors(ctx, metrics)
         self._seed(ctx, "server", "update")
         losses = run.algorithm.server_update(
@@ -142,15 +148,22 @@ class RoundLoop:
     def _aggregate(self, ctx: RoundContext, metrics: dict[str, float]) -> Aggregate | None:
         """Serve all clients; return the aggregate of their updates, if there are enough."""
         run = self._run
+        if run.accountant is not None:
+            self._private = PrivateSum(run.federation, run.algorithm, run.accountant, ctx)
+            self._private.begin(run.server_loaders)
         updates = self._updates(ctx, metrics)
         if not run.algorithm.communicates:
             for _ in updates:
                 pass
             return None
+        if self._private is not None:
+            updates = self._private.messages(updates)
         aggregate = run.algorithm.aggregate(updates, ctx)
         least = max(1, self._settings.participation.min_clients)
         if aggregate is None or aggregate.clients < least:
             return None
+        if self._private is not None:
+            aggregate = replace(aggregate, clients=len(self._private.added))
         metrics["aggregate/error"] = aggregate.error
         metrics["aggregate/clients"] = aggregate.clients
         self._call(
@@ -252,6 +265,8 @@ class RoundLoop:
             if run.algorithm.communicates and served
             else [(client, None) for client in served]
         )
+        if self._private is not None:
+            broadcasts = self._private.checked(broadcasts)
         replies = iter(self._link.exchange(ctx, self._exchange.offers(ctx, broadcasts)))
         for client in clients:
             if not self._link.waiting:

@@ -29,6 +29,7 @@ from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
 from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run_folder import RunFolder
+from mlecs_lightning.rounds.accounting import Accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.rounds.bounds import Claims, Moves
 from mlecs_lightning.rounds.failures import Failure, FailureLog
@@ -76,6 +77,7 @@ class Run:
         arguments: Those of the trainer that a resumed run must share, as plain data.
         moves: How far accepted updates have moved.
         claims: What clients have reported about themselves.
+        accountant: Adds up the privacy loss, under ``trainer.privacy``.
         served: Outcomes of this process's clients in the current round, without their messages,
             which the store keeps.
         next_round: The next round to train.
@@ -100,6 +102,7 @@ class Run:
     monitor: Monitor
     arguments: Mapping[str, Any] = field(default_factory=dict)
     in_place: bool = False
+    accountant: Accountant | None = None
     ledger: Ledger = field(default_factory=Ledger)
     failures: FailureLog = field(default_factory=FailureLog)
     moves: Moves = field(default_factory=Moves)
@@ -166,6 +169,7 @@ class Run:
             "monitor": self.monitor.name,
             "monitor_mode": self.monitor.mode,
             "config": dict(self.config),
+            **({"privacy": self.accountant.state_dict()} if self.accountant else {}),
         }
 
     def _about(self) -> dict[str, Any]:
@@ -314,6 +318,8 @@ class Run:
         self.ledger.load_state_dict(state["ledger"])
         self.failures.load_state_dict(state["faults"])
         self.moves.load_state_dict(state.get("moves", ()))
+        if self.accountant is not None:
+            self.accountant.load_state_dict(state.get("privacy"))
         if same_data:
             self.claims.load_state_dict(state.get("claims", ()))
         self.history, self.warmup = list(state["history"]), state["warmup"]

@@ -72,6 +72,7 @@ class TrainerSettings:
             "participation": as_data(self.loop.participation),
             "faults": as_data(self.loop.faults),
             "update_limits": as_data(self.loop.update_limits),
+            "privacy": as_data(self.loop.privacy),
             "message_limits": as_data(self.message_limits),
             "codec": as_data(self.codec),
             # Checkpoints of earlier versions lack it; there 1 is as good as nothing.

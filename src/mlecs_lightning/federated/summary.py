@@ -27,6 +27,7 @@ def summary_of(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         **({} if continual is None else {"stream": continual}),
         "aggregation_error": [r["aggregate/error"] for r in run.history if "aggregate/error" in r],
         **run.algorithm.summary(run.history),
+        **({"privacy": run.accountant.summary()} if run.accountant else {}),
         "faults": {**run.failures.counts(), "events": run.failures.state_dict()},
         "frozen": run.federation.frozen,
         **_pretraining(run),

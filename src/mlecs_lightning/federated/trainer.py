@@ -17,13 +17,14 @@ from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.evaluation.prediction import predictions_of
 from mlecs_lightning.federated.builder import RunBuilder
+from mlecs_lightning.federated.exchange.coverage import check_stopping
 from mlecs_lightning.federated.exchange.link import Link
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.summary import summary_of
 from mlecs_lightning.federated.training import Training
-from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
+from mlecs_lightning.rounds import FailureTrace, Participation, Privacy, UpdateLimits
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.rounds.signals import StopSignals
@@ -67,6 +68,7 @@ class FederatedTrainer:
         faults: FailureTrace | None = None,
         update_limits: UpdateLimits = _UPDATE_LIMITS,
         message_limits: MessageLimits = _MESSAGE_LIMITS,
+        privacy: Privacy | None = None,
         codec: Codec | None = None,
         store: StoreKind = "memory",
         monitor: str = DEFAULT_MONITOR,
@@ -106,6 +108,7 @@ class FederatedTrainer:
             faults: Simulated client failures; none by default.
             update_limits: How far an update may be from what the client was sent.
             message_limits: How large a message may be.
+            privacy: Differential privacy of the clients' updates; none by default.
             codec: Compresses the messages, such as `DWC`.
             store: Where the states of clients are kept while other clients train: in memory, or on
                 disk in the run folder, where there is room for any number of clients.
@@ -138,6 +141,7 @@ class FederatedTrainer:
                 participation=participation,
                 faults=faults,
                 update_limits=update_limits,
+                privacy=privacy,
                 keeps_messages=checkpointing,
                 cohort=cohort,
             ),
@@ -224,6 +228,7 @@ class FederatedTrainer:
         Returns:
             The summary.
         """
+        check_stopping(self.settings.loop, self._callbacks)
         callbacks = self._callbacks
         if not self.is_global_zero:
             callbacks = [c for c in callbacks if not isinstance(c, RichProgress)]

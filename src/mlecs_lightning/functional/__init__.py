@@ -15,6 +15,7 @@ from mlecs_lightning.functional.lora import (
     compress,
     stack_factors,
 )
+from mlecs_lightning.functional.privacy import clip_to_norm, gaussian_noise
 from mlecs_lightning.functional.robust import coordinate_median, trimmed_mean
 from mlecs_lightning.functional.sharding import gather_rows, sum_over_ranks, world_size
 from mlecs_lightning.functional.text import bytes_to_text, text_to_bytes
@@ -24,11 +25,13 @@ __all__ = [
     "LoraFactors",
     "VolumeContrast",
     "bytes_to_text",
+    "clip_to_norm",
     "compress",
     "coordinate_median",
     "dequantise_blocks",
     "distillation_loss",
     "gather_rows",
+    "gaussian_noise",
     "gram_log_det",
     "gram_log_volume",
     "hidden_distance",

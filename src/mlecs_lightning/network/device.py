@@ -14,6 +14,7 @@ from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.settings import FederationSettings
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.federated.exchange.coverage import accountant_of
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.network.agreement import Agreement
@@ -95,7 +96,14 @@ def open_device(
     edges.store = store
     channel = Channel(trainer.message_limits, codec=trainer.codec)
     device = Device(
-        algorithm, data, edges, channel, trainer.loop.limit_train, check, _notes(folder)
+        algorithm,
+        data,
+        edges,
+        channel,
+        trainer.loop.limit_train,
+        check,
+        _notes(folder),
+        accountant_of(trainer.loop, parties.groups.values()),
     )
     agreement = Agreement.of(
         client,

@@ -103,7 +103,8 @@ class DeviceSession:
             return []
         algorithm = self.device.algorithm
         declared = components_of(algorithm.uplink(self.device.federation.module(self.client)))
-        declared |= {REPORT} if algorithm.figures() else set()
+        reports = algorithm.figures() and self.device.accountant is None
+        declared |= {REPORT} if reports else set()
         return [
             f"{type(algorithm).__name__} sends {name!r}, which `allow` of device {self.client!r} "
             f"does not name; it names {sorted(self.allow)}"

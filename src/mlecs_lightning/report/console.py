@@ -66,6 +66,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         )
     _print_stream(summary.get("stream"), console)
     _print_communication(summary["communication"], console)
+    _print_privacy(summary.get("privacy"), console)
     counts = {k: n for k, n in summary["faults"].items() if k != "events" and n}
     if counts:
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
@@ -175,3 +176,12 @@ def _print_communication(wire: Mapping[str, Any], console: Console) -> None:
         f"ratios: one client's round over all parameters of its model ({span}) and of the server's "
         f"models ({size(wire['server_parameter_bytes'])})"
     )
+
+
+def _print_privacy(privacy: Mapping[str, Any] | None, console: Console) -> None:
+    """Print the privacy loss, if one was counted."""
+    if privacy is None:
+        return
+    against = {"epsilon": "the models", "epsilon_server": "the server"}
+    told = [f"{privacy[k]:.3g} against {who}" for k, who in against.items() if k in privacy]
+    console.print(f"privacy: epsilon {', '.join(told)} at delta {privacy['delta']:g}")

@@ -31,6 +31,7 @@ _OTHERS = {
     "communication.ratio_of_edge_parameters.downlink": "down / edge model",
     "communication.ratio_of_server_parameters.uplink": "up / server model",
     "communication.ratio_of_server_parameters.downlink": "down / server model",
+    "privacy.epsilon": "epsilon",
     "seconds": "seconds",
 }
 

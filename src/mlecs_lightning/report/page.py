@@ -20,6 +20,7 @@ from mlecs_lightning.report.sections import (
     continual,
     plots,
     pretraining,
+    privacy,
     sweeps,
     tables,
 )
@@ -106,6 +107,7 @@ def _sections(
         plots.quality(setting) if charts else None,
         plots.quality_over_time(setting) if charts else None,
         Section("Communication", grids=[wire]) if wire else None,
+        privacy.privacy(setting),
         classes.classes(setting),
         clients.clients(setting),
         pretraining.pretraining(setting),

@@ -12,6 +12,7 @@ from mlecs_lightning.rounds.learner import (
     TrainingPass,
 )
 from mlecs_lightning.rounds.participation import Participation
+from mlecs_lightning.rounds.privacy import Privacy
 from mlecs_lightning.rounds.signals import Interrupted
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Loaders",
     "NonFiniteError",
     "Participation",
+    "Privacy",
     "RoundContext",
     "ServerLearner",
     "TrainingPass",

@@ -93,6 +93,19 @@ class Algorithm(ABC):
         """
         return []
 
+    def privacy_faults(self) -> list[str]:
+        """List what keeps this algorithm from running under ``trainer.privacy``.
+
+        There, `aggregate` gets one message for each group of clients with one adapter: the adapter
+        that they were sent, plus the noisy sum of their clipped changes with fixed weights. An
+        algorithm for which that is an aggregate says so by returning nothing here. What its clients
+        send is checked apart, by `uplink`.
+
+        Returns:
+            One line per fault, with the key and what is allowed.
+        """
+        return ["its aggregate is not known to be a sum of adapters with fixed weights"]
+
     def hosted_lora(self, clients: Mapping[str, LoraSettings]) -> LoraSettings:
         """Return the adapter settings of the SLM that the server hosts."""
         return next(iter(clients.values()))

@@ -10,6 +10,7 @@ from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.rounds.bounds import UpdateLimits
 from mlecs_lightning.rounds.context import derive_seed
 from mlecs_lightning.rounds.failures import FailureTrace
+from mlecs_lightning.rounds.privacy import Privacy, poisson_clients
 
 __all__ = ["LoopSettings", "Participation", "sample_clients"]
 
@@ -40,7 +41,8 @@ class Participation:
     """How many clients take part in a round.
 
     Attributes:
-        fraction: Fraction of the clients that is sampled for each round.
+        fraction: Fraction of the clients that is sampled for each round. Under ``trainer.privacy``
+            it is each client's probability, independent of all others.
         min_clients: Minimum number of client updates; with fewer, the server does not use the
             aggregate of the round.
     """
@@ -70,6 +72,7 @@ class LoopSettings:
         participation: How many clients take part.
         faults: Client failures to simulate.
         update_limits: How far an update may be from what the client was sent.
+        privacy: Differential privacy of the updates; none by default.
         keeps_messages: Whether accepted messages are stored for a resumed round.
         cohort: Maximum number of clients that train together; ``auto`` for what is best.
     """
@@ -79,6 +82,7 @@ class LoopSettings:
     participation: Participation = field(default_factory=Participation)
     faults: FailureTrace | None = None
     update_limits: UpdateLimits = field(default_factory=UpdateLimits)
+    privacy: Privacy | None = None
     keeps_messages: bool = False
     cohort: int | Literal["auto"] = 1
 
@@ -96,3 +100,17 @@ class LoopSettings:
     def validates(self, round: int) -> bool:
         """Return whether a validation is due after a round."""
         return bool(self.val_every) and (round + 1) % self.val_every == 0
+
+    def participants(self, clients: tuple[str, ...], *, seed: int, round: int) -> tuple[str, ...]:
+        """Return the clients that take part in a round.
+
+        Args:
+            clients: All clients.
+            seed: Base seed of the run.
+            round: The round.
+        """
+        fraction = self.participation.fraction
+        if self.privacy is None:
+            return sample_clients(clients, fraction, seed=seed, round=round)
+        drawn_by = None if self.privacy.secure_noise else seed
+        return poisson_clients(clients, fraction, seed=drawn_by, round=round)

@@ -131,6 +131,23 @@ def test_representations_of_clients_on_two_ranks_are_those_on_one(fit: Fit, tmp_
     check_equal(fit(tmp_path / "1", *more), fit(tmp_path / "2", *more, ranks=2))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["server", "device"])
+def test_noise_and_epsilon_of_two_ranks_are_those_of_one(
+    fit: Fit, tmp_path: Path, where: str
+) -> None:
+    private = ("--algorithm", "FedAvg", "--algorithm.weights", "equal")
+    private += ("--trainer.participation.fraction", "0.6")
+    private += ("--trainer.update_limits.max_ratio", "null", "--trainer.privacy")
+    private += (f"{{clip: 0.01, noise_multiplier: 1.0, delta: 0.01, where: {where}}}",)
+    one, two = fit(tmp_path / "1", *private), fit(tmp_path / "2", *private, ranks=2)
+    check_equal(one, two)
+    states = [torch.load(f / "round=0001.ckpt", weights_only=True)["privacy"] for f in (one, two)]
+    assert states[0] == states[1]
+    (two / "round=0001.ckpt").unlink()
+    check_equal(one, fit(tmp_path / "2", *private, "--ckpt_path", "last"))
+
+
 CODEC = ("--algorithm", "FedAvg", "--trainer.codec", "DWC")
 CODEC += ("--trainer.codec.init_args.fraction", "0.25", "--trainer.codec.init_args.bits", "4")
 

@@ -281,3 +281,12 @@ def test_a_stream_of_many_clients_is_as_short() -> None:
     (title,) = (n for n, line in enumerate(lines) if "stream of domains" in line)
     after = "\n".join(lines[title:])
     assert re.findall(r"│ (c\d+) ", after) == [f"c{k}" for k in (0, 1, 2, 3, 4, 35, 36, 37, 38, 39)]
+
+
+def test_epsilon_is_told_with_whom_it_holds_against() -> None:
+    assert not [line for line in printed(summary()) if line.startswith("privacy")]
+    told = {"epsilon": 2.345, "epsilon_server": 40.5, "delta": 1e-5}
+    line = find(printed(summary() | {"privacy": told}), "privacy")
+    assert (
+        line == "privacy: epsilon 2.35 against the models, 40.5 against the server at delta 1e-05"
+    )

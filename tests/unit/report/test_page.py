@@ -283,6 +283,21 @@ def test_a_client_may_have_dots_in_its_name(tmp_path: Path) -> None:
     assert found.row("room 1.2") == ["room 1.2", "●", "0.500", "0.600"]
 
 
+def test_epsilon_is_shown_where_it_was_counted(tmp_path: Path) -> None:
+    told = {"epsilon": 3.39997, "delta": 0.01, "noise_multiplier": 1.5, "clip": 0.25}
+    told |= {"sampling_rate": 0.5, "where": "server", "secure_noise": False}
+    folders = [
+        write_run(
+            tmp_path / "a", config=a_config("FedAvg"), summary=a_summary("FedAvg", privacy=told)
+        ),
+        write_run(tmp_path / "b", config=a_config(), summary=a_summary()),
+    ]
+    shown = ["3.4", "n/a", "0.01", "1.5", "0.25", "0.5", "server", "seed"]
+    rows = Page(to_html(read_runs(folders))).rows
+    assert [row for row in rows if row[-1] == "seed"] == [["FedAvg", "1", "2", *shown]]
+    assert not [row for row in Page(to_html(read_runs(folders[1:]))).rows if "seed" in row[-1:]]
+
+
 def test_faults_are_counted_and_told(tmp_path: Path) -> None:
     event = {"round": 1, "client": EVIL, "kind": "crash", "stage": "public", "error": EVIL}
     faults = {"dropout": 0, "crash": 150, "events": [event] * 150}

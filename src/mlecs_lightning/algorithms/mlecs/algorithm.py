@@ -153,6 +153,10 @@ class MLECS(FedAvg):
             sensor_dropout=sensor_dropout,
             represents=representations is not None,
         )
+        if weigh_by_samples and options.get("weights") == "equal":
+            faults.append(
+                "algorithm.init_args.weigh_by_samples needs weights 'samples', got 'equal'"
+            )
         faults.raise_any()
         self.representation: RepresentationSource = representation
         self.weigh_by_samples = weigh_by_samples

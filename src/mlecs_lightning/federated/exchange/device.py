@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from mlecs_lightning.clients.edges import CodecState, Edges
 from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.federated.exchange.privacy import protected
+from mlecs_lightning.rounds.accounting import Accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
 from mlecs_lightning.rounds.failures import (
@@ -73,6 +75,7 @@ class Device:
         limit_train: Maximum number of batches per training pass.
         check_stop: Raises an exception if a signal has asked to stop.
         note: Writes to a client's own log file.
+        accountant: Of the differential privacy of a run that has any.
     """
 
     algorithm: Algorithm
@@ -82,6 +85,7 @@ class Device:
     limit_train: int | None
     check_stop: Callable[[], None]
     note: Note
+    accountant: Accountant | None = None
     _undeclared: set[str] = field(default_factory=set, init=False)
 
     def read(self, ctx: RoundContext, client: str, data: bytes | None) -> Message | None:
@@ -181,13 +185,17 @@ class Device:
         """Train a client; pack its update together with the declared figures."""
         loaders = self._loaders(edge.name, ctx.round)
         update = self.algorithm.client_update(edge, loaders, received, ctx)
-        declared = self.algorithm.figures()
-        self._tell_undeclared(update, declared)
+        self._tell_undeclared(update, self.algorithm.figures())
+        # Under privacy no figures leave the device, since no noise covers them.
+        declared = () if self.accountant else self.algorithm.figures()
         figures = declared_figures(update.metrics, declared)
-        if update.message is None:
+        message = update.message
+        if message is None:
             return figures, None
+        if self.accountant is not None:
+            message = protected(message, received, self.accountant, client=edge.name, ctx=ctx)
         parcel = self.channel.pack(
-            with_figures(update.message, figures),
+            with_figures(message, figures),
             with_report(self.algorithm.uplink(edge.module), declared),
             direction="uplink",
             client=edge.name,

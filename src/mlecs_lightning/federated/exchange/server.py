@@ -130,9 +130,10 @@ class Exchange:
         """
         run = self._run
         declared = run.algorithm.uplink(run.federation.module(client))
+        figures = () if run.accountant else run.algorithm.figures()
         return run.channel.receive(
             data,
-            with_report(declared, run.algorithm.figures()),
+            with_report(declared, figures),
             direction="uplink",
             client=client,
             round=ctx.round,

@@ -239,11 +239,14 @@ def best(entries: Sequence[Entry], metric: str) -> set[int]:
     """Return which entries are best in a metric among those of their budget, to the digits shown.
 
     Only entries of one setting should be given. A ceiling is no rival, and neither is, of bytes,
-    who sends nothing. Where all of a budget are equal, or there is only one, none is best.
+    who sends nothing. Where all of a budget are equal, or there is only one, none is best. No
+    epsilon is: it is what the noise was set to.
 
     Returns:
         Indices of entries.
     """
+    if metric.startswith("privacy."):
+        return set()
     means = {
         i: stat.mean
         for i, entry in enumerate(entries)

@@ -127,6 +127,7 @@ def summary_fault(summary: Mapping[str, Any]) -> str | None:
         "communication",
         "stream",
         "confusion",
+        "privacy",
     ):
         if not isinstance(summary.get(key, {}), dict):
             return f"{key!r} is {summary[key]!r:.60}, allowed: an object"
