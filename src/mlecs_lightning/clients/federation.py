@@ -28,7 +28,7 @@ from mlecs_lightning.rounds.context import derive_seed
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.settings import BackboneSettings, LoraSettings, ModelSettings
 
-__all__ = ["CodecState", "Federation", "build_server", "check_lengths"]
+__all__ = ["CodecState", "FederationModels", "build_server", "check_lengths"]
 
 
 def _with_backbone(
@@ -152,7 +152,7 @@ class CodecState(NamedTuple):
     left: Mapping[str, Tensor]
 
 
-class Federation:
+class FederationModels:
     """One module for the server, and one for each architecture among the clients.
 
     Clients with equal modalities and settings share a module, into which their states are loaded in

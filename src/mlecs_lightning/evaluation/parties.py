@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.metrics import BertScore, ReferencedText, TextMetrics, constant_row
@@ -152,7 +152,7 @@ class Evaluator:
 
     def each_client(
         self,
-        federation: Federation,
+        federation: FederationModels,
         evaluate: Callable[[EdgeLearner], T | None],
         *,
         stage: str,
@@ -195,7 +195,11 @@ class Evaluator:
 
     @staticmethod
     def _of_server(
-        federation: Federation, evaluate: Callable[[ServerLearner], T], *, stage: str, round: int
+        federation: FederationModels,
+        evaluate: Callable[[ServerLearner], T],
+        *,
+        stage: str,
+        round: int,
     ) -> T:
         """Evaluate the server on the first rank; all ranks get the result.
 
@@ -215,7 +219,9 @@ class Evaluator:
             raise EvaluationError(f"{where}: {said}{_KEPT}") from cause
         return found  # type: ignore[return-value]
 
-    def validate(self, federation: Federation, *, round: int | None = None) -> dict[str, float]:
+    def validate(
+        self, federation: FederationModels, *, round: int | None = None
+    ) -> dict[str, float]:
         """Return the validation losses and scores of all clients, their mean, and the server's.
 
         Every rank evaluates its own clients, the first the server; all ranks get all results.
@@ -272,7 +278,7 @@ class Evaluator:
     ) -> dict[str, float]:
         return {"loss": learner.loss(self._batches(table)), **self.scores(learner, table)}
 
-    def test(self, federation: Federation, *, round: int = 0) -> dict[str, Any]:
+    def test(self, federation: FederationModels, *, round: int = 0) -> dict[str, Any]:
         """Return test scores: each client on its own domain and on all domains, and the server.
 
         Every rank evaluates its own clients, the first the server; all ranks get all results.
@@ -322,7 +328,7 @@ class Evaluator:
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 
-    def _tested(self, federation: Federation, edge: EdgeLearner) -> _Tested:
+    def _tested(self, federation: FederationModels, edge: EdgeLearner) -> _Tested:
         """Return a client's scores, those of the best constant sentence, and `checks_of` both."""
         client = edge.name
         train, test = self._data.private(client, "train"), self._data.private(client, "test")

@@ -15,7 +15,7 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.contents import Contents, content_header
@@ -170,7 +170,7 @@ class RunFolder:
         self._write(path.name, "".join(json.dumps(dict(row)) + "\n" for row in rows))
         return path
 
-    def write_adapters(self, federation: Federation) -> None:
+    def write_adapters(self, federation: FederationModels) -> None:
         """Write the adapters of this rank's clients and of the server's LLM in PEFT's format."""
         for client in federation.own:
             self._write_adapter(client, federation.edge(client).module)

@@ -14,7 +14,7 @@ from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
 from mlecs_lightning.checkpoints.client_store import StoreKind
 from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.clients.ranks import Ranks, make_fabric
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.evaluation.prediction import predictions_of
 from mlecs_lightning.federated.builder import RunBuilder
@@ -185,7 +185,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> dict[str, Any]:
         """Train the federation, test it, and write the run folder.
@@ -244,7 +244,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits.
@@ -264,7 +264,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> dict[str, Any]:
         """Return the summary of a checkpoint, with the scores on the test splits.
@@ -282,7 +282,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
         client: str | None = None,
     ) -> Path:
@@ -332,7 +332,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None,
         *,
         training: bool = True,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mlecs_lightning.clients.federation import CodecState, Federation
+from mlecs_lightning.clients.federation import CodecState, FederationModels
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.rounds.algorithm import Algorithm, ClientUpdate, Loaders
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
@@ -65,7 +65,7 @@ class Device:
 
     algorithm: Algorithm
     data: FederatedDataModule
-    federation: Federation
+    federation: FederationModels
     channel: Channel
     limit_train: int | None
     check_stop: Callable[[], None]
