@@ -86,6 +86,8 @@ def main(args: list[str] | None = None) -> int:
             print_summary(cli.result)
         case "validate":
             Console().print(cli.result)
+        case "predict":
+            print(cli.result.path)
         case _:
             print(cli.result)
     return 0

@@ -23,7 +23,7 @@ from mlecs_lightning.deploy.folder import (
     frozen_contents,
 )
 from mlecs_lightning.errors import ConfigurationError, FaultList
-from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.modules import EdgeModule, MultimodalLM
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.modules.contents import REMEDY, content_faults
 from mlecs_lightning.nn.extractors import (
@@ -66,11 +66,12 @@ class ExportedModel:
         module: The model itself, in evaluation mode.
         preparations: How each input is read and scaled.
         instruction: The default instruction, that of training; ``None`` if there were several.
-        config: The contents of ``mlecs_config.json``.
+        config: The contents of ``mlecs_config.json``; of a model in memory, its instruction and
+            precision alone.
     """
 
     def __init__(
-        self, module: EdgeModule, preparations: dict[str, Preparation], config: dict[str, Any]
+        self, module: MultimodalLM, preparations: dict[str, Preparation], config: dict[str, Any]
     ) -> None:
         """Build from the parts, which `load_exported` reads from a folder."""
         self.module = module.eval()

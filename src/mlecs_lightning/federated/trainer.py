@@ -16,13 +16,14 @@ from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.clients.ranks import Ranks, make_fabric
 from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
-from mlecs_lightning.evaluation.prediction import predictions_of
+from mlecs_lightning.evaluation.prediction import Predictions, predictions_of
 from mlecs_lightning.federated.builder import RunBuilder
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR
 from mlecs_lightning.federated.round_loop import RoundLoop
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.summary import summary_of
+from mlecs_lightning.federated.trained_run import Results
 from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.failures import EvaluationError
@@ -40,13 +41,14 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _PARTICIPATION, _UPDATE_LIMITS, _MESSAGE_LIMITS = Participation(), UpdateLimits(), MessageLimits()
 
 
-class FederatedTrainer:
+class FederatedTrainer(Results):
     """Trains a federation on Fabric; options that Lightning has, too, have its names.
 
     Example:
         >>> from mlecs_lightning import Digits, FederatedTrainer, MLECS  # doctest: +SKIP
         >>> trainer = FederatedTrainer(max_rounds=3)  # doctest: +SKIP
         >>> trainer.fit(MLECS(), Digits(), federation)["mean"]  # doctest: +SKIP
+        >>> trainer.client("kitchen").ask(pixels="digit.png")  # doctest: +SKIP
     """
 
     def __init__(
@@ -202,7 +204,8 @@ class FederatedTrainer:
             ckpt_path: ``last``, ``best`` or a checkpoint file to resume from.
 
         Returns:
-            The summary, as in ``summary.json``.
+            The summary, as in ``summary.json``. Later `summary`, `metrics`, `server` and `client`
+            tell of this run.
 
         Raises:
             ValueError: If the settings do not fit together; all faults in one message.
@@ -226,6 +229,7 @@ class FederatedTrainer:
             run.folder.write_adapters(run.federation)
             summary = summary_of(run, run.test())
             run.folder.write_summary(summary)
+            self._keep(run, summary, saved=self.settings.checkpointing)
             if self.is_global_zero:
                 for remark in run.algorithm.remarks(run.history):
                     log.warning("%s", remark)
@@ -285,8 +289,8 @@ class FederatedTrainer:
         federation: Federation,
         ckpt_path: str | None = None,
         client: str | None = None,
-    ) -> Path:
-        """Write the predictions of every party of a checkpoint for the test split of all domains.
+    ) -> Predictions:
+        """Predict the test split of all domains with every party of a checkpoint.
 
         Lines of a `Manifest` without a target are predicted, too, and nothing else is needed: the
         models and the scale of their inputs are those of the checkpoint.
@@ -301,8 +305,8 @@ class FederatedTrainer:
                 the server.
 
         Returns:
-            The path of ``predictions.jsonl``: party, id, prediction and, where it is known, target
-            on each line.
+            Rows of party, id, prediction and, where it is known, target. Their ``path`` is that of
+            ``predictions.jsonl``, which has them line by line.
         """
         builder = self._builder(algorithm, datamodule)
         path, version = builder.versions.find(ckpt_path)
@@ -319,7 +323,7 @@ class FederatedTrainer:
             only=client,
         )
         folder = builder.versions.open(Ranks(self._fabric), version=version, logger=False)
-        return folder.write_predictions(rows)
+        return Predictions(rows, path=folder.write_predictions(rows))
 
     # One run --------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """ECLM's round: what travels, what is merged, what changes when data or budget drift."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -402,8 +401,7 @@ def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
 ) -> None:
     trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
     trainer.fit(eclm(), tiny.data(), divided())
-    path = trainer.predict(eclm(), tiny.data(), divided(), "last")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = trainer.predict(eclm(), tiny.data(), divided(), "last")
     assert {row["party"] for row in rows} == {*tiny.clients, "server"}
     run = trainer._open(eclm(), tiny.data(), divided(), "last", training=False)
     for client in run.federation.clients:
@@ -413,4 +411,4 @@ def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
             r["prediction"] for r in said
         ]
     with pytest.raises(ConfigurationError, match="ECLM adds parts of its own"):
-        export_run(path.parent, tmp_path / "out", client="hall")
+        export_run(rows.path.parent, tmp_path / "out", client="hall")
