@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from mlecs_lightning.callbacks import EarlyStopping, FederatedCallback
     from mlecs_lightning.clients import ClientSettings, DrawnClients, Federation
     from mlecs_lightning.data import Digits, FederatedDataModule, HubDataset, Manifest, URFall
-    from mlecs_lightning.deploy import ExportedModel, load_exported
+    from mlecs_lightning.deploy import (
+        DeviceModel,
+        ExportedModel,
+        load_device_model,
+        load_exported,
+    )
     from mlecs_lightning.federated import FederatedTrainer, TrainedRun, load_run
     from mlecs_lightning.modules import EdgeModule, ServerModule
     from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
@@ -48,6 +53,7 @@ __all__ = [
     "ClientSettings",
     "CoPLMs",
     "ConnectorSettings",
+    "DeviceModel",
     "Digits",
     "DrawnClients",
     "EarlyStopping",
@@ -74,6 +80,7 @@ __all__ = [
     "URFall",
     "UpdateLimits",
     "__version__",
+    "load_device_model",
     "load_exported",
     "load_run",
 ]
@@ -99,7 +106,9 @@ _HOMES = {
     "HubDataset": "data",
     "Manifest": "data",
     "URFall": "data",
+    "DeviceModel": "deploy",
     "ExportedModel": "deploy",
+    "load_device_model": "deploy",
     "load_exported": "deploy",
     "FederatedTrainer": "federated",
     "TrainedRun": "federated",
