@@ -61,6 +61,7 @@ COMMANDS = (
         "mlecs_lightning.report.command:report",
     ),
     Command("export", "Write one trained model as a folder that works without this run"),
+    Command("push", "Upload one trained model to the Hugging Face hub"),
 )
 
 

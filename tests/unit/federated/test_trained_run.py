@@ -15,7 +15,14 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.trained_run import Results
 
 
-@pytest.fixture(scope="module", params=["checkpoints", "none", "disk"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "checkpoints",
+        pytest.param("none", marks=pytest.mark.slow),
+        pytest.param("disk", marks=pytest.mark.slow),
+    ],
+)
 def fitted(
     request: pytest.FixtureRequest, tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
 ) -> SimpleNamespace:
@@ -126,3 +133,15 @@ def test_what_is_no_finished_run_is_refused(mlecs_run: SimpleNamespace, tmp_path
     summary.unlink()
     with pytest.raises(ConfigurationError, match=r"has no summary\.json, so it has not ended"):
         load_run(run)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_guide_runs(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chapter = (repo_root / "docs" / "guide.md").read_text().split("## From Python\n")[1]
+    code = compile(chapter.split("```python\n")[1].split("```")[0], "guide.md", "exec")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["again"].summary == names["trainer"].summary  # type: ignore[attr-defined]
