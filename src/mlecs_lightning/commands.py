@@ -56,6 +56,11 @@ COMMANDS = (
     Command("predict", "Write the answers of every party of a checkpoint"),
     Command("warmup", "Train the server alone on public data, with Lightning's Trainer"),
     Command(
+        "sweep",
+        "Search for good settings with Optuna, one fit after another",
+        "mlecs_lightning.cli.sweep:sweep",
+    ),
+    Command(
         "report",
         "Write a page of tables and charts about runs",
         "mlecs_lightning.report.command:report",
