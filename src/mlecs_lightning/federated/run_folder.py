@@ -14,11 +14,14 @@ from typing import Any, Literal
 from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.contents import Contents, content_header
+from mlecs_lightning.report.page import to_html
+from mlecs_lightning.report.results.reading import read_runs
 from mlecs_lightning.storage.digests import forget_digest, record_digest, seal_folder, write_checked
 from mlecs_lightning.storage.files import naming_full_disk, replacing_folder
 from mlecs_lightning.storage.folders import claim_folder
@@ -164,6 +167,23 @@ class RunFolder:
         """Write summary.json."""
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
+    def keep_artifacts(self) -> None:
+        """Hand summary, report and adapters to MLflow or W&B, if the user logs there.
+
+        A tracker that fails is warned about: the run folder has the files anyway.
+        """
+        trackers = [each for each in self._trackers if isinstance(each, MLFlowLogger | WandbLogger)]
+        if not trackers:
+            return
+        page = to_html(read_runs([self.path]))
+        (self.path / "report.html").write_text(page, encoding="utf-8")
+        for tracker in trackers:
+            try:
+                for name in ("summary.json", "report.html", "adapters"):
+                    _keep(tracker, self.path / name)
+            except Exception as error:  # whatever a tracker's package raises
+                log.warning("%s does not take artifacts: %s", type(tracker).__name__, error)
+
     def write_predictions(self, rows: Iterable[Mapping[str, str]]) -> Path:
         """Write predictions.jsonl: one JSON object per line."""
         path = self.path / "predictions.jsonl"
@@ -188,3 +208,14 @@ class RunFolder:
                 text = json.dumps(form) + "\n"
                 (folder / "modules.json").write_text(text, encoding="utf-8")
             seal_folder(folder)
+
+
+def _keep(tracker: MLFlowLogger | WandbLogger, path: Path) -> None:
+    """Give a file or a folder to a tracker: as artifact of MLflow, as file of a run of W&B."""
+    if isinstance(tracker, WandbLogger):
+        pattern = f"{path}/**/*" if path.is_dir() else str(path)
+        tracker.experiment.save(pattern, base_path=str(path.parent), policy="now")
+    elif path.is_dir():
+        tracker.experiment.log_artifacts(tracker.run_id, str(path), path.name)
+    else:
+        tracker.experiment.log_artifact(tracker.run_id, str(path))

@@ -229,6 +229,7 @@ class FederatedTrainer(Results):
             run.folder.write_adapters(run.federation)
             summary = summary_of(run, run.test())
             run.folder.write_summary(summary)
+            run.folder.keep_artifacts()
             self._keep(run, summary, saved=self.settings.checkpointing)
             if self.is_global_zero:
                 for remark in run.algorithm.remarks(run.history):
