@@ -27,7 +27,7 @@ MEMBER = re.compile(r"`([A-Z]\w*)\.(\w+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 # What a run or a user writes; the repository has none of them.
-WRITTEN = {"config.yaml", "__init__.py"}
+WRITTEN = {"config.yaml", "space.yaml", "__init__.py"}
 SOURCES = [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
@@ -96,7 +96,8 @@ def faults_of_commands(text: str) -> Iterator[str]:
 
 
 def faults_of_keys(text: str) -> Iterator[str]:
-    known = signature(FederatedTrainer).parameters
+    # In Python `trainer.fit` is no option, but a member.
+    known = {*signature(FederatedTrainer).parameters, *dir(FederatedTrainer)}
     for key in OPTION.findall(text):
         if key not in known:
             yield f"there is no option trainer.{key}"
