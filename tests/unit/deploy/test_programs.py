@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
 @pytest.fixture(
     scope="module",
     params=[
-        "torch-kitchen",
+        pytest.param("torch-kitchen", marks=pytest.mark.slow),
         pytest.param("onnx-kitchen", marks=pytest.mark.slow),
         pytest.param("onnx-server", marks=pytest.mark.slow),
         pytest.param("torch-hall", marks=pytest.mark.slow),  # has an adapter of its own as well
