@@ -31,7 +31,7 @@ from benchmarks import harness, scaling
 from benchmarks.peers import ours, plain, workload
 from benchmarks.peers.model import PromptLM
 from mlecs_lightning.aggregation.adapters import AdapterAggregator
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.exchange.server import Exchange
@@ -59,8 +59,8 @@ STAGES: dict[str, tuple[Any, str]] = {
     "steps, the rest": (Learner, "fit_in_turns"),
     "check the losses": (Learner, "_summary"),
     "seed the generators": (RoundLoop, "_seed"),
-    "load a client": (Federation, "edge"),
-    "keep a client": (Federation, "keep"),
+    "load a client": (FederationModels, "edge"),
+    "keep a client": (FederationModels, "keep"),
     "serve a client, the rest": (Device, "work"),
     "accept an update, the rest": (Exchange, "accept"),
     "serialise": (Channel, "send"),

@@ -55,7 +55,7 @@ def train(sizes: Mapping[str, int], folder: Path, clock: workload.Clock) -> None
     from benchmarks.peers import ours
     from mlecs_lightning.algorithms.base import Steps
     from mlecs_lightning.algorithms.mlecs.algorithm import MLECS
-    from mlecs_lightning.clients import ClientSettings, FederationSettings
+    from mlecs_lightning.clients import ClientSettings, Federation
     from mlecs_lightning.data.base import FederatedDataModule, Pools
     from mlecs_lightning.data.table import SampleTable
     from mlecs_lightning.federated import FederatedTrainer
@@ -113,7 +113,7 @@ def train(sizes: Mapping[str, int], folder: Path, clock: workload.Clock) -> None
     )
     epoch = sizes["public"] // BATCH
     algorithm = MLECS(steps=Steps(warmup=1, public=epoch, private=STEPS, server=epoch))
-    settings = FederationSettings(
+    settings = Federation(
         model, model, {c: ClientSettings(list(names), domains=[c]) for c in clients}
     )
     with tempfile.TemporaryDirectory() as root, contextlib.suppress(ours.Ended):

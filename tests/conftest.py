@@ -70,7 +70,7 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
 
     from mlecs_lightning import Digits, FederatedTrainer
     from mlecs_lightning.algorithms import Steps
-    from mlecs_lightning.clients import ClientSettings, Federation, FederationSettings
+    from mlecs_lightning.clients import ClientSettings, Federation, FederationModels
     from mlecs_lightning.clients.parties import Parties
     from mlecs_lightning.modules.pocket import make_pocket
     from mlecs_lightning.rounds import Algorithm, Loaders
@@ -96,11 +96,9 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
     def model(**values: Any) -> ModelSettings:
         return override(base, values, key="model")
 
-    def parties(
-        named: dict[str, ClientSettings] | None = None, **values: Any
-    ) -> FederationSettings:
+    def parties(named: dict[str, ClientSettings] | None = None, **values: Any) -> Federation:
         defaults = {"server": base, "edge": base, "clients": clients if named is None else named}
-        return FederationSettings(**{**defaults, **values})
+        return Federation(**{**defaults, **values})
 
     def data(kind: type[Digits] = Digits, **values: Any) -> Digits:
         module = kind(**{"batch_size": 8, "eval_batch_size": 8, "alpha": 5.0, **values})
@@ -137,14 +135,14 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
 
     def build(
         algorithm: Algorithm,
-        settings: FederationSettings | None = None,
+        settings: Federation | None = None,
         datamodule: Digits | None = None,
-    ) -> Federation:
+    ) -> FederationModels:
         """Build the live modules alone, without a trainer and without gradient clipping."""
         datamodule = datamodule or data()
         resolved = Parties.resolve(settings or parties(), algorithm, datamodule)
         fabric = Fabric(accelerator="cpu", devices=1)
-        federation = Federation(
+        federation = FederationModels(
             resolved, datamodule, fabric=fabric, gradient_clip_val=None, algorithm=algorithm
         )
         federation.prepare(algorithm, coded=True)
@@ -163,7 +161,7 @@ def tiny(cache_dir: Path) -> SimpleNamespace:
     def fit(
         algorithm: Algorithm,
         root: Path,
-        settings: FederationSettings | None = None,
+        settings: Federation | None = None,
         datamodule: Digits | None = None,
         **values: Any,
     ) -> dict[str, Any]:

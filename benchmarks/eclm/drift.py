@@ -17,7 +17,7 @@ from benchmarks.harness import REPOSITORY
 from mlecs_lightning import ECLM, FederatedTrainer
 from mlecs_lightning.algorithms import LocalTraining, Steps
 from mlecs_lightning.algorithms.eclm.derivation import Budget
-from mlecs_lightning.clients import ClientSettings, FederationSettings
+from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import Drift, Pools, Shift
 from mlecs_lightning.federated.warmup import ServerWarmup
 from mlecs_lightning.settings import ModelSettings
@@ -73,7 +73,7 @@ def method(name: str) -> LocalTraining:
 METHODS = ("static", "ECLM", "full model", "FedAvg", "ML-ECS")
 
 
-def federation(seed: int) -> FederationSettings:
+def federation(seed: int) -> Federation:
     """Return the parties of the configuration."""
     written = yaml.safe_load(CONFIG.read_text())
     models = {
@@ -81,7 +81,7 @@ def federation(seed: int) -> FederationSettings:
         for party in ("server", "edge")
     }
     clients = {name: ClientSettings(**values) for name, values in written["clients"].items()}
-    return FederationSettings(models["server"], models["edge"], clients, seed)
+    return Federation(models["server"], models["edge"], clients, seed)
 
 
 def warm_up(name: str, seed: int, root: Path, pools: Pools, folder: Path) -> str | None:

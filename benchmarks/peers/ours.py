@@ -20,7 +20,7 @@ from benchmarks.peers.workload import TARGETS, Clock, Work, arguments, load, nam
 from mlecs_lightning.algorithms.base import Steps
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.clients.settings import ClientSettings, FederationSettings
+from mlecs_lightning.clients.settings import ClientSettings, Federation
 from mlecs_lightning.data.base import FederatedDataModule, Pools
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.federated.trainer import FederatedTrainer
@@ -153,7 +153,7 @@ class Captured(AdapterFedAvg):
         self.server = server
 
 
-def settings(work: Work, clients: int) -> FederationSettings:
+def settings(work: Work, clients: int) -> Federation:
     """Return the federation: one architecture, one modality."""
     sizes = work.sizes
     model = ModelSettings(
@@ -163,7 +163,7 @@ def settings(work: Work, clients: int) -> FederationSettings:
         optimizer={"class_path": "AdamW", "init_args": {"lr": sizes.learning_rate}},
     )
     named = {n: ClientSettings(["v"], domains=[n]) for n in map(name_of, range(clients))}
-    return FederationSettings(model, model, named, sizes.seed)
+    return Federation(model, model, named, sizes.seed)
 
 
 def train(

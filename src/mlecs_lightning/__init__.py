@@ -19,35 +19,70 @@ if TYPE_CHECKING:
         FedProx,
         Standalone,
         StandalonePublic,
+        Steps,
     )
+    from mlecs_lightning.callbacks import EarlyStopping, FederatedCallback
+    from mlecs_lightning.clients import ClientSettings, DrawnClients, Federation
     from mlecs_lightning.data import Digits, FederatedDataModule, HubDataset, Manifest, URFall
-    from mlecs_lightning.deploy import ExportedModel, load_exported
-    from mlecs_lightning.federated import FederatedTrainer
+    from mlecs_lightning.deploy import (
+        DeviceModel,
+        ExportedModel,
+        load_device_model,
+        load_exported,
+    )
+    from mlecs_lightning.federated import FederatedTrainer, TrainedRun, load_run
     from mlecs_lightning.modules import EdgeModule, ServerModule
+    from mlecs_lightning.rounds import FailureTrace, Participation, UpdateLimits
+    from mlecs_lightning.settings import (
+        BackboneSettings,
+        ConnectorSettings,
+        LoraSettings,
+        ModelSettings,
+    )
+    from mlecs_lightning.wire import DWC, MessageLimits
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CDCCA",
+    "DWC",
     "ECLM",
     "MLECS",
+    "BackboneSettings",
     "Centralized",
+    "ClientSettings",
     "CoPLMs",
+    "ConnectorSettings",
+    "DeviceModel",
     "Digits",
+    "DrawnClients",
+    "EarlyStopping",
     "EdgeModule",
     "ExportedModel",
+    "FailureTrace",
     "FedAvg",
     "FedProx",
+    "FederatedCallback",
     "FederatedDataModule",
     "FederatedTrainer",
+    "Federation",
     "HubDataset",
+    "LoraSettings",
     "Manifest",
+    "MessageLimits",
+    "ModelSettings",
+    "Participation",
     "ServerModule",
     "Standalone",
     "StandalonePublic",
+    "Steps",
+    "TrainedRun",
     "URFall",
+    "UpdateLimits",
     "__version__",
+    "load_device_model",
     "load_exported",
+    "load_run",
 ]
 
 _HOMES = {
@@ -60,16 +95,35 @@ _HOMES = {
     "FedProx": "algorithms",
     "Standalone": "algorithms",
     "StandalonePublic": "algorithms",
+    "Steps": "algorithms",
+    "EarlyStopping": "callbacks",
+    "FederatedCallback": "callbacks",
+    "ClientSettings": "clients",
+    "DrawnClients": "clients",
+    "Federation": "clients",
     "Digits": "data",
     "FederatedDataModule": "data",
     "HubDataset": "data",
     "Manifest": "data",
     "URFall": "data",
+    "DeviceModel": "deploy",
     "ExportedModel": "deploy",
+    "load_device_model": "deploy",
     "load_exported": "deploy",
     "FederatedTrainer": "federated",
+    "TrainedRun": "federated",
+    "load_run": "federated",
     "EdgeModule": "modules",
     "ServerModule": "modules",
+    "FailureTrace": "rounds",
+    "Participation": "rounds",
+    "UpdateLimits": "rounds",
+    "BackboneSettings": "settings",
+    "ConnectorSettings": "settings",
+    "LoraSettings": "settings",
+    "ModelSettings": "settings",
+    "DWC": "wire",
+    "MessageLimits": "wire",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

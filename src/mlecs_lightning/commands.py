@@ -63,11 +63,17 @@ COMMANDS = (
     Command("predict", "Write the answers of every party of a checkpoint"),
     Command("warmup", "Train the server alone on public data, with Lightning's Trainer"),
     Command(
+        "sweep",
+        "Search for good settings with Optuna, one fit after another",
+        "mlecs_lightning.cli.sweep:sweep",
+    ),
+    Command(
         "report",
         "Write a page of tables and charts about runs",
         "mlecs_lightning.report.command:report",
     ),
     Command("export", "Write one trained model as a folder that works without this run"),
+    Command("push", "Upload one trained model to the Hugging Face hub"),
 )
 
 
@@ -77,7 +83,6 @@ def overview(program: str = "mlecs") -> str:
     return "\n".join(
         [
             f"usage: {program} COMMAND [options]",
-            "",
             "Train language models on devices together with one in the cloud; private data stay "
             "where they are.",
             "",

@@ -86,12 +86,12 @@ def mlecs(cache_dir: Path) -> Callable[..., SimpleNamespace]:
 @pytest.fixture
 def before_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a test fail as soon as a model is about to be built."""
-    from mlecs_lightning.clients import Federation
+    from mlecs_lightning.clients import FederationModels
 
     def build(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model is being built")
 
-    monkeypatch.setattr(Federation, "__init__", build)
+    monkeypatch.setattr(FederationModels, "__init__", build)
 
 
 @pytest.fixture

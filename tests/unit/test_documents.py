@@ -30,7 +30,7 @@ TITLE = re.compile(r'^```\w+ title="([^"]+)"$', re.MULTILINE)
 # Pages of the site that scripts/docs_site.py makes.
 GENERATED = {ROOT / "docs/reference/commands.md", ROOT / "docs/reference/configuration.md"}
 # What a run or a user writes; the repository has none of them.
-WRITTEN = {"config.yaml", "__init__.py", "federation.yaml", "kitchen.yaml"}
+WRITTEN = {"config.yaml", "__init__.py", "federation.yaml", "kitchen.yaml", "space.yaml"}
 SOURCES = [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
@@ -100,7 +100,8 @@ def faults_of_commands(text: str) -> Iterator[str]:
 
 
 def faults_of_keys(text: str) -> Iterator[str]:
-    known = signature(FederatedTrainer).parameters
+    # In Python `trainer.fit` is no option, but a member.
+    known = {*signature(FederatedTrainer).parameters, *dir(FederatedTrainer)}
     for key in OPTION.findall(text):
         if key not in known:
             yield f"there is no option trainer.{key}"

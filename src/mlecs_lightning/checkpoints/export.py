@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of
 from mlecs_lightning.checkpoints.models import CheckpointModels
-from mlecs_lightning.deploy import Provenance, write_export
+from mlecs_lightning.deploy import ProgramFormat, Provenance, write_export, write_programs
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.storage.text_files import utf8
@@ -21,7 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def export_run(
-    run: str | Path, out: str | Path, *, client: str, include_backbone: bool | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    client: str,
+    include_backbone: bool | None = None,
+    format: ProgramFormat | None = None,
 ) -> Path:
     """Export the model of a client, or that of the server.
 
@@ -33,6 +39,8 @@ def export_run(
         out: The folder to write.
         client: The client's name; ``server`` is the LLM.
         include_backbone: See `write_export`.
+        format: ``torch`` or ``onnx`` writes programs, see `write_programs`, in the place of the
+            adapter.
 
     Returns:
         The folder.
@@ -43,13 +51,24 @@ def export_run(
     """
     saved = CheckpointModels(checkpoint_of(expanded(run, key="export RUN")))
     module = saved.server() if client == "server" else saved.edge(client)
+    folder, provenance = expanded(out, key="export OUT"), _provenance(saved, client)
+    if format is not None:
+        return write_programs(
+            module,
+            folder,
+            format=format,
+            preparations=saved.preparations,
+            precision=saved.about["precision"],
+            instruction=saved.about["instruction"],
+            training=asdict(provenance),
+        )
     return write_export(
         module,
-        expanded(out, key="export OUT"),
+        folder,
         preparations=saved.preparations,
         precision=saved.about["precision"],
         instruction=saved.about["instruction"],
-        provenance=_provenance(saved, client),
+        provenance=provenance,
         include_backbone=include_backbone,
     )
 

@@ -33,7 +33,12 @@ class CheckpointModels:
     """
 
     def __init__(
-        self, path: Path, algorithm: Algorithm | None = None, *, any_frozen: bool = False
+        self,
+        path: Path,
+        algorithm: Algorithm | None = None,
+        *,
+        any_frozen: bool = False,
+        state: dict[str, Any] | None = None,
     ) -> None:
         """Read a checkpoint.
 
@@ -42,13 +47,14 @@ class CheckpointModels:
             algorithm: Adds its parts to the models, as in training; needed only if it has such
                 parts.
             any_frozen: Only report a frozen model that differs from that of the training.
+            state: Its content, for a checkpoint that was never written to a file.
 
         Raises:
             CheckpointError: If it is missing, unreadable, or does not describe its models.
             ConfigurationError: If its models have parts of an algorithm and none is given.
         """
         self._algorithm = algorithm
-        self.path, self.state = path, load_checkpoint(path)
+        self.path, self.state = path, load_checkpoint(path) if state is None else state
         if "about" not in self.state:
             raise CheckpointError(
                 f"ckpt_path: {str(path)!r} is of an earlier version, and does not say how its "
@@ -70,10 +76,13 @@ class CheckpointModels:
         self._any_frozen = any_frozen
         self._built: tuple[int, EdgeModule] | None = None
 
-    def edge(self, client: str) -> EdgeModule:
+    def edge(self, client: str, *, fresh: bool = False) -> EdgeModule:
         """Return the model of a client with its state loaded.
 
-        Clients of one architecture share a module: the next call may change the returned one.
+        Args:
+            client: The client's name.
+            fresh: Whether to build a module of its own. By default clients of one architecture
+                share one: the next call may change the returned module.
 
         Raises:
             ConfigurationError: If there is no such client.
@@ -87,7 +96,7 @@ class CheckpointModels:
         if client not in self.trained:
             raise CheckpointError(f"client {client!r} has not trained yet in {self.path}")
         number = int(self._models["clients"][client])
-        if self._built is None or self._built[0] != number:
+        if fresh or self._built is None or self._built[0] != number:
             built = self._models["architectures"][number]
             proxy = built.get("proxy")
             module = EdgeModule(

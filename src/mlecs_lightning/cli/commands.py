@@ -1,6 +1,6 @@
 """The command line: ``python cli.py fit|validate|test|predict|warmup|data check --config FILE``.
 
-And ``python cli.py export RUN --client NAME OUT``.
+And ``python cli.py export RUN --client NAME OUT`` and ``push RUN --client NAME USER/MODEL``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from mlecs_lightning.checkpoints import CheckpointError
 from mlecs_lightning.cli.export import export
 from mlecs_lightning.cli.parser import FederatedCLI
+from mlecs_lightning.cli.push import push
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.texts import text_suspicions
 from mlecs_lightning.errors import ConfigurationError
@@ -63,6 +64,9 @@ def main(args: list[str] | None = None) -> int:
         if words[:1] == ["export"]:
             print(export(words[1:]))
             return 0
+        if words[:1] == ["push"]:
+            print(push(words[1:]))
+            return 0
         cli = _DataCheck(["fit", *words[2:]]) if checks else FederatedCLI(args)
     except (
         ConfigurationError,
@@ -86,6 +90,8 @@ def main(args: list[str] | None = None) -> int:
             print_summary(cli.result)
         case "validate":
             Console().print(cli.result)
+        case "predict":
+            print(cli.result.path)
         case _:
             print(cli.result)
     return 0

@@ -45,7 +45,19 @@ def export(args: list[str]) -> Path:
         action=argparse.BooleanOptionalAction,
         help="also store the frozen language model; by default only if it is a pocket model",
     )
+    parser.add_argument(
+        "--format",
+        choices=["torch", "onnx"],
+        help="write programs with the whole model inside, for torch.export or ONNX (extra onnx); "
+        "`load_device_model(OUT).ask(...)` runs them",
+    )
     given = parser.parse_args(args)
+    if given.format is not None and given.include_backbone is not None:
+        parser.error("--include_backbone: with --format the language model is always included")
     return export_run(
-        given.run, given.out, client=given.client, include_backbone=given.include_backbone
+        given.run,
+        given.out,
+        client=given.client,
+        include_backbone=given.include_backbone,
+        format=given.format,
     )

@@ -22,7 +22,7 @@ from lightning.pytorch.cli import (
 from mlecs_lightning.cli.config import PARSER_MODE, ConfigFile, completed
 from mlecs_lightning.cli.hints import innermost, known_names
 from mlecs_lightning.cli.short_help import short_help
-from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.clients import Federation
 from mlecs_lightning.clients.checks import configuration_faults
 from mlecs_lightning.clients.settings import client_settings
 from mlecs_lightning.data import FederatedDataModule
@@ -239,7 +239,7 @@ class FederatedCLI(LightningCLI):
             # The sound parts can still be checked, so that all faults come in one message.
             faults += configuration_faults(clients, models, algorithm=algorithm, data=data)
             faults.raise_any(title="the configuration has faults:")
-        self.federation = FederationSettings(
+        self.federation = Federation(
             models["server"],
             models["edge"],
             clients,

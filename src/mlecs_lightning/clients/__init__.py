@@ -1,6 +1,8 @@
 """The parties of a federation: settings, their checks, and the models built from them."""
 
-from mlecs_lightning.clients.federation import Federation
-from mlecs_lightning.clients.settings import ClientSettings, DrawnClients, FederationSettings
+from mlecs_lightning.clients.federation import FederationModels
+from mlecs_lightning.clients.settings import ClientSettings, DrawnClients, Federation
 
-__all__ = ["ClientSettings", "DrawnClients", "Federation", "FederationSettings"]
+FederationSettings = Federation  # its name in earlier versions
+
+__all__ = ["ClientSettings", "DrawnClients", "Federation", "FederationModels", "FederationSettings"]

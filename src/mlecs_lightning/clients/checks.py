@@ -158,9 +158,9 @@ def _extractor_faults(
                 faults.attempt(
                     check_call,
                     setting,
-                    spec,
                     home=extractor_classes.__name__,
                     key=f"{party}.extractors.{modality}",
+                    offered={"spec": spec},
                 )
             else:
                 faults.append(

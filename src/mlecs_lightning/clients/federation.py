@@ -21,7 +21,7 @@ from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.context import derive_seed
 from mlecs_lightning.rounds.learner import Learner, ServerLearner
 
-__all__ = ["Federation", "build_server"]
+__all__ = ["FederationModels", "build_server"]
 
 
 def build_server(
@@ -47,7 +47,7 @@ def build_server(
     return module
 
 
-class Federation(Edges):
+class FederationModels(Edges):
     """The server, and the clients' modules.
 
     If the clients are `remote`, the modules serve for their shapes: data and states are on the

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from mlecs_lightning.clients.checks import configuration_faults
 from mlecs_lightning.clients.groups import group_clients
-from mlecs_lightning.clients.settings import FederationSettings, profiles
+from mlecs_lightning.clients.settings import Federation, profiles
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.settings import ModelSettings
@@ -57,7 +57,7 @@ class Parties:
 
     @classmethod
     def resolve(
-        cls, settings: FederationSettings, algorithm: Algorithm, data: FederatedDataModule
+        cls, settings: Federation, algorithm: Algorithm, data: FederatedDataModule
     ) -> Parties:
         """Check everything that can be known before a model is built, and partition the data.
 

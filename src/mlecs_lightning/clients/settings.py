@@ -13,7 +13,7 @@ from mlecs_lightning.types import ClientProfile
 __all__ = [
     "ClientSettings",
     "DrawnClients",
-    "FederationSettings",
+    "Federation",
     "are_drawn",
     "client_settings",
     "named_clients",
@@ -71,7 +71,7 @@ class DrawnClients:
 
 
 @dataclass(frozen=True)
-class FederationSettings:
+class Federation:
     """Settings of all parties.
 
     Attributes:

@@ -18,11 +18,12 @@ _NAMES = {
 _TESTS = {"own": "own domain", "all": "all domains"}
 
 
-def model_card(config: Mapping[str, Any]) -> str:
+def model_card(config: Mapping[str, Any], *, place: str = "this folder") -> str:
     """Return the text of README.md: front matter for the hub, and what users have to know.
 
     Args:
         config: The contents of ``mlecs_config.json``.
+        place: What `load_exported` is given to find the model, such as its name on the hub.
     """
     from huggingface_hub import ModelCardData
 
@@ -32,6 +33,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         base_model=backbone["model"] if on_hub else None,
         library_name="peft",
         tags=["lora", "federated-learning", "multimodal", "mlecs_lightning"],
+        **_evaluations(training, place=place),
     )
     modalities = ", ".join(config["modalities"])
     inputs = "\n".join(_input_row(n, m) for n, m in config["modalities"].items())
@@ -51,11 +53,11 @@ federation trained by mlecs_lightning {config["versions"]["mlecs_lightning"]}.
 
 ```python
 from mlecs_lightning import load_exported
-model = load_exported("this folder")
+model = load_exported("{place}")
 print(model.ask({arguments}))
 ```
 
-The adapter alone can be loaded with PEFT: `PeftModel.from_pretrained(backbone, "this folder")`. It
+The adapter alone can be loaded with PEFT: `PeftModel.from_pretrained(backbone, "{place}")`. It
 then gets no sensor inputs, which reach it only through the soft prompt of the connector.
 
 | input | kind | shape | standardised with mean and deviation of the training data |
@@ -154,6 +156,28 @@ def _asked(instruction: str | None) -> str:
 
 def _code(values: Mapping[str, Any]) -> str:
     return f"`{json.dumps(values)}`" if values else "defaults"
+
+
+def _evaluations(training: Mapping[str, Any], *, place: str) -> dict[str, Any]:
+    """Return the scores as the hub lists them; empty if they are not known."""
+    from huggingface_hub import EvalResult
+
+    found = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=training["data"],
+            dataset_name=f"{training['data']}, {_TESTS[test]}",
+            dataset_config=test,  # the hub's library merges results that differ in the name alone
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(scores[metric], 4),
+        )
+        for test, scores in training["scores"].items()
+        for metric, name in _NAMES.items()
+        if metric in scores
+    ]
+    name = place if place != "this folder" else training["client"]
+    return {"model_name": name, "eval_results": found} if found else {}
 
 
 def _scores(training: Mapping[str, Any]) -> str:

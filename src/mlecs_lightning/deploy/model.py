@@ -22,8 +22,9 @@ from mlecs_lightning.deploy.folder import (
     WEIGHTS,
     frozen_contents,
 )
+from mlecs_lightning.deploy.hub import exported_folder
 from mlecs_lightning.errors import ConfigurationError, FaultList
-from mlecs_lightning.modules import EdgeModule
+from mlecs_lightning.modules import EdgeModule, MultimodalLM
 from mlecs_lightning.modules.base import as_settings
 from mlecs_lightning.modules.contents import REMEDY, content_faults
 from mlecs_lightning.nn.extractors import (
@@ -36,7 +37,6 @@ from mlecs_lightning.nn.extractors import (
 from mlecs_lightning.settings import ModelSettings
 from mlecs_lightning.storage.digests import check_folder, load_safetensors, read_checked
 from mlecs_lightning.storage.files import DamagedFileError
-from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.storage.text_files import utf8
 from mlecs_lightning.types import Batch
 
@@ -66,11 +66,12 @@ class ExportedModel:
         module: The model itself, in evaluation mode.
         preparations: How each input is read and scaled.
         instruction: The default instruction, that of training; ``None`` if there were several.
-        config: The contents of ``mlecs_config.json``.
+        config: The contents of ``mlecs_config.json``; of a model in memory, its instruction and
+            precision alone.
     """
 
     def __init__(
-        self, module: EdgeModule, preparations: dict[str, Preparation], config: dict[str, Any]
+        self, module: MultimodalLM, preparations: dict[str, Preparation], config: dict[str, Any]
     ) -> None:
         """Build from the parts, which `load_exported` reads from a folder."""
         self.module = module.eval()
@@ -192,14 +193,16 @@ class ExportedModel:
 def load_exported(
     folder: str | Path,
     *,
+    revision: str | None = None,
     backbone: str | Path | None = None,
     device: str | torch.device = "cpu",
     trust_extractors: bool = False,
 ) -> ExportedModel:
-    """Load a model from a folder that ``export`` wrote.
+    """Load a model from a folder that ``export`` wrote, or that ``push`` uploaded to the hub.
 
     Args:
-        folder: The folder.
+        folder: The folder, or ``user/name`` on the hub where there is no such folder.
+        revision: Branch, tag or commit on the hub; the newest of the branch main by default.
         backbone: Directory or hub id of the language model, if it is not where the folder says.
         device: The device of the model.
         trust_extractors: Whether encoders may be classes of other packages. The folder names the
@@ -209,9 +212,9 @@ def load_exported(
         The model; ``model.ask(...)`` asks it.
 
     Raises:
-        ConfigurationError: If ``export`` did not write the folder, its version is unknown, a file
-            does not fit, or the language model cannot be loaded or is not the one that the model
-            was trained with.
+        ConfigurationError: If the download fails, ``export`` did not write the folder, its version
+            is unknown, a file does not fit, or the language model cannot be loaded or is not the
+            one that the model was trained with.
         DamagedFileError: If a file has changed since ``export`` wrote it.
 
     Example:
@@ -219,7 +222,7 @@ def load_exported(
         >>> model = load_exported("kitchen")  # doctest: +SKIP
         >>> model.ask(acc="window.csv")  # doctest: +SKIP
     """
-    folder = expanded(folder)
+    folder = exported_folder(folder, revision=revision)
     config = _read_config(folder / CONFIG)
     settings = as_settings(config["settings"])
     if backbone is not None:

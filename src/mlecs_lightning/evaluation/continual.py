@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule, Schedule
 from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
 from mlecs_lightning.metrics import continual_scores
@@ -56,7 +56,9 @@ class ContinualEvaluation:
         metrics = _METRICS if self._data.classes else ("rouge_lsum",)
         return [f"{part}/{metric}" for part in parts for metric in metrics]
 
-    def row(self, evaluator: Evaluator, federation: Federation, round: int) -> dict[str, float]:
+    def row(
+        self, evaluator: Evaluator, federation: FederationModels, round: int
+    ) -> dict[str, float]:
         """Return the metrics after a round, empty without a schedule.
 
         ``clients/NAME/domains/DOMAIN/SCORE`` for every domain; ``clients/NAME/stream/VIEW/SCORE``

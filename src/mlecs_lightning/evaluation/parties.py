@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.clients.edges import Edges
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.metrics import (
@@ -179,7 +179,7 @@ class Evaluator:
 
     def each_client(
         self,
-        federation: Federation,
+        federation: FederationModels,
         evaluate: Callable[[EdgeLearner], T | None],
         *,
         stage: str,
@@ -222,7 +222,11 @@ class Evaluator:
 
     @staticmethod
     def _of_server(
-        federation: Federation, evaluate: Callable[[ServerLearner], T], *, stage: str, round: int
+        federation: FederationModels,
+        evaluate: Callable[[ServerLearner], T],
+        *,
+        stage: str,
+        round: int,
     ) -> T:
         """Evaluate the server on the first rank; all ranks get the result.
 
@@ -242,7 +246,9 @@ class Evaluator:
             raise EvaluationError(f"{where}: {said}{_KEPT}") from cause
         return found  # type: ignore[return-value]
 
-    def validate(self, federation: Federation, *, round: int | None = None) -> dict[str, float]:
+    def validate(
+        self, federation: FederationModels, *, round: int | None = None
+    ) -> dict[str, float]:
         """Return the validation losses and scores of all clients, their mean, and the server's.
 
         Every rank evaluates its own clients, the first the server; all ranks get all results.
@@ -299,7 +305,7 @@ class Evaluator:
     ) -> dict[str, float]:
         return {"loss": learner.loss(self._batches(table)), **self.scores(learner, table)}
 
-    def test(self, federation: Federation, *, round: int = 0) -> dict[str, Any]:
+    def test(self, federation: FederationModels, *, round: int = 0) -> dict[str, Any]:
         """Return test scores: each client on its own domain and on all domains, and the server.
 
         Every rank evaluates its own clients, the first the server; all ranks get all results.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,9 +20,22 @@ from mlecs_lightning.rounds.failures import EvaluationError
 from mlecs_lightning.rounds.learner import Learner
 from mlecs_lightning.types import ClientProfile
 
-__all__ = ["predictions_of"]
+__all__ = ["Predictions", "predictions_of"]
 
 log = logging.getLogger(__name__)
+
+
+class Predictions(list[dict[str, str]]):
+    """Rows of party, id, prediction and, where it is known, target.
+
+    Attributes:
+        path: The file that they were written to, ``predictions.jsonl``.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, str]], *, path: Path) -> None:
+        """Hold rows."""
+        super().__init__(rows)
+        self.path = path
 
 
 def predictions_of(

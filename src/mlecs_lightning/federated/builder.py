@@ -14,11 +14,11 @@ from mlecs_lightning.checkpoints.checkpoint import CheckpointError, check_config
 from mlecs_lightning.checkpoints.client_store import DiskStore, MemoryStore
 from mlecs_lightning.checkpoints.frozen import check_saved
 from mlecs_lightning.checkpoints.warmup import load_warmup
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.ranks import process_count
 from mlecs_lightning.clients.schedules import check_rounds
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
@@ -29,9 +29,8 @@ from mlecs_lightning.federated.exchange.coverage import (
 )
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.run import Run
-from mlecs_lightning.federated.run_folder import RunFolder
+from mlecs_lightning.federated.run_folder import RunFolder, RunVersions
 from mlecs_lightning.federated.settings import TrainerSettings
-from mlecs_lightning.federated.versions import RunVersions
 from mlecs_lightning.rounds.accounting import check_accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.storage.files import remove_leftovers
@@ -77,7 +76,7 @@ class RunBuilder:
     training: bool = True
     remote: bool = False
 
-    def build(self, parties: FederationSettings, ckpt_path: str | None) -> Run:
+    def build(self, parties: Federation, ckpt_path: str | None) -> Run:
         """Check, launch, build and, with a checkpoint, restore.
 
         Args:
@@ -160,9 +159,9 @@ class RunBuilder:
                 "trainer.devices and num_nodes share every batch of the server"
             )
 
-    def _federation(self, parties: Parties, origin: _Origin | None) -> Federation:
+    def _federation(self, parties: Parties, origin: _Origin | None) -> FederationModels:
         settings = self.settings
-        federation = Federation(
+        federation = FederationModels(
             parties,
             self.data,
             fabric=self.fabric,
@@ -185,7 +184,7 @@ class RunBuilder:
             load_warmup(settings.warmup_ckpt_path, server.module, server.optimizer)
         return federation
 
-    def _open_folder(self, federation: Federation, origin: _Origin | None) -> RunFolder:
+    def _open_folder(self, federation: FederationModels, origin: _Origin | None) -> RunFolder:
         """Open the run folder on all ranks, and keep the clients' states where they belong."""
         ranks, versions = federation.ranks, self.versions
         version = None if origin is None else origin.version
@@ -201,7 +200,7 @@ class RunBuilder:
 
     def _assemble(
         self,
-        federation: Federation,
+        federation: FederationModels,
         folder: RunFolder,
         tester: Evaluator,
         origin: _Origin | None,

@@ -23,7 +23,7 @@ from mlecs_lightning.checkpoints.checkpoint import (
 )
 from mlecs_lightning.checkpoints.timeline import last_round_of, prune_checkpoints, set_aside
 from mlecs_lightning.clients.about import about
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
@@ -91,7 +91,7 @@ class Run:
 
     algorithm: Algorithm
     data: FederatedDataModule
-    federation: Federation
+    federation: FederationModels
     evaluator: Evaluator
     tester: Evaluator
     channel: Channel

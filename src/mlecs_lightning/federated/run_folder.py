@@ -1,4 +1,4 @@
-"""The folder of one run: loggers, configuration, summary, adapters, predictions."""
+"""The folder of a run, its files, and the versions that lie beside each other."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.checkpoints.checkpoint import CheckpointError, find_checkpoint
+from mlecs_lightning.checkpoints.timeline import checkpoints
+from mlecs_lightning.clients.federation import FederationModels
+from mlecs_lightning.clients.ranks import Ranks
 from mlecs_lightning.deploy.adapter import write_adapter
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.contents import Contents, content_header
+from mlecs_lightning.report.page import to_html
+from mlecs_lightning.report.results.reading import read_runs
 from mlecs_lightning.storage.digests import forget_digest, record_digest, seal_folder, write_checked
 from mlecs_lightning.storage.files import naming_full_disk, replacing_folder
-from mlecs_lightning.storage.folders import claim_folder
+from mlecs_lightning.storage.folders import claim_folder, numbered_folders
 from mlecs_lightning.storage.yaml_text import dump_yaml
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "RunVersions"]
 
 log = logging.getLogger(__name__)
 
@@ -164,13 +171,30 @@ class RunFolder:
         """Write summary.json."""
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
+    def keep_artifacts(self) -> None:
+        """Hand summary, report and adapters to MLflow or W&B, if the user logs there.
+
+        A tracker that fails is warned about: the run folder has the files anyway.
+        """
+        trackers = [each for each in self._trackers if isinstance(each, MLFlowLogger | WandbLogger)]
+        if not trackers:
+            return
+        page = to_html(read_runs([self.path]))
+        (self.path / "report.html").write_text(page, encoding="utf-8")
+        for tracker in trackers:
+            try:
+                for name in ("summary.json", "report.html", "adapters"):
+                    _keep(tracker, self.path / name)
+            except Exception as error:  # whatever a tracker's package raises
+                log.warning("%s does not take artifacts: %s", type(tracker).__name__, error)
+
     def write_predictions(self, rows: Iterable[Mapping[str, str]]) -> Path:
         """Write predictions.jsonl: one JSON object per line."""
         path = self.path / "predictions.jsonl"
         self._write(path.name, "".join(json.dumps(dict(row)) + "\n" for row in rows))
         return path
 
-    def write_adapters(self, federation: Federation) -> None:
+    def write_adapters(self, federation: FederationModels) -> None:
         """Write the adapters of this rank's clients and of the server's LLM in PEFT's format."""
         for client in federation.own:
             self._write_adapter(client, federation.edge(client).module)
@@ -188,3 +212,72 @@ class RunFolder:
                 text = json.dumps(form) + "\n"
                 (folder / "modules.json").write_text(text, encoding="utf-8")
             seal_folder(folder)
+
+
+def _keep(tracker: MLFlowLogger | WandbLogger, path: Path) -> None:
+    """Give a file or a folder to a tracker: as artifact of MLflow, as file of a run of W&B."""
+    if isinstance(tracker, WandbLogger):
+        pattern = f"{path}/**/*" if path.is_dir() else str(path)
+        tracker.experiment.save(pattern, base_path=str(path.parent), policy="now")
+    elif path.is_dir():
+        tracker.experiment.log_artifacts(tracker.run_id, str(path), path.name)
+    else:
+        tracker.experiment.log_artifact(tracker.run_id, str(path))
+
+
+@dataclass(frozen=True)
+class RunVersions:
+    """The folder ``<root>/<name>`` with all versions of a run.
+
+    Attributes:
+        root: `default_root_dir`.
+        name: Name of the run.
+    """
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.root / self.name
+
+    def find(self, ckpt_path: str | None) -> tuple[Path, str | None]:
+        """Return a checkpoint, and the version that a resumed run continues.
+
+        The version is ``None`` if the checkpoint lies elsewhere: in another folder, under another
+        name, or set aside.
+
+        Args:
+            ckpt_path: ``last``, ``best`` or a file.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        if ckpt_path is None:
+            raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
+        path = find_checkpoint(ckpt_path, run_root=self.path).resolve()
+        for version in numbered_folders(self.path, "version"):
+            folder = version / "checkpoints"
+            names = {each.path.name for each in checkpoints(folder)}
+            if path.parent == folder.resolve() and path.name in names:
+                return path, version.name
+        return path, None
+
+    def open(self, ranks: Ranks, *, version: str | None, logger: bool | list[Logger]) -> RunFolder:
+        """Open the folder of a run on all ranks.
+
+        The first rank claims the version; the others write only the files of their clients.
+
+        Args:
+            ranks: All processes.
+            version: An existing version to continue; ``None`` claims the next one.
+            logger: As in `RunFolder`.
+        """
+        opened = (
+            None if ranks.rank else RunFolder(self.root, self.name, version=version, logger=logger)
+        )
+        version = ranks.gather(opened.path.name if opened else "")[0]
+        return opened or RunFolder(
+            self.root, self.name, version=version, logger=False, writes=False
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.clients.texts import seen_by
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.modules.pocket import is_pocket
@@ -65,7 +65,7 @@ def _codec(run: Run) -> dict[str, Any]:
     return {"codec": run.channel.codec.describe(), "reconstruction_error": lost}
 
 
-def communication(ledger: Ledger, federation: Federation) -> dict[str, Any]:
+def communication(ledger: Ledger, federation: FederationModels) -> dict[str, Any]:
     """Return the bytes exchanged, and their ratio to the size of the models.
 
     The ratios are the bytes per client and round in one direction, divided by the bytes of all

@@ -13,9 +13,9 @@ from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode
 from mlecs_lightning.checkpoints.client_store import StoreKind
 from mlecs_lightning.checkpoints.models import CheckpointModels
 from mlecs_lightning.clients.ranks import Ranks, make_fabric
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
-from mlecs_lightning.evaluation.prediction import predictions_of
+from mlecs_lightning.evaluation.prediction import Predictions, predictions_of
 from mlecs_lightning.federated.builder import RunBuilder
 from mlecs_lightning.federated.exchange.coverage import check_stopping
 from mlecs_lightning.federated.exchange.link import Link
@@ -23,6 +23,7 @@ from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.federated.summary import summary_of
+from mlecs_lightning.federated.trained_run import Results
 from mlecs_lightning.federated.training import Training
 from mlecs_lightning.rounds import FailureTrace, Participation, Privacy, UpdateLimits
 from mlecs_lightning.rounds.algorithm import Algorithm
@@ -38,13 +39,14 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _PARTICIPATION, _UPDATE_LIMITS, _MESSAGE_LIMITS = Participation(), UpdateLimits(), MessageLimits()
 
 
-class FederatedTrainer:
+class FederatedTrainer(Results):
     """Trains a federation on Fabric; options that Lightning has, too, have its names.
 
     Example:
         >>> from mlecs_lightning import Digits, FederatedTrainer, MLECS  # doctest: +SKIP
         >>> trainer = FederatedTrainer(max_rounds=3)  # doctest: +SKIP
         >>> trainer.fit(MLECS(), Digits(), federation)["mean"]  # doctest: +SKIP
+        >>> trainer.client("kitchen").ask(pixels="digit.png")  # doctest: +SKIP
     """
 
     def __init__(
@@ -190,7 +192,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> dict[str, Any]:
         """Train the federation, test it, and write the run folder.
@@ -207,7 +209,8 @@ class FederatedTrainer:
             ckpt_path: ``last``, ``best`` or a checkpoint file to resume from.
 
         Returns:
-            The summary, as in ``summary.json``.
+            The summary, as in ``summary.json``. Later `summary`, `metrics`, `server` and `client`
+            tell of this run.
 
         Raises:
             ValueError: If the settings do not fit together; all faults in one message.
@@ -232,13 +235,15 @@ class FederatedTrainer:
         callbacks = self._callbacks
         if not self.is_global_zero:
             callbacks = [c for c in callbacks if not isinstance(c, RichProgress)]
-        return Training(run, self.settings, callbacks).fit(link)
+        summary = Training(run, self.settings, callbacks).fit(link)
+        self._keep(run, summary, saved=self.settings.checkpointing)
+        return summary
 
     def validate(
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> dict[str, float]:
         """Return losses and scores of a checkpoint on the validation splits.
@@ -258,7 +263,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> dict[str, Any]:
         """Return the summary of a checkpoint, with the scores on the test splits.
@@ -276,11 +281,11 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
         client: str | None = None,
-    ) -> Path:
-        """Write the predictions of every party of a checkpoint for the test split of all domains.
+    ) -> Predictions:
+        """Predict the test split of all domains with every party of a checkpoint.
 
         Lines of a `Manifest` without a target are predicted, too, and nothing else is needed: the
         models and the scale of their inputs are those of the checkpoint.
@@ -295,8 +300,8 @@ class FederatedTrainer:
                 the server.
 
         Returns:
-            The path of ``predictions.jsonl``: party, id, prediction and, where it is known, target
-            on each line.
+            Rows of party, id, prediction and, where it is known, target. Their ``path`` is that of
+            ``predictions.jsonl``, which has them line by line.
         """
         builder = self._builder(algorithm, datamodule)
         path, version = builder.versions.find(ckpt_path)
@@ -313,7 +318,7 @@ class FederatedTrainer:
             only=client,
         )
         folder = builder.versions.open(Ranks(self._fabric), version=version, logger=False)
-        return folder.write_predictions(rows)
+        return Predictions(rows, path=folder.write_predictions(rows))
 
     # One run --------------------------------------------------------------------------------
 
@@ -333,7 +338,7 @@ class FederatedTrainer:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None,
         *,
         training: bool = True,

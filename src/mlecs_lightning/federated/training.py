@@ -59,6 +59,7 @@ class Training:
             run.folder.write_adapters(run.federation)
             summary = summary_of(run, run.test())
             run.folder.write_summary(summary)
+            run.folder.keep_artifacts()
             if run.fabric.is_global_zero:
                 for remark in run.algorithm.remarks(run.history):
                     log.warning("%s", remark)

@@ -36,7 +36,7 @@ from mlecs_lightning.clients.backbones import check_lengths
 from mlecs_lightning.clients.federation import build_server
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.ranks import check_precision
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule, SeededLoader
 from mlecs_lightning.data.sampling import sequential_loader, whole_batch
 from mlecs_lightning.differences import differences
@@ -131,7 +131,7 @@ class ServerWarmup:
         self,
         algorithm: Algorithm,
         datamodule: FederatedDataModule,
-        federation: FederationSettings,
+        federation: Federation,
         ckpt_path: str | None = None,
     ) -> Path | None:
         """Train the server alone on public data, with Lightning's own Trainer.

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from mlecs_lightning.clients.backbones import check_lengths, make_pockets
 from mlecs_lightning.clients.edges import Edges
 from mlecs_lightning.clients.parties import Parties
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.exchange.coverage import accountant_of
@@ -52,7 +52,7 @@ def open_device(
     *,
     algorithm: Algorithm,
     data: FederatedDataModule,
-    federation: FederationSettings,
+    federation: Federation,
     trainer: TrainerSettings,
     fabric: Fabric,
     folder: Path,

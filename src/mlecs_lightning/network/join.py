@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection, wait
 
 from rich.console import Console
 
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.network.device import open_device
@@ -30,7 +30,7 @@ def join(
     self: FederatedTrainer,
     algorithm: Algorithm,
     datamodule: FederatedDataModule,
-    federation: FederationSettings,
+    federation: Federation,
     client: str,
     address: str,
     keys: str = "keys",

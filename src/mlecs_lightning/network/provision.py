@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mlecs_lightning.clients.edges import CodecState, Edges
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.wire.channel import Channel, MessageLimits
 from mlecs_lightning.wire.messages import Message, Schema, TensorField
@@ -20,12 +20,12 @@ BEFORE = -1
 
 
 def provision(
-    federation: Federation, algorithm: Algorithm, client: str, *, coded: bool
+    federation: FederationModels, algorithm: Algorithm, client: str, *, coded: bool
 ) -> bytes | None:
     """Return the first state of a client as a message; ``None`` if the client can build it.
 
     Args:
-        federation: The server's; `Federation.deliver` has prepared the states.
+        federation: The server's; `FederationModels.deliver` has prepared the states.
         algorithm: The method.
         client: The client.
         coded: Whether there is a codec, whose first message refers to the shipped adapter.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mlecs_lightning.clients.settings import FederationSettings
+from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import FederatedTrainer
@@ -30,7 +30,7 @@ def serve(
     self: FederatedTrainer,
     algorithm: Algorithm,
     datamodule: FederatedDataModule,
-    federation: FederationSettings,
+    federation: Federation,
     ckpt_path: str | None = None,
     host: str = "0.0.0.0",
     port: int = 9092,

@@ -18,7 +18,7 @@ from mlecs_lightning import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, find_checkpoint, load_checkpoint
 from mlecs_lightning.checkpoints.timeline import checkpoints
-from mlecs_lightning.clients import Federation
+from mlecs_lightning.clients import FederationModels
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.run import client_state
@@ -52,7 +52,7 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> list[Digests]:
     log: list[Digests] = []
     test = Evaluator.test
 
-    def spied(self: Evaluator, federation: Federation, **about: int) -> dict[str, Any]:
+    def spied(self: Evaluator, federation: FederationModels, **about: int) -> dict[str, Any]:
         states = {c: federation.edge(c).state_dict() for c in federation.clients}
         states["server"] = federation.server.state_dict()
         log.append({party: digest(state) for party, state in states.items()})

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +66,53 @@ def test_trackers_are_built_from_a_configuration(
     args = ["fit", "--config", str(tiny_yaml), "--trainer.logger", json.dumps(TRACKERS[name])]
     (logger,) = Parsed(args).trainer.settings.logger  # type: ignore[attr-defined]
     assert isinstance(logger, Logger)
+
+
+# In a process of its own, with the packages of the extra from where they are: trackers keep what
+# they were told in the process.
+TRACKED = """
+import json, sys
+from mlecs_lightning.__main__ import main
+sys.exit(main(["fit", "--config", sys.argv[1], *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRACKERS)
+def test_trackers_get_metrics_summary_report_and_adapters(
+    name: str, tiny_yaml: Path, tmp_path: Path
+) -> None:
+    place = os.environ.get("MLECS_TRACKERS", "")
+    if find_spec(name) is None and not (Path(place) / name).is_dir():
+        pytest.skip(f"{name} is not installed: pip install '.[trackers]', or set MLECS_TRACKERS")
+    options = ["--trainer.logger", json.dumps(TRACKERS[name]), "--trainer.default_root_dir", "runs"]
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), place]))
+    ran = subprocess.run(
+        [sys.executable, "-c", TRACKED, str(tiny_yaml), *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "does not take artifacts" not in ran.stderr
+    folder = tmp_path / "runs" / "tiny" / "version_0"
+    kept = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in [*folder.glob("adapters/**/*"), folder / "summary.json", folder / "report.html"]
+        if path.is_file()
+    }
+    assert len(kept) > 8
+    root = next(
+        tmp_path.glob("mlruns/*/*/artifacts" if name == "mlflow" else "wandb/offline*/files")
+    )
+    assert {path: (root / path).read_bytes() for path in kept} == kept
+    if name == "mlflow":
+        with sqlite3.connect(tmp_path / "mlflow.db") as database:
+            rows = database.execute("SELECT key, step, value FROM metrics ORDER BY step").fetchall()
+        losses = [(step, value) for key, step, value in rows if key == "clients/val/loss"]
+        assert [step for step, _ in losses][-2:] == [1, 2]
+        assert all(value > 0 for _, value in losses)
 
 
 def test_early_stopping_is_named_in_the_configuration(

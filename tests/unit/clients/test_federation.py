@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms import MLECS, FedAvg
-from mlecs_lightning.clients import ClientSettings, DrawnClients, Federation
+from mlecs_lightning.clients import ClientSettings, DrawnClients, FederationModels
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import MultimodalLM
 
 
 @pytest.fixture(scope="module")
-def federation(tiny: SimpleNamespace) -> Federation:
+def federation(tiny: SimpleNamespace) -> FederationModels:
     return tiny.build(FedAvg())
 
 
@@ -21,14 +21,14 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(other[k], t) for k, t in one.items())
 
 
-def modules(federation: Federation) -> list[MultimodalLM]:
+def modules(federation: FederationModels) -> list[MultimodalLM]:
     return [federation.server.module, *(federation.module(c) for c in federation.clients)]
 
 
 # Sharing --------------------------------------------------------------------------------------
 
 
-def test_all_parties_share_one_frozen_backbone(federation: Federation) -> None:
+def test_all_parties_share_one_frozen_backbone(federation: FederationModels) -> None:
     places: dict[str, set[int]] = defaultdict(set)
     for module in modules(federation):
         for tower in module.towers.values():
@@ -40,7 +40,7 @@ def test_all_parties_share_one_frozen_backbone(federation: Federation) -> None:
     assert {len(pointers) for pointers in places.values()} == {1}
 
 
-def test_adapters_are_not_shared(federation: Federation) -> None:
+def test_adapters_are_not_shared(federation: FederationModels) -> None:
     server, kitchen, hall = (
         {p.data_ptr() for n, p in m.named_parameters() if ".lora_" in n}
         for m in (federation.server.module, federation.module("kitchen"), federation.module("hall"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlecs_lightning import FedAvg
 from mlecs_lightning.algorithms import MLECS, CoPLMs
 from mlecs_lightning.checkpoints.export import export_run
-from mlecs_lightning.clients import ClientSettings, FederationSettings
+from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.clients.groups import group_clients
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.errors import ConfigurationError
@@ -37,8 +37,8 @@ GROUPS = {"slm": ("kitchen", "hall"), "slm_2": ("study",), "slm_3": ("cellar",)}
 
 
 @pytest.fixture(scope="module")
-def parties(tiny: SimpleNamespace) -> FederationSettings:
-    settings: FederationSettings = tiny.parties(CLIENTS)
+def parties(tiny: SimpleNamespace) -> Federation:
+    settings: Federation = tiny.parties(CLIENTS)
     return settings
 
 
@@ -64,7 +64,7 @@ def test_a_group_has_one_backbone_and_one_set_of_adapted_layers(tiny: SimpleName
 
 
 def test_the_server_hosts_one_slm_for_each_group(
-    tiny: SimpleNamespace, parties: FederationSettings
+    tiny: SimpleNamespace, parties: Federation
 ) -> None:
     for aggregation, ranks in (("svd", [3, 2, 4]), ("stack", [2 + 3, 2, 4])):
         federation = tiny.build(FedAvg(aggregation=aggregation), parties)
@@ -98,9 +98,7 @@ def test_ranks_are_a_matter_of_each_group_alone(tiny: SimpleNamespace) -> None:
     ]
 
 
-def test_adapters_meet_within_their_group_alone(
-    tiny: SimpleNamespace, parties: FederationSettings
-) -> None:
+def test_adapters_meet_within_their_group_alone(tiny: SimpleNamespace, parties: Federation) -> None:
     algorithm = FedAvg(aggregation="svd", steps=tiny.steps(server=0))
     federation, data = tiny.build(algorithm, parties), tiny.data()
     ctx = RoundContext(0, 0, tuple(CLIENTS))
@@ -157,7 +155,7 @@ def test_adapters_meet_within_their_group_alone(
 
 
 def test_a_group_of_which_nobody_came_keeps_its_adapter(
-    tiny: SimpleNamespace, parties: FederationSettings
+    tiny: SimpleNamespace, parties: Federation
 ) -> None:
     algorithm = FedAvg(aggregation="svd", steps=tiny.steps(server=0))
     federation = tiny.build(algorithm, parties)
@@ -193,7 +191,7 @@ def test_a_fixed_a_is_common_to_a_group(tiny: SimpleNamespace) -> None:
 
 
 def test_se_ccl_runs_between_the_llm_and_each_hosted_slm(
-    tiny: SimpleNamespace, parties: FederationSettings
+    tiny: SimpleNamespace, parties: Federation
 ) -> None:
     algorithm, data = MLECS(aggregation="svd", contrast_weight=0.7, temperature=0.3), tiny.data()
     server = tiny.build(algorithm, parties, data).server.module.eval()
@@ -252,7 +250,7 @@ def test_proxies_are_of_one_group_whatever_the_clients_own_models(tiny: SimpleNa
 @pytest.fixture(scope="module")
 def run(
     tiny: SimpleNamespace,
-    parties: FederationSettings,
+    parties: Federation,
     tapped: Tap,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
@@ -312,7 +310,7 @@ def test_models_of_all_groups_leave_the_run(run: SimpleNamespace, tmp_path: Path
 
 
 def test_the_server_is_built_again_from_its_hyperparameters(
-    tiny: SimpleNamespace, parties: FederationSettings
+    tiny: SimpleNamespace, parties: Federation
 ) -> None:
     server = tiny.build(FedAvg(aggregation="stack"), parties).server.module
     again = ServerModule(**dict(server.hparams))

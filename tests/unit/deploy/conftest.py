@@ -1,6 +1,5 @@
 """A model that a run has left, exported once."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +37,10 @@ def talking(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
     trainer = tiny.trainer(root, enable_checkpointing=True)
     algorithm, data = FedAvg(steps=tiny.steps(warmup=2, public=2)), tiny.data()
     trainer.fit(algorithm, data, federation)
-    path = trainer.predict(algorithm, data, federation, "last")
-    rows = list(map(json.loads, path.read_text().splitlines()))
+    rows = trainer.predict(algorithm, data, federation, "last")
     return SimpleNamespace(
-        folder=path.parent,
+        trainer=trainer,
+        folder=rows.path.parent,
         test=data.pools.test,
         said={
             party: {r["id"]: r["prediction"] for r in rows if r["party"] == party}

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 
 from mlecs_lightning import Digits
 from mlecs_lightning.algorithms import FedAvg
-from mlecs_lightning.clients import Federation
+from mlecs_lightning.clients import FederationModels
 from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
 from mlecs_lightning.types import Batch
 
@@ -42,7 +42,7 @@ def data(tiny: SimpleNamespace) -> Digits:
 
 
 @pytest.fixture(scope="module")
-def federation(tiny: SimpleNamespace, data: Digits) -> Federation:
+def federation(tiny: SimpleNamespace, data: Digits) -> FederationModels:
     return tiny.build(FedAvg(), None, data)
 
 
@@ -130,12 +130,12 @@ def test_constant_row_is_scored_on_what_the_parties_are_scored_on(data: Digits) 
 
 
 @pytest.fixture(scope="module")
-def results(data: Digits, federation: Federation) -> dict[str, Any]:
+def results(data: Digits, federation: FederationModels) -> dict[str, Any]:
     return evaluator(data, limit=1).test(federation)
 
 
 def test_a_client_is_judged_on_its_own_domain_and_on_all(
-    data: Digits, federation: Federation, results: dict[str, Any]
+    data: Digits, federation: FederationModels, results: dict[str, Any]
 ) -> None:
     judge = evaluator(data, limit=1)
     for name, profile in federation.parties.profiles.items():
@@ -159,7 +159,7 @@ def test_means_are_over_the_clients(results: dict[str, Any]) -> None:
 
 
 def test_constant_rows_stand_beside_every_view(
-    data: Digits, federation: Federation, results: dict[str, Any]
+    data: Digits, federation: FederationModels, results: dict[str, Any]
 ) -> None:
     judge = evaluator(data, limit=1)
     public = data.public("train")
@@ -207,7 +207,7 @@ def test_a_client_without_own_test_samples_is_left_out_of_the_mean(
 
 
 def test_validation_judges_by_loss_and_scores_on_the_validation_splits(
-    data: Digits, federation: Federation
+    data: Digits, federation: FederationModels
 ) -> None:
     values = evaluator(data, limit=1).validate(federation)
     size = data.eval_batch_size
@@ -223,7 +223,7 @@ def test_validation_judges_by_loss_and_scores_on_the_validation_splits(
 
 
 def test_counts_of_a_confusion_matrix_give_the_accuracy_that_is_reported(
-    federation: Federation, data: Digits, results: dict[str, Any]
+    federation: FederationModels, data: Digits, results: dict[str, Any]
 ) -> None:
     told = results["confusion"]
     assert told["classes"] == list(data.classes)

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from mlecs_lightning import Digits
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.clients import Federation
+from mlecs_lightning.clients import FederationModels
 from mlecs_lightning.data import DomainStream, SampleTable
 from mlecs_lightning.data.base import Split
 from mlecs_lightning.evaluation.parties import Evaluator
@@ -64,7 +64,7 @@ def data(tiny: SimpleNamespace) -> Digits:
 
 
 @pytest.fixture
-def federation(tiny: SimpleNamespace, data: Digits) -> Federation:
+def federation(tiny: SimpleNamespace, data: Digits) -> FederationModels:
     return tiny.build(FedAvg(), None, data)
 
 
@@ -73,7 +73,7 @@ def federation(tiny: SimpleNamespace, data: Digits) -> Federation:
 
 @pytest.mark.parametrize(("spoil", "_", "said"), SPOILT.values(), ids=SPOILT.keys())
 def test_a_client_that_cannot_be_validated_is_its_own_fault(
-    spoil: Spoil, _: bool, said: str, data: Digits, federation: Federation
+    spoil: Spoil, _: bool, said: str, data: Digits, federation: FederationModels
 ) -> None:
     sound = evaluator(data).validate(federation)
     data._private["hall"]["val"] = spoil(data.private("hall", "val"))
@@ -99,7 +99,7 @@ def test_a_client_that_cannot_be_validated_is_its_own_fault(
 
 @pytest.mark.parametrize("kind", [k for k, (_, answers, _) in SPOILT.items() if answers])
 def test_a_client_that_cannot_be_tested_is_its_own_fault(
-    kind: str, data: Digits, federation: Federation
+    kind: str, data: Digits, federation: FederationModels
 ) -> None:
     sound = evaluator(data).test(federation)
     spoil, _, said = SPOILT[kind]
@@ -130,7 +130,7 @@ def test_a_client_that_cannot_be_tested_is_its_own_fault(
 
 
 def test_a_state_that_cannot_be_read_back_is_the_client_s_fault(
-    data: Digits, federation: Federation
+    data: Digits, federation: FederationModels
 ) -> None:
     federation.store.put("study", {"model": {}, "optimizer": {}}, round=0)
     judge = evaluator(data)
@@ -143,7 +143,7 @@ def test_a_state_that_cannot_be_read_back_is_the_client_s_fault(
 
 @pytest.mark.parametrize("stage", ["validation", "test"])
 def test_where_no_client_can_be_judged_that_is_an_error(
-    stage: str, data: Digits, federation: Federation
+    stage: str, data: Digits, federation: FederationModels
 ) -> None:
     for client in federation.clients:
         for split in ("val", "test"):
@@ -155,7 +155,9 @@ def test_where_no_client_can_be_judged_that_is_an_error(
     assert len(judge.failures.failures) == 3
 
 
-def test_clients_without_samples_have_not_failed(data: Digits, federation: Federation) -> None:
+def test_clients_without_samples_have_not_failed(
+    data: Digits, federation: FederationModels
+) -> None:
     for client in ("kitchen", "study"):
         data._private[client]["val"] = data.private(client, "val").select([])
     assert "clients/hall/val/loss" in evaluator(data).validate(federation)
@@ -167,7 +169,11 @@ def test_clients_without_samples_have_not_failed(data: Digits, federation: Feder
 @pytest.mark.parametrize("stage", ["validation", "test"])
 @pytest.mark.parametrize("kind", [k for k, (_, answers, _) in SPOILT.items() if answers])
 def test_a_server_that_cannot_be_judged_is_named(
-    stage: str, kind: str, data: Digits, federation: Federation, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    kind: str,
+    data: Digits,
+    federation: FederationModels,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoil, _, said = SPOILT[kind]
     whole = data.public

@@ -122,9 +122,9 @@ def test_predictions_are_written_for_every_party(
 ) -> None:
     shutil.copytree(mlecs_run.root, tmp_path, dirs_exist_ok=True)
     data = tiny.data()
-    path = tiny.trainer(tmp_path).predict(mlecs_run.algorithm, data, tiny.parties(), "last")
-    assert path == tmp_path / "tiny" / "version_0" / "predictions.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = tiny.trainer(tmp_path).predict(mlecs_run.algorithm, data, tiny.parties(), "last")
+    assert rows.path == tmp_path / "tiny" / "version_0" / "predictions.jsonl"
+    assert rows == [json.loads(line) for line in rows.path.read_text().splitlines()]
     test = data.public("test")
     size = data.eval_batch_size
     expected = [
@@ -134,10 +134,9 @@ def test_predictions_are_written_for_every_party(
     ]
     assert [(r["party"], r["id"], r["target"]) for r in rows] == expected
     assert all(set(r) == {"party", "id", "prediction", "target"} for r in rows)
-    path = tiny.trainer(tmp_path).predict(
+    alone = tiny.trainer(tmp_path).predict(
         mlecs_run.algorithm, data, tiny.parties(), "last", client="hall"
     )
-    alone = [json.loads(line) for line in path.read_text().splitlines()]
     assert alone == [row for row in rows if row["party"] == "hall"]
     with pytest.raises(ConfigurationError, match=r"'attic' is not in the checkpoint; allowed: \["):
         tiny.trainer(tmp_path).predict(
@@ -171,8 +170,7 @@ def test_a_party_that_cannot_answer_is_named_and_the_others_are_heard(
             trainer.predict(mlecs_run.algorithm, data, tiny.parties(), "last")
         return
     with pytest.warns(UserWarning, match=f"1 of 4 .*\\n{silent[0]}, stage 'predict': RuntimeError"):
-        path = trainer.predict(mlecs_run.algorithm, data, tiny.parties(), "last")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = trainer.predict(mlecs_run.algorithm, data, tiny.parties(), "last")
     heard = [party for party in (*CLIENTS, "server") if party not in silent]
     assert list(dict.fromkeys(row["party"] for row in rows)) == heard
 

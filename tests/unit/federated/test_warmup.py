@@ -16,7 +16,7 @@ from mlecs_lightning import MLECS, FedAvg
 from mlecs_lightning.algorithms import Standalone, Steps
 from mlecs_lightning.checkpoints import CheckpointError
 from mlecs_lightning.checkpoints.warmup_files import ClaimedLog
-from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.clients import Federation
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.warmup import ServerWarmup, load_warmup
 from mlecs_lightning.modules import Losses, Objective, ServerModule
@@ -32,10 +32,10 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
 
 
-def lively(tiny: SimpleNamespace, **values: Any) -> FederationSettings:
+def lively(tiny: SimpleNamespace, **values: Any) -> Federation:
     """Return parties whose models drop out, so that random numbers matter."""
     settings = tiny.model(lora={"dropout": 0.2}, connector={"dropout": 0.2}, **values)
-    parties: FederationSettings = tiny.parties(server=settings, edge=settings)
+    parties: Federation = tiny.parties(server=settings, edge=settings)
     return parties
 
 

@@ -12,7 +12,7 @@ import pytest
 from lightning.fabric import Fabric
 
 from mlecs_lightning import Digits
-from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.clients import Federation
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.device import open_device
@@ -58,7 +58,7 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
         algorithm: Algorithm,
         root: Path,
         trainer: FederatedTrainer,
-        settings: FederationSettings | None = None,
+        settings: Federation | None = None,
         data: Callable[[], Digits] = tiny.data,
         **values: Any,
     ) -> dict[str, DeviceSession]:
@@ -85,7 +85,7 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
         *,
         ckpt_path: str | None = None,
         data: Digits | None = None,
-        settings: FederationSettings | None = None,
+        settings: Federation | None = None,
         deadline: float | None = None,
     ) -> dict[str, Any]:
         data = data or tiny.data()

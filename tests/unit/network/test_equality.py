@@ -11,7 +11,7 @@ from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedProx
 from mlecs_lightning.algorithms.answers import Answers
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
-from mlecs_lightning.clients import ClientSettings, FederationSettings
+from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import DomainStream
 from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.wire import DWC
@@ -21,7 +21,7 @@ class Case(NamedTuple):
     """What a method is tried with."""
 
     algorithm: Algorithm
-    settings: FederationSettings
+    settings: Federation
     data: dict[str, Any]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.rounds.accounting import Accountant, check_accountant
@@ -81,7 +81,7 @@ def check_privacy(
     faults.raise_any()
 
 
-def check_coverage(federation: Federation, algorithm: Algorithm) -> None:
+def check_coverage(federation: FederationModels, algorithm: Algorithm) -> None:
     """Check the form of all messages, which needs the models.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mlecs_lightning.clients.federation import Federation
+from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.functional import clip_to_norm, gaussian_noise
 from mlecs_lightning.rounds.accounting import Accountant
@@ -68,7 +68,7 @@ class PrivateSum:
         added: The clients whose updates are in the sums so far.
     """
 
-    federation: Federation
+    federation: FederationModels
     algorithm: Algorithm
     accountant: Accountant
     ctx: RoundContext

@@ -253,6 +253,10 @@ class PretrainedExtractor(nn.Module):
         """
         return self._contents
 
+    def without_cache(self) -> None:
+        """Compute features from now on, without looking for them on disk."""
+        self._limit = 0
+
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, ...) to (B, out_features), in the dtype of ``x``."""
         if self.tune != "frozen":

@@ -1,7 +1,7 @@
 """Small extractors E_m that train from scratch, one for each kind of modality.
 
 An extractor is any `torch.nn.Module` with an integer attribute ``out_features`` that maps (B, ...)
-to (B, out_features). Its class gets the `ModalitySpec` as its first argument.
+to (B, out_features). A class whose constructor has an argument ``spec`` gets the `ModalitySpec`.
 
 None of these uses batch statistics: with label skew and missing modalities, the statistics of one
 client's batches do not fit another's, so they normalise each sample (GroupNorm). Our choice.
@@ -221,7 +221,10 @@ def build_extractor(
         return _DEFAULT[spec.kind](spec)
     where = f"{key}.{modality}"
     module = build_class(
-        extractors[modality], spec, home="mlecs_lightning.nn.extractors", key=where
+        extractors[modality],
+        home="mlecs_lightning.nn.extractors",
+        key=where,
+        offered={"spec": spec},
     )
     if not isinstance(getattr(module, "out_features", None), int):
         raise ConfigurationError(

@@ -14,7 +14,7 @@ from mlecs_lightning.algorithms import CDCCA, FedAvg
 from mlecs_lightning.algorithms.cdcca.distillation import AKD, Lesson, teachers_answers
 from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
 from mlecs_lightning.algorithms.cdcca.tokens import Tokens
-from mlecs_lightning.clients import ClientSettings, Federation
+from mlecs_lightning.clients import ClientSettings, FederationModels
 from mlecs_lightning.data import DomainStream
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.functional import distillation_loss, hidden_distance
@@ -39,8 +39,8 @@ def fit(
     return summary
 
 
-def build(tiny: SimpleNamespace, algorithm: CDCCA | None = None) -> Federation:
-    federation: Federation = tiny.build(
+def build(tiny: SimpleNamespace, algorithm: CDCCA | None = None) -> FederationModels:
+    federation: FederationModels = tiny.build(
         algorithm or CDCCA(), tiny.parties(DEVICE), tiny.data(**STREAM)
     )
     return federation
@@ -76,7 +76,7 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 @pytest.fixture(scope="module")
-def federation(tiny: SimpleNamespace) -> Federation:
+def federation(tiny: SimpleNamespace) -> FederationModels:
     """A warm cloud and a device that was handed over; tests leave it as they find it."""
     algorithm = CDCCA(steps=tiny.steps(warmup=20))
     built, data = build(tiny, algorithm), tiny.data(**STREAM)
@@ -88,7 +88,7 @@ def federation(tiny: SimpleNamespace) -> Federation:
 
 
 @pytest.fixture(scope="module")
-def tokens(tiny: SimpleNamespace, federation: Federation) -> Tokens:
+def tokens(tiny: SimpleNamespace, federation: FederationModels) -> Tokens:
     data = tiny.data(**STREAM)
     data.attach({"phone": federation.parties.profiles["phone"]})
     (batch,) = tiny.loaders(data, "phone").private.take(1, seed=0)
@@ -102,7 +102,7 @@ def tokens(tiny: SimpleNamespace, federation: Federation) -> Tokens:
 
 
 def test_a_device_is_a_copy_of_the_student(
-    tiny: SimpleNamespace, federation: Federation, tokens: Tokens
+    tiny: SimpleNamespace, federation: FederationModels, tokens: Tokens
 ) -> None:
     edge, cloud = federation.edge("phone").module.eval(), federation.server.module.eval()
     answers = ["a bold two"] * tokens.samples
@@ -197,7 +197,7 @@ def test_a_student_may_have_less_of_the_warm_up(tiny: SimpleNamespace, tapped: T
 
 
 def test_uncertainty_is_the_entropy_of_the_device_s_own_answer(
-    federation: Federation, tokens: Tokens
+    federation: FederationModels, tokens: Tokens
 ) -> None:
     """Dropout is off in these models: no variance, and the entropy by hand."""
     module = federation.edge("phone").module
@@ -216,7 +216,7 @@ def test_uncertainty_is_the_entropy_of_the_device_s_own_answer(
 
 
 def test_dropout_adds_the_variance_of_what_each_token_says_alone(
-    federation: Federation, tokens: Tokens
+    federation: FederationModels, tokens: Tokens
 ) -> None:
     module = federation.edge("phone").module
     dropout = module.tower().connector.to_prompt[1]
@@ -296,7 +296,7 @@ def test_others_refuse_token_features(tiny: SimpleNamespace, kind: type[FedAvg])
 
 
 def test_the_loss_of_a_lesson_is_the_sum_of_its_parts(
-    tiny: SimpleNamespace, federation: Federation, tokens: Tokens
+    tiny: SimpleNamespace, federation: FederationModels, tokens: Tokens
 ) -> None:
     algorithm = CDCCA(temperature=3.0, hidden_weight=0.7, replay_weight=0.4)
     server, data = federation.server, tiny.data(**STREAM)
@@ -321,7 +321,7 @@ def test_the_loss_of_a_lesson_is_the_sum_of_its_parts(
 @pytest.mark.parametrize("distillation", ["akd", "answers"])
 def test_only_the_student_s_adapter_and_projection_learn(
     tiny: SimpleNamespace,
-    federation: Federation,
+    federation: FederationModels,
     tokens: Tokens,
     distillation: Any,  # noqa: ANN401
 ) -> None:

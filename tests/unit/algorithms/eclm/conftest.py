@@ -8,14 +8,14 @@ import pytest
 
 from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms.eclm.derivation import Budget
-from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.clients import Federation
 
 
 @pytest.fixture(scope="session")
-def divided(tiny: SimpleNamespace) -> Callable[..., FederationSettings]:
-    def call(**values: Any) -> FederationSettings:
+def divided(tiny: SimpleNamespace) -> Callable[..., Federation]:
+    def call(**values: Any) -> Federation:
         model = tiny.model(lora={"target_modules": ["c_fc", "mlp.c_proj"]})
-        settings: FederationSettings = tiny.parties(server=model, edge=model, **values)
+        settings: Federation = tiny.parties(server=model, edge=model, **values)
         return settings
 
     return call

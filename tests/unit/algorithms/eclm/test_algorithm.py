@@ -1,6 +1,5 @@
 """ECLM's round: what travels, what is merged, what changes when data or budget drift."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.checkpoints.export import export_run
-from mlecs_lightning.clients import FederationSettings
+from mlecs_lightning.clients import Federation
 from mlecs_lightning.data import Drift, Shift
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.rounds import ClientUpdate, Interrupted, RoundContext
@@ -34,7 +33,7 @@ CTX = RoundContext(0, 0, CLIENTS)
 @pytest.fixture(scope="module")
 def run(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     tapped: Callable[[], AbstractContextManager[SimpleNamespace]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., SimpleNamespace]:
@@ -184,7 +183,7 @@ def test_the_cloud_s_own_parts_stay_as_devices_have_them(plain: SimpleNamespace)
 )
 def test_modules_that_are_not_a_device_s_are_not_merged(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
     index: list[int],
 ) -> None:
@@ -339,7 +338,7 @@ class Stop(FederatedCallback):
 @pytest.fixture(scope="module")
 def go(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> Callable[..., None]:
     def call(root: Path, *, ckpt_path: str | None = None, **values: Any) -> None:
@@ -396,14 +395,13 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:  # noqa: ANN40
 
 def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
     tmp_path: Path,
 ) -> None:
     trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
     trainer.fit(eclm(), tiny.data(), divided())
-    path = trainer.predict(eclm(), tiny.data(), divided(), "last")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = trainer.predict(eclm(), tiny.data(), divided(), "last")
     assert {row["party"] for row in rows} == {*tiny.clients, "server"}
     run = trainer.open(eclm(), tiny.data(), divided(), "last", training=False)
     for client in run.federation.clients:
@@ -413,4 +411,4 @@ def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
             r["prediction"] for r in said
         ]
     with pytest.raises(ConfigurationError, match="ECLM adds parts of its own"):
-        export_run(path.parent, tmp_path / "out", client="hall")
+        export_run(rows.path.parent, tmp_path / "out", client="hall")

@@ -11,7 +11,7 @@ from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.algorithms.eclm.gating import top_k_gates
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
-from mlecs_lightning.clients import ClientSettings, FederationSettings
+from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data.availability import without_some_modalities
 from mlecs_lightning.errors import ConfigurationError
 
@@ -22,7 +22,7 @@ K, L = 4, 3  # the pocket SLM has three layers
 
 def test_the_offline_loss_by_hand(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> None:
     algorithm, data = eclm(active=K, balance_weight=0.3), tiny.data()
@@ -41,7 +41,7 @@ def test_the_offline_loss_by_hand(
 
 def test_the_selector_learns_from_both_losses(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> None:
     algorithm, data = eclm(balance_weight=0.0), tiny.data()
@@ -76,7 +76,7 @@ def test_the_number_of_modules_of_a_sample_is_drawn_between_active_and_all() -> 
 
 def test_the_server_answers_with_the_modular_model(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> None:
     module = tiny.build(eclm(), divided()).server.module
@@ -95,7 +95,7 @@ def test_settings_out_of_range_are_named_together() -> None:
 
 def test_what_does_not_fit_is_said_before_anything_is_built(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> None:
     settings = divided()
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_said_before_anything_is_built(
 
 def test_an_infeasible_budget_is_said_with_the_least_feasible_one(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> None:
     budgets = {"hall": Budget(modules=0.2), "study": Budget(parameters=1000)}
@@ -130,7 +130,7 @@ def test_an_infeasible_budget_is_said_with_the_least_feasible_one(
 
 def test_extractors_that_are_not_the_cloud_s_are_refused(
     tiny: SimpleNamespace,
-    divided: Callable[..., FederationSettings],
+    divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> None:
     own = {"fourier": {"class_path": "VectorMLP", "init_args": {"width": 5}}}

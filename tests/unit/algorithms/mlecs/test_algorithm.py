@@ -13,7 +13,7 @@ from torch import Tensor
 from mlecs_lightning import MLECS, Digits
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.algorithms.mlecs.algorithm import Component
-from mlecs_lightning.clients import Federation
+from mlecs_lightning.clients import FederationModels
 from mlecs_lightning.data.base import Pools
 from mlecs_lightning.modules.server import RepresentationSource
 from mlecs_lightning.rounds import RoundContext
@@ -143,7 +143,7 @@ def test_anchors_are_the_servers_representations_of_these_ids(
 
 
 def received(
-    tiny: SimpleNamespace, algorithm: MLECS, federation: Federation, data: Digits
+    tiny: SimpleNamespace, algorithm: MLECS, federation: FederationModels, data: Digits
 ) -> Message:
     """Return the first client's broadcast."""
     return dict(algorithm.broadcast(federation.server, tiny.loaders(data), CTX))["kitchen"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.class_paths import check_call
 from mlecs_lightning.data.decoding.files import decode_array
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.errors import ConfigurationError
@@ -219,3 +220,39 @@ def test_a_class_that_sits_in_the_spectrum_is_learnt_from_features() -> None:
     answers = model(x[48:]).argmax(-1)
     # Chance is 12 of 48, with a deviation of 3.
     assert int((answers == y[48:]).sum()) > 42
+
+
+class Kwargs(ImageCNN):
+    """Passes all that it is given on to its base class."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+
+
+class ByKeyword(nn.Linear):
+    """Asks for the specification, and not as its first argument."""
+
+    def __init__(self, out_features: int, *, spec: ModalitySpec) -> None:
+        super().__init__(spec.shape[0], out_features)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "spec", "width"),
+    [
+        (named("torch.nn.Linear", in_features=3, out_features=5), ModalitySpec("vector", (3,)), 5),
+        (named(f"{__name__}.ByKeyword", out_features=4), ModalitySpec("vector", (3,)), 4),
+        (named(f"{__name__}.Kwargs", width=7), ModalitySpec("image", (2, 3, 4)), 7),
+        (named(f"{__name__}.flat"), ModalitySpec("image", (2, 3, 4)), 24),
+    ],
+    ids=["a module of torch", "by keyword", "passed on", "a function"],
+)
+def test_any_module_with_out_features_is_an_extractor(
+    extractor: dict[str, Any], spec: ModalitySpec, width: int
+) -> None:
+    check_call(extractor["rgb"], home="torch.nn", key="k", offered={"spec": spec})
+    own = build_extractor("rgb", spec, extractors=extractor, key="k")
+    assert own(torch.randn(2, *spec.shape)).shape == (2, width)
+
+
+def flat(spec: ModalitySpec) -> nn.Module:
+    return Flatten(spec)
