@@ -7,6 +7,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Written last, so that an installation that was cut short is taken up again.
 STAMP := $(VENV)/.installed
+# What the tests need beside the package.
+EXTRAS := dev,docs,bertscore,onnx,sweep,video
+comma := ,
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # What others offer, to compare with: an environment of its own, no dependency of the project.
 BENCH_VENV := .bench-venv
@@ -78,7 +81,7 @@ clean: ## Remove caches and build output; keep .venv and runs/
 PIP := $(PY) -m pip --require-virtualenv
 $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install pip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -c constraints.txt -e '.[dev,docs,bertscore,video]'
+	$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 # uv finds the versions, pip installs them: it takes a build of torch for the CPU where one is at hand, and
@@ -89,8 +92,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .$*-venv
 	grep '^torch==' constraints.txt > .$*-venv/torch.txt
 	$(PY) -m uv pip compile --quiet --resolution $(RESOLUTION) --python $(PY) -c .$*-venv/torch.txt \
-		--extra dev --extra docs --extra bertscore --extra video pyproject.toml -o .$*-venv/versions.txt
-	.$*-venv/bin/python -m pip --require-virtualenv install -c .$*-venv/versions.txt -e '.[dev,docs,bertscore,video]'
+		$(addprefix --extra ,$(subst $(comma), ,$(EXTRAS))) pyproject.toml -o .$*-venv/versions.txt
+	.$*-venv/bin/python -m pip --require-virtualenv install -c .$*-venv/versions.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 $(FLOWER_STAMP): constraints-flower.txt
