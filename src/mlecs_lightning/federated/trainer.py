@@ -231,7 +231,6 @@ class FederatedTrainer(Results):
         Returns:
             The summary.
         """
-        check_stopping(self.settings.loop, self._callbacks)
         callbacks = self._callbacks
         if not self.is_global_zero:
             callbacks = [c for c in callbacks if not isinstance(c, RichProgress)]
@@ -354,5 +353,7 @@ class FederatedTrainer(Results):
             training: Whether the run will train.
             remote: Whether the clients train elsewhere.
         """
+        if training:
+            check_stopping(self.settings.loop, self._callbacks)
         builder = self._builder(algorithm, datamodule, training=training, remote=remote)
         return builder.build(federation, ckpt_path)

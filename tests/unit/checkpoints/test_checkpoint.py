@@ -238,6 +238,7 @@ def test_a_checkpoint_holds_the_documented_things(mlecs_run: SimpleNamespace) ->
     state = load_checkpoint(mlecs_run.folder / "checkpoints" / "round=0001.ckpt")
     assert set(state) == {
         *("format_version", "round", "names", "server", "clients", "precision", "ledger"),
+        "remote",
         *("faults", "moves", "claims", "history", "warmup", "monitor", "monitor_mode"),
         *("seconds", "config", "about"),
     }

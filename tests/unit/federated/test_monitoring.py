@@ -103,7 +103,7 @@ def checked(
     """Return what is warned of before four rounds."""
     run: Any = SimpleNamespace(
         monitor=Monitor(name, mode),
-        federation=SimpleNamespace(clients=clients),
+        federation=SimpleNamespace(evaluated=clients),
         evaluator=judge(mlecs_run.data, limit),
         continual=ContinualEvaluation(mlecs_run.data),
         next_round=done,

@@ -13,7 +13,7 @@ from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
 from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import DomainStream
-from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.rounds import Algorithm, Participation, Privacy, UpdateLimits
 from mlecs_lightning.wire import DWC
 
 
@@ -23,6 +23,7 @@ class Case(NamedTuple):
     algorithm: Algorithm
     settings: Federation
     data: dict[str, Any]
+    trainer: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 def case(name: str, tiny: SimpleNamespace) -> Case:
@@ -39,6 +40,11 @@ def case(name: str, tiny: SimpleNamespace) -> Case:
             return Case(CDCCA(steps=steps), tiny.parties({"phone": phone}), stream)
         case "freeze_a":
             return Case(FedAvg(steps=steps, aggregation="freeze_a"), parties, {})
+        case "privacy":
+            privacy = Privacy(clip=0.1, noise_multiplier=1.0, delta=0.01)
+            options = {"privacy": privacy, "update_limits": UpdateLimits(max_ratio=None)}
+            algorithm = FedAvg(steps=steps, weights="equal")
+            return Case(algorithm, parties, {}, {**options, "participation": Participation(0.7)})
         case "answers":
             return Case(FedAvg(steps=steps, answers=Answers()), parties, few)
         case _:
@@ -60,7 +66,7 @@ def state_of(root: Path) -> tuple[Path, dict[str, Any]]:
     return path, load_checkpoint(path)
 
 
-NAMES = ("fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers")
+NAMES = ("privacy", "fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers")
 QUICK = {("mlecs", True), ("freeze_a", False), ("eclm", True), ("cdcca", False), ("coplms", False)}
 
 
@@ -75,6 +81,7 @@ QUICK = {("mlecs", True), ("freeze_a", False), ("eclm", True), ("cdcca", False),
         )
         for name in NAMES
         for coded in (False, True)
+        if (name, coded) != ("privacy", True)  # refused: a codec keeps what noise does not cover
     ],
 )
 def test_devices_end_in_the_bits_of_the_simulation(
@@ -82,7 +89,8 @@ def test_devices_end_in_the_bits_of_the_simulation(
 ) -> None:
     options: dict[str, Any] = {"max_rounds": 3, "enable_checkpointing": True}
     options |= {"codec": DWC()} if coded else {}
-    algorithm, settings, data = case(name, tiny)
+    algorithm, settings, data, more = case(name, tiny)
+    options |= more
     tiny.fit(algorithm, tmp_path / "here", settings, tiny.data(**data), **options)
     trainer = tiny.trainer(tmp_path / "there", **options)
     sessions = network.devices(

@@ -39,14 +39,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], set[str] | None]] = {
     "llama": ("LlamaConfig", _GQA, {"q_proj", "v_proj"}),
     # SmolLM and SmolLM2 are Llamas whose input and output embeddings are one.
     "smollm": ("LlamaConfig", {**_GQA, "tie_word_embeddings": True}, {"q_proj", "v_proj"}),
-    "smollm3": ("SmolLM3Config", _GQA, None),
+    "smollm3": ("SmolLM3Config", _GQA, {"q_proj", "v_proj"}),
     "qwen2": ("Qwen2Config", _GQA, {"q_proj", "v_proj"}),
     "qwen3": ("Qwen3Config", {**_GQA, "head_dim": 8}, {"q_proj", "v_proj"}),
     "phi": ("PhiConfig", _GQA, {"q_proj", "v_proj", "fc1", "fc2"}),
     "phi3": ("Phi3Config", {**_GQA, "original_max_position_embeddings": 64}, None),
 }
 # What is given to the families for which PEFT has no default.
-GIVEN = {"smollm3": ["q_proj", "v_proj"], "phi3": ["qkv_proj", "down_proj"]}
+GIVEN = {"phi3": ["qkv_proj", "down_proj"]}
 
 
 def save(path: Path, family: str, **values: Any) -> str:

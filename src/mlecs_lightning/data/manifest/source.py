@@ -137,7 +137,7 @@ class Manifest(FederatedDataModule):
                 "data.init_args.partition: dirichlet skews the labels, so it needs "
                 "data.init_args.labels"
             )
-        if self.pretrain_on == "targets":
+        if kwargs.get("pretrain_on") == "targets":
             faults.append(
                 "data.init_args.pretrain_on: a manifest has no sentences but those of its samples, "
                 "and a pocket model learns none of a client: take public or other"
