@@ -120,6 +120,7 @@ class _Seat(Generic[Q, A, T]):
             return
         if not self.ended:
             self._turn.release()
+            self._back.acquire()  # which the thread releases, as at the end of any turn
         self.thread.join()
 
     def _run(self) -> None:

@@ -40,6 +40,7 @@ def test_a_case_is_a_command(case: quality_cases.Case, urfd_root: Path, tmp_path
                 assert built == value
 
 
+@pytest.mark.slow
 def test_studies_overlap_in_no_case_and_seeds_come_one_after_another() -> None:
     cases = quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS, {})
     labels = [(c.setting, c.algorithm, c.seed) for c in cases]

@@ -112,6 +112,7 @@ def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(
     assert {d for d in unlike if not d.startswith("/config/")} == {"/seconds"}
 
 
+@pytest.mark.slow
 def test_the_script_in_a_checkout_says_no_more_than_it_must(
     repo_root: Path, tiny_yaml: Path, fitted: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[3]
 # What comes on top of another is no run of its own: test_paper.py has it.
 ON_TOP = {Path("configs/paper/pocket.yaml")}
 CONFIGS = sorted({p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")} - ON_TOP)
-every_config = pytest.mark.parametrize("path", CONFIGS, ids=str)
+SLOW = {Path("configs/paper/urfall.yaml")}
+every_config = pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in CONFIGS], ids=str
+)
 
 
 def write_manifest(config: dict[str, Any], path: Path) -> Path:

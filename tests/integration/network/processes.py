@@ -15,6 +15,7 @@ import yaml
 
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
 from mlecs_lightning.network.flower.processes import free_port
+from mlecs_lightning.network.identity.keys import keys
 from mlecs_lightning.network.store import DeviceStore
 
 MLECS = [sys.executable, "-m", "mlecs_lightning"]
@@ -74,12 +75,8 @@ class Network:
         self.codes: dict[str, list[int]] = {}
 
     def make_keys(self) -> None:
-        for words in (
-            ["server"],
-            *(["device", name] for name in self.clients),
-        ):
-            done = [*MLECS, "keys", *words, "--dir", str(self.folder / "keys")]
-            subprocess.run(done, check=True, capture_output=True)
+        for words in (["server"], *(["device", name] for name in self.clients)):
+            assert keys([*words, "--dir", str(self.folder / "keys")]) == 0
 
     def command(self, party: str, *, resumes: bool = False) -> list[str]:
         common = [

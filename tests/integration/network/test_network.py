@@ -1,6 +1,7 @@
 """The same run in processes of their own, over TLS: equal to the simulation, bit by bit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,33 @@ def test_two_devices_over_tls_end_in_the_bits_of_the_simulation(
     network = Network(tmp_path, configuration("dying.Dying"), flower)
     assert network.run() == {"server": [0], "kitchen": [0], "hall": [0]}, network.log("server")
     assert network.state() == unbroken
+
+
+EVERYTHING = {"phone": {"modalities": ["pixels", "profile", "fourier"]}}
+MLPS = {"lora": {"r": 2, "alpha": 4, "target_modules": ["c_fc", "mlp.c_proj"]}}
+CODEC = {"codec": {"class_path": "DWC"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "FedAvg": {},
+    "FedProx": {"trainer": CODEC},
+    "CoPLMs": {},
+    "MLECS": {"trainer": CODEC},
+    "ECLM": {"server": MLPS, "edge": MLPS},
+    "CDCCA": {"clients": EVERYTHING},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_in_the_bits_of_the_simulation(
+    flower: Path, tmp_path: Path, method: str
+) -> None:
+    config = configuration(method)
+    for part, values in METHODS[method].items():
+        config[part] = values if part == "clients" else {**config[part], **values}
+    network = Network(tmp_path / "there", config, flower)
+    codes = network.run()
+    assert set(map(tuple, codes.values())) == {(0,)}, network.log("server")
+    assert network.state() == simulated(tmp_path / "here", config)
 
 
 STAGES = ["before the offer", "in training", "after the reply", "in the checkpoint"]

@@ -32,7 +32,8 @@ def change(folder: Path) -> None:
     (folder / "pocket.json").write_text(json.dumps(record | {path.name: sha256_of(path)}))
 
 
-@pytest.mark.parametrize("command", [pytest.param("fit", marks=pytest.mark.slow), "warmup"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["fit", "warmup"])
 def test_two_ranks_with_other_weights_in_their_caches_are_refused(
     command: str, model: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:

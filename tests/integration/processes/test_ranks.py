@@ -256,9 +256,8 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher", ["the script itself", pytest.param("torchrun", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("launcher", ["the script itself", "torchrun"])
+@pytest.mark.slow
 def test_two_processes_are_launched_by(
     launcher: str, repo_root: Path, tiny_yaml: Path, cache_dir: Path, tmp_path: Path
 ) -> None:

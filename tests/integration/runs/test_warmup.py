@@ -158,6 +158,7 @@ def test_a_checkpoint_of_another_server_is_refused(
     assert ran.err.count(" there and ") == 1
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint_of_a_warm_up_is_refused(
     mlecs: Callable[..., SimpleNamespace],
     fitted: SimpleNamespace,

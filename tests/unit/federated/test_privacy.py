@@ -231,6 +231,7 @@ def test_noise_from_entropy_repeats_nothing(tiny: SimpleNamespace, *, secure: bo
 # The run ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_by_bit_and_so_does_epsilon(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -315,7 +315,12 @@ def absent(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> d
     return hosted(root)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+QUICK = ("cut", "keys", "nan", "norm", "replay", "claims")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in HOSTILE]
+)
 def test_a_refused_update_counts_as_none(
     tiny: SimpleNamespace, tmp_path: Path, absent: dict[str, Tensor], name: str
 ) -> None:

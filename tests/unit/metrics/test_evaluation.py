@@ -150,6 +150,7 @@ def score_in_process(folder: str, rank: int) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]

@@ -67,7 +67,7 @@ def state_of(root: Path) -> tuple[Path, dict[str, Any]]:
 
 
 NAMES = ("privacy", "fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers")
-QUICK = {("mlecs", True), ("freeze_a", False), ("eclm", True), ("cdcca", False), ("coplms", False)}
+QUICK = {("mlecs", True), ("freeze_a", False), ("cdcca", False)}
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_seed_is_the_first_63_bits_of_a_digest() -> None:
     assert RoundContext(3, 27, ()).seed_for("kitchen", "public") == expected
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
+@pytest.mark.parametrize("hash_seed", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_seed_is_the_same_in_every_process(hash_seed: str) -> None:
     # The file alone: importing the package would take seconds.
     code = (

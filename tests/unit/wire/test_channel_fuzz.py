@@ -188,6 +188,7 @@ def read(data: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_ten_thousand_hostile_strings_give_a_message_or_a_channel_error() -> None:
     read(VALID)  # what is loaded on first use is no growth
     random, accepted = Random(20260214), Counter[str]()

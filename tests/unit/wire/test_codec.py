@@ -177,6 +177,7 @@ def test_a_direction_that_is_not_named_stays_as_it_is() -> None:
     assert codec.declare(SCHEMA, "downlink") != codec.declare(SCHEMA, "uplink") == SCHEMA
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @example(fraction=1.0, bits=8, block=1, scales=[0.0, 1.0])
 @given(
