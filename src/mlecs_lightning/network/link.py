@@ -61,7 +61,6 @@ class _Call:
         client: The client.
         path: The file of the offer.
         ticket: The ticket of what is under way; empty if nothing is.
-        greets: Whether that is a greeting.
         failures: How often the connection has failed.
         due: When to send.
         reached: Whether the device has been sent anything.
@@ -70,7 +69,6 @@ class _Call:
     client: str
     path: Path
     ticket: str = ""
-    greets: bool = False
     failures: int = 0
     due: float = 0.0
     reached: bool = False
@@ -169,12 +167,11 @@ class NetworkLink:
         for call in round.calls.values():
             if call.ticket or call.due > time.monotonic() or call.client not in online:
                 continue
-            call.greets = call.client not in self._agreed
-            if call.greets:
-                facts = {"client": call.client, **self.agreement(call.client).plain()}
-                request = Envelope("hello", facts).to_bytes()
-            else:
-                request = call.path.read_bytes()
+            request = call.path.read_bytes()
+            if call.client not in self._agreed:
+                offer = Envelope.of(request)
+                facts = self.agreement(call.client).plain()
+                request = offer._replace(header={**offer.header, "agreement": facts}).to_bytes()
             call.ticket, call.reached = self.transport.send(call.client, request), True
 
     def _close(self, round: _Round) -> None:
@@ -199,10 +196,8 @@ class NetworkLink:
             self._refuse(round, call, [str(error)], stage="uplink")
 
     def _handle(self, round: _Round, call: _Call, answer: Envelope, folder: Path) -> None:
-        if answer.kind == "hello":
-            self._agreed.add(call.client)
-        elif answer.kind == "stranger":
-            self._agreed.discard(call.client)
+        if answer.kind == "stranger":
+            self._agreed.discard(call.client)  # it has been started anew
         elif answer.kind == "stopped":
             self._again(call)
         elif answer.kind == "refused":
@@ -231,8 +226,10 @@ class NetworkLink:
         path.write_bytes(data)
         self._settle(round, call, path)
 
-    @staticmethod
-    def _settle(round: _Round, call: _Call, reply: Reply | Path) -> None:
+    def _settle(self, round: _Round, call: _Call, reply: Reply | Path) -> None:
+        failure = None if isinstance(reply, Path) else reply.failure
+        if failure is None or failure.kind != "refused":
+            self._agreed.add(call.client)  # it has looked at the settings, and trained
         round.replies[call.client] = reply
         del round.calls[call.client]
         call.path.unlink(missing_ok=True)

@@ -74,13 +74,11 @@ class DeviceSession:
     def _answer(self, asked: Envelope) -> Envelope:
         if asked.header["client"] != self.client:
             return self._refused([f"this is client {self.client!r}"])
-        if asked.kind == "hello":
-            return self._hello(asked)
         if asked.kind == "end":
             self.ended = True
             return Envelope("bye", self._about())
         if asked.kind == "offer":
-            return self._work(asked) if self._agreed else Envelope("stranger", self._about())
+            return self._offered(asked)
         return self._refused([f"unknown request {asked.kind!r}"])
 
     def _about(self) -> dict[str, str]:
@@ -89,14 +87,15 @@ class DeviceSession:
     def _refused(self, reasons: list[str]) -> Envelope:
         return Envelope("refused", {**self._about(), "reasons": [r[:1000] for r in reasons[:50]]})
 
-    def _hello(self, asked: Envelope) -> Envelope:
-        """Compare both ends, and check that no more would leave the device than may."""
-        faults = self.agreement.faults(asked.header) + self._withheld()
-        self._agreed = not faults
-        if faults:
-            log.error("the server has other settings:\n  %s", "\n  ".join(faults))
-            return self._refused(faults)
-        return Envelope("hello", {**self._about(), "rounds": self.store.rounds})
+    def _offered(self, asked: Envelope) -> Envelope:
+        """Compare both ends, if the server tells its settings, and take up the offer."""
+        if "agreement" in asked.header:
+            faults = self.agreement.faults(asked.header["agreement"]) + self._withheld()
+            self._agreed = not faults
+            if faults:
+                log.error("the server has other settings:\n  %s", "\n  ".join(faults))
+                return self._refused(faults)
+        return self._work(asked) if self._agreed else Envelope("stranger", self._about())
 
     def _withheld(self) -> list[str]:
         if self.allow is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 import yaml
 
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
+from mlecs_lightning.cli import main
 from mlecs_lightning.network.flower.processes import free_port
 from mlecs_lightning.network.identity.keys import keys
 from mlecs_lightning.network.store import DeviceStore
@@ -105,7 +108,7 @@ class Network:
         environ = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as in this process
             **self.environ.get(party, {}),
         }
         with (self.folder / f"{party}.log").open("ab") as log:
@@ -157,14 +160,13 @@ class Network:
 
 
 def simulated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Run the same configuration with `fit`; return its state."""
+    """Run the same configuration with `fit`, in this process; return its state."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [*MLECS, "fit", "--config", str(path), "--trainer.default_root_dir", str(folder)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(command, check=True, capture_output=True, env=environ)
+    words = ["fit", "--config", str(path), "--trainer.default_root_dir", str(folder)]
+    with redirect_stdout(io.StringIO()):
+        assert main(words) == 0
     path = checkpoint_of(folder / "net" / "version_0")
     saved = load_checkpoint(path)
     found = {part: plain(saved[part]) for part in ("server", "ledger")}

@@ -10,13 +10,13 @@ from tests.integration.network.processes import Network, configuration, simulate
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    return simulated(tmp_path_factory.mktemp("simulated"), configuration("dying.Dying"))
+    return simulated(tmp_path_factory.mktemp("simulated"), configuration())
 
 
 def test_two_devices_over_tls_end_in_the_bits_of_the_simulation(
     flower: Path, unbroken: dict[str, object], tmp_path: Path
 ) -> None:
-    network = Network(tmp_path, configuration("dying.Dying"), flower)
+    network = Network(tmp_path, configuration(), flower)
     assert network.run() == {"server": [0], "kitchen": [0], "hall": [0]}, network.log("server")
     assert network.state() == unbroken
 

@@ -122,7 +122,8 @@ def test_a_killed_run_ends_in_the_same_bits(
         check_killed(start, root, expected)
 
 
-@pytest.mark.parametrize("round", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("round", [1, 3])
 def test_a_run_killed_while_it_writes_a_checkpoint_loses_that_one_alone(
     start: Start, unbroken: tuple[str, float], tmp_path: Path, round: int
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVES = ("language", "both towers", "se_ccl", "se_ccl, lacking", "se_ccl of ids", "mutual")
 
 

@@ -227,9 +227,9 @@ def test_a_device_refuses_requests_that_are_not_for_it(
     for request, words in (
         (b"", "do not begin with a header"),
         (b"\xff" * 40, "do not begin with a header"),
-        (Envelope("hello", {"client": "study"}).to_bytes(), "this is client 'hall'"),
+        (Envelope("offer", {"client": "study"}).to_bytes(), "this is client 'hall'"),
         (Envelope("dance", {"client": "hall"}).to_bytes(), "unknown request 'dance'"),
-        (Envelope("hello").to_bytes(), "KeyError"),
+        (Envelope("offer").to_bytes(), "KeyError"),
     ):
         answer = Envelope.of(session.answer(request))
         assert answer.kind == "refused"

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(on_ranks: Callable[..., SimpleNamespace], cache_dir: Path) -> SimpleNamespace:
     return on_ranks(Path(__file__).with_name("eclm_ranks.py"))
 
 
-@pytest.mark.slow
 def test_weights_are_those_of_one_process(trained: SimpleNamespace) -> None:
     for name, expected in trained.alone["weights"].items():
         first, second = (each["weights"][name] for each in trained.ranks)
