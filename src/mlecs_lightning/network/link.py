@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _PATIENCE = (1.0, 2.0, 5.0, 10.0)
 """Seconds before a request is sent again, after each failure of the connection."""
 _POLL = 0.2
+_SPOOL = "offers-"
 
 
 class Arrival(NamedTuple):
@@ -114,9 +116,14 @@ class NetworkLink:
     _agreed: set[str] = field(default_factory=set, init=False)
     _errors: dict[str, float] = field(default_factory=dict, init=False)
 
+    def __post_init__(self) -> None:
+        """Remove the offers of a server that was killed in the middle of a round."""
+        for left in self.run.folder.path.glob(f"{_SPOOL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
     def exchange(self, ctx: RoundContext, offers: Iterable[Offer]) -> Iterator[Reply]:
         """See `Link`."""
-        with tempfile.TemporaryDirectory(prefix="offers-", dir=self.run.folder.path) as folder:
+        with tempfile.TemporaryDirectory(prefix=_SPOOL, dir=self.run.folder.path) as folder:
             round = _Round(ctx, {}, {})
             for offer in offers:
                 path = Path(folder) / f"{offer.client}.offer"

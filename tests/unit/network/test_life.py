@@ -98,6 +98,9 @@ def test_a_run_that_is_resumed_takes_the_devices_back_to_its_checkpoint(
     federate: Callable[..., SimpleNamespace], unbroken: dict[str, Any]
 ) -> None:
     first = federate(rounds=1)
+    left = first.root / "tiny" / "version_0" / "offers-killed"
+    left.mkdir()
+    (left / "hall.offer").write_bytes(b"of a server that was killed")
     checkpoint = checkpoint_of(first.root / "tiny" / "version_0")
     kept = checkpoint.read_bytes()
     federate(wire=first.wire, ckpt_path="last")
@@ -107,6 +110,7 @@ def test_a_run_that_is_resumed_takes_the_devices_back_to_its_checkpoint(
     run = federate(wire=first.wire, ckpt_path="last")
     assert same(server_of(run.root), unbroken)
     assert first.wire.sessions["hall"].store.rounds == [0, 1]
+    assert not left.exists()
 
 
 def test_who_is_away_at_the_deadline_is_left_out_and_taken_again(
