@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 from mlecs_lightning.clients.settings import Federation
@@ -82,6 +83,7 @@ def serve(
     )
     precision = str(run.fabric.strategy.precision.precision)
 
+    @cache  # it reads all public samples
     def agreement(client: str) -> Agreement:
         return Agreement.of(
             client,

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedProx
 from mlecs_lightning.algorithms.answers import Answers
@@ -15,6 +14,7 @@ from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import DomainStream
 from mlecs_lightning.rounds import Algorithm, Participation, Privacy, UpdateLimits
 from mlecs_lightning.wire import DWC
+from tests.integration.network.processes import plain
 
 
 class Case(NamedTuple):
@@ -50,15 +50,6 @@ def case(name: str, tiny: SimpleNamespace) -> Case:
         case _:
             kinds = {"fedavg": FedAvg, "fedprox": FedProx, "mlecs": MLECS, "coplms": CoPLMs}
             return Case(kinds[name](steps=steps), parties, {})
-
-
-def plain(value: object) -> object:
-    """Return a state in a form that `==` compares bit by bit."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.numpy().tobytes()
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def state_of(root: Path) -> tuple[Path, dict[str, Any]]:
