@@ -75,8 +75,8 @@ SCENES = (
     *("office_A1", "office_A2", "office_B"),
 )
 URFALL = "configs/urfall/mlecs.yaml"
-DIGITS = "configs/quickstart.yaml"
-QUICK = _rounds(2)
+DIGITS = "benchmarks/quality/digits.yaml"
+QUICKSTART = "configs/quickstart.yaml"
 # A quarter of the main setting's steps: what is compared over many settings has to be short.
 SHORT = _rounds(3)
 SETTINGS: dict[str, tuple[str, Options]] = {
@@ -92,6 +92,7 @@ SETTINGS: dict[str, tuple[str, Options]] = {
             **{f", without {scene}": _left_out(scene) for scene in SCENES},
         }.items()
     },
+    "quickstart": (QUICKSTART, {}),
     "digits": (DIGITS, {}),
     "digits rate 0.7": (DIGITS, _drawn(5, 0.7)),
     "digits skew 0.3": (DIGITS, {"data.init_args.alpha": 0.3}),
@@ -215,6 +216,13 @@ PRIVATE: dict[str, Options] = {
     },
     "StandalonePublic": ALGORITHMS["StandalonePublic"],
 }
+# The quickstart as it is shipped, and its rivals.
+QUICK: dict[str, Options] = {
+    "together": {},
+    "FedAvg": {**ALGORITHMS["FedAvg"], "algorithm.init_args.answers": None},
+    "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
+    "alone": ALGORITHMS["StandalonePublic"],
+}
 FEW = {name: RIVALS[name] for name in ("ML-ECS", "FedAvg", "StandalonePublic")}
 STUDIES = {
     "main": Study(["urfall"], ALGORITHMS),
@@ -241,6 +249,13 @@ STUDIES = {
         seeds=3,
         reference="FedAvg, equal weights",
         metrics=(*SCORES[:2], "privacy.epsilon"),
+    ),
+    "quick": Study(
+        ["quickstart"],
+        QUICK,
+        seeds=2,
+        reference="together",
+        metrics=ACCURACY,
     ),
     "search": Study(["urfall short", *_short("lr 0.00025", "lr 0.001")], FEW, seeds=1),
     "scarce": Study(
@@ -288,7 +303,7 @@ class Case(NamedTuple):
         return command
 
 
-def matrix(studies: Sequence[str], seeds: Sequence[int], extra: Options) -> list[Case]:
+def matrix(studies: Sequence[str], seeds: Sequence[int]) -> list[Case]:
     """Return the cases of the studies, seed by seed: a matrix that is cut short is balanced."""
     cases: dict[str, Case] = {}
     for n, seed in enumerate(seeds):
@@ -296,6 +311,6 @@ def matrix(studies: Sequence[str], seeds: Sequence[int], extra: Options) -> list
             for setting in study.settings:
                 config, options = SETTINGS[setting]
                 for label, method in study.algorithms.items():
-                    case = Case(label, setting, seed, config, {**method, **options, **extra})
+                    case = Case(label, setting, seed, config, {**method, **options})
                     cases.setdefault(case.key, case)
     return list(cases.values())

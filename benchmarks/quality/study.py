@@ -1,6 +1,7 @@
 """Quality of ML-ECS, its ablations and the baselines on real data, over settings and seeds.
 
-    python -m benchmarks.quality --root PATH/TO/urfd [--study main ablation] [--quick]
+    python -m benchmarks.quality --root PATH/TO/urfd [--study main ablation]
+    python -m benchmarks.quality --study quick      # the quickstart and its rivals, ten minutes
 
 Every case is a run of `cli.py fit` in a process of its own, on one thread, as many at a time as
 there are cores. One JSON line is kept for each case, so that a matrix that was stopped goes on
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
-from benchmarks.quality.cases import QUICK, SCORES, SEEDS, STUDIES, URFALL, Case, matrix
+from benchmarks.quality.cases import SCORES, SEEDS, STUDIES, URFALL, Case, matrix
 
 
 def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     for study in studies:
         settings, algorithms, _, pooled, reference, metrics = STUDIES[study]
         labels = [reference, *(name for name in algorithms if name != reference)]
-        cases = {(c.setting, c.algorithm, c.seed) for c in matrix([study], seeds, {})}
+        cases = {(c.setting, c.algorithm, c.seed) for c in matrix([study], seeds)}
         # The reference may be a run of another study.
         cases |= {(setting, reference, seed) for setting, _, seed in cases}
         shown = cases & rows.keys()
@@ -141,8 +142,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
             for metric in SCORES
             for each in paired(own, label, reference, metric)
         ]
-        quick = "--quick" if out.stem.endswith("-quick") else f"--study {study}"
-        made = origin(out, shown, option=quick)
+        made = origin(out, shown, study=study)
         means = to_markdown(table(own, metrics, order=order))
         texts[study] = f"{made}\n\n{means}\n{to_markdown(differences)}".strip()
         short = to_markdown(table(own, SCORES, order=order))
@@ -150,21 +150,22 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     return texts
 
 
-def origin(out: Path, shown: Set[tuple[str, str, int]], *, option: str) -> str:
+def origin(out: Path, shown: Set[tuple[str, str, int]], *, study: str) -> str:
     """Return where figures come from: command, settings, commits, seeds and hardware.
 
     Args:
         out: The lines.
         shown: Setting, algorithm and seed of the runs that are shown.
-        option: Of the command.
+        study: The name of the study.
     """
     own = [e for e in read_lines(out) if (e["setting"], e["algorithm"], e["seed"]) in shown]
+    root = "--root PATH " if any(each["config"] == URFALL for each in own) else ""
     said = {
         key: ", ".join(str(each) for each in sorted({line[key] for line in own}))
         for key in ("setting", "commit", "seed", "hardware")
     }
     return (
-        f"`python -m benchmarks.quality --root PATH {option}`, {said['setting']}; commit "
+        f"`python -m benchmarks.quality {root}--study {study}`, {said['setting']}; commit "
         f"{said['commit']}; seeds {said['seed']}; {len(own)} runs on one thread each, "
         f"{sum(each['seconds'] for each in own) / 3600:.1f} h in all; {said['hardware']}."
     )
@@ -192,16 +193,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="run these algorithms alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks/results/quality.jsonl")
-    parser.add_argument("--quick", action="store_true", help="main study, two seeds, two rounds")
     parser.add_argument("--tables", action="store_true", help="run nothing, print what there is")
     parser.add_argument("--write", nargs="*", type=Path, default=[], help="documents with markers")
     args = parser.parse_args()
-    if args.quick:
-        args.study, args.seeds, extra = ["main"], args.seeds[:2], QUICK
-        args.out = args.out.with_name("quality-quick.jsonl")
-    else:
-        extra = {}
-    cases = matrix(args.study, args.seeds, extra)
+    cases = matrix(args.study, args.seeds)
     cases = [case for case in cases if not args.only or case.algorithm in args.only]
     if args.root is None and any(case.config == URFALL for case in cases) and not args.tables:
         parser.error("--root: the folder of the UR Fall data")
@@ -212,8 +207,7 @@ def main() -> int:
         if not study.endswith("-short"):
             print(f"## {study}\n\n{text}\n")
     for document in args.write:
-        named = {f"{name}-quick": text for name, text in texts.items()} if args.quick else texts
-        write(document, named)
+        write(document, texts)
     return 1 if failed else 0
 
 

@@ -77,6 +77,11 @@ class LoraSettings:
         target_modules: Names of the layers to adapt; by default PEFT chooses for the model family.
         private_r: Rank of a second adapter that never leaves the device; 0 for none. It has the
             same layers, scale and dropout. For clients only.
+        scope: Which of the two adapters a client trains in which pass: ``per_stage`` trains the one
+            that travels on public data and the private one on private data, so that what travels
+            has seen no private sample; by default both train in both passes. Source: an adapter for
+            each stage, as in the public configuration of the ML-ECS authors, but beside each other
+            as in FedDPA (arXiv 2403.19211).
     """
 
     r: int = 8
@@ -84,6 +89,7 @@ class LoraSettings:
     dropout: float = 0.05
     target_modules: list[str] | None = None
     private_r: int = 0
+    scope: Literal["per_stage"] | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -91,6 +97,13 @@ class LoraSettings:
             raise ConfigurationError(
                 "lora: r must be at least 1, alpha positive, dropout in [0, 1) and private_r not "
                 f"negative, got {self}"
+            )
+        if self.scope not in (None, "per_stage"):
+            raise ConfigurationError(f"lora.scope must be 'per_stage' or null, got {self.scope!r}")
+        if self.scope and not self.private_r:
+            raise ConfigurationError(
+                "lora.scope 'per_stage' trains an adapter of its own on private data: set "
+                "lora.private_r to its rank, for example to r"
             )
 
 

@@ -83,7 +83,7 @@ class Parties:
         for host, members in groups.items():
             lora = algorithm.hosted_lora({name: models[name].lora for name in members})
             own = settings.edge if algorithm.uses_proxy else models[members[0]]
-            lora = replace(lora, private_r=0)
+            lora = replace(lora, private_r=0, scope=None)
             hosts[host] = replace(settings.server, backbone=own.backbone, lora=lora)
         return cls(
             settings.server,

@@ -74,6 +74,10 @@ class Cohort:
         """
         if getattr(learner.fabric.strategy.precision, "scaler", None) is not None:
             raise NotTogetherError("precision 16-mixed has one loss scale for all clients")
+        if learner.module.tower().backbone.lora.scope == "per_stage":
+            raise NotTogetherError(
+                "lora.scope 'per_stage' trains other adapters in every other pass"
+            )
         if learner.module.tower().backbone.settings.gradient_checkpointing:
             raise NotTogetherError("backbone.gradient_checkpointing draws dropout twice")
         self._learner = learner

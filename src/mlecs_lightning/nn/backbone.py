@@ -132,6 +132,10 @@ class Backbone(nn.Module):
         """Return the adapter's trainable parameters under PEFT's names."""
         return {k: p for k, p in self._adapter.items() if p.requires_grad}
 
+    def private_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the adapter that stays on the device; none without one."""
+        return {k: p for k, p in self.lm.named_parameters() if f".{PRIVATE}." in k}
+
     @torch.no_grad()
     def load_adapter_state(self, state: Mapping[str, Tensor], *, mix: float = 1.0) -> None:
         """Set the adapter to ``mix`` times the given state plus ``1 - mix`` times its own.

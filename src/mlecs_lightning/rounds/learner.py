@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.nn import Parameter
 
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective, ServerModule
 from mlecs_lightning.rounds.optimization import Optimization
@@ -85,6 +86,8 @@ class Learner(Generic[M]):
         self.before_step: Callable[[], None] = _go_on
         self.together: Callable[[Sequence[TrainingPass]], Histories] | None = None
         self.clip = gradient_clip_val or 0.0
+        backbones = [module.tower(name).backbone for name in module.towers]
+        self._staged = [each for each in backbones if each.lora.scope == "per_stage"]
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         optimizer = module.configure_optimizers(scaled=scaled)
         if isinstance(module, ServerModule):
@@ -151,6 +154,8 @@ class Learner(Generic[M]):
             self.before_step()
             losses = self._evaluate(batch, objective)
             self.fabric.backward(losses["loss"])
+            for parameter in self._resting(stage):
+                parameter.grad = None
             if self.clip:
                 self.fabric.clip_gradients(
                     self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
@@ -159,6 +164,12 @@ class Learner(Generic[M]):
             self.optimizer.zero_grad(set_to_none=True)
             histories.setdefault(stage, []).append({k: v.detach() for k, v in losses.items()})
         return histories
+
+    def _resting(self, stage: str) -> Iterator[Parameter]:
+        """Yield the adapter that a stage does not train; see ``scope`` of `LoraSettings`."""
+        for backbone in self._staged:
+            adapter = backbone.adapter_parameters()
+            yield from (adapter if stage == "private" else backbone.private_parameters()).values()
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
         curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}

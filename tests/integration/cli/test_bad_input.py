@@ -223,7 +223,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "--clients.hall.lora.rank 4",
         [
             "clients.hall.lora: unknown keys ['rank']",
-            "['r', 'alpha', 'dropout', 'target_modules', 'private_r']",
+            "['r', 'alpha', 'dropout', 'target_modules', 'private_r', 'scope']",
         ],
     ),
     "client without the key modalities": (
@@ -311,7 +311,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "unknown key": ("colour: red", ["'colour'", "'data', 'algorithm', 'server', 'edge'"]),
     "unknown key of a section": (
         "edge: {lora: {rank: 4}}",
-        ["'edge.lora.rank'", "['r', 'alpha', 'dropout', 'target_modules', 'private_r']"],
+        ["'edge.lora.rank'", "['r', 'alpha', 'dropout', 'target_modules', 'private_r', 'scope']"],
     ),
     "renamed keys": (
         "trainer: {client_fraction: 0.5, large_update: clip}",

@@ -427,3 +427,17 @@ def test_a_private_adapter_of_the_server_is_refused(tiny: SimpleNamespace) -> No
     settings = tiny.parties(server=tiny.model(lora={"private_r": 1}))
     with pytest.raises(ValueError, match=r"server\.lora\.private_r is 1.*clients only"):
         tiny.build(FedAvg(), settings)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_with_an_adapter_a_stage_a_pass_trains_its_own_alone(
+    tiny: SimpleNamespace, tmp_path: Path, stays: bool
+) -> None:
+    settings = tiny.parties(edge=tiny.model(lora={"private_r": 1, "scope": "per_stage"}))
+    steps = tiny.steps(public=int(not stays), private=int(stays))
+    tiny.fit(FedAvg(steps=steps), tmp_path, settings, enable_checkpointing=True)
+    model = checkpoint(tmp_path, 0)["clients"]["hall"]["model"]
+    # Every B begins at zero.
+    moved = {k: bool(v.any()) for k, v in model.items() if ".lora_B." in k}
+    assert moved == {key: (".private." in key) == stays for key in moved}
+    assert set(moved.values()) == {True, False}

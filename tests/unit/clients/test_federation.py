@@ -166,7 +166,7 @@ def test_all_faults_come_in_one_error(tiny: SimpleNamespace) -> None:
         "clients.nowhere.backbone.model 'pocket/xl': the pocket models are ['pocket/llm', "
         "'pocket/slm', 'pocket/xs']",
         "clients.key.lora: unknown keys ['rank'], known: ['r', 'alpha', 'dropout', "
-        "'target_modules', 'private_r']",
+        "'target_modules', 'private_r', 'scope']",
         "clients.modality.modalities: 'smell' is not one of ['pixels', 'profile', 'fourier']",
         "clients.extractor.extractors: 'pixel' is none of ['pixels', 'profile', 'fourier']",
         "data.init_args.batch_size is 1; components ['ccl', 'se_ccl'] contrast the samples of a "

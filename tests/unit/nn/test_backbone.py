@@ -481,3 +481,5 @@ def test_a_second_adapter_adds_up_trains_and_does_not_travel(
 def test_the_rank_of_the_second_adapter_is_checked() -> None:
     with pytest.raises(ConfigurationError, match="private_r not negative"):
         LoraSettings(private_r=-1)
+    with pytest.raises(ConfigurationError, match=r"lora\.scope 'per_stage'.*set lora\.private_r"):
+        LoraSettings(scope="per_stage")
