@@ -24,10 +24,14 @@ __all__ = [
     "AdapterAggregator",
     "Aggregation",
     "GroupedAdapters",
+    "first_ranks",
     "fit_rank",
+    "over_ranks",
 ]
 
-Aggregation = Literal["separate", "stack", "svd", "freeze_a", "median", "trimmed_mean"]
+Aggregation = Literal[
+    "separate", "stack", "svd", "freeze_a", "dimensions", "median", "trimmed_mean"
+]
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -93,7 +97,8 @@ class AdapterAggregator:
 
         Args:
             method: ``separate`` averages A and B separately; ``stack`` is exact; ``svd`` truncates
-                the exact mean; ``freeze_a`` averages B where all clients share A; ``median`` and
+                the exact mean; ``freeze_a`` averages B where all clients share A; ``dimensions``
+                averages each rank dimension over the clients that have it; ``median`` and
                 ``trimmed_mean`` treat A and B separately, coordinate by coordinate.
             rank: Rank of the result (of the hosted SLM's adapter).
             scaling: Scale alpha / r of the result.
@@ -103,6 +108,7 @@ class AdapterAggregator:
         self._kept: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
+        self._weights = torch.zeros(rank, dtype=torch.float64)  # of each rank dimension
         self._exact: dict[str, UpdateSum] = {}
         self._clients = 0
 
@@ -129,12 +135,23 @@ class AdapterAggregator:
                 total.add_(tensor, alpha=weight)
         if self.method == "freeze_a":
             return
+        if self.method == "dimensions":
+            self._add_ranks(adapter, weight=weight, scaling=scaling)
         for layer in (key.removesuffix(_DOWN) for key in adapter if key.endswith(_DOWN)):
             factors = LoraFactors(adapter[layer + _DOWN], adapter[layer + _UP], scaling)
             if layer not in self._exact:
                 aggregate = self.method in ("stack", "svd")
                 self._exact[layer] = UpdateSum(torch.float64 if aggregate else torch.float32)
             self._exact[layer].add(factors, weight=weight)
+
+    def _add_ranks(self, adapter: Mapping[str, Tensor], *, weight: float, scaling: float) -> None:
+        """Add to the rank dimensions that the client has, in the scale of the result."""
+        for key, tensor in adapter.items():
+            down = key.endswith(_DOWN)
+            rows = tensor.double() if down else tensor.double().T * (scaling / self._scaling)
+            total = self._sums.setdefault(key, rows.new_zeros(self._rank, rows.shape[1]))
+            total[: len(rows)] += weight * rows
+        self._weights[: len(rows)] += weight
 
     def result(self) -> AdapterAggregate:
         """Return the aggregate of all added adapters."""
@@ -145,6 +162,10 @@ class AdapterAggregator:
         match self.method:
             case "separate" | "freeze_a":
                 return self._means()
+            case "dimensions":
+                held = self._weights[self._weights > 0, None]
+                means = {k: (s[: len(held)] / held).float() for k, s in self._sums.items()}
+                return {k: m if k.endswith(_DOWN) else m.T for k, m in means.items()}
             case "median":
                 return coordinate_median(self._kept)
             case "trimmed_mean":
@@ -198,3 +219,34 @@ def fit_rank(
         )
         fitted[layer + _DOWN], fitted[layer + _UP] = low.down, low.up
     return fitted
+
+
+def first_ranks(
+    adapter: Mapping[str, Tensor], *, scaling: float, rank: int, target_scaling: float
+) -> dict[str, Tensor]:
+    """Return the first rank dimensions of an adapter, in a client's scale.
+
+    Args:
+        adapter: The server's adapter, under PEFT's names.
+        scaling: Its scale alpha / r.
+        rank: The client's rank, at most that of the adapter.
+        target_scaling: The client's scale.
+    """
+    return {
+        key: t[:rank] if key.endswith(_DOWN) else t[:, :rank] * (scaling / target_scaling)
+        for key, t in adapter.items()
+    }
+
+
+def over_ranks(adapter: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an adapter with its first rank dimensions replaced.
+
+    Args:
+        adapter: The adapter, under PEFT's names.
+        first: The new dimensions, in the same scale.
+    """
+    replaced = {key: tensor.clone() for key, tensor in adapter.items()}
+    for key, tensor in first.items():
+        rows, new = (replaced[key], tensor) if key.endswith(_DOWN) else (replaced[key].T, tensor.T)
+        rows[: len(new)] = new
+    return replaced

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlecs_lightning.algorithms.coplms import CoPLMs
     from mlecs_lightning.algorithms.eclm.algorithm import ECLM
     from mlecs_lightning.algorithms.fedavg import FedAvg
+    from mlecs_lightning.algorithms.fedilora import FediLoRA
     from mlecs_lightning.algorithms.fedprox import FedProx
     from mlecs_lightning.algorithms.mlecs.algorithm import MLECS
     from mlecs_lightning.algorithms.standalone import Centralized, Standalone, StandalonePublic
@@ -26,6 +27,7 @@ __all__ = [
     "CoPLMs",
     "FedAvg",
     "FedProx",
+    "FediLoRA",
     "LocalTraining",
     "Standalone",
     "StandalonePublic",
@@ -40,6 +42,7 @@ _HOMES = {
     "CoPLMs": "coplms",
     "FedAvg": "fedavg",
     "FedProx": "fedprox",
+    "FediLoRA": "fedilora",
     "LocalTraining": "base",
     "Standalone": "standalone",
     "StandalonePublic": "standalone",

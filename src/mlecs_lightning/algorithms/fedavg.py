@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from mlecs_lightning.aggregation import AdapterAggregator, Aggregation, GroupedAdapters
-from mlecs_lightning.aggregation.adapters import fit_rank
+from mlecs_lightning.aggregation.adapters import first_ranks, fit_rank, over_ranks
 from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels, taught
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
@@ -59,11 +59,12 @@ class FedAvg(LocalTraining):
                 common way). ``stack`` averages the updates B A exactly, in a hosted adapter whose
                 rank is the sum of the clients' ranks (FLoRA, arXiv 2409.05976); ``svd`` truncates
                 that to the largest client rank. ``freeze_a`` trains and sends B alone (FFA-LoRA,
-                arXiv 2403.12313). ``median`` and ``trimmed_mean`` withstand a minority of hostile
-                or broken clients (arXiv 1803.01498): they treat A and B separately, coordinate by
-                coordinate, and weigh all clients equally, because a client claims its own weight;
-                the server then keeps all adapters of a round in memory. Ranks may differ under
-                ``stack`` and ``svd``.
+                arXiv 2403.12313). ``dimensions`` averages each rank dimension over the clients
+                that have it (FediLoRA, arXiv 2509.06984). ``median`` and ``trimmed_mean``
+                withstand a minority of hostile or broken clients (arXiv 1803.01498): they treat A
+                and B separately, coordinate by coordinate, and weigh all clients equally, because a
+                client claims its own weight; the server then keeps all adapters of a round in
+                memory. Ranks may differ under ``stack``, ``svd`` and ``dimensions``.
             adapter_mix: Share of the received adapter in the adapter that a client starts a round
                 with; the rest is the client's own adapter at the end of its last round.
             trim: Share of a round's clients that ``trimmed_mean`` drops at each end, rounded down
@@ -96,11 +97,11 @@ class FedAvg(LocalTraining):
         """List the adapters that cannot be averaged with the others."""
         first, lora = next(iter(clients.items()))
         faults: list[str] = []
-        if self.aggregation not in ("stack", "svd"):
+        if self.aggregation not in ("stack", "svd", "dimensions"):
             faults += [
                 f"clients.{name}.lora has r={other.r}, alpha={other.alpha}, clients.{first} has "
                 f"r={lora.r}, alpha={lora.alpha}; algorithm.init_args.aggregation "
-                f"{self.aggregation!r} needs equal ones, 'stack' and 'svd' do not"
+                f"{self.aggregation!r} needs equal ones, 'stack', 'svd' and 'dimensions' do not"
                 for name, other in clients.items()
                 if (other.r, other.alpha) != (lora.r, lora.alpha)
             ]
@@ -212,9 +213,8 @@ class FedAvg(LocalTraining):
             server.module.tower(host).backbone.scaling,
         )
         if self.aggregation != "freeze_a":
-            adapter = fit_rank(
-                adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r
-            )
+            fit = first_ranks if self.aggregation == "dimensions" else fit_rank
+            adapter = fit(adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r)
         return {f"adapter/{k}": v for k, v in adapter.items()}
 
     def client_update(
@@ -324,4 +324,7 @@ class FedAvg(LocalTraining):
             host: The tower that hosts the adapter of a group of clients.
             adapter: The group's aggregated adapter.
         """
+        if self.aggregation == "dimensions":
+            # A round may lack the clients of the largest ranks.
+            adapter = over_ranks(server.adapter_state(host), adapter)
         server.load_adapter_state(adapter, host=host)

@@ -15,8 +15,8 @@ CLIENT_KEYS = (
 )
 DATA = "['Digits', 'HubDataset', 'Manifest', 'URFall']"
 ALGORITHMS = (
-    "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedProx', 'LocalTraining', 'MLECS', "
-    "'Standalone', 'StandalonePublic'"
+    "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedProx', 'FediLoRA', "
+    "'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
 )
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"
 

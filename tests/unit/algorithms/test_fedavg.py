@@ -14,6 +14,7 @@ from scipy.stats import trim_mean
 from torch import Tensor
 
 from mlecs_lightning.aggregation import Aggregation
+from mlecs_lightning.aggregation.adapters import over_ranks
 from mlecs_lightning.algorithms import FedAvg, Steps
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.clients import ClientSettings
@@ -296,13 +297,53 @@ def test_ranks_may_differ_where_updates_are_averaged_as_a_whole(
         assert summary["aggregation_error"][number] == pytest.approx(missed, rel=1e-4, abs=1e-6)
 
 
+def test_a_rank_dimension_is_averaged_over_the_clients_that_have_it(
+    tiny: SimpleNamespace, tapped: Tap, tmp_path: Path
+) -> None:
+    clients = {
+        "kitchen": ClientSettings(["pixels", "profile"], lora={"r": 1, "alpha": 3}),
+        "hall": ClientSettings(["fourier"]),
+        "study": ClientSettings(["pixels", "profile"], lora={"r": 3}),
+    }
+    scales, scaling = {"kitchen": 3.0, "hall": 2.0, "study": 4 / 3}, 4 / 3
+    algorithm = FedAvg(steps=tiny.steps(server=0), aggregation="dimensions")
+    limits = UpdateLimits(max_ratio=None)
+    with tapped() as log:
+        tiny.fit(
+            algorithm,
+            tmp_path,
+            tiny.parties(clients),
+            update_limits=limits,
+            enable_checkpointing=True,
+        )
+    up, down, weights = sent(log, "uplink"), sent(log, "downlink"), samples(tiny)
+    hosted = adapter(checkpoint(tmp_path, 0)["server"]["model"])
+    for layer in LAYERS:
+        a, b = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        assert [down[c][0][a].shape[0] for c in clients] == [1, 2, 3]
+        for d, holders in enumerate([["kitchen", "hall", "study"], ["hall", "study"], ["study"]]):
+            rows = mean((up[c][0][a][d], weights[c]) for c in holders)
+            columns = mean((up[c][0][b][:, d] * scales[c] / scaling, weights[c]) for c in holders)
+            torch.testing.assert_close(hosted[a][d], rows, rtol=1e-5, atol=1e-8)
+            torch.testing.assert_close(hosted[b][:, d], columns, rtol=1e-5, atol=1e-8)
+
+
+def test_rank_dimensions_that_nobody_sent_stay_as_they_are() -> None:
+    own = {"x.lora_A.weight": torch.ones(3, 2), "x.lora_B.weight": torch.ones(4, 3)}
+    sent = {"x.lora_A.weight": torch.zeros(1, 2), "x.lora_B.weight": torch.zeros(4, 1)}
+    replaced = over_ranks(own, sent)
+    assert replaced["x.lora_A.weight"].tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert replaced["x.lora_B.weight"].tolist() == [[0, 1, 1]] * 4
+    assert own["x.lora_A.weight"].all()
+
+
 @pytest.mark.parametrize("aggregation", ["separate", "freeze_a", "median"])
 def test_unequal_adapters_are_a_fault_where_factors_are_averaged(aggregation: Aggregation) -> None:
     clients = {"a": LoraSettings(4, 8), "b": LoraSettings(4, 8), "c": LoraSettings(2, 8)}
     assert FedAvg(aggregation=aggregation).faults(clients, batch_size=1) == [
         "clients.c.lora has r=2, alpha=8, clients.a has r=4, alpha=8; "
-        f"algorithm.init_args.aggregation {aggregation!r} needs equal ones, 'stack' and 'svd' do "
-        "not"
+        f"algorithm.init_args.aggregation {aggregation!r} needs equal ones, 'stack', 'svd' "
+        "and 'dimensions' do not"
     ]
     assert FedAvg(aggregation="stack").faults(clients, batch_size=1) == []
     assert FedAvg(aggregation="svd").faults(clients, batch_size=1) == []

@@ -158,7 +158,8 @@ def test_all_faults_come_in_one_error(tiny: SimpleNamespace) -> None:
     assert title == "the configuration has faults:"
     expected = [
         "clients.rank.lora has r=4, alpha=4, clients.kitchen has r=2, alpha=4; "
-        "algorithm.init_args.aggregation 'separate' needs equal ones, 'stack' and 'svd' do not",
+        "algorithm.init_args.aggregation 'separate' needs equal ones, 'stack', 'svd' and "
+        "'dimensions' do not",
         "clients.width: connector.width is 32, the server's is 16; all parties share one latent "
         "space",
         "clients.hub.backbone.model: there is no directory 'no such/hub id', and a hub id is "
