@@ -52,7 +52,7 @@ def test_studies_overlap_in_no_case_and_seeds_come_one_after_another() -> None:
 
 
 def test_what_is_held_is_not_run_again(tmp_path: Path) -> None:
-    (case,) = quality_cases.matrix(["main"], [27], {})[:1]
+    (case,) = quality_cases.matrix(["main"], [27])[:1]
     out = tmp_path / "lines.jsonl"
     line = {"setting": case.setting, "algorithm": case.algorithm, "seed": 27, "key": case.key}
     out.write_text(json.dumps(line) + "\n")
@@ -64,7 +64,7 @@ def test_what_is_held_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
-    cases = quality_cases.matrix(["scenes"], quality_cases.SEEDS, {})
+    cases = quality_cases.matrix(["scenes"], quality_cases.SEEDS)
     assert {case.seed for case in cases} == {quality_cases.SEEDS[0]}
     out = tmp_path / "lines.jsonl"
     facts = {"rounds": 1, "seconds": 36.0, "commit": "abc", "hardware": "a machine"}
@@ -99,8 +99,11 @@ def test_a_real_run_becomes_a_line_and_a_table(tmp_path: Path) -> None:
         "trainer.limit_test_batches": 1,
         "algorithm.init_args.steps": {"warmup": 1, "public": 1, "private": 1, "server": 1},
     }
-    cases = [c for c in quality_cases.matrix(["digits"], [27], few) if c.setting == "digits"]
-    cases = [c for c in cases if c.algorithm in ("ML-ECS", "FedProx")]
+    cases = [
+        case._replace(options={**case.options, **few})
+        for case in quality_cases.matrix(["digits"], [27])
+        if case.setting == "digits" and case.algorithm in ("ML-ECS", "FedProx")
+    ]
     out = tmp_path / "lines.jsonl"
     assert quality.complete(cases, out, root=None, jobs=1) == 0
     text = quality.tables(["digits"], [27], out)["digits"]
