@@ -8,7 +8,7 @@ from torch import Tensor
 from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.wire import Channel, Message
 
-WIDTHS = {"acc": 3, "depth": 2}
+WIDTHS, ONE = {"acc": 3, "depth": 2}, {"acc": 1, "depth": 1}
 ABOUT: dict[str, Any] = {"direction": "uplink", "client": "hall", "round": 0}
 
 
@@ -16,7 +16,7 @@ def tokens() -> Tokens:
     """Four samples; the third has no depth."""
     present = torch.ones(4, 2, dtype=torch.bool)
     present[2, 1] = False
-    features = {m: torch.arange(4.0 * f).view(4, f) + 1 for m, f in WIDTHS.items()}
+    features = {m: torch.arange(4.0 * f).view(4, 1, f) + 1 for m, f in WIDTHS.items()}
     features["depth"][2] = 0
     return Tokens(features, present, ("who ?", "what ?", "who ?", "who ?"))
 
@@ -43,8 +43,8 @@ def test_a_message_is_read_as_it_was_meant(chosen: list[list[int]]) -> None:
     channel = Channel()
     data = channel.send(sent.message(), client="hall", round=0)
     message = channel.receive(data, Tokens.schema(WIDTHS), **ABOUT).message
-    assert Tokens.faults(message, list(WIDTHS)) == []
-    read = Tokens.read(message, list(WIDTHS))
+    assert Tokens.faults(message, ONE) == []
+    read = Tokens.read(message, ONE)
     assert torch.equal(read.present, sent.present)
     assert read.instructions == sent.instructions
     for modality in WIDTHS:
@@ -55,7 +55,7 @@ def test_tokens_of_several_devices_lie_one_behind_the_other() -> None:
     both = Tokens.joined([tokens(), tokens().rows([1, 0])])
     assert both.samples == 6
     assert both.instructions[4:] == ("what ?", "who ?")
-    assert both.features["acc"][4].tolist() == [4, 5, 6]
+    assert both.features["acc"][4].tolist() == [[4, 5, 6]]
     with pytest.raises(ValueError, match="no tokens to join"):
         Tokens.joined([])
 
@@ -100,5 +100,5 @@ def test_a_message_that_lies_is_seen_through(name: str) -> None:
     message = tokens().message()
     tensors, scalars = dict(message.tensors), dict(message.scalars)
     change(tensors, scalars)
-    faults = Tokens.faults(Message(tensors, scalars), list(WIDTHS))
+    faults = Tokens.faults(Message(tensors, scalars), ONE)
     assert any(words in fault for fault in faults), faults
