@@ -23,7 +23,7 @@ from mlecs_lightning.types import Batch
 
 __all__ = ["UTS", "Keep", "Looked", "Measure", "token_uncertainty", "tokens_of"]
 
-Measure = Literal["answers", "features", "random"]
+Measure = Literal["answers", "features", "random", "random_samples"]
 Keep = Literal["uncertain", "certain"]
 
 
@@ -60,7 +60,7 @@ class UTS:
         token_fraction: Largest share rho of a round's tokens that is sent.
         measure: The uncertainty of a token: ``answers``, see `token_uncertainty`; ``features``, the
             variance of its features over dropout passes of the encoders, which takes no pass of the
-            language model; or ``random``, for comparison.
+            language model; or, for comparison, ``random`` tokens or ``random_samples``.
         keep: Which tokens are sent, the ``uncertain`` or the ``certain`` ones.
         answer_threshold: Only samples are sent whose answer has a probability below this, the
             product over its words and its end; all samples with ``None``.
@@ -145,7 +145,9 @@ class UTS:
             elif self.measure == "features":
                 scores = self._variance(module, batch)
             else:
-                scores = torch.rand(tokens.present.shape)
+                of_sample = torch.rand(tokens.samples, 1).expand(tokens.present.shape)
+                whole = self.measure == "random_samples"
+                scores = of_sample if whole else torch.rand(tokens.present.shape)
         features = {m: x.cpu() for m, x in tokens.features.items()}
         there = Tokens(features, tokens.present.cpu(), tokens.instructions)
         return Looked(there, scores.cpu(), sure.cpu())

@@ -242,9 +242,7 @@ class TextCNN(nn.Module):
         number = space.cumsum(dim=1).clamp(max=self.tokens - 1)
         words = []
         for token in range(self.tokens):
-            # The last token is the rest, with its spaces.
-            inside = (number == token) & (x > 0) & (~space | (token == self.tokens - 1))
-            inside = inside.unsqueeze(1)
+            inside = ((number == token) & (x > 0) & ~space).unsqueeze(1)
             mean = (h * inside).sum(-1) / inside.sum(-1).clamp_min(1)
             words.append(torch.cat([mean, (h * inside).amax(-1)], dim=-1))
         return torch.stack(words, dim=1)

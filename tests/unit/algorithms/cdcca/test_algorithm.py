@@ -505,6 +505,10 @@ def test_a_device_that_lies_is_left_out(
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),
+        ({"feature_weight": -1.0}, "feature_weight must be at least 0, got -1.0"),
+        ({"answer_threshold": 0.0}, "answer_threshold must be null or in (0, 1], got 0.0"),
+        ({"feature_dropout": 1.0}, "feature_dropout must be in (0, 1), got 1.0"),
+        ({"train": []}, "train must name a part of ['lora', 'norms', 'biases', 'prompts'], got"),
         ({"train_device": True}, "train_device needs distillation: none, got 'akd'"),
     ],
 )

@@ -51,6 +51,32 @@ def test_a_message_is_read_as_it_was_meant(chosen: list[list[int]]) -> None:
         assert torch.equal(read.features[modality], sent.features[modality])
 
 
+def test_several_tokens_of_a_sensor_have_positions_of_their_own() -> None:
+    """Two samples with three stretches of acc: of the second sample the last one is missing."""
+    present = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 1]], dtype=torch.bool)
+    acc = torch.arange(6.0).view(2, 3, 1) * present[:, :3].unsqueeze(-1)
+    sent = Tokens({"acc": acc, "depth": torch.ones(2, 1, 2)}, present, ("who ?",) * 2)
+    message = sent.message()
+    assert message.tensors["positions/acc"].tolist() == [0, 2, 4]
+    assert message.tensors["tokens/acc"].flatten().tolist() == [0, 2, 4]
+    counts = {"acc": 3, "depth": 1}
+    assert Tokens.faults(message, counts) == []
+    read = Tokens.read(message, counts)
+    assert torch.equal(read.present, present)
+    assert torch.equal(read.features["acc"], acc)
+    assert "do not rise from 0 to 1" in Tokens.faults(message, ONE)[0]
+    only = sent.only(torch.tensor([[0, 2], [0, 3]]))
+    assert only.inputs()["acc"].tolist() == [[0, 0, 2]]
+
+
+def test_more_tokens_than_positions_are_refused() -> None:
+    many = Tokens(
+        {"acc": torch.zeros(8193, 4, 1)}, torch.ones(8193, 4, dtype=torch.bool), ("",) * 8193
+    )
+    with pytest.raises(ValueError, match=r"32772 tokens of 'acc' .* lower .*steps\.private"):
+        many.message()
+
+
 def test_tokens_of_several_devices_lie_one_behind_the_other() -> None:
     both = Tokens.joined([tokens(), tokens().rows([1, 0])])
     assert both.samples == 6

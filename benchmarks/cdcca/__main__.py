@@ -1,0 +1,247 @@
+"""CD-CCA on two streams of domains: its parts, its rivals, and quality against bytes.
+
+    python -m benchmarks.cdcca --root PATH/TO/urfd --out FILE [--streams ...] [--arms ...]
+    python -m benchmarks.cdcca --out FILE --quick
+    python -m benchmarks.cdcca --out FILE --table
+    python -m benchmarks.cdcca --cost
+
+Registered before the first run:
+
+Setting. One device is carried through the domains of configs/quickstart_cdcca.yaml (bold, light and
+bold digits) and of configs/urfall/cdcca.yaml (seven scenes). Encoders give several tokens of 16
+features: 16 of an image and one of each vector of the digits, 8 of each series of UR Fall. All arms
+of a seed go on from the same warm-up.
+
+Seeds. 27, 34, 46, 52, 93 in this order, as many as the time allows; --quick takes the digits with
+the first three and the arms that the questions below need.
+
+Score. ``present``: macro-F1 on the domain where the device is, at the end of its rounds there, mean
+over the domains. Differences are by seed, with Student's 95 % interval.
+
+Rule. A default of CDCCA changes only where an arm is above today's default with an interval above
+zero on both streams. Of a rival's two learning rates the better mean counts, although it is chosen
+on the test scores: that favours the rival.
+
+One JSON line a run, in one process; runs that the file holds are left out, so that a study that was
+stopped can be gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cdcca.arms import ARMS, MAIN, PAIRS, QUICK, STREAMS
+from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
+
+SEEDS = (27, 34, 46, 52, 93)
+OUT = REPOSITORY / "benchmarks/results/cdcca.jsonl"
+
+
+def prepared(stream: str, arm: str, seed: int, *, root: str | None, folder: str) -> Any:  # noqa: ANN401
+    """Return the command line of a run, with all objects built and nothing run."""
+    from mlecs_lightning.cli import FederatedCLI
+
+    class Prepared(FederatedCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            return
+
+    options = {
+        **{"seed_everything": seed, "trainer.default_root_dir": folder},
+        **{"trainer.enable_progress_bar": False, "trainer.logger": False},
+        **{"trainer.allow_other_config": True, "trainer.save_top_k": 0},
+        **{"trainer.accelerator": "cpu", "trainer.check_val_every_n_rounds": 0},
+        **({"data.init_args.root": root} if stream == "urfall" else {}),
+        **STREAMS[stream].options,
+        **ARMS[arm].options,
+    }
+    # The class of a method first: what follows are its arguments.
+    order = sorted(options, key=lambda key: key != "algorithm")
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()}
+    args = [f"--{k}={values[k]}" for k in order]
+    return Prepared(["fit", "--config", STREAMS[stream].config, *args])
+
+
+def run(stream: str, arm: str, seed: int, *, root: str | None, warm: Path) -> dict[str, Any]:
+    """Train one arm with one seed, from the warm-up of that seed; return what came of it."""
+    from mlecs_lightning.callbacks import FederatedCallback
+
+    class Keep(FederatedCallback):
+        """Copies the state in which round 0 begins: the cloud warm, the device handed over."""
+
+        def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
+            self.folder = Path(folder)
+
+        def on_round_start(self, *, round: int, participants: tuple[str, ...]) -> None:
+            file = self.folder / "checkpoints" / "round=0000-partial.ckpt"
+            if round == 0 and file.exists() and not warm.exists():
+                shutil.copy(file, warm)
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        cli = prepared(stream, arm, seed, root=root, folder=folder)
+        cli.trainer._callbacks.append(Keep())
+        state = str(warm) if warm.exists() else None
+        summary = cli.trainer.fit(cli.algorithm, cli.datamodule, cli.federation, state)
+    wire, scores = summary["communication"], summary["stream"]["clients"][STREAMS[stream].device]
+    return {
+        **{"stream": stream, "arm": arm, "seed": seed, **scores["macro_f1"]},
+        **{"whole": summary["mean"]["own"]["macro_f1"], "teacher": summary["server"]["macro_f1"]},
+        **{"uplink": wire["uplink_bytes"], "downlink": wire["downlink_bytes"]},
+        "error": wire.get("reconstruction_error", {}).get("downlink", []),
+        "seconds": round(time.perf_counter() - began, 1),
+        **{"commit": commit(), "hardware": hardware()},
+    }
+
+
+def cost(stream: str, *, root: str | None) -> list[dict[str, Any]]:
+    """Measure what a choice of tokens costs a device, for each measure, on one batch.
+
+    Operations are those of matrix products and convolutions, by `FlopCounterMode`; seconds are the
+    best of three.
+    """
+    import torch
+    from lightning.fabric import Fabric
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mlecs_lightning.algorithms.cdcca.sampling import UTS
+    from mlecs_lightning.clients import FederationModels
+    from mlecs_lightning.clients.parties import Parties
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cli = prepared(stream, "source only", SEEDS[0], root=root, folder=folder)
+        parties = Parties.resolve(cli.federation, cli.algorithm, cli.datamodule)
+        models = FederationModels(
+            parties,
+            cli.datamodule,
+            fabric=Fabric(accelerator="cpu", devices=1),
+            gradient_clip_val=None,
+            algorithm=cli.algorithm,
+        )
+        models.prepare(cli.algorithm, coded=False)
+        edge = models.edge(STREAMS[stream].device).module
+        (batch,) = cli.datamodule.loader(cli.datamodule.public()).take(1, seed=0)
+        for measure, threshold in (
+            *(("answers", None), ("features", None), ("features", 0.5), ("random", None)),
+        ):
+            uts = UTS(0.25, measure, "uncertain", threshold, 2, 1.0, 0.2)
+            looked = uts.look(edge, batch)
+            with FlopCounterMode(display=False) as counter:
+                uts.look(edge, batch)
+            times = []
+            for _ in range(3):
+                began = time.perf_counter()
+                uts.look(edge, batch)
+                times.append(time.perf_counter() - began)
+            samples = looked.tokens.samples
+            rows.append(
+                {
+                    **{"stream": stream, "measure": measure, "threshold": threshold},
+                    **uts.passes_per_sample(looked.tokens.present.shape[1]),
+                    "operations": counter.get_total_flops() / samples,
+                    "milliseconds": 1e3 * min(times) / samples,
+                    "threads": torch.get_num_threads(),
+                }
+            )
+    return rows
+
+
+def _interval(values: list[float]) -> str:
+    from scipy.stats import t
+
+    mean, n = statistics.mean(values), len(values)
+    if n < 2:
+        return f"{mean:+.3f}"
+    half = t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5
+    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return means with standard deviations, and the differences of interest, as Markdown."""
+    by_arm: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by_arm[row["stream"], row["arm"]][row["seed"]] = row
+    columns, lines = ("present", "final", "forgetting", "whole"), []
+    for stream in STREAMS:
+        arms = [arm for arm in ARMS if (stream, arm) in by_arm]
+        if not arms:
+            continue
+        lines += [f"| {stream} | seeds | {' | '.join(columns)} | up, kB | down, kB |"]
+        lines += ["|---" * 8 + "|"]
+        for arm in arms:
+            own, cells = by_arm[stream, arm].values(), []
+            for column in columns:
+                values = [row[column] for row in own]
+                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.3f}{spread}")
+            cells += [
+                f"{statistics.mean(row[way] for row in own) / 1000:.1f}"
+                for way in ("uplink", "downlink")
+            ]
+            lines.append(f"| {arm} | {len(own)} | {' | '.join(cells)} |")
+        lines += ["", f"| {stream}: present | against | seeds | difference |", "|---|---|---|---|"]
+        for arm, other in PAIRS:
+            ours, theirs = by_arm.get((stream, arm), {}), by_arm.get((stream, other), {})
+            if both := sorted(ours.keys() & theirs.keys()):
+                gaps = [ours[seed]["present"] - theirs[seed]["present"] for seed in both]
+                lines.append(f"| {arm} | {other} | {len(both)} | {_interval(gaps)} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def main() -> None:
+    """Run what is missing, or print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--root", help="folder of the UR Fall files")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--arms", nargs="+", default=list(MAIN), choices=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--quick", action="store_true", help="digits, three seeds, fewer arms")
+    parser.add_argument("--table", action="store_true", help="run nothing, print what there is")
+    parser.add_argument("--cost", action="store_true", help="measure what sampling costs a device")
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="documents with markers")
+    args = parser.parse_args()
+    if args.quick:
+        args.streams, args.arms, args.seeds = ["digits"], list(QUICK), args.seeds[:3]
+        args.out = (
+            args.out.with_name(f"{args.out.stem}-quick.jsonl") if args.out == OUT else args.out
+        )
+    if "urfall" in args.streams and args.root is None and not args.table:
+        parser.error("--root: the folder of the UR Fall files")
+    if args.cost:
+        for stream in args.streams:
+            print(json.dumps(cost(stream, root=args.root), indent=1))
+        return
+    done = {(row["stream"], row["arm"], row["seed"]) for row in read_lines(args.out)}
+    with tempfile.TemporaryDirectory() as states:
+        for seed in [] if args.table else args.seeds:
+            for stream in args.streams:
+                for arm in (a for a in args.arms if (stream, a, seed) not in done):
+                    warm = Path(states) / f"{stream}-{seed}-{ARMS[arm].parts}.ckpt"
+                    row = run(stream, arm, seed, root=args.root, warm=warm)
+                    print(row, flush=True)
+                    append_line(args.out, row)
+    text = table(read_lines(args.out))
+    print(text)
+    for document in args.write:
+        from mlecs_lightning.report.markdown import replace_between
+
+        name = "cdcca-quick" if args.quick else "cdcca"
+        old = document.read_text(encoding="utf-8")
+        document.write_text(replace_between(old, text, name=name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
