@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Literal
 
@@ -157,6 +158,8 @@ class CDCCA(LocalTraining):
                 "in the cloud would no longer be a copy of the device's model"
             )
         faults.raise_any()
+        # Checkpoints tell the arguments that are attributes, so that a resumed run can compare.
+        self.__dict__ |= {**asdict(self.uts), **asdict(self.akd), "train": train}
         self.distillation: Distillation = distillation
         self.token_dropout, self.train_device = token_dropout, train_device
         self.student_warmup = student_warmup
