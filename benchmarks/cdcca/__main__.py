@@ -22,20 +22,22 @@ Rule. A default of CDCCA changes only where an arm is above today's default with
 zero on both streams. Of a rival's two learning rates the better mean counts, although it is chosen
 on the test scores: that favours the rival.
 
-One JSON line a run, in one process; runs that the file holds are left out, so that a study that was
-stopped can be gone on with.
+One JSON line a run, on one thread; runs that the file holds are left out, so that a study that was
+stopped can be gone on with. --jobs sets how many seeds run at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,20 @@ def run(stream: str, arm: str, seed: int, *, root: str | None, warm: Path) -> di
     }
 
 
+def complete(
+    seed: int, streams: list[str], arms: list[str], *, root: str | None, out: Path
+) -> None:
+    """Run what the file lacks of one seed, and add a line for each run."""
+    done = {(row["stream"], row["arm"], row["seed"]) for row in read_lines(out)}
+    with tempfile.TemporaryDirectory() as states:
+        for stream in streams:
+            for arm in (a for a in arms if (stream, a, seed) not in done):
+                warm = Path(states) / f"{stream}-{ARMS[arm].parts}.ckpt"
+                row = run(stream, arm, seed, root=root, warm=warm)
+                print(row, flush=True)
+                append_line(out, row)
+
+
 def cost(stream: str, *, root: str | None) -> list[dict[str, Any]]:
     """Measure what a choice of tokens costs a device, for each measure, on one batch.
 
@@ -131,7 +147,8 @@ def cost(stream: str, *, root: str | None) -> list[dict[str, Any]]:
         edge = models.edge(STREAMS[stream].device).module
         (batch,) = cli.datamodule.loader(cli.datamodule.public()).take(1, seed=0)
         for measure, threshold in (
-            *(("answers", None), ("features", None), ("features", 0.5), ("random", None)),
+            *(("answers", None), ("probability", None), ("features", None), ("features", 0.5)),
+            ("random", None),
         ):
             uts = UTS(0.25, measure, "uncertain", threshold, 2, 1.0, 0.2)
             looked = uts.look(edge, batch)
@@ -165,12 +182,20 @@ def _interval(values: list[float]) -> str:
     return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
-def table(rows: Iterable[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Return means with standard deviations, and the differences of interest, as Markdown."""
+    said = {
+        key: ", ".join(sorted({str(row[key]) for row in rows}))
+        for key in ("commit", "seed", "hardware")
+    }
+    origin = (
+        f"Commit {said['commit']}; seeds {said['seed']}; {len(rows)} runs on one thread each, "
+        f"{sum(row['seconds'] for row in rows) / 3600:.1f} h in all; {said['hardware']}."
+    )
     by_arm: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         by_arm[row["stream"], row["arm"]][row["seed"]] = row
-    columns, lines = ("present", "final", "forgetting", "whole"), []
+    columns, lines = ("present", "final", "forgetting", "whole"), [origin, ""]
     for stream in STREAMS:
         arms = [arm for arm in ARMS if (stream, arm) in by_arm]
         if not arms:
@@ -209,6 +234,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(MAIN), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--quick", action="store_true", help="digits, three seeds, fewer arms")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, one process each")
     parser.add_argument("--table", action="store_true", help="run nothing, print what there is")
     parser.add_argument("--cost", action="store_true", help="measure what sampling costs a device")
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="documents with markers")
@@ -224,15 +250,11 @@ def main() -> None:
         for stream in args.streams:
             print(json.dumps(cost(stream, root=args.root), indent=1))
         return
-    done = {(row["stream"], row["arm"], row["seed"]) for row in read_lines(args.out)}
-    with tempfile.TemporaryDirectory() as states:
-        for seed in [] if args.table else args.seeds:
-            for stream in args.streams:
-                for arm in (a for a in args.arms if (stream, a, seed) not in done):
-                    warm = Path(states) / f"{stream}-{seed}-{ARMS[arm].parts}.ckpt"
-                    row = run(stream, arm, seed, root=args.root, warm=warm)
-                    print(row, flush=True)
-                    append_line(args.out, row)
+    if not args.table:
+        each = partial(complete, streams=args.streams, arms=args.arms, root=args.root, out=args.out)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+            list(pool.map(each, args.seeds))
     text = table(read_lines(args.out))
     print(text)
     for document in args.write:

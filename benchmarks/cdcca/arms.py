@@ -105,6 +105,7 @@ ARMS: dict[str, Arm] = {
     "random samples": _uts("random_samples"),
     "answers, uncertain": _uts("answers"),
     "answers, certain": _uts("answers", keep="certain"),
+    "probability, uncertain": _uts("probability"),
     "features, uncertain": _uts("features"),
     "features, certain": _uts("features", keep="certain"),
     "uncertain samples, features": _uts("features", answer_threshold=0.5),
@@ -133,8 +134,8 @@ MAIN = tuple(name for name in ARMS if not name.startswith(("rho ", "q ", "b ")))
 QUICK = (
     *("source only", "TENT, lr 0.0001", "CoTTA, lr 0.0001", "pseudo-labels, lr 0.0001"),
     *("all tokens, logits and hidden states", "teacher's words", "answer and features"),
-    *("random tokens", "random samples", "features, uncertain", "features, certain"),
-    *("uncertain samples, features", "CD-CCA"),
+    *("random tokens", "random samples", "probability, uncertain", "features, uncertain"),
+    *("features, certain", "uncertain samples, features", "CD-CCA"),
 )
 _FULL = "all tokens, logits and hidden states"
 PAIRS = (

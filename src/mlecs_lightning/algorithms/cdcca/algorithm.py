@@ -88,9 +88,9 @@ class CDCCA(LocalTraining):
 
         Args:
             token_fraction: Largest share rho of a round's tokens that a device sends.
-            measure: Uncertainty of a token: of what the model answers from it (``answers``), or of
-                its ``features``, which takes no pass of the language model; or, for comparison,
-                ``random`` tokens or ``random_samples``.
+            measure: Uncertainty of a token: of what the model answers from it (``answers``), of its
+                sample's whole answer (``probability``), or of its ``features``, which takes no pass
+                of the language model; or, for comparison, ``random`` or ``random_samples``.
             keep: Which tokens are sent, the most ``uncertain`` or the most ``certain`` ones.
             answer_threshold: Send only tokens of samples whose answer has a probability below this;
                 of all samples with ``None``.

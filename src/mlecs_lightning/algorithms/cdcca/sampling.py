@@ -23,7 +23,7 @@ from mlecs_lightning.types import Batch
 
 __all__ = ["UTS", "Keep", "Looked", "Measure", "token_uncertainty", "tokens_of"]
 
-Measure = Literal["answers", "features", "random", "random_samples"]
+Measure = Literal["answers", "probability", "features", "random", "random_samples"]
 Keep = Literal["uncertain", "certain"]
 
 
@@ -58,9 +58,11 @@ class UTS:
 
     Attributes:
         token_fraction: Largest share rho of a round's tokens that is sent.
-        measure: The uncertainty of a token: ``answers``, see `token_uncertainty`; ``features``, the
-            variance of its features over dropout passes of the encoders, which takes no pass of the
-            language model; or, for comparison, ``random`` tokens or ``random_samples``.
+        measure: The uncertainty of a token: ``answers``, see `token_uncertainty`; ``probability``,
+            one minus that of the model's own answer, which all tokens of a sample share, so that
+            whole samples are sent; ``features``, the variance of its features over dropout passes
+            of the encoders, which takes no pass of the language model; or, for comparison,
+            ``random`` tokens or ``random_samples``.
         keep: Which tokens are sent, the ``uncertain`` or the ``certain`` ones.
         answer_threshold: Only samples are sent whose answer has a probability below this, the
             product over its words and its end; all samples with ``None``.
@@ -102,6 +104,11 @@ class UTS:
         """Whether all tokens are sent, so that nothing needs to be measured."""
         return self.token_fraction == 1 and self.answer_threshold is None
 
+    @property
+    def reads(self) -> bool:
+        """Whether the model reads its own answers, to tell how probable they are."""
+        return self.measure == "probability" or self.answer_threshold is not None
+
     def figures(self) -> tuple[str, ...]:
         """Name the figures that a device reports."""
         names = ("uts/looked_at", "uts/sent", "uts/uncertainty", "uts/uncertainty_sent")
@@ -117,7 +124,7 @@ class UTS:
         """
         encoder, language = 1, 0
         if not self.all_of_them:
-            answers, reads = self.measure == "answers", self.answer_threshold is not None
+            answers, reads = self.measure == "answers", self.reads
             encoder += self.passes * (self.measure == "features")
             language += (answers or reads) + reads + self.passes * (tokens + 1) * answers
         return {"encoder": encoder, "language_model": language}
@@ -130,9 +137,9 @@ class UTS:
         scores = torch.zeros(tokens.present.shape)
         sure = torch.ones(tokens.samples)
         if not self.all_of_them:
-            asks = self.measure == "answers" or self.answer_threshold is not None
+            asks = self.measure == "answers" or self.reads
             answers = _answers(module, tokens) if asks else []
-            if self.answer_threshold is not None:
+            if self.reads:
                 sure = _probability(module, tokens, answers)
             if self.measure == "answers":
                 scores = token_uncertainty(
@@ -142,6 +149,8 @@ class UTS:
                     passes=self.passes,
                     variance_weight=self.variance_weight,
                 )
+            elif self.measure == "probability":
+                scores = (1 - sure).unsqueeze(1).expand(tokens.present.shape)
             elif self.measure == "features":
                 scores = self._variance(module, batch)
             else:

@@ -149,7 +149,9 @@ def test_what_a_choice_costs(
             hook.remove()
     assert passes == chosen.passes_per_sample(6)
     assert ((looked.sure >= 0) & (looked.sure <= 1)).all()
-    assert (looked.sure == 1).all() == (threshold is None)
+    assert (looked.sure == 1).all() == (threshold is None and measure != "probability")
+    if measure == "probability":
+        assert torch.equal(looked.scores, (1 - looked.sure).unsqueeze(1).expand(8, 6))
 
 
 def test_random_samples_are_sent_whole(device: FederationModels, batch: Batch) -> None:
