@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -161,6 +161,7 @@ class CDCCA(LocalTraining):
         # Checkpoints tell the arguments that are attributes, so that a resumed run can compare.
         self.__dict__ |= {**asdict(self.uts), **asdict(self.akd), "train": train}
         self.distillation: Distillation = distillation
+        self._tokens = 0
         self.token_dropout, self.train_device = token_dropout, train_device
         self.student_warmup = student_warmup
 
@@ -192,6 +193,7 @@ class CDCCA(LocalTraining):
         Raises:
             ConfigurationError: If not; all faults in one message.
         """
+        self._tokens = sum(server.module.tower("slm").connector.tokens.values())
         faults = FaultList(vocabulary_faults(server.module))
         wanted = _shapes(server.module, "slm")
         for name, module in clients.items():
@@ -277,6 +279,13 @@ class CDCCA(LocalTraining):
     def figures(self) -> tuple[str, ...]:
         """Name the figures of the sampling, and the losses of a device that trains."""
         return (*super().figures(), *self.uts.figures())
+
+    def summary(self, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Return what the choice of tokens costs a device, in passes for each sample."""
+        if self.distillation == "none":
+            return {}
+        passes = self.uts.passes_per_sample(self._tokens)
+        return {"sampling": {"tokens": self._tokens, **passes}}
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext

@@ -127,7 +127,7 @@ class UTS:
             answers, reads = self.measure == "answers", self.reads
             encoder += self.passes * (self.measure == "features")
             language += (answers or reads) + reads + self.passes * (tokens + 1) * answers
-        return {"encoder": encoder, "language_model": language}
+        return {"encoder_passes": encoder, "language_model_passes": language}
 
     @torch.no_grad()
     def look(self, module: EdgeModule, batch: Batch) -> Looked:

@@ -270,6 +270,8 @@ def test_what_goes_up_is_declared_and_nothing_else(
         assert sent == 12  # a quarter of 2 batches of 8 samples of 3 tokens
         told = message.component("report")
         assert told["uts/uncertainty_sent"] > told["uts/uncertainty"]  # what it is least sure of
+    # An answer, and 4 passes over the sample and over each of its three tokens.
+    assert summary["sampling"] == {"tokens": 3, "encoder_passes": 1, "language_model_passes": 17}
     # The device takes no step: only the server's warm-up and AKD do.
     assert {party for party, _, _ in log.passes} == {"server"}
     assert set(summary["communication"]["by_component"]["uplink"]) == {

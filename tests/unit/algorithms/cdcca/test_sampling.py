@@ -120,7 +120,7 @@ def test_what_a_choice_costs(
     device: FederationModels, batch: Batch, measure: Measure, threshold: float | None
 ) -> None:
     """The passes that are told are those that are run; an answer of several words is one."""
-    module, passes = device.edge("phone").module, {"encoder": 0, "language_model": 0}
+    module, passes = device.edge("phone").module, {"encoder_passes": 0, "language_model_passes": 0}
     backbone, extractor = module.tower().backbone, module.extractors
     chosen = uts(measure=measure, answer_threshold=threshold)
 
@@ -133,12 +133,12 @@ def test_what_a_choice_costs(
     generate = backbone.generate
 
     def spied(prompt: Any, *args: Any, **values: Any) -> list[str]:  # noqa: ANN401
-        passes["language_model"] += len(prompt) // 8
+        passes["language_model_passes"] += len(prompt) // 8
         return generate(prompt, *args, **values)
 
     hooks = [
-        extractor["fourier"].register_forward_hook(counted("encoder", 8)),
-        backbone.register_forward_hook(counted("language_model", 8)),
+        extractor["fourier"].register_forward_hook(counted("encoder_passes", 8)),
+        backbone.register_forward_hook(counted("language_model_passes", 8)),
     ]
     backbone.generate = spied  # type: ignore[method-assign]
     try:
