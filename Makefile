@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick bench-cdcca bench-cdcca-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -70,6 +70,12 @@ bench-quality: $(STAMP) ## Compare all methods on real data (hours); fills the t
 
 bench-quality-quick: $(STAMP) ## The quickstart beside its rivals, under ten minutes; needs no data
 	$(PY) -m benchmarks.quality --study quick --write docs/results.md
+
+bench-cdcca: $(STAMP) ## CD-CCA's parts and rivals on two streams (two hours), keeps what has been run
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cdcca --root $(URFD) --jobs 2 --write docs/results.md
+
+bench-cdcca-quick: $(STAMP) ## The same on the digits in short, under ten minutes
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cdcca --quick --jobs 2 --write docs/results.md
 
 clean: ## Remove caches and build output; keep .venv and runs/
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist lightning_logs

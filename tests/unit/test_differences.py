@@ -63,7 +63,7 @@ def test_every_argument_of_the_main_method_is_told() -> None:
     assert (told["temperature"], told["components"]) == (0.2, ["amt", "ccl", "mma", "se_ccl"])
     assert untold_arguments(MLECS()) == []
     assert untold_arguments(CoPLMs()) == ["weight"]  # which is a method of it
-    assert untold_arguments(CDCCA()) == ["temperature", "hidden_weight", "replay_weight"]
+    assert untold_arguments(CDCCA()) == []
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,6 @@ class CheckpointModels:
 
         Raises:
             CheckpointError: If it is missing, unreadable, or does not describe its models.
-            ConfigurationError: If its models have parts of an algorithm and none is given.
         """
         self._algorithm = algorithm
         self.path, self.state = path, load_checkpoint(path) if state is None else state
@@ -61,11 +60,6 @@ class CheckpointModels:
                 "models are built; one more round of `fit` writes a checkpoint that does"
             )
         self.about: Mapping[str, Any] = self.state["about"]
-        if self.about["adds_parts"] and algorithm is None:
-            raise ConfigurationError(
-                f"{self.about['algorithm']} adds parts of its own to the models of {str(path)!r}: "
-                "they are no backbone with an adapter, and cannot be exported; predict asks them"
-            )
         self._models: Mapping[str, Any] = self.about["models"]
         self.clients = tuple(self._models["clients"])
         self.trained = tuple(c for c in self.clients if c in self.state["clients"])
@@ -85,7 +79,8 @@ class CheckpointModels:
                 share one: the next call may change the returned module.
 
         Raises:
-            ConfigurationError: If there is no such client.
+            ConfigurationError: If there is no such client, or its model has parts of an algorithm
+                and none was given.
             CheckpointError: If it has not trained, its state is missing or does not fit, or its
                 frozen model differs from that of the training.
         """
@@ -95,6 +90,8 @@ class CheckpointModels:
             )
         if client not in self.trained:
             raise CheckpointError(f"client {client!r} has not trained yet in {self.path}")
+        # Checkpoints of earlier versions say it of all models at once.
+        self._check_parts("adds_edge_parts" if "adds_edge_parts" in self.about else "adds_parts")
         number = int(self._models["clients"][client])
         if fresh or self._built is None or self._built[0] != number:
             built = self._models["architectures"][number]
@@ -119,9 +116,11 @@ class CheckpointModels:
         """Return the server's model with its state loaded.
 
         Raises:
+            ConfigurationError: If it has parts of an algorithm and none was given.
             CheckpointError: If the state does not fit, or a frozen model differs from that of the
                 training.
         """
+        self._check_parts("adds_parts")
         built = dict(self._models["server"])
         module = ServerModule(
             _found(built["settings"]),
@@ -137,6 +136,14 @@ class CheckpointModels:
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"server of {self.path}: {error}") from error
         return module
+
+    def _check_parts(self, key: str) -> None:
+        if self.about[key] and self._algorithm is None:
+            raise ConfigurationError(
+                f"{self.about['algorithm']} adds parts of its own to the models of "
+                f"{str(self.path)!r}: they are no backbone with an adapter, and cannot be "
+                "exported; predict asks them"
+            )
 
     def _check(self, party: str, module: MultimodalLM) -> None:
         here = {f"{party}.{part}": c for part, c in module.frozen_contents().items()}

@@ -28,6 +28,7 @@ def about(
     return {
         "algorithm": type(algorithm).__name__,
         "adds_parts": algorithm.adds_parts(),
+        "adds_edge_parts": algorithm.adds_edge_parts(),
         "data": type(data).__name__,
         "seed": edges.parties.seed,
         "precision": str(fabric.strategy.precision.precision),

@@ -110,5 +110,7 @@ def parts_of(output: TowerOutput, clients: int) -> list[TowerOutput]:
             output.loss.unbind(),
             output.logits.chunk(clients),
             output.labels.chunk(clients),
+            output.hidden.chunk(clients),
+            output.mask.chunk(clients),
         )
     )

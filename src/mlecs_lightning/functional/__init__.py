@@ -9,7 +9,11 @@ from mlecs_lightning.functional.compression import (
     with_error_feedback,
 )
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
-from mlecs_lightning.functional.distillation import distillation_loss, hidden_distance
+from mlecs_lightning.functional.distillation import (
+    distillation_loss,
+    hidden_distance,
+    position_distance,
+)
 from mlecs_lightning.functional.lora import (
     LoraFactors,
     compress,
@@ -37,6 +41,7 @@ __all__ = [
     "hidden_distance",
     "largest",
     "pack_bits",
+    "position_distance",
     "quantise_blocks",
     "stack_factors",
     "sum_over_ranks",

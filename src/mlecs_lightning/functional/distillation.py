@@ -43,6 +43,37 @@ def distillation_loss(
     return temperature**2 * counted / mask.sum().clamp(min=1)
 
 
+def position_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared difference of features, over the features and the positions in ``mask``.
+
+    Source: FitNets (arXiv 1412.6550), in whose place of a regressor the caller puts an alignment
+    layer. No gradient flows to the teacher.
+
+    Args:
+        student: (..., H) features, of the teacher's width.
+        teacher: (..., H) features.
+        mask: (...) bool, the positions to average over.
+
+    Returns:
+        Scalar; zero if ``mask`` is False everywhere.
+
+    Raises:
+        ValueError: If shapes differ.
+
+    Example:
+        >>> both = torch.tensor([[[0.0, 2.0], [9.0, 9.0]]])
+        >>> position_distance(both, torch.zeros(1, 2, 2), torch.tensor([[True, False]])).item()
+        2.0
+    """
+    if student.shape != teacher.shape or mask.shape != student.shape[:-1]:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have the same "
+            f"shape, and mask {tuple(mask.shape)} that shape without the features"
+        )
+    each = (student.float() - teacher.detach().float()).square().mean(dim=-1)
+    return each.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine similarity of the student's and the teacher's hidden states, mean over samples.
 

@@ -61,8 +61,7 @@ class MultimodalLM(L.LightningModule):
             ValueError: If a part cannot be built; the message names the key.
         """
         super().__init__()
-        first = next(iter(towers.values()))
-        self.settings = first
+        self.settings = first = next(iter(towers.values()))
         self._key = key
         self.specs = {
             m: s if isinstance(s, ModalitySpec) else ModalitySpec.from_dict(s)
@@ -75,9 +74,10 @@ class MultimodalLM(L.LightningModule):
             }
         )
         widths = {m: int(e.out_features) for m, e in self.extractors.items()}  # type: ignore[arg-type]
+        tokens = {m: int(getattr(e, "tokens", 1)) for m, e in self.extractors.items()}
         limits = limits_of(self.specs)
         self.towers = nn.ModuleDict(
-            {name: Tower(widths, s, limits=limits) for name, s in towers.items()}
+            {name: Tower(widths, s, limits=limits, tokens=tokens) for name, s in towers.items()}
         )
         self.first = next(iter(towers))
         self.objective: Objective | None = None

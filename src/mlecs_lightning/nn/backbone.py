@@ -35,12 +35,16 @@ class BackboneOutput(NamedTuple):
         prompt_hidden: (B, H) last hidden state, averaged over the P prompt positions.
         logits: (B, T, vocabulary) logits that predict ``labels``.
         labels: (B, T) target tokens, -100 elsewhere.
+        hidden: (B, L, H) last hidden state of the whole sequence.
+        mask: (B, L) int64, 1 where the sequence has a token and 0 in the padding.
     """
 
     loss: Tensor
     prompt_hidden: Tensor
     logits: Tensor
     labels: Tensor
+    hidden: Tensor
+    mask: Tensor
 
     def log_probability(self) -> Tensor:
         """Return (B,) the log probability of each target with its end of sequence; 0 without."""
@@ -281,9 +285,10 @@ class Backbone(nn.Module):
         # others would cost more than the whole transformer.
         first = min(map(len, heads))
         keep = tokens.shape[1] - first + 1
+        mask = nn.functional.pad(mask, (before, 0), value=1)
         output = self.lm(
             inputs_embeds=self._sequence(prompt, tokens),
-            attention_mask=nn.functional.pad(mask, (before, 0), value=1),
+            attention_mask=mask,
             output_hidden_states=True,
             use_cache=False,
             logits_to_keep=keep,
@@ -298,8 +303,9 @@ class Backbone(nn.Module):
             )
         else:  # a mean over nothing; every parameter has a gradient all the same, as DDP asks
             loss = 0.0 * output.logits.float().sum()
-        hidden = self._prompt_mean(output.hidden_states[-1], prompt.shape[1])
-        return BackboneOutput(loss, hidden, logits, answer)
+        hidden: Tensor = output.hidden_states[-1]
+        view = self._prompt_mean(hidden, prompt.shape[1])
+        return BackboneOutput(loss, view, logits, answer, hidden, mask)
 
     def read_prompt(self, prompt: Tensor) -> Tensor:
         """Return the last hidden state (B, H), averaged over the prompt positions, without a text.

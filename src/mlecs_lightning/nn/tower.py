@@ -25,6 +25,8 @@ class TowerOutput(NamedTuple):
         loss: L_LM, scalar, or one of each part of the batch.
         logits: (B, T, vocabulary) logits that predict ``labels``.
         labels: (B, T) target tokens, -100 elsewhere.
+        hidden: (B, L, H) last hidden state of the whole sequence.
+        mask: (B, L) int64, 1 where the sequence has a token and 0 in the padding.
     """
 
     embeddings: Embeddings
@@ -32,6 +34,8 @@ class TowerOutput(NamedTuple):
     loss: Tensor
     logits: Tensor
     labels: Tensor
+    hidden: Tensor
+    mask: Tensor
 
     def tokens(self) -> Tensor:
         """Return the number of target tokens that ``loss`` averages over, an integer scalar."""
@@ -47,6 +51,7 @@ class Tower(nn.Module):
         settings: ModelSettings,
         *,
         limits: Mapping[str, int] | None = None,
+        tokens: Mapping[str, int] | None = None,
     ) -> None:
         """Build the tower.
 
@@ -55,13 +60,14 @@ class Tower(nn.Module):
             settings: Connector, backbone and adapter.
             limits: The modalities that the backbone reads as tokens, and how many of each. Their
                 features are bytes; z_m is projected from the mean of their word embeddings.
+            tokens: Number of tokens of each modality, see `Connector`; one by default.
         """
         super().__init__()
         self.backbone = Backbone(settings.backbone, settings.lora)
         self.reader = WordReader(self.backbone.coder, limits or {})
         hidden = self.backbone.hidden_size
         widths = {m: hidden if m in self.reader.limits else n for m, n in features.items()}
-        self.connector = Connector(widths, hidden, settings=settings.connector)
+        self.connector = Connector(widths, hidden, settings=settings.connector, tokens=tokens)
         self.readout = nn.Linear(self.backbone.hidden_size, settings.connector.width)
         self.longest_answer = settings.max_new_tokens
 
@@ -78,7 +84,8 @@ class Tower(nn.Module):
 
         Args:
             features: (B, features) of each modality.
-            present: (B, K) bool, whether a sample has a modality.
+            present: (B, K) bool, whether a sample has a modality; or which of its tokens it has,
+                see `Connector.forward`.
             instructions: B texts.
             targets: B texts.
             parts: As in `Backbone.forward`.
@@ -88,7 +95,15 @@ class Tower(nn.Module):
             embeddings.prompt, instructions, targets, words=embeddings.words, parts=parts
         )
         view = self.readout(output.prompt_hidden)
-        return TowerOutput(embeddings, view, output.loss, output.logits, output.labels)
+        return TowerOutput(
+            embeddings,
+            view,
+            output.loss,
+            output.logits,
+            output.labels,
+            output.hidden,
+            output.mask,
+        )
 
     def embed(self, features: Mapping[str, Tensor], present: Tensor) -> Embeddings:
         """Run the connector, and tokenize the text modalities that the backbone reads as tokens.

@@ -115,6 +115,10 @@ class Algorithm(ABC):
         hooks = ("build_edge", "build_server")
         return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
 
+    def adds_edge_parts(self) -> bool:
+        """Return whether those of the clients have: all others can be exported."""
+        return type(self).build_edge is not Algorithm.build_edge
+
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Add parts to the server's fresh module, before its optimiser is built.
 

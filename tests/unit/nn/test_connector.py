@@ -153,3 +153,35 @@ def test_a_connector_with_the_columns_of_another_takes_its_weights() -> None:
     assert torch.equal(found.present, present)
     for one, other in zip(found[:4], expected[:4], strict=True):
         assert torch.equal(one, other)
+
+
+def test_tokens_of_a_modality_may_be_absent_one_by_one() -> None:
+    """A learned vector stands in for each; the modality is absent if all of its tokens are."""
+    settings = ConnectorSettings(width=D, prompt_length=P, dropout=0.0)
+    torch.manual_seed(0)
+    module = Connector({"acc": 6, "depth": 3}, H, settings=settings, tokens={"acc": 3})
+    with torch.no_grad():
+        module.missing["acc"].weight.normal_()
+    given = {"acc": torch.randn(3, 6), "depth": torch.randn(3, 3)}
+    present = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 0]], dtype=torch.bool)
+    out = module(given, present)
+    assert out.present.tolist() == [[True, True], [False, True], [True, False]]
+    filled = {m: x.clone() for m, x in given.items()}
+    filled["acc"][0, 2:4] = module.missing["acc"].weight[1]
+    by_modality = torch.tensor([[1, 1], [0, 1], [1, 0]], dtype=torch.bool)
+    whole = module(filled, by_modality)
+    assert torch.equal(out.fused, whole.fused)
+    assert torch.equal(out.modalities, whole.modalities)
+    assert torch.equal(module.token_columns(by_modality)[1], present[1])
+    out.fused.sum().backward()
+    assert module.missing["acc"].weight.grad is not None
+
+
+def test_without_several_tokens_a_connector_has_no_further_weights() -> None:
+    settings = ConnectorSettings(width=D, prompt_length=P)
+    torch.manual_seed(0)
+    plain = Connector(WIDTHS, H, settings=settings).state_dict()
+    torch.manual_seed(0)
+    one = Connector(WIDTHS, H, settings=settings, tokens=dict.fromkeys(WIDTHS, 1)).state_dict()
+    assert plain.keys() == one.keys()
+    assert all(torch.equal(plain[k], one[k]) for k in plain)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ from mlecs_lightning.algorithms.cdcca.distillation import (
     teachers_answers,
     vocabulary_faults,
 )
-from mlecs_lightning.algorithms.cdcca.sampling import token_uncertainty, tokens_of
+from mlecs_lightning.algorithms.cdcca.parts import Alignment, Part, trained_tensors
+from mlecs_lightning.algorithms.cdcca.sampling import UTS, Keep, Looked, Measure
 from mlecs_lightning.algorithms.cdcca.tokens import TokenAggregate, Tokens
-from mlecs_lightning.algorithms.cdcca.uncertainty import most_uncertain
 from mlecs_lightning.data.sampling import draw_batches
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.modules import EdgeModule, Losses, Objective, ServerModule
@@ -26,12 +27,11 @@ from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundCont
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 from mlecs_lightning.wire import Message, Schema
-from mlecs_lightning.wire.messages import adapter_fields
+from mlecs_lightning.wire.messages import TensorField, adapter_fields
 
 __all__ = ["CDCCA", "Distillation"]
 
 Distillation = Literal["akd", "answers", "none"]
-_SAMPLING = ("uts/looked_at", "uts/sent", "uts/uncertainty", "uts/uncertainty_sent")
 
 
 class CDCCA(LocalTraining):
@@ -65,12 +65,20 @@ class CDCCA(LocalTraining):
         self,
         *,
         token_fraction: float = 0.5,
+        measure: Measure = "answers",
+        keep: Keep = "uncertain",
+        answer_threshold: float | None = None,
         passes: int = 4,
         variance_weight: float = 1.0,
+        feature_dropout: float = 0.2,
         distillation: Distillation = "akd",
         temperature: float = 2.0,
+        logits_weight: float = 1.0,
+        answer_weight: float = 0.0,
         hidden_weight: float = 0.1,
+        feature_weight: float = 0.0,
         replay_weight: float = 1.0,
+        train: list[Part] | None = None,
         token_dropout: float = 0.3,
         student_warmup: float = 1.0,
         train_device: bool = False,
@@ -79,13 +87,28 @@ class CDCCA(LocalTraining):
         """Set the method.
 
         Args:
-            token_fraction: Share rho of a round's tokens that a device sends.
+            token_fraction: Largest share rho of a round's tokens that a device sends.
+            measure: Uncertainty of a token: of what the model answers from it (``answers``), of its
+                sample's whole answer (``probability``), or of its ``features``, which takes no pass
+                of the language model; or, for comparison, ``random`` or ``random_samples``.
+            keep: Which tokens are sent, the most ``uncertain`` or the most ``certain`` ones.
+            answer_threshold: Send only tokens of samples whose answer has a probability below this;
+                of all samples with ``None``.
             passes: Number of dropout passes for the uncertainty.
-            variance_weight: Weight of the variance over these passes, relative to the entropy.
+            variance_weight: Weight of the variance over these passes, relative to the entropy, with
+                ``measure: answers``.
+            feature_dropout: Probability that an input value is dropped in these passes, with
+                ``measure: features``.
             distillation: How the cloud uses the tokens.
             temperature: Temperature T of the logits.
-            hidden_weight: Weight of the distance between hidden states.
+            logits_weight: Weight of the divergence of the logits.
+            answer_weight: Weight of the cross entropy on the teacher's answer.
+            hidden_weight: Weight of the distance between mean hidden states.
+            feature_weight: Weight of the distance between query tokens and hidden states at every
+                position.
             replay_weight: Weight of L_LM on public samples.
+            train: What AKD trains of the student, and what goes down: ``lora``, ``norms``,
+                ``biases`` and ``prompts`` of its connector; ``lora`` alone by default.
             token_dropout: Probability that a token is left out in the warm-up, so that teacher and
                 student learn to read samples with missing tokens.
             student_warmup: Share of the warm-up steps, counted from the end, in which the student
@@ -102,16 +125,30 @@ class CDCCA(LocalTraining):
             ValueError: If a value is out of range.
         """
         super().__init__(steps=steps)
-        faults, key = FaultList(), "algorithm.init_args"
+        self.uts = UTS(
+            token_fraction=token_fraction,
+            measure=measure,
+            keep=keep,
+            answer_threshold=answer_threshold,
+            passes=passes,
+            variance_weight=variance_weight,
+            feature_dropout=feature_dropout,
+        )
+        self.akd = AKD(
+            temperature=temperature,
+            hidden_weight=hidden_weight,
+            replay_weight=replay_weight,
+            words_alone=distillation == "answers",
+            logits_weight=logits_weight,
+            answer_weight=answer_weight,
+            feature_weight=feature_weight,
+            train=("lora",) if train is None else tuple(train),
+        )
+        key = "algorithm.init_args"
+        faults = FaultList([*self.uts.faults(key), *self.akd.faults(key)])
         for name, value, ok, allowed in (
-            ("token_fraction", token_fraction, 0 < token_fraction <= 1, "in (0, 1]"),
             ("token_dropout", token_dropout, 0 <= token_dropout < 1, "in [0, 1)"),
             ("student_warmup", student_warmup, 0 <= student_warmup <= 1, "in [0, 1]"),
-            ("passes", passes, passes >= 1, "at least 1"),
-            ("temperature", temperature, temperature > 0, "above 0"),
-            ("variance_weight", variance_weight, variance_weight >= 0, "at least 0"),
-            ("hidden_weight", hidden_weight, hidden_weight >= 0, "at least 0"),
-            ("replay_weight", replay_weight, replay_weight >= 0, "at least 0"),
         ):
             if not ok:
                 faults.append(f"{key}.{name} must be {allowed}, got {value}")
@@ -121,15 +158,10 @@ class CDCCA(LocalTraining):
                 "in the cloud would no longer be a copy of the device's model"
             )
         faults.raise_any()
-        self.token_fraction, self.passes = token_fraction, passes
-        self.variance_weight = variance_weight
+        # Checkpoints tell the arguments that are attributes, so that a resumed run can compare.
+        self.__dict__ |= {**asdict(self.uts), **asdict(self.akd), "train": train}
         self.distillation: Distillation = distillation
-        self.akd = AKD(
-            temperature=temperature,
-            hidden_weight=hidden_weight,
-            replay_weight=replay_weight,
-            words_alone=distillation == "answers",
-        )
+        self._tokens = 0
         self.token_dropout, self.train_device = token_dropout, train_device
         self.student_warmup = student_warmup
 
@@ -146,12 +178,22 @@ class CDCCA(LocalTraining):
             != (lora.r, lora.alpha, lora.target_modules)
         ]
 
+    def adds_parts(self) -> bool:
+        """Return whether the server has alignment layers; devices have no parts of this method."""
+        return self.akd.aligns
+
+    def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
+        """Add the alignment layers, if features are distilled."""
+        if self.akd.aligns:
+            Alignment.add(module)
+
     def prepare(self, server: ServerLearner, clients: Mapping[str, EdgeModule]) -> None:
         """Check that student and teacher share a vocabulary, and that devices can run the student.
 
         Raises:
             ConfigurationError: If not; all faults in one message.
         """
+        self._tokens = sum(server.module.tower("slm").connector.tokens.values())
         faults = FaultList(vocabulary_faults(server.module))
         wanted = _shapes(server.module, "slm")
         for name, module in clients.items():
@@ -215,26 +257,40 @@ class CDCCA(LocalTraining):
     # The wire -----------------------------------------------------------------------------------
 
     def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
-        """Return the student's present adapter."""
-        return {f"adapter/{k}": v for k, v in server.module.adapter_state().items()}
+        """Return what trains of the student, as it is now."""
+        adapter = server.module.adapter_state() if "lora" in self.akd.train else {}
+        own = trained_tensors(server.module.tower("slm").connector, self.akd.train)
+        beside = {f"connector/{k}": p.detach().clone() for k, p in own.items()}
+        return {f"adapter/{k}": v for k, v in adapter.items()} | beside
 
     def downlink(self, edge: EdgeModule) -> Schema:
-        """Declare the adapter."""
-        return Schema(adapter_fields(edge.backbone.adapter_parameters()))
+        """Declare what trains of the student."""
+        adapter = edge.backbone.adapter_parameters() if "lora" in self.akd.train else {}
+        beside = trained_tensors(edge.tower().connector, self.akd.train)
+        fields = {f"connector/{k}": TensorField(tuple(p.shape)) for k, p in beside.items()}
+        return Schema(adapter_fields(adapter) | fields)
 
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare token features with their positions, and the instructions."""
-        widths = {m: int(e.out_features) for m, e in edge.extractors.items()}  # type: ignore[arg-type]
+        counts = edge.tower().connector.tokens
+        widths = {m: int(e.out_features) // counts[m] for m, e in edge.extractors.items()}  # type: ignore[call-overload]
         return Tokens.schema(widths)
 
     def figures(self) -> tuple[str, ...]:
         """Name the figures of the sampling, and the losses of a device that trains."""
-        return (*super().figures(), *_SAMPLING)
+        return (*super().figures(), *self.uts.figures())
+
+    def summary(self, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Return what the choice of tokens costs a device, in passes for each sample."""
+        if self.distillation == "none":
+            return {}
+        passes = self.uts.passes_per_sample(self._tokens)
+        return {"sampling": {"tokens": self._tokens, **passes}}
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message | None]]:
-        """Send each device the student's adapter."""
+        """Send each device what trains of the student."""
         for client in ctx.participants:
             alone = self.distillation == "none"
             yield client, None if alone else Message(self.shipped(server, client))
@@ -244,49 +300,30 @@ class CDCCA(LocalTraining):
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
     ) -> ClientUpdate:
-        """Load the adapter, look at the stream, and send the most uncertain tokens."""
+        """Load the student's parts, look at the stream, and send the tokens that UTS chooses."""
         if broadcast is None:
             losses = self.local_passes(edge, loaders, ctx) if self.train_device else {}
             return ClientUpdate(None, losses)
         edge.module.load_adapter_state(broadcast.component("adapter"))
+        beside = trained_tensors(edge.module.tower().connector, self.akd.train)
+        with torch.no_grad():
+            for name, value in broadcast.component("connector").items():
+                beside[name].copy_(value)
         assert loaders.private is not None
         edge.stage = "uts"
         stream = loaders.private
         # No sample is looked at twice in a round.
         batches = max(1, min(self.steps.private, len(stream) // stream.batch_size))
         seed = ctx.seed_for(edge.name, "private")
-        seen = edge.map(stream.take(batches, seed=seed), self._look)
-        tokens = Tokens.joined([part for part, _ in seen])
-        scores = torch.cat([part for _, part in seen])
-        chosen = most_uncertain(scores, tokens.present, self.token_fraction)
-        sent = tokens.only(chosen)
-        there = scores[tokens.present]
-        told = (
-            float(tokens.number),
-            float(sent.number),
-            float(there.mean()),
-            float(scores[chosen[:, 0], chosen[:, 1]].mean()),
-        )
-        return ClientUpdate(sent.message(), dict(zip(_SAMPLING, told, strict=True)))
-
-    def _look(self, module: EdgeModule, batch: Batch) -> tuple[Tokens, Tensor]:
-        """Return the tokens of a batch and the uncertainty of each, on the CPU."""
-        tokens = tokens_of(module, batch)
-        scores = (
-            torch.zeros(tokens.present.shape)
-            if self.token_fraction == 1
-            else token_uncertainty(
-                module, tokens, passes=self.passes, variance_weight=self.variance_weight
-            )
-        )
-        features = {m: x.cpu() for m, x in tokens.features.items()}
-        return Tokens(features, tokens.present.cpu(), tokens.instructions), scores.cpu()
+        looked = Looked.joined(edge.map(stream.take(batches, seed=seed), self.uts.look))
+        sent, figures = self.uts.choose(looked)
+        return ClientUpdate(sent.message(), figures)
 
     # The cloud ----------------------------------------------------------------------------------
 
     def refusals(self, server: ServerLearner, message: Message) -> list[str]:
         """List invalid positions, and instructions that are invalid or too long."""
-        faults = Tokens.faults(message, server.module.modalities)
+        faults = Tokens.faults(message, server.module.tower("slm").connector.tokens)
         texts = message.scalars["instructions"]
         assert isinstance(texts, tuple)
         for name in ("llm", "slm"):
@@ -305,14 +342,9 @@ class CDCCA(LocalTraining):
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
     ) -> TokenAggregate | None:
-        """Join the tokens of all devices."""
-        parts = []
-        for _, message in updates:
-            names = [n.partition("/")[2] for n in message.tensors if n.startswith("tokens/")]
-            parts.append(Tokens.read(message, names))
-        if not parts:
-            return None
-        return TokenAggregate(clients=len(parts), tokens=Tokens.joined(parts))
+        """Keep the messages of all devices; `server_update` joins their tokens."""
+        parts = tuple(message for _, message in updates)
+        return TokenAggregate(clients=len(parts), messages=parts) if parts else None
 
     def server_update(
         self,
@@ -324,7 +356,8 @@ class CDCCA(LocalTraining):
         """AKD: train the student's adapter on the teacher's answers."""
         if self.distillation == "none":
             return {}
-        tokens = None if aggregate is None else aggregate.tokens
+        counts = server.module.tower("slm").connector.tokens
+        tokens = None if aggregate is None else aggregate.tokens(counts)
         if tokens is None or tokens.samples == 0:
             tokens, answers = None, list[str]()
         else:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.cdcca.parts import Part, trained_tensors
 from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.functional import (
     distillation_loss,
     hidden_distance,
+    position_distance,
     sum_over_ranks,
     world_size,
 )
@@ -43,28 +45,64 @@ class Lesson(NamedTuple):
 class AKD:
     """Distils the server's LLM, the teacher, into the adapter of the hosted SLM, the student.
 
-    L = T^2 KL(teacher || student) + hidden_weight (1 - cos of the hidden states)
-    + replay_weight L_LM(public samples). In the first two terms the teacher's own answer takes the
-    place of the target, because devices send no targets.
+    L = logits_weight T^2 KL(teacher || student) + answer_weight L_LM(the teacher's answer)
+    + hidden_weight (1 - cos of the mean hidden states) + feature_weight (features at every
+    position) + replay_weight L_LM(public samples). In all but the last term the teacher's own
+    answer takes the place of the target, because devices send no targets.
 
     Attributes:
         temperature: Temperature T.
+        logits_weight: Weight of the softened logits.
+        answer_weight: Weight of the cross entropy on the teacher's answer.
         hidden_weight: Weight of the hidden states: each model's mean over the prompt positions,
             projected into the shared space by its readout. The student's readout is trained, the
             teacher's is fixed.
+        feature_weight: Weight of the mean squared differences of query tokens (the soft prompt) and
+            last hidden states, at every position, after an alignment layer that trains too; see
+            `Alignment`.
         replay_weight: Weight of L_LM on public samples, against forgetting (our choice).
-        words_alone: Whether the student learns the teacher's words instead of its logits and hidden
-            states (sequence-level distillation, arXiv 1606.07947).
+        words_alone: Whether the student learns the teacher's words instead of all else
+            (sequence-level distillation, arXiv 1606.07947).
+        train: What trains of the student; see `trained_tensors`.
     """
 
     temperature: float
     hidden_weight: float
     replay_weight: float
     words_alone: bool = False
+    logits_weight: float = 1.0
+    answer_weight: float = 0.0
+    feature_weight: float = 0.0
+    train: tuple[Part, ...] = ("lora",)
+
+    def faults(self, key: str) -> list[str]:
+        """List values out of range.
+
+        Args:
+            key: The YAML key of the values, for messages.
+        """
+        weights = ("logits_weight", "answer_weight", "hidden_weight", "feature_weight")
+        faults = [
+            f"{key}.{name} must be at least 0, got {getattr(self, name)}"
+            for name in (*weights, "replay_weight")
+            if not getattr(self, name) >= 0
+        ]
+        if not self.temperature > 0:
+            faults.append(f"{key}.temperature must be above 0, got {self.temperature}")
+        if not self.train:
+            faults.append(f"{key}.train must name a part of {list(get_args(Part))}, got none")
+        if not any(getattr(self, name) for name in weights):
+            faults.append(f"{key}: one of {', '.join(weights)} must be above 0")
+        return faults
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the server needs an `Alignment`."""
+        return self.feature_weight > 0 and not self.words_alone
 
     def teach(self, server: ServerLearner, lessons: Iterable[Lesson]) -> dict[str, float]:
         """Take one optimiser step per lesson, and return the losses."""
-        with _student_alone(server.module):
+        with _student_alone(server.module, self.train):
             return server.fit(lessons, self.loss, stage="akd")
 
     def loss(self, server: ServerModule, lesson: Lesson) -> Losses:
@@ -80,7 +118,7 @@ class AKD:
         return {"loss": total, **losses}
 
     def _taught(self, server: ServerModule, tokens: Tokens, answers: tuple[str, ...]) -> Losses:
-        given = (tokens.features, tokens.present, tokens.instructions, answers)
+        given = (tokens.inputs(), tokens.present, tokens.instructions, answers)
         student: TowerOutput = server.tower("slm")(*given)
         if self.words_alone:
             return {"taught": server.mean_loss(student)}
@@ -88,18 +126,32 @@ class AKD:
         with torch.no_grad():
             teacher: TowerOutput = tower(*given)
         mask = student.labels >= 0
-        logits = distillation_loss(
-            student.logits, teacher.logits, mask=mask, temperature=self.temperature
-        )
+        samples = torch.tensor(tokens.samples, device=mask.device)
+        parts: dict[str, tuple[float, Tensor]] = {}
+        if self.logits_weight:
+            logits = distillation_loss(
+                student.logits, teacher.logits, mask=mask, temperature=self.temperature
+            )
+            parts["logits"] = self.logits_weight, _over_ranks(server, logits, mask.sum())
+        if self.answer_weight:
+            parts["answer"] = self.answer_weight, server.mean_loss(student)
         hidden = hidden_distance(student.view, teacher.view)
-        samples = torch.tensor(tokens.samples, device=hidden.device)
-        logits = _over_ranks(server, logits, mask.sum())
-        hidden = _over_ranks(server, hidden, samples)
-        return {
-            "taught": logits + self.hidden_weight * hidden,
-            "logits": logits.detach(),
-            "hidden": hidden.detach(),
-        }
+        parts["hidden"] = self.hidden_weight, _over_ranks(server, hidden, samples)
+        if self.feature_weight:
+            parts["features"] = self.feature_weight, _features(server, student, teacher)
+        taught = torch.stack([weight * loss for weight, loss in parts.values()]).sum()
+        return {"taught": taught, **{name: loss.detach() for name, (_, loss) in parts.items()}}
+
+
+def _features(server: ServerModule, student: TowerOutput, teacher: TowerOutput) -> Tensor:
+    """Return the differences of query tokens and of last hidden states, summed."""
+    align = server.get_submodule("alignment")
+    prompt, hidden = align(student.embeddings.prompt, student.hidden)
+    whole = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
+    mask = student.mask > 0
+    queries = position_distance(prompt, teacher.embeddings.prompt, whole)
+    states = position_distance(hidden, teacher.hidden, mask)
+    return _over_ranks(server, queries, whole.sum()) + _over_ranks(server, states, mask.sum())
 
 
 def _over_ranks(server: ServerModule, mean: Tensor, count: Tensor) -> Tensor:
@@ -117,7 +169,7 @@ def teachers_answers(server: ServerLearner, tokens: Tokens, *, batch_size: int) 
 
     def answer(module: ServerModule, part: Tokens) -> list[str]:
         tower = module.tower("llm")
-        return tower.generate(tower.connector(part.features, part.present), part.instructions)
+        return tower.generate(tower.connector(part.inputs(), part.present), part.instructions)
 
     starts = range(0, tokens.samples, batch_size)
     parts = [tokens.rows(range(start, min(start + batch_size, tokens.samples))) for start in starts]
@@ -125,14 +177,18 @@ def teachers_answers(server: ServerLearner, tokens: Tokens, *, batch_size: int) 
 
 
 @contextmanager
-def _student_alone(server: ServerModule) -> Iterator[None]:
-    """Freeze all but the student's adapter and readout.
+def _student_alone(server: ServerModule, train: Sequence[Part]) -> Iterator[None]:
+    """Freeze all but the student's readout, the alignment and the named parts of the student.
 
-    Extractors and connector must stay equal to those on the devices.
+    All else of extractors and connector must stay equal to what the devices have.
     """
-    own = ("towers.slm.backbone.", "towers.slm.readout.")
+    own = ("towers.slm.readout.", "alignment.")
+    own += ("towers.slm.backbone.",) if "lora" in train else ()
+    kept = {id(p) for p in trained_tensors(server.tower("slm").connector, train).values()}
     others = [
-        p for name, p in server.named_parameters() if p.requires_grad and not name.startswith(own)
+        p
+        for name, p in server.named_parameters()
+        if p.requires_grad and not name.startswith(own) and id(p) not in kept
     ]
     for parameter in others:
         parameter.requires_grad_(False)

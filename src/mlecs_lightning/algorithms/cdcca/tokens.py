@@ -20,14 +20,17 @@ MAX_FEATURE = 1e4
 Our choice: far beyond the output of any extractor, and small enough that sums of squares stay
 finite in float32. Without it a hostile device could make the cloud's loss infinite.
 """
+_POSITIONS = 2**15
+"""Number of positions that 16 bits can tell apart, from 0."""
 
 
 class Tokens(NamedTuple):
-    """Features of N samples; a token is the output of one modality's extractor for one sample.
+    """Features of N samples; a token is one of the T outputs of a modality's extractor for one.
 
     Attributes:
-        features: For each of the K modalities (N, F) float32; zero where the token is absent.
-        present: (N, K) bool, which tokens are present.
+        features: For each of the K modalities (N, T, F) float32; zero where a token is absent. T is
+            1 unless the extractor has several, see `mlecs_lightning.nn.extractors.small`.
+        present: (N, sum of all T) bool, which tokens are present.
         instructions: The instruction of each sample, length N.
     """
 
@@ -45,6 +48,14 @@ class Tokens(NamedTuple):
         """The number of present tokens."""
         return int(self.present.sum())
 
+    def counts(self) -> dict[str, int]:
+        """Return the number T of tokens of each modality."""
+        return {m: x.shape[1] for m, x in self.features.items()}
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Return (N, T * F) of each modality, as a connector reads it."""
+        return {m: x.flatten(1) for m, x in self.features.items()}
+
     def rows(self, indices: Sequence[int]) -> Tokens:
         """Return some of the samples, in the given order."""
         at = torch.as_tensor(indices, dtype=torch.int64)
@@ -59,9 +70,10 @@ class Tokens(NamedTuple):
         keep = torch.zeros_like(self.present)
         keep[chosen[:, 0], chosen[:, 1]] = True
         present = self.present & keep
+        columns = present.split(list(self.counts().values()), dim=1)
         features = {
-            m: x.masked_fill(~present[:, k : k + 1], 0.0)
-            for k, (m, x) in enumerate(self.features.items())
+            m: x.masked_fill(~there.unsqueeze(-1), 0.0)
+            for (m, x), there in zip(self.features.items(), columns, strict=True)
         }
         some = present.any(dim=1).nonzero().flatten().tolist()
         return Tokens(features, present, self.instructions).rows(some)
@@ -88,7 +100,7 @@ class Tokens(NamedTuple):
         """Declare token features, their positions, and the instructions.
 
         Args:
-            widths: For each modality the width F of its features.
+            widths: For each modality the width F of a token.
         """
         places = {f"positions/{m}": TensorField((None,), torch.int16) for m in widths}
         return Schema(
@@ -101,51 +113,75 @@ class Tokens(NamedTuple):
         )
 
     def message(self) -> Message:
-        """Return the present tokens, the rows that they belong to, and each instruction once."""
+        """Return the present tokens, their positions n T + t, and each instruction once.
+
+        Raises:
+            ValueError: If a position does not fit into 16 bits.
+        """
         texts = tuple(dict.fromkeys(self.instructions))
         tensors: dict[str, Tensor] = {
             "asked/which": torch.tensor(
                 [texts.index(text) for text in self.instructions], dtype=torch.int16
             )
         }
-        for k, (modality, x) in enumerate(self.features.items()):
-            rows = self.present[:, k].nonzero().flatten()
-            tensors[f"tokens/{modality}"] = x[rows].float()
-            tensors[f"positions/{modality}"] = rows.to(torch.int16)
+        columns = self.present.split(list(self.counts().values()), dim=1)
+        for (modality, x), there in zip(self.features.items(), columns, strict=True):
+            if there.numel() > _POSITIONS:
+                raise ValueError(
+                    f"{there.numel()} tokens of {modality!r} in one message, at most {_POSITIONS} "
+                    "have a position: lower algorithm.init_args.steps.private or data.batch_size"
+                )
+            places = there.flatten().nonzero().flatten()
+            tensors[f"tokens/{modality}"] = x.flatten(0, 1)[places].float()
+            tensors[f"positions/{modality}"] = places.to(torch.int16)
         return Message(tensors, {"instructions": texts})
 
     @staticmethod
-    def faults(message: Message, modalities: Sequence[str]) -> list[str]:
-        """List invalid values in a message that is valid under the schema."""
+    def faults(message: Message, counts: Mapping[str, int]) -> list[str]:
+        """List invalid values in a message that is valid under the schema.
+
+        Args:
+            message: The message.
+            counts: The number T of tokens of each modality.
+        """
         texts, which = message.scalars["instructions"], message.tensors["asked/which"]
         assert isinstance(texts, tuple)
         faults = []
         if len(which) and not 0 <= int(which.min()) <= int(which.max()) < len(texts):
             faults.append(f"asked/which names other texts than the {len(texts)} that are there")
-        for m in modalities:
+        for m, count in counts.items():
             tokens, rows = message.tensors[f"tokens/{m}"], message.tensors[f"positions/{m}"]
             if len(tokens) != len(rows):
                 faults.append(f"{len(tokens)} tokens of {m!r} have {len(rows)} positions")
+            last = len(which) * count - 1
             if len(rows) and not (
-                int(rows[0]) >= 0 and int(rows[-1]) < len(which) and bool((rows.diff() > 0).all())
+                int(rows[0]) >= 0 and int(rows[-1]) <= last and bool((rows.diff() > 0).all())
             ):
-                faults.append(f"positions of {m!r} do not rise from 0 to {len(which) - 1}")
+                faults.append(f"positions of {m!r} do not rise from 0 to {last}")
             if tokens.numel() and float(tokens.abs().max()) > MAX_FEATURE:
                 faults.append(f"a feature of {m!r} is beyond {MAX_FEATURE:.0e}")
         return faults
 
     @classmethod
-    def read(cls, message: Message, modalities: Sequence[str]) -> Tokens:
-        """Return the tokens of a message that has no `faults`."""
+    def read(cls, message: Message, counts: Mapping[str, int]) -> Tokens:
+        """Return the tokens of a message that has no `faults`.
+
+        Args:
+            message: The message.
+            counts: The number T of tokens of each modality, in column order.
+        """
         texts, which = message.scalars["instructions"], message.tensors["asked/which"]
         assert isinstance(texts, tuple)
-        present = torch.zeros(len(which), len(modalities), dtype=torch.bool)
-        features = {}
-        for k, m in enumerate(modalities):
-            tokens, rows = message.tensors[f"tokens/{m}"], message.tensors[f"positions/{m}"].long()
-            present[rows, k] = True
-            features[m] = torch.zeros(len(which), tokens.shape[1]).index_copy(0, rows, tokens)
-        return cls(features, present, tuple(texts[int(i)] for i in which))
+        features, present = {}, []
+        for m, count in counts.items():
+            tokens, places = message.tensors[f"tokens/{m}"], message.tensors[f"positions/{m}"]
+            there = torch.zeros(len(which) * count, dtype=torch.bool)
+            there[places.long()] = True
+            present.append(there.view(-1, count))
+            empty = torch.zeros(len(there), tokens.shape[1])
+            read = empty.index_copy(0, places.long(), tokens)
+            features[m] = read.view(len(which), count, tokens.shape[1])
+        return cls(features, torch.cat(present, dim=1), tuple(texts[int(i)] for i in which))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +189,11 @@ class TokenAggregate(Aggregate):
     """The token features that the devices sent in a round.
 
     Attributes:
-        tokens: The samples of all devices, in the order of the devices.
+        messages: The messages of all devices, in their order.
     """
 
-    tokens: Tokens
+    messages: tuple[Message, ...]
+
+    def tokens(self, counts: Mapping[str, int]) -> Tokens:
+        """Return the samples of all devices; see `Tokens.read`."""
+        return Tokens.joined([Tokens.read(message, counts) for message in self.messages])

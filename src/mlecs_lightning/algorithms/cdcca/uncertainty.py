@@ -52,13 +52,40 @@ def _over_positions(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def most_uncertain(scores: Tensor, present: Tensor, fraction: float) -> Tensor:
+def relative_variance(passes: Tensor) -> Tensor:
+    """Return the variance of features over dropout passes, relative to their size.
+
+    The population variance of each feature over the passes, summed over the features, divided by
+    their mean squared length: 1 - |mean x|^2 / mean |x|^2. So that sensors whose features differ in
+    scale can be compared.
+
+    Args:
+        passes: (S, ..., F) features of S passes.
+
+    Returns:
+        (...) in [0, 1]; zero where all features are zero.
+
+    Example:
+        >>> relative_variance(torch.tensor([[[3.0, 0.0]], [[1.0, 0.0]]]))
+        tensor([0.2000])
+    """
+    passes = passes.float()
+    length = passes.square().sum(dim=-1).mean(dim=0)
+    spread = passes.var(dim=0, correction=0).sum(dim=-1)
+    return torch.where(length > 0, spread / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
+
+
+def most_uncertain(
+    scores: Tensor, present: Tensor, fraction: float, *, among: Tensor | None = None
+) -> Tensor:
     """Return the positions of the tokens with the highest scores.
 
     Args:
         scores: (N, K) uncertainty of K tokens of N samples.
         present: (N, K) bool; absent tokens are never chosen.
         fraction: Share rho in (0, 1] of the present tokens to choose; rounded, at least one.
+        among: (N,) bool, the samples whose tokens may be chosen; all by default. If they have fewer
+            tokens than wanted, all of theirs are chosen.
 
     Returns:
         (M, 2) int64 rows and columns, in ascending order; ties go to the first ones.
@@ -76,8 +103,11 @@ def most_uncertain(scores: Tensor, present: Tensor, fraction: float) -> Tensor:
         raise ValueError(f"scores {tuple(scores.shape)}, present {tuple(present.shape)}")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    wanted = max(1, int(fraction * int(present.sum()) + 0.5))
+    if among is not None:
+        present = present & among.unsqueeze(1)
     there = present.flatten().nonzero().flatten()
-    wanted = min(len(there), max(1, int(fraction * len(there) + 0.5)))
+    wanted = min(len(there), wanted)
     order = scores.flatten()[there].sort(descending=True, stable=True).indices
     chosen = there[order[:wanted]].sort().values
     return torch.stack([chosen // scores.shape[1], chosen % scores.shape[1]], dim=1)

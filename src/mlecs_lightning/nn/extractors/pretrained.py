@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -256,6 +257,15 @@ class PretrainedExtractor(nn.Module):
     def without_cache(self) -> None:
         """Compute features from now on, without looking for them on disk."""
         self._limit = 0
+
+    @contextmanager
+    def uncached(self) -> Iterator[None]:
+        """Compute features within the context, without looking for them on disk."""
+        limit, self._limit = self._limit, 0
+        try:
+            yield
+        finally:
+            self._limit = limit
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, ...) to (B, out_features), in the dtype of ``x``."""

@@ -106,7 +106,7 @@ def test_a_device_is_a_copy_of_the_student(
 ) -> None:
     edge, cloud = federation.edge("phone").module.eval(), federation.server.module.eval()
     answers = ["a bold two"] * tokens.samples
-    given = (tokens.features, tokens.present, tokens.instructions, answers)
+    given = (tokens.inputs(), tokens.present, tokens.instructions, answers)
     with torch.no_grad():
         ours, theirs = (m.tower("slm")(*given).logits for m in (edge, cloud))
     assert torch.equal(ours, theirs)
@@ -193,6 +193,15 @@ def test_a_student_may_have_less_of_the_warm_up(tiny: SimpleNamespace, tapped: T
     assert not torch.equal(start[name], moved[name])
 
 
+def said(module: Any, tokens: Tokens) -> list[str]:  # noqa: ANN401
+    """Return what a device answers from all its tokens."""
+    tower = module.eval().tower()
+    answers: list[str] = tower.generate(
+        tower.connector(tokens.inputs(), tokens.present), tokens.instructions
+    )
+    return answers
+
+
 # UTS ----------------------------------------------------------------------------------------------
 
 
@@ -201,13 +210,13 @@ def test_uncertainty_is_the_entropy_of_the_device_s_own_answer(
 ) -> None:
     """Dropout is off in these models: no variance, and the entropy by hand."""
     module = federation.edge("phone").module
-    scores = token_uncertainty(module, tokens, passes=2, variance_weight=5.0)
+    answers = said(module, tokens)
+    scores = token_uncertainty(module, tokens, answers, passes=2, variance_weight=5.0)
     assert scores.shape == (8, 3)
     assert not module.training
     tower = module.tower()
-    answers = tower.generate(tower.connector(tokens.features, tokens.present), tokens.instructions)
     with torch.no_grad():
-        output = tower(tokens.features, tokens.present, tokens.instructions, answers)
+        output = tower(tokens.inputs(), tokens.present, tokens.instructions, answers)
     p = output.logits.softmax(-1)
     entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
     for row in range(8):
@@ -225,7 +234,11 @@ def test_dropout_adds_the_variance_of_what_each_token_says_alone(
     try:
         for weight in (0.0, 1.0, 3.0):
             torch.manual_seed(0)
-            found.append(token_uncertainty(module, tokens, passes=4, variance_weight=weight))
+            found.append(
+                token_uncertainty(
+                    module, tokens, said(module, tokens), passes=4, variance_weight=weight
+                )
+            )
     finally:
         dropout.p = 0.0
     entropy, one, three = found
@@ -257,6 +270,8 @@ def test_what_goes_up_is_declared_and_nothing_else(
         assert sent == 12  # a quarter of 2 batches of 8 samples of 3 tokens
         told = message.component("report")
         assert told["uts/uncertainty_sent"] > told["uts/uncertainty"]  # what it is least sure of
+    # An answer, and 4 passes over the sample and over each of its three tokens.
+    assert summary["sampling"] == {"tokens": 3, "encoder_passes": 1, "language_model_passes": 17}
     # The device takes no step: only the server's warm-up and AKD do.
     assert {party for party, _, _ in log.passes} == {"server"}
     assert set(summary["communication"]["by_component"]["uplink"]) == {
@@ -270,7 +285,7 @@ def test_others_refuse_token_features(tiny: SimpleNamespace, kind: type[FedAvg])
     federation = tiny.build(kind(), tiny.parties(DEVICE), tiny.data(**STREAM))
     module = federation.edge("phone").module
     there = Tokens(
-        {m: torch.ones(1, 64) for m in ALL}, torch.ones(1, 3, dtype=torch.bool), ("what ?",)
+        {m: torch.ones(1, 1, 64) for m in ALL}, torch.ones(1, 3, dtype=torch.bool), ("what ?",)
     )
     adapter = Message(
         {f"adapter/{k}": t for k, t in module.adapter_state().items()},
@@ -307,7 +322,7 @@ def test_the_loss_of_a_lesson_is_the_sum_of_its_parts(
     losses = algorithm.akd.loss(module, Lesson(tokens, answers, public))
     module.eval()
     with torch.no_grad():
-        given = (tokens.features, tokens.present, tokens.instructions, answers)
+        given = (tokens.inputs(), tokens.present, tokens.instructions, answers)
         student, teacher = (module.tower(name)(*given) for name in ("slm", "llm"))
         mask = student.labels >= 0
         logits = distillation_loss(student.logits, teacher.logits, mask=mask, temperature=3.0)
@@ -492,6 +507,10 @@ def test_a_device_that_lies_is_left_out(
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),
+        ({"feature_weight": -1.0}, "feature_weight must be at least 0, got -1.0"),
+        ({"answer_threshold": 0.0}, "answer_threshold must be null or in (0, 1], got 0.0"),
+        ({"feature_dropout": 1.0}, "feature_dropout must be in (0, 1), got 1.0"),
+        ({"train": []}, "train must name a part of ['lora', 'norms', 'biases', 'prompts'], got"),
         ({"train_device": True}, "train_device needs distillation: none, got 'akd'"),
     ],
 )

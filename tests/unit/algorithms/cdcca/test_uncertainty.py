@@ -9,6 +9,7 @@ from mlecs_lightning.algorithms.cdcca.uncertainty import (
     dropout_variance,
     most_uncertain,
     predictive_entropy,
+    relative_variance,
 )
 
 
@@ -27,6 +28,14 @@ def test_variance_by_hand() -> None:
     assert dropout_variance(passes, torch.tensor([[True]])).tolist() == pytest.approx([4 / 9])
     same = passes[:1].expand(5, -1, -1, -1)
     assert dropout_variance(same, torch.tensor([[True]])).tolist() == [0]
+
+
+def test_relative_variance_by_hand() -> None:
+    """Of (2, 0) and (0, 2): mean (1, 1), spread 2, mean squared length 4."""
+    passes = torch.tensor([[[2.0, 0.0], [5.0, 5.0]], [[0.0, 2.0], [5.0, 5.0]]])
+    assert relative_variance(passes).tolist() == [0.5, 0.0]
+    torch.testing.assert_close(relative_variance(1000 * passes), relative_variance(passes))
+    assert relative_variance(torch.zeros(3, 4, 2)).tolist() == [0.0] * 4
 
 
 def test_selection_by_hand() -> None:

@@ -9,7 +9,14 @@ from mlecs_lightning.class_paths import check_call
 from mlecs_lightning.data.decoding.files import decode_array
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.nn.extractors.small import ImageCNN, SeriesCNN, VectorMLP, build_extractor
+from mlecs_lightning.functional import text_to_bytes
+from mlecs_lightning.nn.extractors.small import (
+    ImageCNN,
+    SeriesCNN,
+    TextCNN,
+    VectorMLP,
+    build_extractor,
+)
 from mlecs_lightning.types import ModalitySpec
 
 SPECS = [
@@ -256,3 +263,66 @@ def test_any_module_with_out_features_is_an_extractor(
 
 def flat(spec: ModalitySpec) -> nn.Module:
     return Flatten(spec)
+
+
+# Several tokens of an input -----------------------------------------------------------------------
+
+
+def only_input(layer: nn.Linear, column: int) -> None:
+    """Let a layer give one of its inputs."""
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+        layer.weight[:, column] = 1.0
+
+
+def test_the_tokens_of_an_image_are_patches_row_by_row() -> None:
+    model = ImageCNN(ModalitySpec("image", (1, 16, 16)), tokens=4, width=3)
+    x = torch.randn(2, 1, 16, 16)
+    only_input(model.layers[-1], 5)  # of a patch of 2 x 2 the second row, second column, channel 1
+    maps = model.layers[:-2](x)
+    assert maps.shape[2:] == (4, 4)
+    corners = [maps[:, 1, row, column] for row in (0, 2) for column in (1, 3)]
+    assert model.out_features == 12
+    torch.testing.assert_close(model(x).view(2, 4, 3)[..., 0], torch.stack(corners, dim=1))
+
+
+@pytest.mark.parametrize("length", [20, 128])
+def test_the_tokens_of_a_series_are_stretches(length: int) -> None:
+    model = SeriesCNN(ModalitySpec("series", (2, length)), tokens=4, width=3)
+    x = torch.randn(2, 2, length)
+    only_input(model.head, 2 * 32 + 2 + 1)  # after the pooled maps and the means: a deviation
+    parts = x[:, 1].view(2, 4, -1).std(-1, correction=0)
+    torch.testing.assert_close(model(x).view(2, 4, 3)[..., 0], parts)
+    only_input(model.head, 32 + 7)  # a maximum
+    maps = model.layers(x)[:, 7].view(2, 4, -1).amax(-1)
+    torch.testing.assert_close(model(x).view(2, 4, 3)[..., 0], maps)
+
+
+def test_the_tokens_of_a_text_are_words() -> None:
+    model = TextCNN(ModalitySpec("text", (16,)), tokens=3, width=2)
+    texts = ["he fell down it", "who"]
+    x = torch.stack([text_to_bytes(text, 16) for text in texts]).float()
+    only_input(model.head, 4)
+    found = model(x).view(2, 3, 2)[..., 0]
+    h = model.layers(model.letters(x.long()).transpose(1, 2))[:, 4]
+    rest = torch.cat([h[0, 8:12], h[0, 13:15]])
+    words = [h[0, :2].mean(), h[0, 3:7].mean(), rest.mean()]
+    torch.testing.assert_close(found[0], torch.stack(words))
+    torch.testing.assert_close(found[1], torch.stack([h[1, :3].mean(), *torch.zeros(2)]))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: ImageCNN(ModalitySpec("image", (1, 8, 8)), tokens=9),
+            r"one of \[1, 4, 16\], got 9",
+        ),
+        (lambda: SeriesCNN(ModalitySpec("series", (2, 5)), tokens=6), "must be 1 to 5, got 6"),
+        (lambda: TextCNN(ModalitySpec("text", (9,)), tokens=0), "at least 1, got 0"),
+    ],
+)
+def test_tokens_that_an_input_does_not_have_are_refused(build: Any, words: str) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigurationError, match=words):
+        build()
