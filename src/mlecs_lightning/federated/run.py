@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -28,43 +28,20 @@ from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
 from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.federated.exchange.outcome import Outcome
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.rounds.accounting import Accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.rounds.bounds import Claims, Moves
-from mlecs_lightning.rounds.failures import Failure, FailureLog
+from mlecs_lightning.rounds.failures import FailureLog
 from mlecs_lightning.rounds.optimization import origin
 from mlecs_lightning.wire.channel import Channel
 from mlecs_lightning.wire.ledger import Ledger
 from mlecs_lightning.wire.messages import Message, Scalar
 
-__all__ = ["Outcome", "Run"]
+__all__ = ["Run"]
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(NamedTuple):
-    """The result of one client's round.
-
-    Attributes:
-        client: The client.
-        down: Bytes that it received, by component.
-        up: Bytes of its accepted message, by component.
-        data: The accepted message, as bytes.
-        message: The accepted message, decoded; only in the process that served the client.
-        metrics: The figures of its report, and the codec's reconstruction errors.
-        failure: Why there is no message, where one was due.
-        moved: How far the accepted update has moved, see `Moves`.
-    """
-
-    client: str
-    down: dict[str, int] = {}  # noqa: RUF012 - never changed
-    up: dict[str, int] = {}  # noqa: RUF012
-    data: bytes | None = None
-    message: Message | None = None
-    metrics: dict[str, float] = {}  # noqa: RUF012
-    failure: Failure | None = None
-    moved: float = 0.0
 
 
 @dataclass
@@ -238,16 +215,7 @@ class Run:
         """Return the outcomes of this round so far, from all ranks."""
         return self.federation.ranks.merge(
             {
-                client: {
-                    "down": outcome.down,
-                    "up": outcome.up,
-                    "metrics": outcome.metrics,
-                    "moved": outcome.moved,
-                    "fault": None if outcome.failure is None else vars(outcome.failure),
-                    "message": _as_tensor(self.federation.store.message(client))
-                    if outcome.up
-                    else None,
-                }
+                client: outcome.plain(self.federation.store.message(client) if outcome.up else None)
                 for client, outcome in self.served.items()
             }
         )
@@ -371,15 +339,7 @@ class Run:
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:
             self.federation.store.put_message(client, saved["message"].numpy().tobytes())
-        failure = None if saved["fault"] is None else Failure(**saved["fault"])
-        self.served[client] = Outcome(
-            client,
-            saved["down"],
-            saved["up"],
-            metrics=saved["metrics"],
-            failure=failure,
-            moved=saved.get("moved", 0.0),
-        )
+        self.served[client] = Outcome.of(client, saved)
 
 
 def clock_of(seconds: torch.Tensor | float, rounds: int) -> tuple[list[float], float]:
@@ -391,7 +351,3 @@ def clock_of(seconds: torch.Tensor | float, rounds: int) -> tuple[list[float], f
     """
     *timed, now = torch.as_tensor(seconds).flatten().tolist()
     return [math.nan] * (rounds - len(timed)) + timed, now
-
-
-def _as_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

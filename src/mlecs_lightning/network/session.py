@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from mlecs_lightning.federated.exchange.device import Device, Reply
 from mlecs_lightning.network.agreement import Agreement
@@ -13,6 +15,7 @@ from mlecs_lightning.network.provision import install
 from mlecs_lightning.network.store import DeviceStore
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import Failure, FailureTrace, Fate, raised
+from mlecs_lightning.storage.files import FullDiskError
 from mlecs_lightning.wire.channel import MessageLimits
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import REPORT, Schema, component_of
@@ -56,6 +59,7 @@ class DeviceSession:
     trace: FailureTrace | None = None
     ended: bool = field(default=False, init=False)
     _agreed: bool = field(default=False, init=False)
+    _answered: tuple[object, Envelope] | None = field(default=None, init=False)
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to a request; a request that makes no sense is refused, too.
@@ -115,32 +119,41 @@ class DeviceSession:
         round, last = int(asked.header["round"]), asked.header["last"]
         provided, offered = asked.parts
         about = {**self._about(), "round": round}
+        asked_for = (round, last, *(hashlib.sha256(part).digest() for part in asked.parts))
+        if self._answered is not None and self._answered[0] == asked_for:
+            return self._answered[1]  # the answer was lost on its way
+        self._answered = None
         if not self.store.go_back(last):
             log.error(
                 "the server asks for the state of round %s, at hand: %s", last, self.store.rounds
             )
             return Envelope("missing", {**about, "last": last, "rounds": self.store.rounds})
-        algorithm, edges = self.device.algorithm, self.device.federation
-        if last is None and provided:
-            install(edges, algorithm, self.client, provided, limits=self.limits)
-        ctx = RoundContext(round, edges.parties.seed, (self.client,))
+        failed = partial(raised, round=round, client=self.client, note=self.device.note)
         try:
-            received = self.device.read(ctx, self.client, offered)
+            reply = self._trained(round, first=provided if last is None else b"", offered=offered)
         except ChannelError as error:
-            failure = raised(
-                error,
-                kind="refused",
-                stage="downlink",
-                round=round,
-                client=self.client,
-                note=self.device.note,
-            )
+            failure = failed(error, kind="refused", stage="downlink")
             return self._told(Reply(self.client, failure=failure), about)
+        except FullDiskError as error:
+            log.error("%s; the next round begins with the state of round %s", error, last)
+            failure = failed(error, kind="error", stage="state")
+            return self._told(Reply(self.client, failure=failure), about)
+        told = self._told(reply, about)
+        if reply.failure is None:
+            self._answered = (asked_for, told)
+            if last is not None:
+                self.store.forget(int(last))
+        return told
+
+    def _trained(self, round: int, *, first: bytes, offered: bytes) -> Reply:
+        """Train the client for a round, after its first state if that is provided."""
+        edges = self.device.federation
+        if first:
+            install(edges, self.device.algorithm, self.client, first, limits=self.limits)
+        ctx = RoundContext(round, edges.parties.seed, (self.client,))
+        received = self.device.read(ctx, self.client, offered)
         fate = self.trace.fate(round, self.client) if self.trace else Fate()
-        reply = self.device.work(ctx, self.client, received, fate)
-        if last is not None and reply.failure is None:
-            self.store.forget(int(last))
-        return self._told(reply, about)
+        return self.device.work(ctx, self.client, received, fate)
 
     @staticmethod
     def _told(reply: Reply, about: dict[str, object]) -> Envelope:
