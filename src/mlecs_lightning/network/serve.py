@@ -20,7 +20,7 @@ from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.signals import StopSignals
 from mlecs_lightning.storage.paths import expanded
 
-__all__ = ["serve"]
+__all__ = ["check_late", "serve"]
 
 _FAREWELL = 10.0
 _POLL = 0.5
@@ -72,7 +72,7 @@ def serve(
     if not 0 < port < 2**16:
         raise ConfigurationError(f"--port must lie in [1, 65535], got {port}")
     if late == "next":
-        _check_late(deadline, private=self.settings.loop.privacy is not None)
+        check_late(deadline, private=self.settings.loop.privacy is not None)
     run = self.open(algorithm, datamodule, federation, ckpt_path, remote=True)
     if not self.is_global_zero:
         return self.train(run)  # the first process alone talks to the devices
@@ -115,7 +115,7 @@ def serve(
     return summary
 
 
-def _check_late(deadline: float | None, *, private: bool) -> None:
+def check_late(deadline: float | None, *, private: bool) -> None:
     """Refuse to use late replies where there are none, or none may count.
 
     Raises:
