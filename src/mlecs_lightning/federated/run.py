@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
-from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
 from mlecs_lightning.federated.exchange.outcome import Outcome
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.rounds.accounting import Accountant
@@ -64,6 +64,7 @@ class Run:
         in_place: Whether a resumed run continues in the folder of its checkpoint.
         restored: Whether the run was resumed.
         changed: For each party, what a resumed run changes.
+        ask_scores: Returns test scores, by client and view, that devices have measured themselves.
     """
 
     algorithm: Algorithm
@@ -92,6 +93,7 @@ class Run:
     before: float = 0.0
     restored: bool = False
     changed: dict[str, list[str]] = field(default_factory=dict)
+    ask_scores: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self) -> None:
@@ -116,7 +118,15 @@ class Run:
 
     def test(self) -> dict[str, Any]:
         """Return the test scores of all parties."""
-        return self.tester.test(self.federation, round=self.last_round)
+        results = self.tester.test(self.federation, round=self.last_round)
+        clients = results["clients"]
+        if asked := self.ask_scores():
+            for client, views in asked.items():
+                clients[client] |= views
+            results["mean"] = {
+                view: mean_rows(each[view] for each in clients.values()) for view in results["mean"]
+            }
+        return results
 
     def phase(self, client: str, round: int) -> str:
         """Return the name of a client's data in a round; data of one name do not change."""

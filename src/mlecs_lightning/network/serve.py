@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from mlecs_lightning.clients.settings import Federation
@@ -16,6 +16,7 @@ from mlecs_lightning.network.device import check_algorithm
 from mlecs_lightning.network.envelope import Envelope
 from mlecs_lightning.network.flower.transport import FlowerTransport
 from mlecs_lightning.network.link import Late, NetworkLink, Transport
+from mlecs_lightning.network.scores import ask_scores
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.signals import StopSignals
 from mlecs_lightning.storage.paths import expanded
@@ -23,6 +24,7 @@ from mlecs_lightning.storage.paths import expanded
 __all__ = ["check_late", "serve"]
 
 _FAREWELL = 10.0
+_TEST = 600.0
 _POLL = 0.5
 _HEADER = 2**20
 
@@ -38,12 +40,13 @@ def serve(
     keys: str = "keys",
     deadline: float | None = None,
     late: Late = "drop",
+    scores: bool = False,
     flower: str | None = None,
 ) -> dict[str, Any]:
     """Train a federation whose clients are devices on a network.
 
     The same run as ``fit``: only the server's data are needed here, and every device joins with
-    ``mlecs join``. Clients are not scored here.
+    ``mlecs join``.
 
     Args:
         self: The trainer.
@@ -58,6 +61,8 @@ def serve(
         deadline: Seconds that a round waits for replies; by default it waits for every participant.
         late: What becomes of a reply that comes after the deadline: ``drop``, or ``next`` to count
             it in the next round that its client takes part in.
+        scores: Whether to ask the devices, at the end, for their test scores. A device sends them
+            if its ``allow`` names ``scores``.
         flower: Folder of Flower's programs; by default beside this Python, then on the PATH.
 
     Returns:
@@ -107,6 +112,14 @@ def serve(
     def link(run: Run, stop: StopSignals) -> NetworkLink:
         return NetworkLink(run, transport, agreement, stop.check, deadline, late)
 
+    if scores:
+        run.ask_scores = partial(
+            ask_scores,
+            run,
+            transport,
+            limits=self.settings.message_limits,
+            seconds=_TEST if deadline is None else deadline,
+        )
     try:
         summary = self.train(run, link)
         say_goodbye(transport)

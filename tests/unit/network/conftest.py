@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.device import open_device
 from mlecs_lightning.network.envelope import Envelope
 from mlecs_lightning.network.link import Arrival, Late, NetworkLink
+from mlecs_lightning.network.scores import ask_scores
 from mlecs_lightning.network.session import DeviceSession
 from mlecs_lightning.rounds import Algorithm
 
@@ -100,6 +102,7 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
         settings: Federation | None = None,
         deadline: float | None = None,
         late: Late = "drop",
+        scores: bool = False,
     ) -> dict[str, Any]:
         data = data or tiny.data()
         settings = settings or tiny.parties()
@@ -115,6 +118,9 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
                 precision="32-true",
             )
 
+        if scores:
+            limits = trainer.settings.message_limits
+            run.ask_scores = partial(ask_scores, run, wire, limits=limits, seconds=1.0)
         return trainer.train(
             run,
             lambda run, stop: NetworkLink(run, wire, agreement, stop.check, deadline, late),
