@@ -27,7 +27,7 @@ from mlecs_lightning.rounds.failures import EvaluationError, Failure, FailureLog
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
 from mlecs_lightning.types import Batch
 
-__all__ = ["Evaluator", "checks_of", "mean_rows"]
+__all__ = ["Evaluator", "Tested", "checks_of", "mean_rows"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _KEPT = "\nno training is lost: --ckpt_path last goes on from the checkpoint of 
 log = logging.getLogger(__name__)
 
 
-class _Tested(NamedTuple):
+class Tested(NamedTuple):
     """Test of one party.
 
     Attributes:
@@ -285,12 +285,12 @@ class Evaluator:
             clients: All clients.
         """
         tables = {client: self._data.private(client, "val") for client in clients}
-        own = {client: self._names(table) for client, table in tables.items()}
+        own = {client: self.names(table) for client, table in tables.items()}
         names = [f"clients/{client}/val/{k}" for client, names in own.items() for k in names]
         names += [f"clients/val/{k}" for k in dict.fromkeys(k for n in own.values() for k in n)]
-        return names + [f"server/val/{k}" for k in self._names(self._data.public("val"))]
+        return names + [f"server/val/{k}" for k in self.names(self._data.public("val"))]
 
-    def _names(self, table: SampleTable) -> list[str]:
+    def names(self, table: SampleTable) -> list[str]:
         """Return the names of a party's values on a table; none where there are no samples."""
         if not len(table) or self._limit == 0:
             return []
@@ -340,12 +340,12 @@ class Evaluator:
             for client in federation.clients
         }
 
-        def of_server(server: ServerLearner) -> _Tested:
+        def of_server(server: ServerLearner) -> Tested:
             said: list[dict[str, str]] = []
             scores = self.scores(server, table, said=said)
             constant = self.constant(public, table)
             checks = checks_of(constant, said, public.targets)
-            return _Tested({"all": scores}, {"all": constant}, checks, self._confusion(said))
+            return Tested({"all": scores}, {"all": constant}, checks, self._confusion(said))
 
         server = self._of_server(federation, of_server, **about)
         return {
@@ -364,7 +364,7 @@ class Evaluator:
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 
-    def _confusions(self, tested: Mapping[str, _Tested], server: _Tested) -> dict[str, Any]:
+    def _confusions(self, tested: Mapping[str, Tested], server: Tested) -> dict[str, Any]:
         """Return the counts of all parties as an entry of summary.json; empty without classes."""
         if not self._data.classes:
             return {}
@@ -372,7 +372,7 @@ class Evaluator:
         own = {"server": server.confusion} if server.confusion else {}
         return {"confusion": {"classes": list(self._data.classes), "clients": clients, **own}}
 
-    def tested(self, edges: Edges, edge: EdgeLearner) -> _Tested:
+    def tested(self, edges: Edges, edge: EdgeLearner) -> Tested:
         """Return a client's scores, those of the best constant sentence, and `checks_of` both.
 
         Args:
@@ -391,4 +391,4 @@ class Evaluator:
         constants = {"own": self.constant(train, test), "all": self.constant(public, everywhere)}
         known = (*train.targets, *public.targets)
         checks = checks_of(constants["all"], said, known)
-        return _Tested(scores, constants, checks, counts)
+        return Tested(scores, constants, checks, counts)

@@ -11,9 +11,10 @@ from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.federated.exchange.cohort_link import CohortLink
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.exchange.link import InProcessLink, Link
+from mlecs_lightning.federated.exchange.outcome import Outcome
 from mlecs_lightning.federated.exchange.privacy import PrivateSum
 from mlecs_lightning.federated.exchange.server import Exchange
-from mlecs_lightning.federated.run import Outcome, Run
+from mlecs_lightning.federated.run import Run
 from mlecs_lightning.rounds.context import RoundContext, seed_generators
 from mlecs_lightning.rounds.failures import EvaluationError, Failure, Fate
 from mlecs_lightning.rounds.participation import LoopSettings
@@ -225,6 +226,8 @@ class RoundLoop:
     ) -> Message | None:
         """Record and report the outcome of a client, the same way on every rank."""
         run, client = self._run, outcome.client
+        if outcome.provided:
+            run.ledger.add("provision", client, outcome.provided)
         if outcome.down:
             run.ledger.add("downlink", client, outcome.down)
         if outcome.failure is not None:
@@ -245,7 +248,10 @@ class RoundLoop:
             return None
         message = decode(outcome.data)[0] if outcome.message is None else outcome.message
         run.moves.add(outcome.moved)
-        run.claims.register(client, run.phase(client, ctx.round), run.claimed(message))
+        asked = ctx.round - outcome.late
+        if outcome.late:
+            metrics[f"clients/{client}/late"] = outcome.late
+        run.claims.register(client, run.phase(client, asked), run.claimed(message))
         return message
 
     def _told(self, failure: Failure) -> str:

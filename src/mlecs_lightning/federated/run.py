@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -27,44 +27,21 @@ from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
-from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
+from mlecs_lightning.federated.exchange.outcome import Outcome
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.rounds.accounting import Accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.rounds.bounds import Claims, Moves
-from mlecs_lightning.rounds.failures import Failure, FailureLog
+from mlecs_lightning.rounds.failures import FailureLog
 from mlecs_lightning.rounds.optimization import origin
 from mlecs_lightning.wire.channel import Channel
 from mlecs_lightning.wire.ledger import Ledger
 from mlecs_lightning.wire.messages import Message, Scalar
 
-__all__ = ["Outcome", "Run"]
+__all__ = ["Run"]
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(NamedTuple):
-    """The result of one client's round.
-
-    Attributes:
-        client: The client.
-        down: Bytes that it received, by component.
-        up: Bytes of its accepted message, by component.
-        data: The accepted message, as bytes.
-        message: The accepted message, decoded; only in the process that served the client.
-        metrics: The figures of its report, and the codec's reconstruction errors.
-        failure: Why there is no message, where one was due.
-        moved: How far the accepted update has moved, see `Moves`.
-    """
-
-    client: str
-    down: dict[str, int] = {}  # noqa: RUF012 - never changed
-    up: dict[str, int] = {}  # noqa: RUF012
-    data: bytes | None = None
-    message: Message | None = None
-    metrics: dict[str, float] = {}  # noqa: RUF012
-    failure: Failure | None = None
-    moved: float = 0.0
 
 
 @dataclass
@@ -87,6 +64,7 @@ class Run:
         in_place: Whether a resumed run continues in the folder of its checkpoint.
         restored: Whether the run was resumed.
         changed: For each party, what a resumed run changes.
+        ask_scores: Returns test scores, by client and view, that devices have measured themselves.
     """
 
     algorithm: Algorithm
@@ -115,6 +93,7 @@ class Run:
     before: float = 0.0
     restored: bool = False
     changed: dict[str, list[str]] = field(default_factory=dict)
+    ask_scores: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self) -> None:
@@ -139,7 +118,15 @@ class Run:
 
     def test(self) -> dict[str, Any]:
         """Return the test scores of all parties."""
-        return self.tester.test(self.federation, round=self.last_round)
+        results = self.tester.test(self.federation, round=self.last_round)
+        clients = results["clients"]
+        if asked := self.ask_scores():
+            for client, views in asked.items():
+                clients[client] |= views
+            results["mean"] = {
+                view: mean_rows(each[view] for each in clients.values()) for view in results["mean"]
+            }
+        return results
 
     def phase(self, client: str, round: int) -> str:
         """Return the name of a client's data in a round; data of one name do not change."""
@@ -238,16 +225,7 @@ class Run:
         """Return the outcomes of this round so far, from all ranks."""
         return self.federation.ranks.merge(
             {
-                client: {
-                    "down": outcome.down,
-                    "up": outcome.up,
-                    "metrics": outcome.metrics,
-                    "moved": outcome.moved,
-                    "fault": None if outcome.failure is None else vars(outcome.failure),
-                    "message": _as_tensor(self.federation.store.message(client))
-                    if outcome.up
-                    else None,
-                }
+                client: outcome.plain(self.federation.store.message(client) if outcome.up else None)
                 for client, outcome in self.served.items()
             }
         )
@@ -371,15 +349,7 @@ class Run:
     def _restore_outcome(self, client: str, saved: Mapping[str, Any]) -> None:
         if saved["message"] is not None:
             self.federation.store.put_message(client, saved["message"].numpy().tobytes())
-        failure = None if saved["fault"] is None else Failure(**saved["fault"])
-        self.served[client] = Outcome(
-            client,
-            saved["down"],
-            saved["up"],
-            metrics=saved["metrics"],
-            failure=failure,
-            moved=saved.get("moved", 0.0),
-        )
+        self.served[client] = Outcome.of(client, saved)
 
 
 def clock_of(seconds: torch.Tensor | float, rounds: int) -> tuple[list[float], float]:
@@ -391,7 +361,3 @@ def clock_of(seconds: torch.Tensor | float, rounds: int) -> tuple[list[float], f
     """
     *timed, now = torch.as_tensor(seconds).flatten().tolist()
     return [math.nan] * (rounds - len(timed)) + timed, now
-
-
-def _as_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

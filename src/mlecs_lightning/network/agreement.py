@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.modules.contents import content_faults
 from mlecs_lightning.rounds.algorithm import Algorithm
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "public_digest"]
 
 # Where a party finds its data, and how it reads them, is its own affair.
 _OWN = frozenset(
@@ -54,6 +55,7 @@ class Agreement:
         algorithm: Algorithm,
         trainer: TrainerSettings,
         precision: str,
+        public: Callable[[tuple[str, ...]], str] | None = None,
     ) -> Agreement:
         """Return what this end knows.
 
@@ -64,10 +66,10 @@ class Agreement:
             algorithm: The method.
             trainer: Settings of the trainer.
             precision: Numerical precision of the training.
+            public: Returns what `public_digest` does; may remember it, since it reads all samples.
         """
         parties, parts = edges.parties, arguments_of(data)
         modalities = parties.profiles[client].modalities
-        tables = [data.public(split, modalities=modalities) for split in ("train", "val")]
         preparations = {
             name: preparation.to_dict()
             for name, preparation in data.preparations.items()
@@ -91,7 +93,7 @@ class Agreement:
             version("mlecs_lightning"),
             _plain(settings),
             _plain(edges.module(client).frozen_contents()),
-            digest_of(*tables),
+            (public or partial(public_digest, data))(tuple(modalities)),
         )
 
     def plain(self) -> dict[str, Any]:
@@ -127,6 +129,11 @@ class Agreement:
                 f"and {self.public[:16]} on the device: copy the server's public samples"
             )
         return faults
+
+
+def public_digest(data: FederatedDataModule, modalities: Sequence[str]) -> str:
+    """Return the SHA-256 of the public samples as a client with these modalities sees them."""
+    return digest_of(*(data.public(s, modalities=modalities) for s in ("train", "val")))
 
 
 def digest_of(*tables: SampleTable) -> str:

@@ -14,6 +14,7 @@ from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.federated.exchange.coverage import accountant_of
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.settings import TrainerSettings
@@ -119,6 +120,7 @@ def open_device(
         store,
         agreement,
         trainer.message_limits,
+        Evaluator(data, fabric=fabric, bertscore=False, limit=trainer.limit_test_batches),
         allow,
         trainer.loop.faults,
     )

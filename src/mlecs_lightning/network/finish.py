@@ -10,25 +10,21 @@ from lightning.fabric import Fabric
 
 from mlecs_lightning.checkpoints.checkpoint import save_checkpoint
 from mlecs_lightning.clients.about import about
-from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.network.session import DeviceSession
 from mlecs_lightning.storage.digests import write_checked
 
 __all__ = ["finish"]
 
 
-def finish(
-    session: DeviceSession, folder: Path, fabric: Fabric, *, limit: int | None
-) -> dict[str, Any]:
+def finish(session: DeviceSession, folder: Path, fabric: Fabric) -> dict[str, Any]:
     """Test the client on the samples of this device, and write checkpoint and summary.
 
-    Nothing of it leaves the device. ``mlecs export FOLDER --client NAME OUT`` reads the checkpoint.
+    ``mlecs export FOLDER --client NAME OUT`` reads the checkpoint.
 
     Args:
         session: The device.
         folder: Its folder.
         fabric: Where it tests.
-        limit: Maximum number of batches per evaluation.
 
     Returns:
         The summary; empty if the client has not trained.
@@ -46,8 +42,7 @@ def finish(
         "clients": {client: session.store.get(client)},
     }
     save_checkpoint(folder / "checkpoints", state, round=rounds[-1])
-    evaluator = Evaluator(device.data, fabric=fabric, bertscore=False, limit=limit)
-    tested = evaluator.tested(edges, edge)
+    tested = session.tested(rounds[-1])
     summary = {
         "algorithm": type(device.algorithm).__name__,
         "rounds": rounds[-1] + 1,

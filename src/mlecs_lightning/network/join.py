@@ -52,7 +52,7 @@ def join(
         keys: Folder of the authority's certificate and of this device's key; see ``mlecs keys``.
         allow: What may leave this device, such as ``[adapter, modalities, samples, report]``: the
             components that the ledger counts, and scalars. By default all that the algorithm
-            declares.
+            declares. Test scores leave it only if ``scores`` is named.
         flower: Folder of Flower's programs; by default beside this Python, then on the PATH.
 
     Returns:
@@ -92,7 +92,7 @@ def join(
             _answer(session, node, stop)
         finally:
             node.close()
-        finish(session, folder, self._fabric, limit=self.settings.limit_test_batches)
+        finish(session, folder, self._fabric)
     return str(folder)
 
 

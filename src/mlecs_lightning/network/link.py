@@ -6,10 +6,10 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from mlecs_lightning.federated.exchange.device import Reply
 from mlecs_lightning.federated.exchange.link import Offer
@@ -20,7 +20,9 @@ from mlecs_lightning.network.provision import provision
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import Failure, FailureKind
 
-__all__ = ["Arrival", "NetworkLink", "Transport"]
+__all__ = ["Arrival", "Late", "NetworkLink", "Transport"]
+
+Late = Literal["drop", "next"]
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,9 @@ class _Call:
 
     Attributes:
         client: The client.
-        path: The file of the offer.
+        round: The round of the offer.
+        path: The file of the offer; ``None`` if it was sent in an earlier round.
+        provided: Bytes of the first state in it, by component.
         ticket: The ticket of what is under way; empty if nothing is.
         failures: How often the connection has failed.
         due: When to send.
@@ -69,7 +73,9 @@ class _Call:
     """
 
     client: str
-    path: Path
+    round: int
+    path: Path | None
+    provided: dict[str, int] = field(default_factory=dict)
     ticket: str = ""
     failures: int = 0
     due: float = 0.0
@@ -95,8 +101,8 @@ class NetworkLink:
     """Sends the offers of a round to devices, and yields their replies in the order of the offers.
 
     A device that is away, or fails on the way, is asked again until the deadline. A reply that
-    comes after it is dropped. Offers and replies lie in files, so that memory does not grow with
-    the number of clients.
+    comes after it is dropped, or counts in the next round of its client. Offers and replies lie in
+    files, so that memory does not grow with the number of clients.
 
     Attributes:
         run: The run.
@@ -104,6 +110,8 @@ class NetworkLink:
         agreement: Returns what a client must agree with.
         check: Raises an exception if a signal has asked to stop.
         deadline: Seconds of a round's exchange; ``None`` to wait for every participant.
+        late: What becomes of a reply that comes after the deadline: ``drop``, or ``next``: the
+            device is sent nothing new, and the reply counts in the next round of its client.
         waiting: See `Link`. A reply that is not asked for is asked of the device again.
     """
 
@@ -112,9 +120,13 @@ class NetworkLink:
     agreement: Callable[[str], Agreement]
     check: Callable[[], None]
     deadline: float | None = None
+    late: Late = "drop"
     waiting: int = field(default=0, init=False)
+    _expected: dict[str, _Call] = field(default_factory=dict, init=False)
+    _early: dict[str, bytes | None] = field(default_factory=dict, init=False)
     _agreed: set[str] = field(default_factory=set, init=False)
     _errors: dict[str, float] = field(default_factory=dict, init=False)
+    _provided: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Remove the offers of a server that was killed in the middle of a round."""
@@ -126,9 +138,7 @@ class NetworkLink:
         with tempfile.TemporaryDirectory(prefix=_SPOOL, dir=self.run.folder.path) as folder:
             round = _Round(ctx, {}, {})
             for offer in offers:
-                path = Path(folder) / f"{offer.client}.offer"
-                path.write_bytes(self._request(ctx, offer))
-                round.calls[offer.client] = _Call(offer.client, path)
+                round.calls[offer.client] = self._called(ctx, offer, Path(folder))
             clients = tuple(round.calls)
             self._wait(round, Path(folder))
             for client in clients:
@@ -138,41 +148,65 @@ class NetworkLink:
     def _read(self, client: str, path: Path) -> Reply:
         data = path.read_bytes()
         path.unlink()
-        return Reply(client, data, self._errors.pop(client, None))
+        provided = self._provided.pop(client)
+        return Reply(client, data, self._errors.pop(client, None), provided=provided)
 
-    def _request(self, ctx: RoundContext, offer: Offer) -> bytes:
-        """Return the offer with what the device needs to take it up."""
+    def _called(self, ctx: RoundContext, offer: Offer, folder: Path) -> _Call:
+        """Return the call of a client: a new one, or the one that it is still at work on."""
+        client = offer.client
+        if client in self._expected:
+            return self._expected.pop(client)
+        path = folder / f"{client}.offer"
+        request, provided = self._request(ctx, offer)
+        path.write_bytes(request)
+        return _Call(client, ctx.round, path, provided)
+
+    def _request(self, ctx: RoundContext, offer: Offer) -> tuple[bytes, dict[str, int]]:
+        """Return the offer with what the device needs to take it up, and the bytes of that."""
         run, client = self.run, offer.client
         last = run.federation.last_round(client)
         coded = run.channel.codec is not None
-        first = None
+        first, sizes = b"", dict[str, int]()
         if last is None:
-            first = provision(run.federation, run.algorithm, client, coded=coded)
+            first, sizes = provision(run.federation, run.algorithm, client, coded=coded)
         header = {"client": client, "round": ctx.round, "last": last}
-        return Envelope("offer", header, [first or b"", offer.data or b""]).to_bytes()
+        return Envelope("offer", header, [first, offer.data or b""]).to_bytes(), sizes
 
     # Waiting ----------------------------------------------------------------------------------
 
     def _wait(self, round: _Round, folder: Path) -> None:
         """Send, receive and send again, until all have answered or the time is over."""
         start = time.monotonic()
+        early = [(t, self._early.pop(t)) for t in self._tickets(round.calls) if t in self._early]
         while round.calls:
             self.check()
             self._send_due(round)
-            for ticket, data in self.transport.receive(_POLL):
+            for ticket, data in (*early, *self.transport.receive(0.0 if early else _POLL)):
                 call = next((c for c in round.calls.values() if c.ticket == ticket), None)
-                if call is None:
+                if call is not None:
+                    call.ticket = ""
+                    self._arrived(round, call, data, folder)
+                elif ticket in self._tickets(self._expected):
+                    self._early[ticket] = data  # its client takes no part in this round
+                else:
                     log.info("an answer came too late, and was dropped")
-                    continue
-                call.ticket = ""
-                self._arrived(round, call, data, folder)
+            early = []
             if self.deadline is not None and time.monotonic() - start > self.deadline:
                 self._close(round)
+
+    @staticmethod
+    def _tickets(calls: Mapping[str, _Call]) -> list[str]:
+        return [call.ticket for call in calls.values()]
 
     def _send_due(self, round: _Round) -> None:
         online = self.transport.online()
         for call in round.calls.values():
-            if call.ticket or call.due > time.monotonic() or call.client not in online:
+            if (
+                call.path is None
+                or call.ticket
+                or call.due > time.monotonic()
+                or call.client not in online
+            ):
                 continue
             request = call.path.read_bytes()
             if call.client not in self._agreed:
@@ -185,14 +219,18 @@ class NetworkLink:
         """Give up those who have not answered in time."""
         for client, call in round.calls.items():
             kind: FailureKind = "straggler" if call.reached else "dropout"
-            round.replies[client] = _failed(round.ctx, client, kind)
+            awaited = self.late == "next" and bool(call.ticket)
+            if awaited:
+                self._expected[client] = replace(call, path=None)
+            reply = _failed(round.ctx, client, kind)
+            round.replies[client] = reply._replace(expected=awaited)
         round.calls.clear()
 
     # Answers ----------------------------------------------------------------------------------
 
     def _arrived(self, round: _Round, call: _Call, data: bytes | None, folder: Path) -> None:
         if data is None:
-            self._again(call)
+            self._again(round, call)
             return
         try:
             answer = Envelope.of(data)
@@ -203,22 +241,23 @@ class NetworkLink:
             self._refuse(round, call, [str(error)], stage="uplink")
 
     def _handle(self, round: _Round, call: _Call, answer: Envelope, folder: Path) -> None:
-        if answer.kind == "stranger":
+        if answer.kind == "stranger" and call.path is not None:
             self._agreed.discard(call.client)  # it has been started anew
-        elif answer.kind == "stopped":
-            self._again(call)
+        elif answer.kind in ("stranger", "stopped"):
+            self._again(round, call)
         elif answer.kind == "refused":
             self._refuse(round, call, answer.header["reasons"], stage="handshake")
         elif answer.kind == "missing":
             rounds = f"it has those of rounds {answer.header['rounds']}"
             reason = f"the device lacks its state of round {answer.header['last']}; {rounds}"
             self._refuse(round, call, [reason], stage="rollback")
-        elif answer.header["round"] != round.ctx.round:
+        elif answer.header["round"] != call.round:
             self._refuse(round, call, [f"it is of round {answer.header['round']}"], stage="uplink")
         elif answer.kind == "failure":
             told = answer.header["failure"]
             failure = Failure(round.ctx.round, call.client, **told)
-            self._settle(round, call, Reply(call.client, failure=failure))
+            reply = Reply(call.client, failure=failure, provided=call.provided)
+            self._settle(round, call, reply)
         elif answer.kind == "update":
             self._keep_update(round, call, answer, folder)
         else:
@@ -231,6 +270,7 @@ class NetworkLink:
             self._errors[call.client] = float(error)
         path = folder / f"{call.client}.reply"
         path.write_bytes(data)
+        self._provided[call.client] = call.provided
         self._settle(round, call, path)
 
     def _settle(self, round: _Round, call: _Call, reply: Reply | Path) -> None:
@@ -239,10 +279,16 @@ class NetworkLink:
             self._agreed.add(call.client)  # it has looked at the settings, and trained
         round.replies[call.client] = reply
         del round.calls[call.client]
-        call.path.unlink(missing_ok=True)
+        if call.path is not None:
+            call.path.unlink(missing_ok=True)
 
-    def _again(self, call: _Call) -> None:
+    def _again(self, round: _Round, call: _Call) -> None:
         """Try later; the device may have been started anew."""
+        if (
+            call.path is None
+        ):  # a late answer that will not come: an offer follows in the next round
+            self._settle(round, call, _failed(round.ctx, call.client, "straggler"))
+            return
         pause = _PATIENCE[min(call.failures, len(_PATIENCE) - 1)]
         call.failures += 1
         call.due = time.monotonic() + pause

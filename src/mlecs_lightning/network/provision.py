@@ -10,7 +10,7 @@ from torch import Tensor
 from mlecs_lightning.clients.edges import CodecState, Edges
 from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.rounds.algorithm import Algorithm
-from mlecs_lightning.wire.channel import Channel, MessageLimits
+from mlecs_lightning.wire.channel import Channel, MessageLimits, component_sizes
 from mlecs_lightning.wire.messages import Message, Schema, TensorField
 
 __all__ = ["install", "provision"]
@@ -21,8 +21,10 @@ BEFORE = -1
 
 def provision(
     federation: FederationModels, algorithm: Algorithm, client: str, *, coded: bool
-) -> bytes | None:
-    """Return the first state of a client as a message; ``None`` if the client can build it.
+) -> tuple[bytes, dict[str, int]]:
+    """Return the first state of a client as a message, and its bytes by component.
+
+    Both are empty if the client can build it.
 
     Args:
         federation: The server's; `FederationModels.deliver` has prepared the states.
@@ -36,8 +38,10 @@ def provision(
         received = federation.codec_state(client).received
         tensors |= {f"wire/{k}": v for k, v in received.items()}
     if not tensors:
-        return None
-    return Channel().send(Message(tensors), client=client, round=BEFORE)
+        return b"", {}
+    message = Message(tensors)
+    data = Channel().send(message, client=client, round=BEFORE)
+    return data, component_sizes(message, len(data))
 
 
 def install(

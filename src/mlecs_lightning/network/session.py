@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
+from mlecs_lightning.evaluation.parties import Evaluator, Tested
 from mlecs_lightning.federated.exchange.device import Device, Reply
 from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.envelope import Envelope, EnvelopeError
 from mlecs_lightning.network.provision import install
+from mlecs_lightning.network.scores import SCORES, message_of
 from mlecs_lightning.network.store import DeviceStore
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import Failure, FailureTrace, Fate, raised
-from mlecs_lightning.wire.channel import MessageLimits
+from mlecs_lightning.storage.files import FullDiskError
+from mlecs_lightning.wire.channel import Channel, MessageLimits
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import REPORT, Schema, component_of
 
@@ -41,6 +46,7 @@ class DeviceSession:
         store: Its states.
         agreement: What the server must agree with.
         limits: How large a message may be.
+        evaluator: Scores the client on the samples of this device.
         allow: What may leave the device, see `components_of`; ``None`` for all that the algorithm
             declares.
         trace: Simulated failures.
@@ -52,10 +58,13 @@ class DeviceSession:
     store: DeviceStore
     agreement: Agreement
     limits: MessageLimits
+    evaluator: Evaluator
     allow: Collection[str] | None = None
     trace: FailureTrace | None = None
     ended: bool = field(default=False, init=False)
     _agreed: bool = field(default=False, init=False)
+    _tested: tuple[int, Tested] | None = field(default=None, init=False)
+    _answered: tuple[object, Envelope] | None = field(default=None, init=False)
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to a request; a request that makes no sense is refused, too.
@@ -79,6 +88,8 @@ class DeviceSession:
             return Envelope("bye", self._about())
         if asked.kind == "offer":
             return self._offered(asked)
+        if asked.kind == "evaluate":
+            return self._evaluated(asked)
         return self._refused([f"unknown request {asked.kind!r}"])
 
     def _about(self) -> dict[str, str]:
@@ -96,6 +107,30 @@ class DeviceSession:
                 log.error("the server has other settings:\n  %s", "\n  ".join(faults))
                 return self._refused(faults)
         return self._work(asked) if self._agreed else Envelope("stranger", self._about())
+
+    def tested(self, round: int) -> Tested:
+        """Return the scores of the client after a round, whose state is at hand."""
+        if self._tested is None or self._tested[0] != round:
+            self.store.go_back(round)
+            edges = self.device.federation
+            self._tested = (round, self.evaluator.tested(edges, edges.edge(self.client)))
+        return self._tested[1]
+
+    def _evaluated(self, asked: Envelope) -> Envelope:
+        """Send the client's scores, if this device allows it."""
+        if self.allow is None or SCORES not in self.allow:
+            return self._refused([f"`allow` of device {self.client!r} does not name {SCORES!r}"])
+        last, names = int(asked.header["last"]), [str(name) for name in asked.header["names"]]
+        if last not in self.store.rounds:
+            return self._refused([f"no state of round {last}, only of {self.store.rounds}"])
+        try:
+            scores = self.tested(last).scores
+        except Exception as error:
+            about = {"stage": "test", "round": last, "client": self.client}
+            failure = raised(error, kind="error", note=self.device.note, **about)
+            return self._refused([failure.reason])
+        data = Channel(self.limits).send(message_of(scores, names), client=self.client, round=last)
+        return Envelope(SCORES, {**self._about(), "round": last}, [data])
 
     def _withheld(self) -> list[str]:
         if self.allow is None:
@@ -115,32 +150,41 @@ class DeviceSession:
         round, last = int(asked.header["round"]), asked.header["last"]
         provided, offered = asked.parts
         about = {**self._about(), "round": round}
+        asked_for = (round, last, *(hashlib.sha256(part).digest() for part in asked.parts))
+        if self._answered is not None and self._answered[0] == asked_for:
+            return self._answered[1]  # the answer was lost on its way
+        self._answered = None
         if not self.store.go_back(last):
             log.error(
                 "the server asks for the state of round %s, at hand: %s", last, self.store.rounds
             )
             return Envelope("missing", {**about, "last": last, "rounds": self.store.rounds})
-        algorithm, edges = self.device.algorithm, self.device.federation
-        if last is None and provided:
-            install(edges, algorithm, self.client, provided, limits=self.limits)
-        ctx = RoundContext(round, edges.parties.seed, (self.client,))
+        failed = partial(raised, round=round, client=self.client, note=self.device.note)
         try:
-            received = self.device.read(ctx, self.client, offered)
+            reply = self._trained(round, first=provided if last is None else b"", offered=offered)
         except ChannelError as error:
-            failure = raised(
-                error,
-                kind="refused",
-                stage="downlink",
-                round=round,
-                client=self.client,
-                note=self.device.note,
-            )
+            failure = failed(error, kind="refused", stage="downlink")
             return self._told(Reply(self.client, failure=failure), about)
+        except FullDiskError as error:
+            log.error("%s; the next round begins with the state of round %s", error, last)
+            failure = failed(error, kind="error", stage="state")
+            return self._told(Reply(self.client, failure=failure), about)
+        told = self._told(reply, about)
+        if reply.failure is None:
+            self._answered = (asked_for, told)
+            if last is not None:
+                self.store.forget(int(last))
+        return told
+
+    def _trained(self, round: int, *, first: bytes, offered: bytes) -> Reply:
+        """Train the client for a round, after its first state if that is provided."""
+        edges = self.device.federation
+        if first:
+            install(edges, self.device.algorithm, self.client, first, limits=self.limits)
+        ctx = RoundContext(round, edges.parties.seed, (self.client,))
+        received = self.device.read(ctx, self.client, offered)
         fate = self.trace.fate(round, self.client) if self.trace else Fate()
-        reply = self.device.work(ctx, self.client, received, fate)
-        if last is not None and reply.failure is None:
-            self.store.forget(int(last))
-        return self._told(reply, about)
+        return self.device.work(ctx, self.client, received, fate)
 
     @staticmethod
     def _told(reply: Reply, about: dict[str, object]) -> Envelope:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
-from mlecs_lightning.wire.codec import Direction
+__all__ = ["Ledger", "Way"]
 
-__all__ = ["Ledger"]
+Way = Literal["uplink", "downlink", "provision", "evaluation"]
+"""Updates, broadcasts, first states of devices, and scores that devices have measured."""
 
 
 class Ledger:
@@ -18,13 +19,13 @@ class Ledger:
         self._bytes: Counter[tuple[str, str, str]] = Counter()
         self._messages: Counter[tuple[str, str]] = Counter()
 
-    def add(self, direction: Direction, client: str, parts: dict[str, int]) -> None:
+    def add(self, direction: Way, client: str, parts: dict[str, int]) -> None:
         """Count one message, given its bytes by component."""
         for component, size in parts.items():
             self._bytes[direction, client, component] += size
         self._messages[direction, client] += 1
 
-    def total(self, direction: Direction, *, client: str | None = None) -> int:
+    def total(self, direction: Way, *, client: str | None = None) -> int:
         """Return the bytes sent in a direction, by one client or by all."""
         return sum(
             size
@@ -32,7 +33,7 @@ class Ledger:
             if way == direction and client in (None, name)
         )
 
-    def messages(self, direction: Direction, *, client: str | None = None) -> int:
+    def messages(self, direction: Way, *, client: str | None = None) -> int:
         """Return the number of messages in a direction, of one client or of all."""
         return sum(
             n
@@ -40,7 +41,7 @@ class Ledger:
             if way == direction and client in (None, name)
         )
 
-    def per_message(self, direction: Direction) -> float:
+    def per_message(self, direction: Way) -> float:
         """Return the mean size of a message in bytes: one client, one round, one direction."""
         messages = self.messages(direction)
         return self.total(direction) / messages if messages else 0.0
@@ -49,7 +50,8 @@ class Ledger:
         """Return bytes by direction and component."""
         table: dict[str, dict[str, int]] = {"uplink": {}, "downlink": {}}
         for (way, _, component), size in sorted(self._bytes.items()):
-            table[way][component] = table[way].get(component, 0) + size
+            row = table.setdefault(way, {})
+            row[component] = row.get(component, 0) + size
         return table
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Network:
     """A server and its devices; those that are killed are started again.
 
     ``environ`` gives each party variables of its own, ``keys`` a folder of keys and ``options``
-    further words; ``dialled`` is the port that devices dial, where that is not the server's.
+    further words; ``within`` are words before the command. ``host`` is the server's address, and
+    ``dialled`` the port that devices dial, where that is not the server's.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], flower: Path) -> None:
@@ -73,12 +74,17 @@ class Network:
         self.environ: dict[str, dict[str, str]] = {}
         self.keys: dict[str, Path] = {}
         self.options: dict[str, list[str]] = {}
+        self.within: dict[str, list[str]] = {}
+        self.host = "127.0.0.1"
         self.dialled: int | None = None
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.codes: dict[str, list[int]] = {}
 
     def make_keys(self) -> None:
-        for words in (["server"], *(["device", name] for name in self.clients)):
+        for words in (
+            ["server", "--host", self.host],
+            *(["device", name] for name in self.clients),
+        ):
             assert keys([*words, "--dir", str(self.folder / "keys")]) == 0
 
     def command(self, party: str, *, resumes: bool = False) -> list[str]:
@@ -91,7 +97,7 @@ class Network:
         common += ["--flower", str(self.flower)]
         common += ["--trainer.default_root_dir", str(self.folder / party)]
         if party == "server":
-            words = ["serve", *common, "--host", "127.0.0.1", "--port", str(self.port)]
+            words = ["serve", *common, "--host", self.host, "--port", str(self.port)]
             words += ["--ckpt_path", "last"] if resumes else []
         else:
             words = [
@@ -100,9 +106,10 @@ class Network:
                 "--client",
                 party,
                 "--address",
-                f"127.0.0.1:{self.dialled or self.port}",
+                f"{self.host}:{self.dialled or self.port}",
             ]
-        return [*MLECS, *words, *self.options.get(party, [])]
+        within = self.within.get(party, [])
+        return [*within, *MLECS, *words, *self.options.get(party, [])]
 
     def start(self, party: str, *, resumes: bool = False) -> None:
         environ = {
@@ -151,12 +158,18 @@ class Network:
     def state(self) -> dict[str, Any]:
         """Return the state of the server, the ledger, and each device's newest state."""
         saved = load_checkpoint(checkpoint_of(self.folder / "server" / "net" / "version_0"))
-        found = {part: plain(saved[part]) for part in ("server", "ledger")}
+        ledger = of_rounds(saved["ledger"])
+        found = {"server": plain(saved["server"]), "ledger": plain(ledger)}
         for client in self.clients:
             store = DeviceStore(self.folder / client / "net" / client / "states", client)
             store.go_back(store.rounds[-1])
             found[client] = plain(store.get(client))
         return found
+
+
+def of_rounds(ledger: dict[str, Any]) -> dict[str, Any]:
+    """Return the ledger without what a simulation does not send: first states, and scores."""
+    return {k: [r for r in rows if r[0] in ("uplink", "downlink")] for k, rows in ledger.items()}
 
 
 def simulated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

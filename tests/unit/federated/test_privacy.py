@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from mlecs_lightning import CDCCA, ECLM, MLECS
 from mlecs_lightning.algorithms import Centralized, CoPLMs, FedAvg, FedProx, Standalone
 from mlecs_lightning.algorithms.answers import Answers
 from mlecs_lightning.algorithms.mlecs.representations import Representations
-from mlecs_lightning.callbacks import EarlyStopping
+from mlecs_lightning.callbacks import EarlyStopping, FederatedCallback
 from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.exchange.coverage import (
@@ -31,6 +33,7 @@ from mlecs_lightning.federated.exchange.privacy import PrivateSum, protected
 from mlecs_lightning.functional import gaussian_noise
 from mlecs_lightning.rounds import (
     FailureTrace,
+    Interrupted,
     Participation,
     Privacy,
     RoundContext,
@@ -44,6 +47,7 @@ from mlecs_lightning.wire import Message, Schema
 from mlecs_lightning.wire.codec import DWC
 from mlecs_lightning.wire.encoding import decode
 from mlecs_lightning.wire.messages import ScalarField, TensorField, component_of
+from tests.integration.network.processes import plain
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 
@@ -184,6 +188,34 @@ def test_noise_of_the_devices_is_their_share(
     alone = epsilon_of([(1.0, noise / math.sqrt(3), 1)], delta=1e-3)
     assert summary["privacy"]["epsilon"] == pytest.approx(everybody)
     assert summary["privacy"]["epsilon_server"] == pytest.approx(alone)
+
+
+class Stops(FederatedCallback):
+    """Asks the run to stop when the first client of round 1 has been served."""
+
+    def on_client_end(self, *, round: int, client: str, metrics: Mapping[str, float]) -> None:
+        if (round, client) == (1, "kitchen"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["server", "device"])
+def test_a_round_that_was_interrupted_goes_on_bit_by_bit(
+    tiny: SimpleNamespace, tmp_path: Path, where: str
+) -> None:
+    options = {**private(0.3, 0.8, where=where), "max_rounds": 2}
+    whole = tiny.fit(averaging(tiny), tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        tiny.fit(averaging(tiny), tmp_path / "parts", callbacks=[Stops()], **options)
+    folder = tmp_path / "parts/tiny/version_0/checkpoints"
+    partial = torch.load(folder / "round=0001-partial.ckpt", weights_only=True)
+    assert list(partial["partial"]) == ["kitchen"]
+    trainer = tiny.trainer(tmp_path / "parts", **options)
+    resumed = trainer.fit(averaging(tiny), tiny.data(), tiny.parties(), "last")
+    assert resumed["privacy"] == whole["privacy"]
+    ends = [state(tmp_path / name, 1) for name in ("whole", "parts")]
+    for part in ("server", "clients", "history", "privacy", "ledger"):
+        assert plain(ends[0][part]) == plain(ends[1][part]), part
 
 
 def test_a_round_of_nobody_has_its_noise(tiny: SimpleNamespace, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ from mlecs_lightning.clients import Federation
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.device import open_device
-from mlecs_lightning.network.link import Arrival, NetworkLink
+from mlecs_lightning.network.envelope import Envelope
+from mlecs_lightning.network.link import Arrival, Late, NetworkLink
+from mlecs_lightning.network.scores import ask_scores
 from mlecs_lightning.network.session import DeviceSession
 from mlecs_lightning.rounds import Algorithm
 
@@ -24,7 +27,8 @@ from mlecs_lightning.rounds import Algorithm
 class Wire:
     """Hands requests to the sessions of devices, and answers back in the reverse order.
 
-    ``spoil`` may change an answer, or lose it by returning ``None``.
+    ``spoil`` may change an answer, or lose it by returning ``None``. The answers of ``late``, round
+    and client, come twice, after the offers of a later round.
     """
 
     def __init__(self, sessions: dict[str, DeviceSession]) -> None:
@@ -32,6 +36,8 @@ class Wire:
         self.spoil: Callable[[str, bytes], bytes | None] = lambda client, answer: answer
         self.away: set[str] = set()
         self.log: list[tuple[str, bytes, bytes]] = []
+        self.late: set[tuple[int, str]] = set()
+        self._held: list[tuple[int, Arrival]] = []
         self._sent: list[tuple[str, str, bytes]] = []
 
     def online(self) -> Iterable[str]:
@@ -45,9 +51,17 @@ class Wire:
     def receive(self, timeout: float) -> Iterable[Arrival]:
         sent, self._sent = self._sent, []
         for ticket, client, request in reversed(sent):
+            round = Envelope.of(request).header.get("round", -1)
+            for since, arrival in [each for each in self._held if each[0] < round]:
+                self._held.remove((since, arrival))
+                yield from (arrival, arrival)
             answer = self.sessions[client].answer(request)
             self.log.append((client, request, answer))
-            yield Arrival(ticket, self.spoil(client, answer))
+            arrival = Arrival(ticket, self.spoil(client, answer))
+            if (round, client) in self.late and Envelope.of(answer).kind == "update":
+                self._held.append((round, arrival))
+            else:
+                yield arrival
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +101,8 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
         data: Digits | None = None,
         settings: Federation | None = None,
         deadline: float | None = None,
+        late: Late = "drop",
+        scores: bool = False,
     ) -> dict[str, Any]:
         data = data or tiny.data()
         settings = settings or tiny.parties()
@@ -102,9 +118,12 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
                 precision="32-true",
             )
 
+        if scores:
+            limits = trainer.settings.message_limits
+            run.ask_scores = partial(ask_scores, run, wire, limits=limits, seconds=1.0)
         return trainer.train(
             run,
-            lambda run, stop: NetworkLink(run, wire, agreement, stop.check, deadline=deadline),
+            lambda run, stop: NetworkLink(run, wire, agreement, stop.check, deadline, late),
         )
 
     return SimpleNamespace(devices=devices, serve=serve, wire=Wire)

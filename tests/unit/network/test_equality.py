@@ -12,9 +12,10 @@ from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
 from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import DomainStream
+from mlecs_lightning.network.envelope import Envelope
 from mlecs_lightning.rounds import Algorithm, Participation, Privacy, UpdateLimits
 from mlecs_lightning.wire import DWC
-from tests.integration.network.processes import plain
+from tests.integration.network.processes import of_rounds, plain
 
 
 class Case(NamedTuple):
@@ -98,8 +99,14 @@ def test_devices_end_in_the_bits_of_the_simulation(
 
     path, here = state_of(tmp_path / "here")
     _, there = state_of(tmp_path / "there")
-    for part in ("server", "ledger", "moves", "claims"):
+    assert of_rounds(there["ledger"]) == here["ledger"]
+    for part in ("server", "moves", "claims"):
         assert plain(here[part]) == plain(there[part]), part
+    provided = {c: len(Envelope.of(request).parts[0]) for c, request, _ in reversed(wire.log)}
+    counted = dict.fromkeys(provided, 0)
+    for way, client, _, size in there["ledger"]["bytes"]:
+        counted[client] += size if way == "provision" else 0
+    assert counted == provided  # what came with the first offer, and no later one
     for client, session in sessions.items():
         simulated = client_state(here["clients"][client], path)
         assert plain(simulated) == plain(session.store.get(client)), client

@@ -1,5 +1,6 @@
 """What happens on a network: lost answers, absent devices, other settings, hostile bytes."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from mlecs_lightning.checkpoints.checkpoint import CheckpointError, checkpoint_o
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network.device import check_algorithm
 from mlecs_lightning.network.envelope import Envelope
+from mlecs_lightning.network.serve import check_late
 from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.wire import Message
 from mlecs_lightning.wire.encoding import decode, encode
@@ -89,9 +91,100 @@ def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
         return answer
 
     run = federate(lambda wire: setattr(wire, "spoil", spoil))
-    assert lost[0] == lost[1]  # trained twice from the same state, to the same bytes
+    assert lost[0] == lost[1]
     assert run.events == []
     assert same(server_of(run.root), unbroken)
+
+
+def test_what_has_been_answered_is_not_trained_again(
+    tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path
+) -> None:
+    algorithm = FedAvg(steps=tiny.steps(warmup=1))
+    trainer = tiny.trainer(tmp_path / "server", max_rounds=1)
+    wire = network.wire(network.devices(algorithm, tmp_path / "devices", trainer))
+    network.serve(algorithm, trainer, wire)
+    session, trained = wire.sessions["hall"], list[int]()
+    (request, answer), *_ = [(r, a) for client, r, a in wire.log if client == "hall"]
+    work = session.device.work
+    session.device.work = lambda ctx, *rest: (trained.append(ctx.round), work(ctx, *rest))[1]
+    assert session.answer(request) == answer
+    assert trained == []
+    asked = Envelope.of(request)
+    session.answer(asked._replace(header={**asked.header, "last": 7}).to_bytes())
+    assert session.answer(request) == answer  # from the same state, to the same bytes
+    assert trained == [0]
+
+
+def test_a_late_reply_counts_once_in_the_next_round(
+    federate: Callable[..., SimpleNamespace],
+) -> None:
+    run = federate(lambda wire: wire.late.add((0, "hall")), deadline=0.5, late="next", rounds=3)
+    assert failures(run) == [(0, "hall", "straggler", "")]
+    updates, offers = dict[Any, Message](), dict[Any, Message]()
+    for client, request, answer in run.wire.log:
+        asked, told = Envelope.of(request), Envelope.of(answer)
+        if told.kind == "update":
+            updates[client, told.header["round"]] = decode(told.parts[0])[0]
+            offers[client, told.header["round"]] = decode(asked.parts[1])[0]
+    assert ("hall", 1) not in updates  # it has been sent nothing new
+    counted = [updates[key] for key in (("kitchen", 1), ("hall", 0), ("study", 1))]
+    whole = sum(float(each.scalars["samples"]) for each in counted)
+    for name, mean in offers["hall", 2].component("adapter").items():
+        shares = [
+            each.tensors[f"adapter/{name}"].double() * float(each.scalars["samples"]) / whole
+            for each in counted
+        ]
+        expected = torch.stack(shares).sum(0)
+        torch.testing.assert_close(mean.double(), expected, rtol=1e-5, atol=1e-7)
+    saved = load_checkpoint(checkpoint_of(run.root / "tiny" / "version_0"))
+    ledger = {(way, client): n for way, client, n in saved["ledger"]["messages"]}
+    assert (ledger["downlink", "hall"], ledger["uplink", "hall"]) == (2, 2)
+    assert (ledger["downlink", "study"], ledger["uplink", "study"]) == (3, 3)
+    assert [row.get("clients/hall/late") for row in saved["history"]] == [None, 1, None]
+
+
+@pytest.mark.slow
+def test_a_late_reply_that_is_lost_is_not_waited_for(
+    federate: Callable[..., SimpleNamespace],
+) -> None:
+    def change(wire: Any) -> None:  # noqa: ANN401
+        wire.late.add((0, "hall"))
+        wire.spoil = lambda client, answer: (
+            None if (client, Envelope.of(answer).header.get("round")) == ("hall", 0) else answer
+        )
+
+    run = federate(change, deadline=0.5, late="next", rounds=3)
+    assert failures(run) == [(0, "hall", "straggler", ""), (1, "hall", "straggler", "")]
+    assert run.wire.sessions["hall"].store.rounds[-1] == 2
+
+
+def test_a_full_disk_is_a_failure_of_that_device_until_there_is_room(
+    federate: Callable[..., SimpleNamespace],
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def change(wire: Any) -> None:  # noqa: ANN401
+        session = wire.sessions["hall"]
+
+        def full(request: bytes) -> bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+            try:
+                told: bytes = session.answer(request)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            if Envelope.of(told).kind == "failure":
+                wire.sessions["hall"] = session
+            return told
+
+        wire.sessions["hall"] = SimpleNamespace(answer=full)
+
+    run = federate(change)
+    assert [tuple(e.values()) for e in run.events] == [
+        (0, "hall", "error", "state", "FullDiskError")
+    ]
+    folder = run.root.parent / "devices" / "hall"
+    assert "hall@0000.pt" in (folder / "errors.log").read_text()
+    assert [path.name for path in (folder / "states").iterdir()] == ["hall@0001.pt"]
 
 
 def test_a_run_that_is_resumed_takes_the_devices_back_to_its_checkpoint(
@@ -249,6 +342,17 @@ def test_serve_and_fit_do_not_resume_each_others_runs(
     trainer = tiny.trainer(tmp_path / "server", max_rounds=2)
     with pytest.raises(CheckpointError, match="resume it with `mlecs serve`"):
         trainer.fit(FedAvg(steps=tiny.steps(warmup=1)), tiny.data(), tiny.parties(), "last")
+
+
+@pytest.mark.parametrize(
+    ("deadline", "private", "words"),
+    [(None, False, "without --deadline SECONDS"), (5.0, True, "use --late drop")],
+)
+def test_late_replies_need_a_deadline_and_no_privacy(
+    deadline: float | None, private: bool, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        check_late(deadline, private=private)
 
 
 @pytest.mark.parametrize("kind", [Centralized, Standalone])

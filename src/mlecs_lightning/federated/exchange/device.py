@@ -39,6 +39,8 @@ class Reply(NamedTuple):
         error: Relative error of the compressed update; ``None`` without a codec.
         figures: Its training figures, where there is no update that reports them.
         failure: Why the device could not answer.
+        expected: Whether its answer is still awaited, and may come in a later round.
+        provided: Bytes of the first state that it was sent, by component.
     """
 
     client: str
@@ -46,6 +48,8 @@ class Reply(NamedTuple):
     error: float | None = None
     figures: dict[str, float] = {}  # noqa: RUF012 - never changed
     failure: Failure | None = None
+    expected: bool = False
+    provided: dict[str, int] = {}  # noqa: RUF012
 
 
 class Trained(NamedTuple):

@@ -17,7 +17,8 @@ class Offer(NamedTuple):
 
     Attributes:
         client: The client.
-        data: The broadcast in bytes; ``None`` if the algorithm sends nothing.
+        data: The broadcast in bytes; ``None`` if the algorithm sends nothing, or the device is
+            still at work on an earlier offer, see `Reply.expected`.
     """
 
     client: str

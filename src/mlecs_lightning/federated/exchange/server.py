@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mlecs_lightning.federated.exchange.device import Reply
 from mlecs_lightning.federated.exchange.link import Offer
-from mlecs_lightning.federated.run import Outcome, Run
+from mlecs_lightning.federated.exchange.outcome import Outcome
+from mlecs_lightning.federated.run import Run
 from mlecs_lightning.rounds.bounds import bounded
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import raised
@@ -26,11 +28,13 @@ class _Sent(NamedTuple):
     """What the server remembers of an offer until the reply.
 
     Attributes:
+        round: The round.
         message: The broadcast as the device reads it; ``None`` if nothing was sent.
         sizes: Its bytes by component.
         errors: The codec's reconstruction error.
     """
 
+    round: int
     message: Message | None = None
     sizes: dict[str, int] = {}  # noqa: RUF012 - never changed
     errors: dict[str, float] = {}  # noqa: RUF012
@@ -48,6 +52,7 @@ class Exchange:
         """
         self._run, self._settings = run, settings
         self._sent: dict[str, _Sent] = {}
+        self._expected: set[str] = set()
 
     def offers(
         self, ctx: RoundContext, broadcasts: Iterable[tuple[str, Message | None]]
@@ -59,12 +64,15 @@ class Exchange:
             broadcasts: Each client's message; ``None`` sends nothing.
         """
         for client, message in broadcasts:
+            if client in self._expected:
+                yield Offer(client, None)
+                continue
             # Nothing here may keep the bytes: they are freed before the training.
             yield Offer(client, self._packed(ctx, client, message))
 
     def _packed(self, ctx: RoundContext, client: str, message: Message | None) -> bytes | None:
         if message is None:
-            self._sent[client] = _Sent()
+            self._sent[client] = _Sent(ctx.round)
             return None
         run = self._run
         schema = run.algorithm.downlink(run.federation.module(client))
@@ -79,20 +87,34 @@ class Exchange:
             read = run.channel.codec.unpack(read, schema, "downlink", known=known)
         read = Message({k: t.detach().cpu() for k, t in read.tensors.items()}, read.scalars)
         sizes = component_sizes(parcel.message, len(parcel.data))
-        self._sent[client] = _Sent(read, sizes, _error("downlink", parcel.error))
+        self._sent[client] = _Sent(ctx.round, read, sizes, _error("downlink", parcel.error))
         return parcel.data
 
     def accept(self, ctx: RoundContext, reply: Reply) -> Outcome:
         """Check a reply; a fault in it is a `Failure` of its client alone.
 
+        A late reply is read as one of the round that it was asked in: the adapter that the device
+        was sent then is the one that it has changed.
+
         Args:
             ctx: The round.
-            reply: The reply to the offer of this round.
+            reply: The reply to the client's offer.
         """
-        run, client = self._run, reply.client
+        client = reply.client
         sent = self._sent.pop(client)
+        self._expected.discard(client)
+        if reply.expected:
+            # What was sent is counted in the round that sent it, so not once more.
+            self._sent[client] = sent._replace(sizes={}, errors={})
+            self._expected.add(client)
         if reply.failure is not None:
-            return Outcome(client, sent.sizes, failure=reply.failure)
+            return Outcome(client, sent.sizes, failure=reply.failure, provided=reply.provided)
+        outcome = self._answered(replace(ctx, round=sent.round), reply, sent)
+        return outcome._replace(late=ctx.round - sent.round, provided=reply.provided)
+
+    def _answered(self, ctx: RoundContext, reply: Reply, sent: _Sent) -> Outcome:
+        """Check a reply that is no failure."""
+        run, client = self._run, reply.client
         if run.federation.remote:
             # Any answer says that the device has ended the round, even one that is refused here.
             coded = run.channel.codec is not None
