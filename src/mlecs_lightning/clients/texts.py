@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,7 +12,7 @@ from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.manifest.words import keyword_pairs
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.metrics import references_of
-from mlecs_lightning.modules.copying import Words
+from mlecs_lightning.modules.copying import Example, Words
 from mlecs_lightning.modules.pocket import is_pocket, pocket_coder
 from mlecs_lightning.nn.texts import Room, TextCoder, coder_of_files
 from mlecs_lightning.nn.words import limits_of, longest
@@ -151,14 +151,29 @@ def pocket_texts(
         ConfigurationError: If ``pretrain_on`` does not fit the data set.
     """
     public, names = data.public(), list(limits_of(data.modalities))
-    words = Words(tuple(public.texts(names)), tuple(names)) if names else None
-    if words and data.pretrain_on not in (None, "public"):
+    if not names:
+        return model, _pairs(data), public.instructions, None
+    if data.pretrain_on == "targets":
         raise ConfigurationError(
-            f"data.init_args.pretrain_on: {data.pretrain_on!r} is for models that read no texts as "
-            f"tokens; {names} are read so, and their pocket models learn to copy from public "
-            "texts: leave it out"
+            f"data.init_args.pretrain_on: 'targets' is for models that read no texts as tokens; "
+            f"{names} are read so, and their pocket models learn to copy from public texts: take "
+            "public or other"
         )
-    return model, [] if words else _pairs(data), public.instructions, words
+    examples = () if data.pretrain_on == "other" else _examples(public, names)
+    words = Words(tuple(public.texts(names)), tuple(names), examples)
+    return model, [], public.instructions, words
+
+
+def _examples(table: SampleTable, names: Sequence[str]) -> tuple[Example, ...]:
+    """Return the labelled samples of a table with their texts, once for each reference."""
+    columns = [table.texts_of(name) for name in names]
+    rows = zip(zip(*columns, strict=True), table.instructions, table.targets, strict=True)
+    return tuple(
+        Example(texts, asked, reference)
+        for texts, asked, target in rows
+        if target
+        for reference in references_of(target)
+    )
 
 
 def seen_by(model: str, data: FederatedDataModule) -> dict[str, object]:
@@ -174,8 +189,9 @@ def seen_by(model: str, data: FederatedDataModule) -> dict[str, object]:
     if words is not None:
         return {
             "kind": "copying",
-            "samples": "public",
+            "samples": data.pretrain_on or "public",
             "sentences": len(set(words.sentences)),
+            "examples": len(words.examples),
             "modalities": list(words.names),
         }
     if data.pretrain_on is None:

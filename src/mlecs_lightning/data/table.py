@@ -121,9 +121,14 @@ class SampleTable(Dataset[Batch]):
         """
         found = [text for target in self.targets if target for text in references_of(target)]
         for name in modalities:
-            here = self.present[:, self.modalities.index(name)]
-            found += bytes_to_text(self.inputs[name][here])
+            found += [text for text in self.texts_of(name) if text is not None]
         return found
+
+    def texts_of(self, name: str) -> list[str | None]:
+        """Return the N texts of a modality of kind ``text``; ``None`` where it is absent."""
+        here = self.present[:, self.modalities.index(name)]
+        texts = iter(bytes_to_text(self.inputs[name][here]))
+        return [next(texts) if is_here else None for is_here in here.tolist()]
 
     def with_targets(self, targets: Mapping[str, str]) -> SampleTable:
         """Return the same samples with other targets.

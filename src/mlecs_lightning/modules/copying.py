@@ -13,6 +13,7 @@ left to the adapter, which has not learnt it in the trials of docs/results.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,10 +38,30 @@ _KEPT = 0.85
 
 _ECHOED = 0.5
 """Probability that all texts are said again instead, which teaches to copy at all."""
+_SHOWN = 0.8
+"""Probability of a labelled sample, where there are any."""
+_RARE = 0.1
+"""Words in a larger part of the labelled samples are never exchanged: they say what is where."""
+_ABSENT = 0.2
+"""Probability that a text of a labelled sample is left out."""
 _DRILL = 96
 """Tokens of a sample of random tokens; the second half repeats parts of what is before it."""
 _REPEATED = (3, 15)
 """Fewest and most tokens of a part that is repeated."""
+
+
+class Example(NamedTuple):
+    """A labelled public sample.
+
+    Attributes:
+        texts: Those of the modalities that are read as tokens; ``None`` for an absent one.
+        instruction: What is asked.
+        target: The answer.
+    """
+
+    texts: tuple[str | None, ...]
+    instruction: str
+    target: str
 
 
 class Words(NamedTuple):
@@ -49,15 +70,21 @@ class Words(NamedTuple):
     Attributes:
         sentences: Targets and texts of the inputs.
         names: The modalities whose texts are read as tokens.
+        examples: Samples with a target, which show what of the inputs it repeats; may be empty.
     """
 
     sentences: tuple[str, ...]
     names: tuple[str, ...]
+    examples: tuple[Example, ...] = ()
 
     def all_texts(self, instructions: Sequence[str]) -> list[str]:
         """Return everything that the vocabulary is made of."""
         markers = [f"{name}:" for name in self.names]
         return [*self.sentences, *sorted(set(instructions)), *markers, ABSENT]
+
+    def content(self) -> tuple[list[str], list[str], list[Example]]:
+        """Return all of it in an order that depends on nothing but the content."""
+        return sorted(self.sentences), list(self.names), sorted(self.examples, key=str)
 
 
 def byte_pair_tokenizer(
@@ -133,6 +160,10 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self.absent, self.line, self.end = encode(ABSENT), encode("\n"), coder.end
         self.instructions = [encode(text) for text in instructions]
         self.slots = [filler] * slots
+        self.encode = encode
+        self.examples = sorted(words.examples, key=str)
+        found_in = Counter(w for e in self.examples for w in {*_words_of(e)})
+        self.rare = {w for w, n in found_in.items() if n <= max(1, _RARE * len(self.examples))}
         begins: list[int] = []
         inside: list[int] = []
         for token, number in sorted(coder.tokenizer.get_vocab().items()):
@@ -166,6 +197,8 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def _passage(self, dice: _Dice) -> tuple[list[int], list[int]]:
         """Return slots, texts, instruction and sentence; only the sentence counts."""
+        if self.examples and dice.chance(_SHOWN):
+            return self._example(dice)
         sentence = [
             self._random_word(dice) if dice.chance(_SWAPPED) else word
             for word in self.sentences[dice.below(len(self.sentences))]
@@ -188,6 +221,31 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         tail = [*(token for word in sentence for token in word), self.end]
         return [*head, *tail], [*[-100] * len(head), *tail]
 
+    def _example(self, dice: _Dice) -> tuple[list[int], list[int]]:
+        """Return a labelled sample with other words, the same ones in texts and target."""
+        example = self.examples[dice.below(len(self.examples))]
+        other = {
+            word: self._random_word(dice)
+            for word in dict.fromkeys(_words_of(example))
+            if word in self.rare and dice.chance(_SWAPPED)
+        }
+
+        def said(text: str) -> list[int]:
+            return [t for word in text.split() for t in other.get(word) or self.encode(word)]
+
+        here = [i for i, text in enumerate(example.texts) if text is not None]
+        kept = [i for i in here if not dice.chance(_ABSENT)] or here[:1]
+        asked = self.encode(example.instruction)[: self.length // 4]
+        tail = [*said(example.target), self.end]
+        head = list(self.slots)
+        each = (self.length - len(head) - len(asked) - len(tail)) // len(self.markers)
+        for i, (marker, text) in enumerate(zip(self.markers, example.texts, strict=True)):
+            tokens = said(text) if text is not None and i in kept else self.absent
+            room = max(0, each - len(marker) - len(self.line))
+            head += [*marker, *tokens[:room], *self.line]
+        head += asked
+        return [*head, *tail], [*[-100] * len(head), *tail]
+
     def _random_word(self, dice: _Dice) -> tuple[int, ...]:
         more = [self.inside[dice.below(len(self.inside))] for _ in range(dice.below(4))]
         return (self.begins[dice.below(len(self.begins))], *more)
@@ -197,6 +255,11 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         other = self.sentences[dice.below(len(self.sentences))]
         first = dice.below(len(other))
         return other[first : first + 1 + dice.below(3)]
+
+
+def _words_of(example: Example) -> list[str]:
+    """Return the words of texts and target, in order."""
+    return [w for text in (*example.texts, example.target) for w in (text or "").split()]
 
 
 def trimmed(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,8 @@ __all__ = [
 ]
 
 _VERSION = 2
-"""Increase it whenever the same texts would give different weights."""
+_COPYING_VERSION = 1
+"""Increase them whenever the same texts would give different weights; one is of `COPYING` alone."""
 _RECORD = "pocket.json"
 """The file of a pocket model with the SHA-256 of all its other files."""
 _PATIENCE = 2.0
@@ -63,9 +64,9 @@ POCKETS = {
 
 
 COPYING = {
-    "pocket/xs": PocketRecipe(layers=3, width=64, steps=800, batch_size=16, learning_rate=4e-3),
-    "pocket/slm": PocketRecipe(layers=3, width=96, steps=800, batch_size=16, learning_rate=4e-3),
-    "pocket/llm": PocketRecipe(layers=3, width=128, steps=800, batch_size=16, learning_rate=4e-3),
+    "pocket/xs": PocketRecipe(layers=4, width=64, steps=800, batch_size=16, learning_rate=4e-3),
+    "pocket/slm": PocketRecipe(layers=4, width=96, steps=800, batch_size=16, learning_rate=4e-3),
+    "pocket/llm": PocketRecipe(layers=4, width=128, steps=800, batch_size=16, learning_rate=4e-3),
 }
 """The same for data with texts that are read as tokens: see `mlecs_lightning.modules.copying`."""
 
@@ -115,7 +116,7 @@ def make_pocket(
         ConfigurationError: If a damaged model cannot be removed.
     """
     recipe = POCKETS[model] if words is None else COPYING[model]
-    texts: list[Any] = [sorted(pairs) if words is None else [*map(sorted, words)]]
+    texts: list[Any] = [sorted(pairs)] if words is None else [_COPYING_VERSION, *words.content()]
     content = json.dumps([_VERSION, asdict(recipe), *texts, sorted(set(instructions))])
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     target = cache_dir() / "pocket" / f"{model.rpartition('/')[2]}-{digest}"

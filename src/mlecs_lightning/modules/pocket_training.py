@@ -25,12 +25,14 @@ __all__ = ["PocketRecipe", "copying_model", "pocket_coder", "train", "train_to_c
 _SLOTS = 16
 """Positions for key words: the length of the soft prompt in the reference configuration."""
 _POSITIONS = 256
-_LONG, _PASSAGE = 512, 160
+_LONG, _PASSAGE = 512, 224
 """Positions of a model that copies, and tokens of a sample that it is trained on."""
 _DRILLED = 300
 """Steps on random tokens, the first ones of a model that copies."""
-_NEIGHBOURS = 2
-"""Tokens that the first layers of a model that copies see: each token and the one before it."""
+_NEIGHBOURS = 3
+"""Tokens that the first layers of a model that copies see: each token and the two before it."""
+_FAR = 2
+"""Layers of such a model, the last ones, that see everything."""
 _FILLER, _EOS, _UNKNOWN = "_", "<eos>", "<unk>"
 _SLOT = "<slot>"
 """The filler where "_" is one of the bytes that texts are made of."""
@@ -268,10 +270,11 @@ def copying_model(
     """Return an untrained model of an architecture that learns to copy quickly.
 
     To copy, a model finds an earlier occurrence of its last tokens and says what followed it
-    (induction heads, arXiv 2209.11895). So all layers but the last see only two neighbouring
-    tokens, and the last one sees everything, without positions: it compares contents at any
-    distance. SmolLM3 is an architecture of the hub that has both kinds of layers. A Llama of this
-    size had not learnt it after three times as many steps. Our choice.
+    (induction heads, arXiv 2209.11895). So the first layers see only three neighbouring tokens, and
+    the last two see everything, without positions: they compare contents at any distance. One of
+    them finds what to repeat, the other can look at what is said already, and so know where a part
+    ends. SmolLM3 is an architecture of the hub that has both kinds of layers. A Llama of this size
+    had not learnt it after three times as many steps. Our choice.
 
     Args:
         tokenizer: Its vocabulary and end-of-sequence token are used.
@@ -283,7 +286,8 @@ def copying_model(
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
     eos: int = tokenizer.eos_token_id
-    near = layers - 1
+    near = max(1, layers - _FAR)
+    far = layers - near
     return SmolLM3ForCausalLM(
         SmolLM3Config(
             vocab_size=len(tokenizer),
@@ -292,8 +296,8 @@ def copying_model(
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
-            layer_types=[*["sliding_attention"] * near, "full_attention"],
-            no_rope_layers=[*[1] * near, 0],  # 1 means with positions
+            layer_types=[*["sliding_attention"] * near, *["full_attention"] * far],
+            no_rope_layers=[*[1] * near, *[0] * far],  # 1 means with positions
             use_sliding_window=True,
             sliding_window=_NEIGHBOURS,
             max_position_embeddings=_LONG,
