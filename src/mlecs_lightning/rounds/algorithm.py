@@ -245,6 +245,16 @@ class Algorithm(ABC):
     ) -> dict[str, float]:
         """Train the server alone before round 0, and return its losses."""
 
+    def after_warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Train the server alone once more, and return the losses; by default do nothing.
+
+        Unlike `warmup`, this also follows a warm-up that was loaded from
+        ``trainer.warmup_ckpt_path``.
+        """
+        return {}
+
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message | None]]:
