@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick clean
+.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick bench-eclm bench-eclm-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -70,6 +70,12 @@ bench-quality: $(STAMP) ## Compare all methods on real data (hours); fills the t
 
 bench-quality-quick: $(STAMP) ## The main comparison in short, under ten minutes
 	$(PY) -m benchmarks.quality --root $(URFD) --quick --write docs/results.md
+
+bench-eclm: $(STAMP) ## ECLM and its rivals on many devices (under 3 h); fills docs/results.md
+	$(PY) -m benchmarks.eclm devices --write docs/results.md
+
+bench-eclm-quick: $(STAMP) ## The same in short, under ten minutes
+	$(PY) -m benchmarks.eclm devices --quick --write docs/results.md
 
 clean: ## Remove caches and build output; keep .venv and runs/
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist lightning_logs
