@@ -115,6 +115,18 @@ class Algorithm(ABC):
         hooks = ("build_edge", "build_server")
         return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
 
+    @classmethod
+    def rebuilt(cls, arguments: Mapping[str, Any]) -> Algorithm | None:
+        """Return the algorithm, as far as its `build_edge` and `build_server` need it, for export.
+
+        Args:
+            arguments: Those of the run, as plain data.
+
+        Returns:
+            ``None``, the default, if models with its parts cannot be exported.
+        """
+        return None
+
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Add parts to the server's fresh module, before its optimiser is built.
 

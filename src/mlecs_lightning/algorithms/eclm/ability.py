@@ -151,7 +151,7 @@ def subtasks_of(table: SampleTable, kind: Literal["classes", "domains"]) -> Tens
     else:
         known = table.labelled() & (table.labels >= 0)
         named = table.labels.masked_fill(~known, -1).tolist()
-    names = sorted({name for name in named if name not in (-1, "")})  # type: ignore[type-var]
+    names = sorted({name for name in named if name not in (-1, "")})
     if not names:
         raise ConfigurationError(
             f"{_KEY}.subtasks: none of the public samples has known {kind}; choose the other of "
@@ -248,7 +248,8 @@ def _least_load(h: np.ndarray) -> float:
 def _loads(h: np.ndarray) -> np.ndarray:
     """Return (K, T K), the row that adds up each module's load over the sub-tasks."""
     count, modules = h.shape
-    return np.tile(np.eye(modules), count) * h.flatten()
+    table: np.ndarray = np.tile(np.eye(modules), count) * h.flatten()
+    return table
 
 
 def gate_labels(loads: Tensor, mask: Tensor) -> Tensor:
@@ -284,4 +285,5 @@ def gate_divergence(log_gates: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     """
     wanted = torch.special.xlogy(labels, labels) - labels * log_gates.float()
     each = wanted.sum(dim=-1).mean(dim=-1).masked_fill(~known, 0.0)
-    return each.sum() / known.sum().clamp(min=1)
+    mean: Tensor = each.sum() / known.sum().clamp(min=1)
+    return mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from mlecs_lightning.algorithms.eclm.models import (
     count_costs,
     modular_of,
     pack,
+    prototype_faults,
     prototype_names,
     public_importance,
     sizes,
@@ -160,6 +162,11 @@ class ECLM(LocalTraining):
             if name not in clients
         ]
 
+    @classmethod
+    def rebuilt(cls, arguments: Mapping[str, Any]) -> ECLM:
+        """Return ECLM with as many modules."""
+        return cls(modules=arguments["modules"], active=1)
+
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""
         CloudParts.add(module, self.modules, len(list(clients)))
@@ -180,17 +187,7 @@ class ECLM(LocalTraining):
         self._edges = dict(clients)
         state, faults = server.module.state_dict(), FaultList()
         for name, module in clients.items():
-            own = module.state_dict()
-            unlike = [
-                here
-                for here, there in self._prototypes[name].items()
-                if there not in state or own[here].shape != state[there].shape
-            ]
-            if unlike:
-                faults.append(
-                    f"clients.{name}: ECLM sends the cloud's extractors and connector to devices, "
-                    f"so theirs must be those of the server; these differ: {unlike[:3]}"
-                )
+            faults += prototype_faults(name, module, self._prototypes[name], state)
             with faults.collecting():
                 self._derive(name, torch.ones(modular_of(module).shape))
         faults.raise_any()

@@ -30,7 +30,7 @@ def weights_of(kind: MergeWeights, gates: Tensor, samples: Scalar) -> Tensor:
         [[1.0, 3.0]]
     """
     importance = torch.ones_like(gates) if kind == "samples" else gates
-    return importance if kind == "importance" else importance * float(samples)
+    return importance if kind == "importance" else importance * float(samples)  # type: ignore[arg-type]
 
 
 class DeviceReport(NamedTuple):

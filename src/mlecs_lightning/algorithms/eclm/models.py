@@ -33,6 +33,7 @@ __all__ = [
     "divide",
     "modular_of",
     "pack",
+    "prototype_faults",
     "prototype_names",
     "public_importance",
     "sizes",
@@ -247,6 +248,31 @@ def prototype_names(edge: EdgeModule) -> dict[str, str]:
         elif name.startswith("eclm.gates.selector."):
             names[name] = "eclm." + name.removeprefix("eclm.gates.")
     return names
+
+
+def prototype_faults(
+    client: str, edge: EdgeModule, names: Mapping[str, str], cloud: Mapping[str, Tensor]
+) -> list[str]:
+    """Return a fault if the cloud's prototype does not fit into an edge.
+
+    Args:
+        client: The client, for the message.
+        edge: Its module.
+        names: `prototype_names`.
+        cloud: The state of the cloud's model.
+    """
+    own = edge.state_dict()
+    unlike = [
+        here
+        for here, there in names.items()
+        if there not in cloud or own[here].shape != cloud[there].shape
+    ]
+    if not unlike:
+        return []
+    return [
+        f"clients.{client}: ECLM sends the cloud's extractors and connector to devices, so theirs "
+        f"must be those of the server; these differ: {unlike[:3]}"
+    ]
 
 
 def public_importance(
