@@ -16,6 +16,7 @@ then; the score of a run is the mean macro-F1 of devices and rounds from round 1
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -68,17 +69,13 @@ Cell = tuple[Any, ...]
 def cells(folder: Path, *, quick: bool) -> dict[Cell, Callable[[], dict[str, Any]]]:
     """Return what there is to run: of each line its key, and what makes it."""
     size, seeds = (many.QUICK, many.SEEDS[:2]) if quick else (many.WHOLE, many.SEEDS[:3])
-    every: dict[Cell, Callable[[], dict[str, Any]]] = {
-        ("size", arm, share, tuned, seed): partial(
-            many.of_size, arm, share, seed, folder, tuned=tuned
-        )
-        for seed in (seeds if quick else many.SEEDS)
-        for tuned in ((False,) if quick else (False, True))
-        for share in many.SHARES
-        for arm in ("stage 1", "default")
-    }
-    for seed in seeds:
-        for name in many.METHODS:
+    every: dict[Cell, Callable[[], dict[str, Any]]] = {}
+    for seed in seeds if quick else many.SEEDS:
+        for tuned, share in itertools.product((False,) if quick else (False, True), many.SHARES):
+            for arm in ("stage 1", many.CHOSEN):
+                work = partial(many.of_size, arm, share, seed, folder, tuned=tuned)
+                every["size", arm, share, tuned, seed] = work
+        for name in many.METHODS if seed in seeds else ():
             every["many", name, seed] = partial(many.many, name, seed, size, folder)
     return every
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from benchmarks.eclm.many import METHODS
+from benchmarks.eclm.many import CHOSEN, METHODS
 from benchmarks.harness import spread
 
 __all__ = ["blocks"]
@@ -113,7 +113,7 @@ def _sizes(rows: Rows) -> str:
         return ""
     lines = []
     for tuned, share in sorted({(tuned, share) for _, tuned, share in scores}):
-        one, two = (scores.get((arm, tuned, share), {}) for arm in ("stage 1", "default"))
+        one, two = (scores.get((arm, tuned, share), {}) for arm in ("stage 1", CHOSEN))
         shown = [_mean(list(each.values())) if each else "-" for each in (one, two)]
         state = "tuned" if tuned else "as derived"
         lines.append([state, f"{share:g}", *shown, _difference(two, one), str(len(two))])

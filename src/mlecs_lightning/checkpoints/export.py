@@ -96,7 +96,8 @@ def _algorithm_of(state: Mapping[str, Any]) -> Algorithm | None:
     path, arguments = about.get("algorithm_path", ""), about.get("arguments", {})
     if not path.startswith(f"{_PACKAGE}.") or "algorithm" not in arguments:
         return None
-    found: type[Algorithm] = import_class({"class_path": path}, home=_PACKAGE, key="about.algorithm_path")
+    setting, key = {"class_path": path}, "about.algorithm_path"
+    found: type[Algorithm] = import_class(setting, home=_PACKAGE, key=key)
     return found.rebuilt(arguments["algorithm"])
 
 
