@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick bench-cdcca bench-cdcca-quick clean
+.PHONY: help quickstart test test-slow test-cpus test-lowest test-newest check docs bench bench-loop bench-quality bench-quality-quick bench-cdcca bench-cdcca-quick bench-eclm bench-eclm-quick clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -76,6 +76,12 @@ bench-cdcca: $(STAMP) ## CD-CCA's parts and rivals on two streams (two hours), k
 
 bench-cdcca-quick: $(STAMP) ## The same on the digits in short, under ten minutes
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cdcca --quick --jobs 2 --write docs/results.md
+
+bench-eclm: $(STAMP) ## ECLM and its rivals on many devices (under 3 h); fills docs/results.md
+	$(PY) -m benchmarks.eclm devices --write docs/results.md
+
+bench-eclm-quick: $(STAMP) ## The same in short, under ten minutes
+	$(PY) -m benchmarks.eclm devices --quick --write docs/results.md
 
 clean: ## Remove caches and build output; keep .venv and runs/
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist lightning_logs

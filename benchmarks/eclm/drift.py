@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.loggers import Logger
 
 from benchmarks.eclm.methods import WARMUP, FullModel, Judged, PreparedFedAvg, PreparedMLECS
+from benchmarks.eclm.training import rounds_of, warmed
 from benchmarks.harness import REPOSITORY
-from mlecs_lightning import ECLM, FederatedTrainer
+from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms import LocalTraining, Steps
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.clients import ClientSettings, Federation
 from mlecs_lightning.data import Drift, Pools, Shift
-from mlecs_lightning.federated.warmup import ServerWarmup
 from mlecs_lightning.settings import ModelSettings
 
 CONFIG = REPOSITORY / "configs" / "urfall" / "eclm.yaml"
@@ -87,21 +85,9 @@ def federation(seed: int) -> Federation:
 def warm_up(name: str, seed: int, root: Path, pools: Pools, folder: Path) -> str | None:
     """Train the cloud once for all drifts, with the result of a warm-up inside `fit`."""
     family = {"static": "ECLM", "ECLM, refresh": "ECLM"}.get(name, name)
-    algorithm = method(family)
-    if algorithm.steps.warmup == 0:
-        return None
-    target = folder / f"{family}-{seed}.ckpt"
-    if not target.exists():
-        data = Judged(root, batch_size=BATCH)
-        data._pools = pools
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        place = {"default_root_dir": str(folder / f"{family}-{seed}"), "accelerator": "cpu"}
-        written = ServerWarmup({**quiet, **place, "devices": 1}).warmup(
-            algorithm, data, federation(seed)
-        )
-        assert written is not None
-        written.rename(target)
-    return str(target)
+    data = Judged(root, batch_size=BATCH)
+    data._pools = pools
+    return warmed(method(family), data, federation(seed), folder / f"{family}-{seed}.ckpt")
 
 
 def drift(
@@ -111,20 +97,7 @@ def drift(
     data = Judged(root, batch_size=BATCH, schedule=Drift(SCENARIOS[scenario]))
     data._pools = pools
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = FederatedTrainer(
-            max_rounds=ROUNDS,
-            accelerator="cpu",
-            devices=1,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_test_batches=0,
-            warmup_ckpt_path=warm,
-            logger=[Keeper()],
-            default_root_dir=folder,
-        )
-        summary = trainer.fit(method(name), data, federation(seed))
-    history = Keeper.rows
+    history, summary = rounds_of(method(name), data, federation(seed), warm=warm, max_rounds=ROUNDS)
     scores = {
         client: [row.get(f"clients/{client}/val/macro_f1") for row in history]
         for client in ("living_room", "bedroom", "office")
@@ -146,23 +119,3 @@ def drift(
         "faults": summary["faults"]["events"],
         "seconds": round(time.perf_counter() - began, 1),
     }
-
-
-class Keeper(Logger):
-    """A logger that keeps the metrics of the rounds of the last run."""
-
-    name, version = "keeper", 0
-    rows: list[dict[str, float]] = []  # noqa: RUF012
-
-    def __init__(self) -> None:
-        """Forget the last run."""
-        super().__init__()
-        Keeper.rows = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Keep a round; what comes before the first is the warm-up."""
-        if "round" in metrics:
-            Keeper.rows.append(metrics)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the script has them."""

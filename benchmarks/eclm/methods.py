@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mlecs_lightning import MLECS, FedAvg, URFall
+from mlecs_lightning import ECLM, MLECS, FedAvg, URFall
 from mlecs_lightning.aggregation import AdapterAggregate, AdapterAggregator
 from mlecs_lightning.algorithms import LocalTraining
+from mlecs_lightning.algorithms.eclm.merge import MergedModules
+from mlecs_lightning.algorithms.eclm.models import CloudParts, DeviceParts, modular_of
 from mlecs_lightning.algorithms.eclm.offline import without_some_modalities
+from mlecs_lightning.algorithms.eclm.selector import ModuleSelector
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.base import Split
 from mlecs_lightning.modules import EdgeModule, MultimodalLM, Objective, ServerModule
@@ -160,6 +164,51 @@ class PreparedFedAvg(Prepared, FedAvg):
 
 class PreparedMLECS(Prepared, MLECS):
     """ML-ECS of prepared devices."""
+
+
+class LocalAdaptation(ECLM):
+    """Every device tunes its sub-model for itself; the cloud merges nothing."""
+
+    def aggregate(self, updates: Iterable[tuple[str, Message]], ctx: RoundContext) -> MergedModules:
+        """Keep what the devices report of their data, and none of their modules."""
+        merged = super().aggregate(updates, ctx)
+        return replace(merged, index=merged.index[:0], rows=merged.rows[:0])
+
+
+class HeteroFL(ECLM):
+    """Nested widths (arXiv 2010.01264): a device has the first neurons of each MLP, as many as fit.
+
+    It differs from ECLM in the choice alone: a selector that always prefers the first modules takes
+    the place of the trained one, in the warm-up (so that the cloud's model works at every width)
+    and on the devices. Modules are averaged by samples.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Set what makes it HeteroFL; see `ECLM`."""
+        fixed = {"gate_noise": 0.0, "balance_weight": 0.0, "merge_weights": "samples"}
+        super().__init__(**{**kwargs, **fixed})
+
+    def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
+        """Prefer the first modules."""
+        super().build_server(module, clients)
+        CloudParts.of(module).selector = _InOrder(modular_of(module).shape)
+
+    def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
+        """Prefer the first modules."""
+        super().build_edge(module, modalities)
+        DeviceParts.of(module).gates.selector = _InOrder(modular_of(module).shape)
+
+
+class _InOrder(ModuleSelector):
+    """Gate logits 0, -1, -2, ... of the modules of each layer, whatever the sample."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        nn.Module.__init__(self)
+        self.shape = shape
+
+    def forward(self, fused: Tensor) -> Tensor:
+        order = -torch.arange(self.shape[1], dtype=torch.float32, device=fused.device)
+        return order.expand(len(fused), *self.shape)
 
 
 def _whole(edge: EdgeModule) -> dict[str, TensorField]:

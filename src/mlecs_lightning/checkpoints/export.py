@@ -9,9 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlecs_lightning.checkpoints.checkpoint import checkpoint_of
+from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, load_checkpoint
 from mlecs_lightning.checkpoints.models import CheckpointModels
+from mlecs_lightning.class_paths import import_class
 from mlecs_lightning.deploy import ProgramFormat, Provenance, write_export, write_programs
+from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.storage.digests import read_checked
 from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.storage.text_files import utf8
@@ -19,6 +22,8 @@ from mlecs_lightning.storage.text_files import utf8
 __all__ = ["export_run"]
 
 log = logging.getLogger(__name__)
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 def export_run(
@@ -46,10 +51,13 @@ def export_run(
         The folder.
 
     Raises:
-        ConfigurationError: If there is no such client, or the folder is not empty.
+        ConfigurationError: If there is no such client, the folder is not empty, or the model has
+            parts of an algorithm that cannot be exported in this format.
         CheckpointError: If there is no checkpoint, or it has no state of the client.
     """
-    saved = CheckpointModels(checkpoint_of(expanded(run, key="export RUN")))
+    path = checkpoint_of(expanded(run, key="export RUN"))
+    state = load_checkpoint(path)
+    saved = CheckpointModels(path, _algorithm_of(state), state=state)
     module = saved.server() if client == "server" else saved.edge(client)
     folder, provenance = expanded(out, key="export OUT"), _provenance(saved, client)
     if format is not None:
@@ -62,6 +70,11 @@ def export_run(
             instruction=saved.about["instruction"],
             training=asdict(provenance),
         )
+    if module.form():
+        raise ConfigurationError(
+            f"export: {client!r} has parts of layers of its language model, which an adapter in "
+            "PEFT's format cannot describe: export it as programs, with --format torch or onnx"
+        )
     return write_export(
         module,
         folder,
@@ -71,6 +84,21 @@ def export_run(
         provenance=provenance,
         include_backbone=include_backbone,
     )
+
+
+def _algorithm_of(state: Mapping[str, Any]) -> Algorithm | None:
+    """Return the method of a run, to rebuild parts that it adds to models.
+
+    ``None`` for a class that is not of this package, since the checkpoint could name any, and for
+    a checkpoint that does not say what the method was.
+    """
+    about = state.get("about", {})
+    path, arguments = about.get("algorithm_path", ""), about.get("arguments", {})
+    if not path.startswith(f"{_PACKAGE}.") or "algorithm" not in arguments:
+        return None
+    setting, key = {"class_path": path}, "about.algorithm_path"
+    found: type[Algorithm] = import_class(setting, home=_PACKAGE, key=key)
+    return found.rebuilt(arguments["algorithm"])
 
 
 def _provenance(saved: CheckpointModels, client: str) -> Provenance:

@@ -27,6 +27,7 @@ def about(
     asked = set(data.public().instructions)
     return {
         "algorithm": type(algorithm).__name__,
+        "algorithm_path": f"{type(algorithm).__module__}.{type(algorithm).__qualname__}",
         "adds_parts": algorithm.adds_parts(),
         "adds_edge_parts": algorithm.adds_edge_parts(),
         "data": type(data).__name__,

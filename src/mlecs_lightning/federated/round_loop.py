@@ -82,15 +82,24 @@ class RoundLoop:
             run.accountant,
         )
 
-    def warm_up(self) -> None:
-        """Train the server alone."""
-        run = self._run
+    def warm_up(self, *, loaded: bool = False) -> None:
+        """Train the server alone.
+
+        Args:
+            loaded: Whether its warm-up was loaded, so that only what follows it is left.
+        """
+        run, losses = self._run, dict[str, float]()
         # Round -1: its seeds are apart from those of every round.
         ctx = RoundContext(-1, run.federation.parties.seed, run.federation.clients)
-        self._seed(ctx, "server", "warmup")
-        losses = run.algorithm.warmup(run.federation.server, run.server_loaders, ctx)
+        server, loaders = run.federation.server, run.server_loaders
+        if not loaded:
+            self._seed(ctx, "server", "warmup")
+            losses |= run.algorithm.warmup(server, loaders, ctx)
+        self._seed(ctx, "server", "after_warmup")
+        losses |= run.algorithm.after_warmup(server, loaders, ctx)
         run.warmup = {f"server/{k}": v for k, v in losses.items()}
-        run.folder.log(run.warmup, step=0)
+        if run.warmup or not loaded:
+            run.folder.log(run.warmup, step=0)
         self.stop_together()
 
     def round(self, number: int) -> None:

@@ -95,8 +95,7 @@ class Training:
         """Warm up a run that starts from no checkpoint, and hand out its models."""
         if self.run.restored:
             return
-        if self.settings.warmup_ckpt_path is None:
-            loop.warm_up()
+        loop.warm_up(loaded=self.settings.warmup_ckpt_path is not None)
         self.run.federation.deliver(self.run.algorithm)
 
     def _round(self, loop: RoundLoop, number: int, before: dict[str, Any]) -> None:

@@ -119,6 +119,18 @@ class Algorithm(ABC):
         """Return whether those of the clients have: all others can be exported."""
         return type(self).build_edge is not Algorithm.build_edge
 
+    @classmethod
+    def rebuilt(cls, arguments: Mapping[str, Any]) -> Algorithm | None:
+        """Return the algorithm, as far as its `build_edge` and `build_server` need it, for export.
+
+        Args:
+            arguments: Those of the run, as plain data.
+
+        Returns:
+            ``None``, the default, if models with its parts cannot be exported.
+        """
+        return None
+
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Add parts to the server's fresh module, before its optimiser is built.
 
@@ -248,6 +260,16 @@ class Algorithm(ABC):
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> dict[str, float]:
         """Train the server alone before round 0, and return its losses."""
+
+    def after_warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Train the server alone once more, and return the losses; by default do nothing.
+
+        Unlike `warmup`, this also follows a warm-up that was loaded from
+        ``trainer.warmup_ckpt_path``.
+        """
+        return {}
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
+from mlecs_lightning.algorithms.eclm.ability import AbilityTraining
 from mlecs_lightning.algorithms.eclm.derivation import Budget, Costs, InfeasibleBudgetError, derive
 from mlecs_lightning.algorithms.eclm.drift import GateStatistics
-from mlecs_lightning.algorithms.eclm.merge import DeviceReport, MergedModules, ModuleMerger
+from mlecs_lightning.algorithms.eclm.merge import (
+    DeviceReport,
+    MergedModules,
+    MergeWeights,
+    ModuleMerger,
+    weights_of,
+)
 from mlecs_lightning.algorithms.eclm.models import (
     SIZES,
     CloudParts,
@@ -20,7 +28,9 @@ from mlecs_lightning.algorithms.eclm.models import (
     count_costs,
     modular_of,
     pack,
+    prototype_faults,
     prototype_names,
+    public_importance,
     sizes,
     unpack,
 )
@@ -45,7 +55,7 @@ class ECLM(LocalTraining):
     adapters that devices send for a module is the mean of its updates.
 
     Offline (the warm-up): the cloud trains the model and the module selector on public data, with
-    gates. Online, one round:
+    gates. ``ability`` adds a second stage (`AbilityTraining`). Online, one round:
 
     1. The server sends each device its sub-model: which modules, and the adapters of those that the
        device lacks. The first time it also sends the prototype: extractors, connector, selector and
@@ -73,6 +83,8 @@ class ECLM(LocalTraining):
         gate_noise: float = 1.0,
         balance_weight: float = 0.1,
         modality_dropout: float = 0.3,
+        ability: AbilityTraining | None = None,
+        merge_weights: MergeWeights = "importance_samples",
         drift_significance: float = 1e-3,
         rederive: bool = True,
         refresh: bool = False,
@@ -91,6 +103,10 @@ class ECLM(LocalTraining):
             balance_weight: Weight of the load-balancing loss.
             modality_dropout: Probability that a sample lacks a modality in the offline stage, for
                 devices with fewer sensors. One modality is always kept.
+            ability: The second offline stage; ``None``, the default, for none.
+            merge_weights: Weights of the devices in the mean of a module: their importance of it
+                times their samples (our choice), their importance alone (Nebula), or their samples
+                alone (FedAvg of each module).
             drift_significance: Significance level of the drift test on the gates; smaller values
                 detect less drift.
             rederive: Whether a sub-model is derived again after drift. If not, it is derived once,
@@ -122,6 +138,7 @@ class ECLM(LocalTraining):
         self.modules = modules
         self.budget, self.budgets = budget or Budget(), dict(budgets or {})
         self.offline = OfflineStage(modules, active, gate_noise, balance_weight, modality_dropout)
+        self.ability, self.merge_weights = ability, merge_weights
         self.drift_significance = drift_significance
         self.rederive, self.refresh = rederive, refresh
         self._prototypes: dict[str, dict[str, str]] = {}
@@ -145,6 +162,11 @@ class ECLM(LocalTraining):
             if name not in clients
         ]
 
+    @classmethod
+    def rebuilt(cls, arguments: Mapping[str, Any]) -> ECLM:
+        """Return ECLM with as many modules."""
+        return cls(modules=arguments["modules"], active=1)
+
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""
         CloudParts.add(module, self.modules, len(list(clients)))
@@ -165,17 +187,7 @@ class ECLM(LocalTraining):
         self._edges = dict(clients)
         state, faults = server.module.state_dict(), FaultList()
         for name, module in clients.items():
-            own = module.state_dict()
-            unlike = [
-                here
-                for here, there in self._prototypes[name].items()
-                if there not in state or own[here].shape != state[there].shape
-            ]
-            if unlike:
-                faults.append(
-                    f"clients.{name}: ECLM sends the cloud's extractors and connector to devices, "
-                    f"so theirs must be those of the server; these differ: {unlike[:3]}"
-                )
+            faults += prototype_faults(name, module, self._prototypes[name], state)
             with faults.collecting():
                 self._derive(name, torch.ones(modular_of(module).shape))
         faults.raise_any()
@@ -204,6 +216,16 @@ class ECLM(LocalTraining):
         """Return the loss of the offline stage."""
         return self.offline.loss
 
+    def after_warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Train the abilities of the modules, if that is set."""
+        if self.ability is None:
+            return {}
+        stage = self.ability.prepare(server, loaders.public.table, self.offline)
+        batches = loaders.public.take(self.ability.steps, seed=ctx.seed_for("server", "ability"))
+        return server.fit(batches, stage.loss, stage="ability")
+
     # Down -----------------------------------------------------------------------------------
 
     def downlink(self, edge: EdgeModule) -> Schema:
@@ -228,21 +250,13 @@ class ECLM(LocalTraining):
             known = bool(cloud.informed[j])
             mask = cloud.assigned[j].cpu().bool()
             if not known:
-                mask = self._derive(client, self._public_importance(server, loaders, edge))
+                seen = public_importance(server, loaders.public.table, edge.modalities)
+                mask = self._derive(client, seen)
             index = (mask & ~cloud.held[j].cpu().bool()).flatten().nonzero().flatten()
             prototype = torch.zeros(0) if known else pack(server.module, self._prototypes[client])
             modules = {"modules/index": index, "modules/adapters": modular.rows(index).float()}
             form = {"submodel/mask": mask, "prototype/values": prototype}
             yield client, Message(modules | form)
-
-    @staticmethod
-    def _public_importance(server: ServerLearner, loaders: Loaders, edge: EdgeModule) -> Tensor:
-        """Return the mean gates on public data, for a device that has not reported its own yet."""
-        table = loaders.public.table
-        keep = torch.tensor([m in edge.modalities for m in table.modalities])
-        seen = table.mask(keep.expand(len(table), -1))
-        gates = server.map(sequential_loader(seen, 256), CloudParts.measure)
-        return torch.cat(gates).cpu().mean(dim=0)
 
     # On the device --------------------------------------------------------------------------
 
@@ -337,7 +351,7 @@ class ECLM(LocalTraining):
             trained = merger.add(
                 message.tensors["modules/index"],
                 message.tensors["modules/adapters"],
-                gates.flatten() * float(message.scalars["samples"]),  # type: ignore[arg-type]
+                weights_of(self.merge_weights, gates, message.scalars["samples"]).flatten(),
                 allowed=assigned.flatten().cpu().bool(),
             )
             reports[client] = DeviceReport(

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlecs_lightning.aggregation import Aggregate
+from mlecs_lightning.wire.messages import Scalar
 
-__all__ = ["DeviceReport", "MergedModules", "ModuleMerger"]
+__all__ = ["DeviceReport", "MergeWeights", "MergedModules", "ModuleMerger", "weights_of"]
+
+MergeWeights = Literal["importance_samples", "importance", "samples"]
+
+
+def weights_of(kind: MergeWeights, gates: Tensor, samples: Scalar) -> Tensor:
+    """Return the weight (L, K) of a device in the mean of each module.
+
+    Args:
+        kind: What weighs: its importance of the module, its number of samples, or their product.
+        gates: (L, K) mean gates on its data: the importance.
+        samples: Its number of samples.
+
+    Example:
+        >>> weights_of("importance_samples", torch.tensor([[0.25, 0.75]]), 4).tolist()
+        [[1.0, 3.0]]
+    """
+    importance = torch.ones_like(gates) if kind == "samples" else gates
+    return importance if kind == "importance" else importance * float(samples)  # type: ignore[arg-type]
 
 
 class DeviceReport(NamedTuple):

@@ -13,11 +13,14 @@ from mlecs_lightning.algorithms.eclm.derivation import Costs
 from mlecs_lightning.algorithms.eclm.drift import GateStatistics, drifted
 from mlecs_lightning.algorithms.eclm.modular import MLP_LAYERS, ModularMLPs
 from mlecs_lightning.algorithms.eclm.selector import GatePath, ModuleSelector
+from mlecs_lightning.data import SampleTable
+from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules.base import MultimodalLM
 from mlecs_lightning.modules.edge import EdgeModule
 from mlecs_lightning.modules.server import ServerModule
 from mlecs_lightning.nn.connector import Connector
+from mlecs_lightning.rounds import ServerLearner
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.types import Batch
 
@@ -30,7 +33,9 @@ __all__ = [
     "divide",
     "modular_of",
     "pack",
+    "prototype_faults",
     "prototype_names",
+    "public_importance",
     "sizes",
     "unpack",
 ]
@@ -243,6 +248,46 @@ def prototype_names(edge: EdgeModule) -> dict[str, str]:
         elif name.startswith("eclm.gates.selector."):
             names[name] = "eclm." + name.removeprefix("eclm.gates.")
     return names
+
+
+def prototype_faults(
+    client: str, edge: EdgeModule, names: Mapping[str, str], cloud: Mapping[str, Tensor]
+) -> list[str]:
+    """Return a fault if the cloud's prototype does not fit into an edge.
+
+    Args:
+        client: The client, for the message.
+        edge: Its module.
+        names: `prototype_names`.
+        cloud: The state of the cloud's model.
+    """
+    own = edge.state_dict()
+    unlike = [
+        here
+        for here, there in names.items()
+        if there not in cloud or own[here].shape != cloud[there].shape
+    ]
+    if not unlike:
+        return []
+    return [
+        f"clients.{client}: ECLM sends the cloud's extractors and connector to devices, so theirs "
+        f"must be those of the server; these differ: {unlike[:3]}"
+    ]
+
+
+def public_importance(
+    server: ServerLearner, table: SampleTable, modalities: Sequence[str]
+) -> Tensor:
+    """Return the mean gates (L, K) on public data, for a device that has not reported its own yet.
+
+    Args:
+        server: The cloud.
+        table: The public samples.
+        modalities: Those of the device; the gates are those of samples without the others.
+    """
+    keep = torch.tensor([m in modalities for m in table.modalities])
+    seen = table.mask(keep.expand(len(table), -1))
+    return torch.cat(server.map(sequential_loader(seen, 256), CloudParts.measure)).cpu().mean(dim=0)
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mlecs_lightning.algorithms.eclm.gating import load_balance, top_k_gates
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
@@ -12,7 +14,21 @@ from mlecs_lightning.data.availability import without_some_modalities
 from mlecs_lightning.modules import Losses, ServerModule
 from mlecs_lightning.types import Batch
 
-__all__ = ["OfflineStage"]
+__all__ = ["Gated", "OfflineStage"]
+
+
+class Gated(NamedTuple):
+    """What a gated pass gives.
+
+    Attributes:
+        lm: L_LM, scalar.
+        logits: (B, L, K) of the selector, without noise, in float32.
+        p: (B, L, K) gates before the choice, with noise.
+    """
+
+    lm: Tensor
+    logits: Tensor
+    p: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,13 @@ class OfflineStage:
 
     def loss(self, server: ServerModule, batch: Batch) -> Losses:
         """L_LM(gated model) + weight * load balance; gates by noisy top-k of the selector."""
+        gated = self.forward(server, batch)
+        balance = load_balance(server.gather(gated.p))
+        loss = gated.lm + self.balance_weight * balance
+        return {"loss": loss, "lm": gated.lm, "balance": balance}
+
+    def forward(self, server: ServerModule, batch: Batch) -> Gated:
+        """Run the modular model under gates by noisy top-k of the selector."""
         if server.training and self.modality_dropout:
             batch = without_some_modalities(batch, self.modality_dropout)
         features, present = server.features(batch)
@@ -46,5 +69,4 @@ class OfflineStage:
         gates, p = top_k_gates(logits, active, noise=noise)
         with modular_of(server).gated(gates):
             output = tower(features, present, batch.instructions, batch.targets)
-        lm, balance = server.mean_loss(output), load_balance(server.gather(p))
-        return {"loss": lm + self.balance_weight * balance, "lm": lm, "balance": balance}
+        return Gated(server.mean_loss(output), logits.float(), p)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlecs_lightning import ECLM
+from mlecs_lightning import ECLM, load_device_model
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.checkpoints.export import export_run
 from mlecs_lightning.clients import Federation
 from mlecs_lightning.data import Drift, Shift
+from mlecs_lightning.deploy import ProgramFormat
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.rounds import ClientUpdate, Interrupted, RoundContext
 from mlecs_lightning.wire import Message
@@ -381,6 +382,44 @@ def test_resumed_in_the_middle_of_the_online_stage_it_ends_in_the_same_bits(
     assert modules == [6, 6, 3, 3]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
+@pytest.mark.parametrize("party", ["hall", "server"])
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_an_exported_sub_model_answers_as_the_device_does(
+    tiny: SimpleNamespace,
+    divided: Callable[..., Federation],
+    eclm: Callable[..., ECLM],
+    tmp_path: Path,
+    party: str,
+    kind: ProgramFormat,
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    values = {"steps": tiny.steps(warmup=3, private=2, server=0), "budget": Budget(modules=0.5)}
+    trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
+    trainer.fit(eclm(**values), tiny.data(), divided())
+    run = trainer.open(eclm(**values), tiny.data(), divided(), "last", training=False)
+    place = tmp_path / "tiny/version_0"
+    folder = export_run(place, tmp_path / party, client=party, format=kind)
+    learner = run.federation.server if party == "server" else run.federation.edge(party)
+    table = run.data.public("test") if party == "server" else run.data.private(party, "test")
+    device = load_device_model(folder)
+    for row, said in enumerate(run.tester.predictions(learner, table)[:4]):
+        sample = {m: table.inputs[m][row] for m in table.modalities}
+        assert device.ask(**sample) == said["prediction"]
+    if party == "hall" and kind == "torch":
+        whole = export_run(place, tmp_path / "whole", client="server", format=kind)
+        small, large = (
+            sum(path.stat().st_size for path in each.glob("*.pt2")) for each in (folder, whole)
+        )
+        # Half of the neurons of each MLP is gone from the file.
+        modular = modular_of(run.federation.server.module)
+        gone = (K * L // 2) * (modular.module_bytes() - 4 * modular.row_size)
+        assert large - small >= 0.9 * 2 * gone  # in both programs
+
+
 def differences(one: Any, other: Any, at: str = "") -> list[str]:  # noqa: ANN401 - nested states
     if isinstance(one, dict) and isinstance(other, dict):
         odd = [f"{at}/{k}" for k in one.keys() ^ other.keys()]
@@ -393,7 +432,7 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:  # noqa: ANN40
     return [] if same else [at]
 
 
-def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
+def test_predict_builds_the_modules_again_and_export_says_which_formats_can(
     tiny: SimpleNamespace,
     divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
@@ -410,5 +449,5 @@ def test_predict_builds_the_modules_again_and_export_says_that_it_cannot(
         assert [r["prediction"] for r in rows if r["party"] == client] == [
             r["prediction"] for r in said
         ]
-    with pytest.raises(ConfigurationError, match="ECLM adds parts of its own"):
+    with pytest.raises(ConfigurationError, match=r"'hall' has parts of layers.*--format torch"):
         export_run(rows.path.parent, tmp_path / "out", client="hall")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlecs_lightning.algorithms.eclm.merge import ModuleMerger
+from mlecs_lightning.algorithms.eclm.merge import MergeWeights, ModuleMerger, weights_of
 
 
 def test_overlapping_sub_models_by_hand() -> None:
@@ -71,3 +71,11 @@ def test_modules_that_are_not_a_device_s_are_dropped(index: list[int], trained: 
     assert merged.index.tolist() == trained
     expected = {n: row for n, row in zip(index, [5.0, 6.0], strict=False) if n in trained}
     assert dict(zip(merged.index.tolist(), merged.rows.flatten().tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [("importance_samples", [1.0, 3.0]), ("importance", [0.25, 0.75]), ("samples", [4.0, 4.0])],
+)
+def test_what_weighs(kind: MergeWeights, weights: list[float]) -> None:
+    assert weights_of(kind, torch.tensor([[0.25, 0.75]]), 4).tolist() == [weights]
