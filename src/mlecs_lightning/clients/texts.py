@@ -104,6 +104,7 @@ def text_suspicions(
     """
     coders: dict[str, TextCoder | str] = {}
     found: list[str] = []
+    limits = limits_of(data.modalities)
     for reading in _readings(parties, data, algorithm):
         backbone = reading.settings.backbone
         name = str(backbone)
@@ -118,6 +119,7 @@ def text_suspicions(
             continue
         try:
             found += _suspicious(reading, _room(reading, coder, data))
+            found += _shortened(reading, coder, limits)
         except ConfigurationError as error:  # the tokenizer has more tokens than the model
             found.append(f"{reading.who()}: {error}")
     return found
@@ -324,6 +326,22 @@ def _cut(reading: _Reading, room: Room, *, example: bool = False) -> Iterator[st
             f"{room.answer} and are never said to their end; the longest{_id(table, row, example)} "
             f"has {sizes[row]:,}: raise {key}, or shorten them"
         )
+
+
+def _shortened(reading: _Reading, coder: TextCoder, limits: Mapping[str, int]) -> Iterator[str]:
+    """Yield modalities that are read as tokens and have texts beyond their budget."""
+    table = reading.table
+    for name in (name for name in limits if name in table.modalities):
+        sizes = [len(coder.encode(text or "")) for text in table.texts_of(name)] or [0]
+        count, row = _over(table, sizes, limits[name])
+        if count:
+            key = f"data.init_args.modalities.{name}.max_tokens"
+            yield (
+                f"{reading.who()}: {count:,} of {len(table):,} texts of {name} have more tokens "
+                f"than {key} {limits[name]} and are cut; the longest{_id(table, row, True)} has "
+                f"{sizes[row]:,} (scripts that the tokenizer does not know take several for each "
+                f"letter): raise {key}"
+            )
 
 
 def _lost(reading: _Reading, coder: TextCoder) -> Iterator[str]:

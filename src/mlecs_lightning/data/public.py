@@ -32,7 +32,8 @@ PretrainOn = Literal["public", "other", "targets"]
 ``targets``: every sentence that a target can be, as far as the data set knows them beforehand, so
 LoRA has no sentence left to learn. ``public``: the targets of the public samples alone. ``other``:
 the words of these in alphabetical order, so the model knows the words and LoRA has to learn the
-sentences. Our choice.
+sentences. A model that reads texts as tokens learns from texts and targets of public samples:
+with ``public`` what a target repeats of its own sample, with ``other`` to copy alone. Our choice.
 """
 
 _LABELLED = "data.init_args.public_labelled"

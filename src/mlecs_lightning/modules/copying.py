@@ -7,8 +7,10 @@ vocabulary is byte pairs (arXiv 1508.07909), so any text can be read and said. O
 
 Training starts with random tokens, parts of which are repeated several times at random distances.
 There, copying is all that can be learnt, and a small model learns it within 300 steps; from the
-sentences alone the same loss takes twice the time. Where in a text to begin, and when to end, is
-left to the adapter, which has not learnt it in the trials of docs/results.md.
+sentences alone the same loss takes twice the time. Then come passages: most are labelled public
+samples in the form that training gives them, with other words in place of the rare ones, the same
+in texts and target. So a model learns where in a text to begin and when to end, but not which words
+to say. Without labelled samples (``pretrain_on: other``) that is left to the adapter.
 """
 
 from __future__ import annotations
@@ -42,8 +44,6 @@ _SHOWN = 0.8
 """Probability of a labelled sample, where there are any."""
 _RARE = 0.1
 """Words in a larger part of the labelled samples are never exchanged: they say what is where."""
-_ABSENT = 0.2
-"""Probability that a text of a labelled sample is left out."""
 _DRILL = 96
 """Tokens of a sample of random tokens; the second half repeats parts of what is before it."""
 _REPEATED = (3, 15)
@@ -233,14 +233,12 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         def said(text: str) -> list[int]:
             return [t for word in text.split() for t in other.get(word) or self.encode(word)]
 
-        here = [i for i, text in enumerate(example.texts) if text is not None]
-        kept = [i for i in here if not dice.chance(_ABSENT)] or here[:1]
         asked = self.encode(example.instruction)[: self.length // 4]
         tail = [*said(example.target), self.end]
         head = list(self.slots)
         each = (self.length - len(head) - len(asked) - len(tail)) // len(self.markers)
-        for i, (marker, text) in enumerate(zip(self.markers, example.texts, strict=True)):
-            tokens = said(text) if text is not None and i in kept else self.absent
+        for marker, text in zip(self.markers, example.texts, strict=True):
+            tokens = self.absent if text is None else said(text)
             room = max(0, each - len(marker) - len(self.line))
             head += [*marker, *tokens[:room], *self.line]
         head += asked

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
 from mlecs_lightning.metrics import BertScore, UnicodeTokenizer
+from mlecs_lightning.nn.words import limits_of
 from mlecs_lightning.report.data_reading import changes_of_reading, lengths_of_reading, short_window
 from mlecs_lightning.types import ClientProfile
 
@@ -300,8 +301,15 @@ def _of_clients(data: FederatedDataModule, clients: Mapping[str, ClientProfile])
     yield from _of_nobody(data, held.union(*(samples for samples, _ in blind.values())))
     if not len(data.public("val")):
         yield "the server has no validation samples"
-    if not len(data.pools.test):
+    test, train = data.pools.test, data.pools.private
+    if not len(test):
         yield "split test is empty: nothing will be scored"
+    for k, modality in enumerate(test.modalities if len(test) else ()):
+        if train.present[:, k].any() and not test.present[:, k].any():
+            yield (
+                f"no sample of split test has {modality!r}, which private samples have: what is "
+                "learnt of it is not scored, and a client that reads nothing else has no scores"
+            )
 
 
 def _blind(
@@ -335,16 +343,25 @@ def _of_nobody(data: FederatedDataModule, held: Set[str]) -> Iterator[str]:
 
 
 def _of_targets(data: FederatedDataModule) -> Iterator[str]:
-    known = _words(data.pools.public)
+    known, read = _words(data.pools.public), list(limits_of(data.modalities))
+    why = "a pocket model cannot say them"
+    if read:  # by a model that spells, and can repeat what it reads
+        why = "in no text of their sample, so no pocket model can know them"
     for split, pool in _splits(data):
+        texts = [pool.texts_of(name) for name in read]
         unknown = Counter(
-            word for target in pool.targets for word in target.split() if word not in known
+            word
+            for i, target in enumerate(pool.targets)
+            for word in set(target.split()) - {w for t in texts for w in (t[i] or "").split()}
+            if word not in known
         )
         if unknown:
-            words = [word for word, _ in unknown.most_common()]
+            words = [
+                word for word, _ in sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
+            ]
             yield (
-                f"{len(words):,} words of targets of split {split} are in no public target, and a "
-                f"pocket model cannot say them: {_some(words, 10)}"
+                f"{len(words):,} words of targets of split {split} are in no public target, and "
+                f"{why}: {_some(words, 10)}"
             )
 
 

@@ -140,8 +140,10 @@ def test_pocket_models_take_the_place_of_the_large_ones() -> None:
     federation = Parsed(["fit", *both]).federation
     assert federation.server.backbone.model == "pocket/llm"
     assert federation.edge.backbone.model == "pocket/slm"
-    assert federation.edge.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert federation.edge.lora.r == 8
+    attention, mlp = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
+    for party in (federation.server, federation.edge):
+        assert party.lora.target_modules == [*attention, *mlp]
+        assert (party.lora.r, party.lora.alpha) == (8, 16)
 
 
 def test_a_batch_passes_through_them(server: ServerModule, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mlecs_lightning import Manifest, load_exported
-from mlecs_lightning.clients.texts import pocket_texts
+from mlecs_lightning.clients.texts import pocket_texts, seen_by
 from mlecs_lightning.modules.pocket import COPYING, PocketRecipe, pocket_coder
 from mlecs_lightning.types import ClientProfile
 
@@ -109,6 +109,9 @@ def test_the_backbone_has_seen_no_word_of_a_client_or_a_test(config: Path) -> No
     assert words is not None
     assert pairs == []
     coder = pocket_coder(*texts)
+    assert len(words.examples) == COUNTS["public", None] - 1, "all but the one for validation"
+    shown = {text for e in words.examples for text in (*e.texts, e.target) if text is not None}
+    assert shown <= set(words.sentences)
     trained_on = {token for text in words.sentences for token in coder.encode(text)}
     for split, word in ONLY.items():
         public = split == "public"
@@ -117,6 +120,35 @@ def test_the_backbone_has_seen_no_word_of_a_client_or_a_test(config: Path) -> No
         assert (f"Ġ{word}" in coder.tokenizer.get_vocab()) == public
         assert coder.survives(f"{word} 1 .")
         assert (set(coder.encode(word)) <= trained_on) == public
+
+
+def test_pretraining_without_examples_leaves_the_task_to_the_adapter(config: Path) -> None:
+    given = yaml.safe_load(config.read_text())["data"]["init_args"]
+    given = {k: v for k, v in given.items() if k != "alpha"}
+    shown = {}
+    for samples in ("public", "other"):
+        data = Manifest(**given, pretrain_on=samples)  # type: ignore[arg-type]
+        data.attach({name: ClientProfile(tuple(has)) for name, has in CLIENTS.items()})
+        shown[samples] = pocket_texts("pocket/slm", data)[3]
+        assert seen_by("pocket/slm", data)["samples"] == samples
+    assert shown["public"] is not None
+    assert shown["other"] == shown["public"]._replace(examples=())
+
+
+def test_data_check_says_what_of_a_text_is_not_read(
+    config: Path, mlecs: Mlecs, tmp_path: Path
+) -> None:
+    """In a script that the vocabulary has never seen a letter takes several tokens."""
+    lines = [
+        json.loads(line) for line in (config.parent / "samples.jsonl").read_text().splitlines()
+    ]
+    lines[8]["modalities"]["seen"] = {"text": "表の上の赤い本"}
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = ("--data.init_args.file", tmp_path / "samples.jsonl")
+    said = mlecs("data", "check", "--config", config, *file)
+    told = " ".join((said.out + said.err).split())
+    assert f"(id {lines[8]['id']!r}) has 22 (scripts" in told, told
+    assert "raise data.init_args.modalities.seen.max_tokens" in told
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,24 @@ def test_words_that_a_pocket_model_cannot_say(tmp_path: Path) -> None:
     ]
 
 
+def test_words_that_a_model_can_repeat_and_texts_that_no_test_has(tmp_path: Path) -> None:
+    """A pocket model that reads tokens can say every word that it reads, in any script."""
+    lines = sound_lines()
+    for line in lines:
+        line["modalities"]["note"] = (
+            {"text": f"lies {line['id']}"} if line["split"] != "test" else None
+        )
+    lines[9] |= {"modalities": {**lines[9]["modalities"], "note": {"text": "είναι εδώ"}}}
+    lines[9]["target"] = "it is είναι upside ."
+    note = {"kind": "text", "shape": [64], "as": "tokens", "max_tokens": 8}
+    assert found(tmp_path, lines, modalities={**MODALITIES, "note": note}) == [
+        "no sample of split test has 'note', which private samples have: what is learnt of it is "
+        "not scored, and a client that reads nothing else has no scores",
+        "1 words of targets of split train are in no public target, and in no text of their "
+        "sample, so no pocket model can know them: upside",
+    ]
+
+
 @pytest.mark.parametrize(
     ("target", "told"),
     [

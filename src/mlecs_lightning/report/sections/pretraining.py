@@ -23,6 +23,8 @@ def pretraining(setting: Setting) -> Section | None:
                 what = (
                     f"to copy, from targets and {', '.join(seen['modalities'])} of public samples"
                 )
+                if seen.get("examples"):
+                    what += f", {seen['examples']:,} of them with other words"
             found[row.algorithm, model, what, f"{seen['sentences']:,}"] = None
     if not found:
         return None
