@@ -14,6 +14,7 @@ from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.extras import require
 from mlecs_lightning.federated.exchange.coverage import accountant_of
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.settings import TrainerSettings
@@ -73,9 +74,11 @@ def open_device(
         allow: What may leave the device, see `DeviceSession`.
 
     Raises:
-        ConfigurationError: If the settings do not fit together, or there is no such client.
+        ConfigurationError: If the settings do not fit together, there is no such client, or a
+            package is missing that method or data need.
     """
     check_algorithm(algorithm)
+    require(*data.needs(), *algorithm.needs())
     names = tuple(federation.named_clients(data.modalities))
     if client not in names:
         raise ConfigurationError(f"--client: there is no client {client!r}, only {list(names)}")

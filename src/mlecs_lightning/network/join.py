@@ -92,7 +92,13 @@ def join(
             _answer(session, node, stop)
         finally:
             node.close()
-        finish(session, folder, self._fabric, limit=self.settings.limit_test_batches)
+        finish(
+            session,
+            folder,
+            self._fabric,
+            limit=self.settings.limit_test_batches,
+            rouge=self.settings.rouge,
+        )
     return str(folder)
 
 
