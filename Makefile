@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # Written last, so that an installation that was cut short is taken up again.
 STAMP := $(VENV)/.installed
 # What the tests need beside the package.
-EXTRAS := dev,docs,bertscore,onnx,sweep,video
+EXTRAS := dev,docs,answers,bertscore,digits,eclm,metrics,onnx,report,sweep,tensorboard,video
 comma := ,
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # What others offer, to compare with: an environment of its own, no dependency of the project.
@@ -115,5 +115,5 @@ $(FLOWER_STAMP): constraints-flower.txt
 
 $(BENCH_STAMP): benchmarks/peers/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_VENV)/bin/python -m pip --require-virtualenv install -r $< -e .
+	$(BENCH_VENV)/bin/python -m pip --require-virtualenv install -r $< -e '.[digits,metrics]'
 	touch $@

@@ -22,6 +22,7 @@ MAX_FILES = 12
 RANK = {
     "differences": 0,
     "errors": 0,
+    "extras": 1,
     "functional": 1,
     "lazy": 0,
     "names": 0,
@@ -59,12 +60,13 @@ KNOW_METHODS = ("algorithms", "__init__", "cli")
 METHODS = re.compile(
     r"(?<![A-Za-z])(?i:eclm|cdcca|fedavg|fedprox|coplms|standalone|centralized)|\bMLECS\b"
 )
-# What a table is compared with by default, and which bar of it is a bound and no rival.
+# The name of an extra, what a table is compared with by default, and which bar of it is a bound.
 NAMED = {
     (
         "report/command.py",
         "the algorithm to compare the others with; by default MLECS, otherwise the first",
     ),
+    ("extras.py", "eclm"),
     ("report/page.py", "MLECS"),
     ("report/results/rows.py", "Centralized"),
 }

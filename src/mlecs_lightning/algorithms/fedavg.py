@@ -12,6 +12,7 @@ from mlecs_lightning.aggregation.adapters import first_ranks, fit_rank, over_ran
 from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels, taught
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.extras import Need
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
@@ -90,6 +91,13 @@ class FedAvg(LocalTraining):
         self.answers = answers
         self.weights = weights
         self._asked = 0
+
+    def needs(self) -> tuple[Need, ...]:
+        """Name the packages that compare answers, and calibrate them."""
+        if self.answers is None:
+            return ()
+        modules = ("rouge_score", *(["sklearn"] if self.answers.calibrate else []))
+        return (Need("algorithm.init_args.answers", "answers", modules),)
 
     # Compatible adapters --------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ _FREE = {
     *("trainer.callbacks", "trainer.logger", "trainer.name", "trainer.default_root_dir"),
     *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.store"),
     *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
-    *("trainer.allow_other_config", "trainer.bertscore"),
+    *("trainer.allow_other_config", "trainer.rouge", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
     *("trainer.limit_test_batches", "trainer.message_limits.max_bytes"),
 }

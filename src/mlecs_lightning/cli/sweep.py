@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlecs_lightning.callbacks.monitor import Monitor, unknown_value
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR
 from mlecs_lightning.report.results.reading import read_runs
 from mlecs_lightning.storage.folders import numbered_folders
@@ -116,8 +116,7 @@ class _Sweep:
     """One sweep: its arguments, and its study in ``study.db``."""
 
     def __init__(self, given: argparse.Namespace, rest: list[str]) -> None:
-        if find_spec("optuna") is None:
-            raise ConfigurationError("sweep needs optuna: pip install 'mlecs_lightning[sweep]'")
+        require(Need("mlecs sweep", "sweep"))
         if given.trials < 1:
             raise ConfigurationError(f"--trials must be at least 1, got {given.trials}")
         self.given, self.rest = given, rest

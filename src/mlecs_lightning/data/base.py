@@ -30,6 +30,7 @@ from mlecs_lightning.data.sampling import SeededLoader, sequential_loader, whole
 from mlecs_lightning.data.schedule import Schedule
 from mlecs_lightning.data.table import Pools, SampleTable
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.names import modality_name_faults
 from mlecs_lightning.types import Batch, ClientProfile, ModalitySpec
 
@@ -192,10 +193,15 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
     # Dealing the samples to clients ---------------------------------------------------------
 
+    def needs(self) -> tuple[Need, ...]:
+        """Return the optional packages without which no sample can be loaded."""
+        return ()
+
     @property
     def pools(self) -> Pools:
         """The pools, loaded on first use."""
         if self._pools is None:
+            require(*self.needs())
             self._pools = self.load_pools()
         return self._pools
 

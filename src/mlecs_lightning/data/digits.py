@@ -12,6 +12,7 @@ import torch
 from mlecs_lightning.data.base import FederatedDataModule, Partition, Pools
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.extras import Need
 from mlecs_lightning.types import ModalitySpec
 
 __all__ = ["Digits"]
@@ -83,6 +84,10 @@ class Digits(FederatedDataModule):
         self.classes = _WORDS
         self.public_fraction = public_fraction
         self.test_fraction = test_fraction
+
+    def needs(self) -> tuple[Need, ...]:
+        """Name the package that holds the digits."""
+        return (Need("data: Digits", "digits"),)
 
     def load_pools(self) -> Pools:
         """Load the digits and split them into pools, stratified by digit."""

@@ -16,6 +16,7 @@ from mlecs_lightning.data.manifest.source import Manifest
 from mlecs_lightning.data.manifest.split import DrawnSplit
 from mlecs_lightning.data.manifest.store import Embedded, OutsideRootError
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.storage.paths import expanded_name
 
 __all__ = ["HubDataset"]
@@ -176,13 +177,8 @@ class HubDataset(Manifest):
 
 
 def _library() -> Any:  # noqa: ANN401 - a module without types
-    try:
-        hf = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError(
-            "data.class_path HubDataset needs Hugging Face datasets: "
-            "pip install mlecs_lightning[datasets]"
-        ) from error
+    require(Need("data.class_path HubDataset", "datasets"))
+    hf = importlib.import_module("datasets")
     if not sys.stderr.isatty():
         hf.disable_progress_bars()
     return hf

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import DecodeError
 from mlecs_lightning.deploy.programs import DEVICE_CONFIG, ENDINGS, PROGRAMS_VERSION
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.nn.texts import TextCoder
 from mlecs_lightning.storage.digests import check_folder, read_checked
 from mlecs_lightning.storage.paths import expanded
@@ -182,10 +182,7 @@ def _torch_program(path: Path) -> Program:
 
 
 def _onnx_program(path: Path) -> Program:
-    if find_spec("onnxruntime") is None:
-        raise ConfigurationError(
-            f"{str(path)!r} needs onnxruntime: pip install 'mlecs_lightning[onnx]'"
-        )
+    require(Need(repr(str(path)), "onnx", ("onnxruntime",)))
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -27,7 +27,6 @@ import logging
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.nn.connector import Connector
 from mlecs_lightning.nn.extractors import PretrainedExtractor
@@ -192,11 +192,8 @@ def write_programs(
 
 
 def _check(module: MultimodalLM, format: ProgramFormat) -> None:
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise ConfigurationError(
-            f"--format onnx needs {' and '.join(missing)}: pip install 'mlecs_lightning[onnx]'"
-        )
+    if format == "onnx":
+        require(Need("--format onnx", "onnx", ("onnx", "onnxscript")))
     tower = module.tower()
     if words := list(tower.reader.limits):
         raise ConfigurationError(

@@ -40,11 +40,12 @@ class ContinualEvaluation:
             phase.start == round + 1 for client in clients for phase in schedule.phases(client)
         )
 
-    def names(self, clients: Sequence[str]) -> list[str]:
+    def names(self, clients: Sequence[str], *, rouge: bool = True) -> list[str]:
         """Return the names of the metrics that `row` can give; none without a schedule.
 
         Args:
             clients: All clients.
+            rouge: Whether ROUGE-Lsum is computed.
         """
         schedule = self._data.schedule
         if schedule is None:
@@ -53,7 +54,8 @@ class ContinualEvaluation:
         parts = [*views, *(f"clients/{client}/{view}" for client in clients for view in views)]
         for client in clients:
             parts += [f"clients/{client}/domains/{name}" for name in _domains(schedule, client)]
-        metrics = _METRICS if self._data.classes else ("rouge_lsum",)
+        scored = _METRICS if self._data.classes else ("rouge_lsum",)
+        metrics = [metric for metric in scored if rouge or metric != "rouge_lsum"]
         return [f"{part}/{metric}" for part in parts for metric in metrics]
 
     def row(

@@ -98,6 +98,7 @@ class Evaluator:
         fabric: Fabric,
         bertscore: bool | str,
         limit: int | None,
+        rouge: bool = True,
     ) -> None:
         """Prepare the metrics.
 
@@ -107,8 +108,11 @@ class Evaluator:
             bertscore: Whether to add BERTScore: true for the small model of the extra
                 ``bertscore``, or a hub id or directory.
             limit: Maximum number of batches per evaluation.
+            rouge: Whether to score answers with ROUGE-Lsum.
         """
         self._data, self._limit = data, limit
+        self.rouge = rouge
+        """Whether answers are scored with ROUGE-Lsum."""
         template = BertScore.of(bertscore)
         self._unknown = (
             None if template is None else template.unknown_share(data.pools.test.targets)
@@ -122,7 +126,11 @@ class Evaluator:
         reader = data.read_label if data.classes else None
         # One process evaluates a party, so the metrics must not wait for others.
         self._metrics = TextMetrics(
-            reader, len(data.classes) or None, bertscore=template, sync_on_compute=False
+            reader,
+            len(data.classes) or None,
+            rouge=rouge,
+            bertscore=template,
+            sync_on_compute=False,
         ).to(fabric.device)
         self.failures = FailureLog()
         """Record of clients whose evaluation failed; a run puts its own here."""
@@ -318,6 +326,7 @@ class Evaluator:
             ``clients``: for each its modalities, ``own`` and ``all``, which are empty if its
             evaluation failed; ``server``: its scores on all domains; ``mean``: means over the
             clients that have scores; ``constant``: the same means for the best constant sentence;
+            without ROUGE-Lsum ``left_out``, which names it;
             with BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that
             its tokenizer does not know; ``checks``: `checks_of` each party's answers on all
             domains; with classes ``confusion``: the names of the ``classes`` and, for the server
@@ -361,6 +370,7 @@ class Evaluator:
                 "server": server.checks,
             },
             **self._confusions(tested, server),
+            **({} if self.rouge else {"left_out": ["rouge_lsum"]}),
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 

@@ -22,6 +22,7 @@ from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.extras import require
 from mlecs_lightning.federated.exchange.coverage import (
     accountant_of,
     check_coverage,
@@ -31,7 +32,6 @@ from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder, RunVersions
 from mlecs_lightning.federated.settings import TrainerSettings
-from mlecs_lightning.rounds.accounting import check_accountant
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.storage.files import remove_leftovers
 from mlecs_lightning.wire.channel import Channel
@@ -84,9 +84,11 @@ class RunBuilder:
             ckpt_path: ``last``, ``best`` or a file; an evaluation needs one.
 
         Raises:
-            ConfigurationError: If the settings do not fit together.
+            ConfigurationError: If the settings do not fit together, or a package is missing that
+                they need.
             CheckpointError: If the checkpoint cannot be used.
         """
+        require(*self.data.needs(), *self.algorithm.needs(), *self.settings.needs())
         origin = self._origin(ckpt_path)
         self.data.held = () if self.remote else None
         resolved = Parties.resolve(parties, self.algorithm, self.data)
@@ -95,8 +97,6 @@ class RunBuilder:
         if self.training:
             coded = self.settings.codec is not None
             check_privacy(resolved, self.algorithm, self.settings.loop, coded=coded)
-        elif self.settings.loop.privacy is not None:
-            check_accountant()  # the summary has the epsilon of the checkpoint
         self._check_batch_size()
         self.fabric.launch()
         # Early, so that a missing BERTScore model does not show only at the end.
@@ -130,8 +130,11 @@ class RunBuilder:
             ConfigurationError: If the model of BERTScore cannot be loaded.
         """
         wanted = self.settings.bertscore if bertscore else False
+        rouge = self.settings.rouge
         try:
-            return Evaluator(self.data, fabric=self.fabric, bertscore=wanted, limit=limit)
+            return Evaluator(
+                self.data, fabric=self.fabric, bertscore=wanted, limit=limit, rouge=rouge
+            )
         except (OSError, ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
 

@@ -30,7 +30,10 @@ def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top
         ConfigurationError: If the name or the mode is wrong; it says which are right.
     """
     monitor, clients = run.monitor, run.federation.evaluated
-    known = [*run.evaluator.validation_names(clients), *run.continual.names(clients)]
+    known = [
+        *run.evaluator.validation_names(clients),
+        *run.continual.names(clients, rouge=run.evaluator.rouge),
+    ]
     if monitor.name in known:
         _check_mode(monitor)
     elif known and monitor.name != DEFAULT_MONITOR:

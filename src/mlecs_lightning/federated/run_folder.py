@@ -22,10 +22,10 @@ from mlecs_lightning.checkpoints.timeline import checkpoints
 from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.clients.ranks import Ranks
 from mlecs_lightning.deploy.adapter import write_adapter
+from mlecs_lightning.extras import MissingExtraError, Need, require
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.modules.contents import Contents, content_header
-from mlecs_lightning.report.page import to_html
-from mlecs_lightning.report.results.reading import read_runs
+from mlecs_lightning.report.command import rendered
 from mlecs_lightning.storage.digests import forget_digest, record_digest, seal_folder, write_checked
 from mlecs_lightning.storage.files import naming_full_disk, replacing_folder
 from mlecs_lightning.storage.folders import claim_folder, numbered_folders
@@ -78,7 +78,12 @@ class RunFolder:
         if self._own_log:
             for events in self.path.glob("events.out.tfevents.*"):
                 events.unlink()
-            own = (CSVLogger, TensorBoardLogger)
+            own: list[type[CSVLogger] | type[TensorBoardLogger]] = [CSVLogger]
+            try:
+                require(Need("a log for TensorBoard", "tensorboard"))
+                own.append(TensorBoardLogger)
+            except MissingExtraError as error:
+                log.warning("the log is metrics.csv alone: %s", error)
             self.loggers = [kind(self._root, self._name, self.path.name) for kind in own]
             forget_digest(self._metrics)
         with warnings.catch_warnings():
@@ -179,11 +184,15 @@ class RunFolder:
         trackers = [each for each in self._trackers if isinstance(each, MLFlowLogger | WandbLogger)]
         if not trackers:
             return
-        page = to_html(read_runs([self.path]))
-        (self.path / "report.html").write_text(page, encoding="utf-8")
+        kept = ["summary.json", "adapters"]
+        try:
+            (self.path / "report.html").write_text(rendered([self.path]), encoding="utf-8")
+            kept.append("report.html")
+        except MissingExtraError as error:
+            log.warning("trackers get no report: %s", error)
         for tracker in trackers:
             try:
-                for name in ("summary.json", "report.html", "adapters"):
+                for name in kept:
                     _keep(tracker, self.path / name)
             except Exception as error:  # whatever a tracker's package raises
                 log.warning("%s does not take artifacts: %s", type(tracker).__name__, error)

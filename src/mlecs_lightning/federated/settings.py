@@ -13,6 +13,8 @@ from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.client_store import StoreKind
 from mlecs_lightning.differences import as_data
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.extras import Need
+from mlecs_lightning.metrics import ROUGE, BertScore
 from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.wire.channel import MessageLimits
 from mlecs_lightning.wire.codec import Codec
@@ -36,6 +38,7 @@ class TrainerSettings:
     gradient_clip_val: float | None
     limit_val_batches: int | None
     limit_test_batches: int | None
+    rouge: bool
     bertscore: bool | str
     message_limits: MessageLimits
     codec: Codec | None
@@ -63,6 +66,15 @@ class TrainerSettings:
             if value is not None and not value >= least:
                 faults.append(f"trainer.{key} must be at least {least}, got {value}")
         faults.raise_any()
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return the optional packages that a run which scores answers needs."""
+        found = [ROUGE] if self.rouge else []
+        if self.bertscore:
+            found += [BertScore.need(None if self.bertscore is True else self.bertscore)]
+        if self.loop.privacy is not None:
+            found += [Need("trainer.privacy", "privacy")]
+        return tuple(found)
 
     def compared(self) -> Mapping[str, Any]:
         """Return the arguments that change what is computed, as plain data under their names."""

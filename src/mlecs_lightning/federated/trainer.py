@@ -64,6 +64,7 @@ class FederatedTrainer(Results):
         limit_val_batches: int | None = None,
         limit_test_batches: int | None = None,
         fast_dev_run: bool = False,
+        rouge: bool = True,
         bertscore: bool | str = False,
         participation: Participation = _PARTICIPATION,
         cohort: int | Literal["auto"] = 1,
@@ -102,6 +103,7 @@ class FederatedTrainer(Results):
             limit_test_batches: Maximum number of batches per test or prediction.
             fast_dev_run: Run one round with one batch of everything and write no checkpoint, to
                 find out whether the configuration works.
+            rouge: Score answers with ROUGE-Lsum, which needs the extra ``metrics``.
             bertscore: Add BERTScore to the test: true for the small model of the extra
                 ``bertscore``, or a hub id or directory.
             participation: How many clients take part in a round.
@@ -150,6 +152,7 @@ class FederatedTrainer(Results):
             gradient_clip_val=gradient_clip_val,
             limit_val_batches=limit_val,
             limit_test_batches=limit_test,
+            rouge=rouge,
             bertscore=bertscore,
             message_limits=message_limits,
             codec=codec,

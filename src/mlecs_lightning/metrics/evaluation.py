@@ -20,21 +20,24 @@ __all__ = ["TextMetrics", "constant_row"]
 class TextMetrics(MetricCollection):
     """All metrics of generated text, under the names that the reports use.
 
-    ``update(predictions, targets)`` takes two sequences of texts. `compute` returns ``rouge_lsum``
-    and ``exact_match``; with a label reader also ``accuracy`` and ``macro_f1``; with a BERTScore
-    also ``bertscore``. Metrics without a scored target are left out. If a target is a
-    `ReferencedText`, its best reference counts, the label is that of the target itself, and
+    ``update(predictions, targets)`` takes two sequences of texts. `compute` returns ``exact_match``
+    and, unless it is left out, ``rouge_lsum``; with a label reader also ``accuracy`` and
+    ``macro_f1``; with a BERTScore also ``bertscore``. Metrics without a scored target are left out.
+    If a target is a `ReferencedText`, its best reference counts, the label is that of the target
+    itself, and
     ``rouge_lsum_mean`` (and ``bertscore_mean``) is the mean over the references.
 
     Args:
         reader: Reads the class index from a text; ``None`` for free text without classes.
         num_classes: Number of classes, required with ``reader``.
+        rouge: Whether to compute ROUGE-Lsum.
         bertscore: A `BertScore` whose settings are used, but not its state.
         sync_on_compute: Whether `compute` sums the states of all processes. Use True for a model
             that all processes evaluate together, each on a part of the data, and False for a
             client, which runs in one process: `compute` would wait for the others forever.
 
     Raises:
+        MissingExtraError: If rouge-score is not installed, but asked for.
         ValueError: If only one of ``reader`` and ``num_classes`` is given.
     """
 
@@ -43,16 +46,17 @@ class TextMetrics(MetricCollection):
         reader: LabelReader | None = None,
         num_classes: int | None = None,
         *,
+        rouge: bool = True,
         bertscore: BertScore | None = None,
         sync_on_compute: bool = True,
     ) -> None:
         # An argument of the constructors, because torchmetrics reads the flag only there.
         sync: dict[str, Any] = {"sync_on_compute": sync_on_compute}
-        metrics: dict[str, Metric | MetricCollection] = {
-            "rouge_lsum": RougeLsum(**sync),
-            "rouge_lsum_mean": RougeLsum(over="mean", **sync),
-            "exact_match": ExactMatch(**sync),
-        }
+        metrics: dict[str, Metric | MetricCollection] = {}
+        if rouge:
+            metrics["rouge_lsum"] = RougeLsum(**sync)
+            metrics["rouge_lsum_mean"] = RougeLsum(over="mean", **sync)
+        metrics["exact_match"] = ExactMatch(**sync)
         if reader is not None and num_classes is not None:
             metrics["labels"] = LabelScores(reader, num_classes, **sync)
         elif reader is not None or num_classes is not None:
@@ -64,11 +68,11 @@ class TextMetrics(MetricCollection):
         # Compute groups would merge metrics whose states are equal after the first batch: after a
         # batch without errors, ROUGE-Lsum would become a copy of exact match.
         super().__init__(metrics, compute_groups=False)
-        self._build = partial(TextMetrics, reader, num_classes, bertscore=bertscore)
+        self._build = partial(TextMetrics, reader, num_classes, rouge=rouge, bertscore=bertscore)
 
     def local(self) -> TextMetrics:
         """Return an empty collection of the same metrics, for this process only."""
-        return self._build(sync_on_compute=False).to(self["rouge_lsum"].device)
+        return self._build(sync_on_compute=False).to(self["exact_match"].device)
 
     def compute(self) -> dict[str, float]:
         """Return the scores by name, in [0, 1], without metrics that have scored no target.

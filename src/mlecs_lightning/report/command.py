@@ -6,13 +6,38 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from mlecs_lightning.errors import ConfigurationError
-from mlecs_lightning.report.page import to_html, to_markdown_page
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.report.results.reading import ReportError, read_runs
 from mlecs_lightning.storage.paths import expanded
 
-__all__ = ["report"]
+__all__ = ["rendered", "report"]
+
+
+def rendered(
+    runs: Sequence[str | Path],
+    *,
+    form: Literal["html", "md"] = "html",
+    reference: str | None = None,
+) -> str:
+    """Return the report of runs as a page.
+
+    Args:
+        runs: As on the command line.
+        form: HTML, or Markdown without charts.
+        reference: The algorithm that others are compared with.
+
+    Raises:
+        MissingExtraError: If the packages that draw and write it are not installed.
+        ReportError: If a run cannot be read, or there is no such algorithm.
+    """
+    require(Need("a report", "report"))
+    from mlecs_lightning.report.page import to_html, to_markdown_page
+
+    render = to_html if form == "html" else to_markdown_page
+    return render(read_runs(runs), reference=reference)
 
 
 def report(args: Sequence[str]) -> int:
@@ -49,11 +74,12 @@ def report(args: Sequence[str]) -> int:
     )
     given = parser.parse_args(args)
     suffix = given.output.suffix if given.output else ""
-    form = given.format or ("md" if suffix in (".md", ".markdown") else "html")
+    form: Literal["html", "md"] = given.format or (
+        "md" if suffix in (".md", ".markdown") else "html"
+    )
     try:
         output = expanded(given.output or f"report.{form}", key="--output")
-        render = to_html if form == "html" else to_markdown_page
-        text = render(read_runs(given.runs), reference=given.reference)
+        text = rendered(given.runs, form=form, reference=given.reference)
         output.write_text(text, encoding="utf-8")
     except (ReportError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)

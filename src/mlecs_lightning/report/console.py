@@ -15,6 +15,8 @@ from mlecs_lightning.report.remarks import remarks
 
 __all__ = ["print_summary"]
 
+# Shown where a run has no other score.
+_NAMES = {**SCORES, "exact_match": "exact match"}
 # The score that orders many clients: the first that there is.
 _ORDERED_BY = ("macro_f1", "rouge_lsum", "accuracy")
 
@@ -33,8 +35,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         console: Where to; the process's own by default.
     """
     console = console or Console()
-    found = {"rouge_lsum", *summary["mean"]["all"], *summary["server"]}  # that one is always asked
-    metrics = [m for m in SCORES if m in found]
+    # ROUGE-Lsum is asked of every run, unless the run says that it was left out.
+    found = {"rouge_lsum", *summary["mean"]["all"], *summary["server"]}
+    found -= set(summary.get("left_out", ()))
+    metrics = [m for m in SCORES if m in found] or ["exact_match"]
     table = Table(
         title=f"{summary['algorithm']}, {summary['rounds']} rounds, seed {summary['seed']}: "
         "test, on all domains (on the client's own)"
@@ -42,7 +46,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     # In a narrow terminal names are folded; figures must stay whole.
     table.add_column("party", overflow="fold")
     for metric in metrics:
-        table.add_column(SCORES[metric], justify="right", no_wrap=True)
+        table.add_column(_NAMES[metric], justify="right", no_wrap=True)
     clients = summary["clients"]
     by = next((m for m in _ORDERED_BY if m in metrics), metrics[0])
     told = {name: " ".join(client["modalities"]) for name, client in clients.items()}
@@ -58,7 +62,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     table.add_row("constant sentence", *_cells(summary["constant"]["server"], metrics), style="dim")
     console.print(table)
     if len(clients) > MOST_ROWS:
-        console.print(_shortened(len(clients), ends, SCORES[by]), highlight=False)
+        console.print(_shortened(len(clients), ends, _NAMES[by]), highlight=False)
     if "bertscore_unknown" in summary:
         console.print(
             f"BERTScore: its tokenizer does not know {summary['bertscore_unknown']:.1%} of the "

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
-from mlecs_lightning.metrics import BertScore, UnicodeTokenizer
+from mlecs_lightning.metrics import BertScore, has_words
 from mlecs_lightning.nn.words import limits_of
 from mlecs_lightning.report.data_reading import changes_of_reading, lengths_of_reading, short_window
 from mlecs_lightning.types import ClientProfile
@@ -368,9 +368,8 @@ def _of_targets(data: FederatedDataModule) -> Iterator[str]:
 def _of_scores(data: FederatedDataModule, bertscore: BertScore | None) -> Iterator[str]:
     """What of the held-out targets no score, or not every score, is made of."""
     targets = data.pools.test.targets
-    split_up = UnicodeTokenizer().tokenize
     counts = Counter(targets)
-    wordless = {target: n for target, n in counts.items() if not split_up(target)}
+    wordless = {target: n for target, n in counts.items() if not has_words(target)}
     if wordless:
         yield (
             f"{sum(wordless.values()):,} targets of split test have no word, and Rouge-Lsum leaves "

@@ -12,7 +12,7 @@ from typing import Any
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.rounds.privacy import Privacy
 
-__all__ = ["Accountant", "check_accountant", "epsilon_of"]
+__all__ = ["Accountant", "epsilon_of"]
 
 _ORDERS = [1 + k / 10 for k in range(1, 100)] + [
     *range(11, 64),
@@ -27,21 +27,6 @@ _ORDERS = [1 + k / 10 for k in range(1, 100)] + [
 ]
 """Orders of the Renyi divergence. Opacus's defaults end at 63, which makes epsilons below 0.2
 needlessly large; any order gives an upper bound."""
-
-
-def check_accountant() -> None:
-    """Check that the accountant is installed.
-
-    Raises:
-        ConfigurationError: If not; says how to install it.
-    """
-    try:
-        import opacus.accountants.analysis.rdp  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise ConfigurationError(
-            "trainer.privacy: epsilon is computed by Opacus, which is not installed: "
-            f"pip install 'mlecs_lightning[privacy]' ({error})"
-        ) from error
 
 
 @cache

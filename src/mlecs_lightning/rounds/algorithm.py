@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.data import SampleTable, SeededLoader
+from mlecs_lightning.extras import Need
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.learner import EdgeLearner, ServerLearner
@@ -80,6 +81,10 @@ class Algorithm(ABC):
 
     delivers: ClassVar[bool] = False
     """Whether clients start from a model that the server has trained; see `deliver`."""
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return the optional packages that it needs, at the server or on a device."""
+        return ()
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """List settings that do not fit this algorithm, before anything is built.

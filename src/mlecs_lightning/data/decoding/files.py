@@ -25,6 +25,7 @@ from mlecs_lightning.data.decoding.shapes import (
     segments,
 )
 from mlecs_lightning.data.decoding.sound import read_m4a, read_sound, read_wav
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.functional import text_to_bytes
 from mlecs_lightning.storage.text_files import EncodingError, utf8
 from mlecs_lightning.types import ModalityKind
@@ -174,10 +175,9 @@ def _video(data: bytes, declared: Declared) -> Raw:
             f"a video has 3 channels per frame: the {declared.shape[0]} channels of the declared "
             f"shape {declared.shape} must be a multiple of 3"
         )
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("mp4 needs PyAV: pip install mlecs_lightning[video]") from error
+    require(Need("mp4", "video"))
+    import av
+
     # The format is fixed: PyAV could take the content for a playlist that names other files.
     with av.open(io.BytesIO(data), "r", format="mp4") as container:
         if not container.streams.video:

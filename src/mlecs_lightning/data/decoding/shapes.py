@@ -14,6 +14,7 @@ import torch
 from mlecs_lightning.data.decoding.csv_form import CsvForm
 from mlecs_lightning.data.decoding.features import Features
 from mlecs_lightning.errors import ConfigurationError, FaultList
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.settings import value_faults
 from mlecs_lightning.types import ModalityKind, ModalitySpec
 
@@ -358,6 +359,14 @@ def _at_rate(values: Floats, rate: int, wanted: int) -> Floats:
             f"{rate // common:,} to {wanted // common:,}, which needs too long a filter: correct "
             "its header, or declare a `rate` with a larger common divisor"
         )
+    require(
+        Need(
+            f"sound at {rate:,} Hz, of which {wanted:,} Hz is to be made,",
+            "audio",
+            ("scipy",),
+            otherwise=f"convert it: ffmpeg -i OLD -ar {wanted} NEW.wav",
+        )
+    )
     from scipy.signal import resample_poly
 
     resampled = resample_poly(values, wanted // common, rate // common, axis=1)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlecs_lightning.data.decoding.shapes import Declared, DecodeError, Raw
+from mlecs_lightning.extras import Need, require
 
 __all__ = ["read_m4a", "read_sound", "read_wav"]
 
@@ -141,14 +142,10 @@ def read_sound(data: bytes, declared: Declared) -> Raw:
         DecodeError: If the file holds less than its header says, or too much.
         ImportError: If the package soundfile is missing; the message names the extra.
     """
-    try:
-        soundfile = importlib.import_module("soundfile")
-    except ImportError as error:
-        raise ImportError(
-            "flac, mp3, ogg, and wav with other samples than integers, need soundfile: "
-            "pip install mlecs_lightning[audio]; or convert them: ffmpeg -i OLD -c:a pcm_s16le "
-            "NEW.wav"
-        ) from error
+    what = "sound in flac, mp3, ogg, or in wav with other samples than integers,"
+    remedy = "convert it: ffmpeg -i OLD -c:a pcm_s16le NEW.wav"
+    require(Need(what, "audio", ("soundfile",), otherwise=remedy))
+    soundfile = importlib.import_module("soundfile")
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         promised = file.frames
         if promised * file.channels > _MAX_SAMPLES:
@@ -175,13 +172,9 @@ def read_m4a(data: bytes, declared: Declared) -> Raw:
         DecodeError: If the file has no sound, or too much.
         ImportError: If PyAV is missing; the message names the extra.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            "m4a needs PyAV: pip install mlecs_lightning[video]; or convert it: ffmpeg -i OLD.m4a "
-            "NEW.wav"
-        ) from error
+    require(Need("m4a", "video", otherwise="convert it: ffmpeg -i OLD.m4a NEW.wav"))
+    import av
+
     parts: list[npt.NDArray[Any]] = []
     # The format is fixed: PyAV could take the content for a playlist that names other files.
     with av.open(io.BytesIO(data), "r", format="mp4") as container:

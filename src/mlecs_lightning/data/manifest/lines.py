@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.names import look_alike
 from mlecs_lightning.storage.text_files import EncodingError, utf8
 
@@ -194,13 +195,9 @@ def _refuse(name: str) -> NoReturn:
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the number and content of each row; ``modalities`` is a struct or JSON text."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ImportError(
-            f"data.init_args.file: {file.name} is Parquet and needs pyarrow: "
-            "pip install mlecs_lightning[parquet], or write JSON lines"
-        ) from error
+    what = f"data.init_args.file: {file.name} is Parquet and"
+    require(Need(what, "parquet", otherwise="write JSON lines"))
+    parquet = importlib.import_module("pyarrow.parquet")
     for number, row in enumerate(parquet.read_table(file).to_pylist(), start=1):
         # In a table every row has every column: null stands for a key that is left out.
         given = {key: value for key, value in row.items() if value is not None}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.settings import cache_dir as default_cache_dir
 from mlecs_lightning.storage.cache import read_entry, write_entry
 
@@ -61,13 +62,10 @@ def read_video(path: Path, *, cache_dir: Path | None = None) -> npt.NDArray[np.u
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            f"{path} cannot be decoded without PyAV: pip install mlecs_lightning[video], "
-            "or leave rgb out of data.init_args.modalities"
-        ) from error
+    remedy = "leave rgb out of data.init_args.modalities"
+    require(Need(f"the video {path}", "video", otherwise=remedy))
+    import av
+
     with av.open(path) as container:
         frames = [_shrink(frame, path) for frame in container.decode(video=0)]
     if not frames:

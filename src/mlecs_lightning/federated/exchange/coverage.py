@@ -8,7 +8,7 @@ from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.rounds.accounting import Accountant, check_accountant
+from mlecs_lightning.rounds.accounting import Accountant
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.participation import LoopSettings
 from mlecs_lightning.wire.messages import Schema, component_of
@@ -50,8 +50,6 @@ def check_privacy(
     if privacy is None:
         return
     faults, name = FaultList(), type(algorithm).__name__
-    with faults.collecting():
-        check_accountant()
     if not algorithm.communicates:
         faults.append(f"trainer.privacy: clients of {name} send nothing that could be protected")
     elif algorithm.pools_private:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.names import client_name_faults
 
 __all__ = ["device_key", "device_names", "keys", "public_key", "server_files"]
@@ -72,6 +73,7 @@ def keys(words: list[str]) -> int:
         each.add_argument("--dir", type=Path, default=Path("keys"), help="default: keys")
     given = parser.parse_args(words)
     try:
+        require(Need("mlecs keys", "flower", ("cryptography",)))
         given.dir.mkdir(parents=True, exist_ok=True)
         if given.kind == "server":
             print(make_server(given.dir, given.host))
@@ -79,10 +81,6 @@ def keys(words: list[str]) -> int:
             print(make_device(given.dir, given.name))
     except (ConfigurationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ImportError:
-        remedy = "pip install 'mlecs_lightning[flower]'"
-        print(f"error: keys need the package cryptography: {remedy}", file=sys.stderr)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.extras import Need, require
 from mlecs_lightning.functional import bytes_to_text
 from mlecs_lightning.types import ModalitySpec
 
@@ -188,6 +189,7 @@ class AudioReader:
         waves = x[:, 0].detach().float().cpu().numpy()
         if self.up == self.down:
             return waves
+        require(Need("sound at another rate than the extractor's", "audio", ("scipy",)))
         from scipy.signal import resample_poly
 
         return resample_poly(waves, self.up, self.down, axis=-1).astype("float32")

@@ -144,7 +144,7 @@ def test_sound_of_floats_asks_for_the_package_that_reads_it() -> None:
         *(b"RIFF", 40, b"WAVE", b"fmt ", 16, 3, 1, 8000),
         *(32000, 4, 32, b"data", 4),
     )
-    with pytest.raises(ImportError, match=r"need soundfile: pip install mlecs_lightning\[audio\]"):
+    with pytest.raises(ImportError, match=r"needs soundfile: .*mlecs_lightning\[audio\]"):
         decode(head + bytes(4), ".wav", series(1, 1))
     with pytest.raises(ImportError, match="soundfile"):
         decode(b"fLaC", ".flac", series(1, 1))

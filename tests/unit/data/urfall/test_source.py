@@ -113,7 +113,7 @@ def test_videos_and_pyav_are_needed_for_rgb_only(
     module = URFall(urfd_root, modalities=["depth", "acc"], cache_dir=tmp_path)
     assert module.pools.public.modalities == ("acc", "depth")
     assert list(module.modalities) == ["acc", "depth"]
-    with pytest.raises(ImportError, match=r"pip install mlecs_lightning\[video\]"):
+    with pytest.raises(ImportError, match=r"mlecs_lightning\[video\]"):
         _ = URFall(urfd_root, modalities=["rgb"], cache_dir=tmp_path).pools
 
 

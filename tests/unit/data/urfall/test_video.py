@@ -133,5 +133,5 @@ def test_odd_size_and_missing_pyav_name_the_file(
     with pytest.raises(ValueError, match=r"odd\.mp4: an RGB image of 320 x 230"):
         read_video(tmp_path / "odd.mp4", cache_dir=tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ImportError, match=r"odd\.mp4 .* pip install mlecs_lightning\[video\]"):
+    with pytest.raises(ImportError, match=r"odd\.mp4 .*mlecs_lightning\[video\]"):
         read_video(tmp_path / "odd.mp4", cache_dir=tmp_path)
