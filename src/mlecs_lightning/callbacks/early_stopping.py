@@ -17,7 +17,8 @@ __all__ = ["EarlyStopping"]
 class EarlyStopping(FederatedCallback):
     """Stops when a value has not improved for several rounds; the arguments are Lightning's.
 
-    A round without the value (``check_val_every_n_rounds`` above 1) does not count. The state is a
+    A round without the value does not count: with ``check_val_every_n_rounds`` above 1, or, for the
+    value of one client, where ``limit_eval_clients`` did not draw it. The state is a
     function of the rounds so far, so a resumed run stops where an uninterrupted one would have.
     """
 
@@ -54,6 +55,7 @@ class EarlyStopping(FederatedCallback):
         faults.raise_any()
         self.monitor, self.min_delta, self.patience = monitor, min_delta, patience
         self.mode, self.check_finite = mode, check_finite
+        self._client = ""
         self._forget()
 
     def _forget(self) -> None:
@@ -73,6 +75,8 @@ class EarlyStopping(FederatedCallback):
     def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
         """Reset the state."""
         self._forget()
+        parts = (f"clients/{client}/" for client in clients)
+        self._client = next((part for part in parts if self.monitor.startswith(part)), "")
 
     def on_resume(self, *, history: tuple[Mapping[str, float], ...]) -> None:
         """Count the earlier rounds."""
@@ -102,7 +106,7 @@ class EarlyStopping(FederatedCallback):
             return None
         if self.monitor not in metrics:
             known = [name for name in metrics if "/val/" in name]
-            if known:
+            if any(name.startswith(self._client) for name in known):
                 key = "trainer.callbacks: EarlyStopping.monitor"
                 raise unknown_value(key, self.monitor, known)
             return None

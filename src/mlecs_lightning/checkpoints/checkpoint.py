@@ -50,6 +50,7 @@ _FREE = {
     *("trainer.allow_other_config", "trainer.rouge", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
     *("trainer.limit_test_batches", "trainer.message_limits.max_bytes"),
+    *("trainer.limit_eval_clients", "trainer.limit_test_clients"),
 }
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule, Schedule
-from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.scores import mean_rows
 from mlecs_lightning.metrics import continual_scores
 from mlecs_lightning.rounds.learner import EdgeLearner
 
@@ -59,7 +60,12 @@ class ContinualEvaluation:
         return [f"{part}/{metric}" for part in parts for metric in metrics]
 
     def row(
-        self, evaluator: Evaluator, federation: FederationModels, round: int
+        self,
+        evaluator: Evaluator,
+        federation: FederationModels,
+        round: int,
+        *,
+        everyone: bool = False,
     ) -> dict[str, float]:
         """Return the metrics after a round, empty without a schedule.
 
@@ -68,7 +74,14 @@ class ContinualEvaluation:
         (mean of the domains met before, without the present one) and ``all``.
 
         Every rank evaluates its own clients; all ranks get all metrics. A client whose evaluation
-        fails has no values.
+        fails has no values. If the evaluator scores a share of the clients, the others have values
+        where one of their phases ends, without which their continual scores would be wrong.
+
+        Args:
+            evaluator: Scores a client on a phase.
+            federation: The clients.
+            round: The round.
+            everyone: Evaluate all clients.
         """
         schedule = self._data.schedule
         if schedule is None:
@@ -84,7 +97,9 @@ class ContinualEvaluation:
                     scores[phase.name] = {k: found[k] for k in _METRICS if k in found}
             return _client_row(schedule, edge.name, scores, round)
 
-        rows = evaluator.each_client(federation, evaluate, stage="stream", round=round)
+        chosen = set(evaluator.drawn(federation, round=round))
+        due = [c for c in federation.evaluated if everyone or c in chosen or self.due([c], round)]
+        rows = evaluator.each_client(federation, evaluate, clients=due, stage="stream", round=round)
         merged = {f"clients/{c}/{k}": v for c, row in rows.items() for k, v in row.items()}
         views = [{k: v for k, v in row.items() if k.startswith("stream/")} for row in rows.values()]
         return merged | mean_rows(views)

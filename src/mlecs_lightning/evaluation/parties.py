@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,6 +15,7 @@ from mlecs_lightning.clients.edges import Edges
 from mlecs_lightning.clients.federation import FederationModels
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
+from mlecs_lightning.evaluation.scores import Tested, checks_of, mean_rows
 from mlecs_lightning.metrics import (
     BertScore,
     LabelScores,
@@ -25,67 +25,16 @@ from mlecs_lightning.metrics import (
 )
 from mlecs_lightning.rounds.failures import EvaluationError, Failure, FailureLog, Note, raised
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner, ServerLearner
+from mlecs_lightning.rounds.participation import Limit, limited, scored_clients
 from mlecs_lightning.types import Batch
 
-__all__ = ["Evaluator", "Tested", "checks_of", "mean_rows"]
+__all__ = ["Evaluator"]
 
 T = TypeVar("T")
-
-_Scores = dict[str, dict[str, float]]
 
 _KEPT = "\nno training is lost: --ckpt_path last goes on from the checkpoint of this round"
 
 log = logging.getLogger(__name__)
-
-
-class Tested(NamedTuple):
-    """Test of one party.
-
-    Attributes:
-        scores: Its scores, by view.
-        constant: Those of the best constant sentence, by view.
-        checks: What its answers are compared with.
-        confusion: Counts of answers on all domains; ``None`` without classes or samples.
-    """
-
-    scores: _Scores
-    constant: _Scores
-    checks: dict[str, Any]
-    confusion: list[list[int]] | None
-
-
-def mean_rows(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each value over the rows that have it and in which it is a number."""
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if not math.isnan(value):
-                columns.setdefault(name, []).append(value)
-    return {name: math.fsum(values) / len(values) for name, values in columns.items()}
-
-
-def checks_of(
-    constant: Mapping[str, float], said: Sequence[Mapping[str, str]], known: Iterable[str]
-) -> dict[str, Any]:
-    """Return what a party's answers are compared with.
-
-    Args:
-        constant: Scores of the best constant sentence on the same samples.
-        said: Predictions and targets.
-        known: The sentences that the party was trained on.
-
-    Returns:
-        ``constant``, and under ``repeated`` the share of the ``answers`` and of the ``targets``
-        that are one of these sentences word for word; empty without predictions.
-    """
-    if not said:
-        return {}
-    sentences = {" ".join(each.split()) for each in known if each}
-    shares = {
-        name: sum(" ".join(row[key].split()) in sentences for row in said) / len(said)
-        for name, key in (("answers", "prediction"), ("targets", "target"))
-    }
-    return {"constant": dict(constant), "repeated": shares}
 
 
 class Evaluator:
@@ -99,6 +48,7 @@ class Evaluator:
         bertscore: bool | str,
         limit: int | None,
         rouge: bool = True,
+        limit_clients: Limit = None,
     ) -> None:
         """Prepare the metrics.
 
@@ -109,8 +59,9 @@ class Evaluator:
                 ``bertscore``, or a hub id or directory.
             limit: Maximum number of batches per evaluation.
             rouge: Whether to score answers with ROUGE-Lsum.
+            limit_clients: How many clients are scored, drawn anew for each round; all by default.
         """
-        self._data, self._limit = data, limit
+        self._data, self._limit, self._limit_clients = data, limit, limit_clients
         self.rouge = rouge
         """Whether answers are scored with ROUGE-Lsum."""
         template = BertScore.of(bertscore)
@@ -190,16 +141,18 @@ class Evaluator:
         federation: FederationModels,
         evaluate: Callable[[EdgeLearner], T | None],
         *,
+        clients: Collection[str],
         stage: str,
         round: int,
     ) -> dict[str, T]:
-        """Evaluate every client; an exception of one is a failure of that client alone.
+        """Evaluate some clients; an exception of one is a failure of that client alone.
 
         Every rank evaluates its own clients; all ranks get all results.
 
         Args:
             federation: The clients.
             evaluate: Evaluates one client; returns ``None`` if it has no samples.
+            clients: The clients that are evaluated, the same on all ranks.
             stage: Name of the evaluation, for messages.
             round: The round after which it comes, for messages.
 
@@ -210,7 +163,7 @@ class Evaluator:
             EvaluationError: If all have failed.
         """
         own: dict[str, T | Failure | None] = {}
-        for client in federation.own:
+        for client in (c for c in federation.own if c in clients):
             try:
                 own[client] = evaluate(federation.edge(client))
             except Exception as error:
@@ -218,7 +171,7 @@ class Evaluator:
                     error, kind="error", stage=stage, round=round, client=client, note=self.note
                 )
         merged = federation.ranks.merge(own)
-        found = {c: r for c in federation.evaluated if (r := merged[c]) is not None}
+        found = {c: r for c in federation.clients if (r := merged.get(c)) is not None}
         failed = [result for result in found.values() if isinstance(result, Failure)]
         self.failures.failures += failed
         reasons = "\n".join(failure.reason for failure in failed)
@@ -257,9 +210,11 @@ class Evaluator:
     def validate(
         self, federation: FederationModels, *, round: int | None = None
     ) -> dict[str, float]:
-        """Return the validation losses and scores of all clients, their mean, and the server's.
+        """Return the validation losses and scores of the clients, their mean, and the server's.
 
-        Every rank evaluates its own clients, the first the server; all ranks get all results.
+        Every rank evaluates its own clients, the first the server; all ranks get all results. If
+        the number of clients is limited, ``evaluation/clients`` says how many were drawn, of those
+        that have validation samples.
 
         Args:
             federation: The parties.
@@ -275,7 +230,8 @@ class Evaluator:
             table = self._data.private(edge.name, "val", round=round)
             return self._validated(edge, table) if len(table) else None
 
-        rows = self.each_client(federation, evaluate, **about)
+        drawn = self.drawn(federation, round=round)
+        rows = self.each_client(federation, evaluate, clients=drawn, **about)
         values = {f"clients/{c}/val/{k}": v for c, row in rows.items() for k, v in row.items()}
         values |= {f"clients/val/{k}": v for k, v in mean_rows(rows.values()).items()}
         public = self._data.public("val")
@@ -284,7 +240,30 @@ class Evaluator:
             lambda learner: self._validated(learner, public) if len(public) else {},
             **about,
         )
-        return values | {f"server/val/{k}": v for k, v in server.items()}
+        count = {} if self._limit_clients is None else {"evaluation/clients": float(len(drawn))}
+        return values | {f"server/val/{k}": v for k, v in server.items()} | count
+
+    def drawn(self, federation: FederationModels, *, round: int | None = None) -> tuple[str, ...]:
+        """Return the clients whose validation is due after a round: all, or a share of them.
+
+        Args:
+            federation: The parties.
+            round: As in `validate`.
+        """
+        if not self.draws(len(federation.evaluated)):
+            return federation.evaluated
+        held = (c for c in federation.evaluated if len(self._data.private(c, "val", round=round)))
+        return self._share(tuple(held), federation, round or 0)
+
+    def draws(self, clients: int) -> bool:
+        """Return whether fewer than a number of clients are scored at a time."""
+        return limited(self._limit_clients, clients) < clients
+
+    def _share(
+        self, clients: tuple[str, ...], federation: FederationModels, round: int
+    ) -> tuple[str, ...]:
+        seed = federation.parties.seed
+        return scored_clients(clients, self._limit_clients, seed=seed, round=round)
 
     def validation_names(self, clients: Iterable[str]) -> list[str]:
         """Return the names of the values of `validate`, without running a model.
@@ -324,7 +303,8 @@ class Evaluator:
 
         Returns:
             ``clients``: for each its modalities, ``own`` and ``all``, which are empty if its
-            evaluation failed; ``server``: its scores on all domains; ``mean``: means over the
+            evaluation failed or it was not drawn; ``tested``: how many were drawn, if their number
+            is limited; ``server``: its scores on all domains; ``mean``: means over the
             clients that have scores; ``constant``: the same means for the best constant sentence;
             without ROUGE-Lsum ``left_out``, which names it;
             with BERTScore ``bertscore_unknown``: the share of the tokens of the test targets that
@@ -339,7 +319,10 @@ class Evaluator:
         """
         public, table = self._data.public("train"), self._data.public("test")
         about: dict[str, Any] = {"stage": "test", "round": round}
-        tested = self.each_client(federation, partial(self.tested, federation), **about)
+        drawn = self._share(federation.evaluated, federation, round)
+        tested = self.each_client(
+            federation, partial(self.tested, federation), clients=drawn, **about
+        )
         views = ("own", "all")
         clients: dict[str, dict[str, Any]] = {
             client: {
@@ -371,6 +354,7 @@ class Evaluator:
             },
             **self._confusions(tested, server),
             **({} if self.rouge else {"left_out": ["rouge_lsum"]}),
+            **({} if self._limit_clients is None else {"tested": len(drawn)}),
             **({} if self._unknown is None else {"bertscore_unknown": self._unknown}),
         }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError, check_config, load_checkpoint
@@ -33,6 +34,7 @@ from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder, RunVersions
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
+from mlecs_lightning.rounds.participation import Limit
 from mlecs_lightning.storage.files import remove_leftovers
 from mlecs_lightning.wire.channel import Channel
 
@@ -98,9 +100,18 @@ class RunBuilder:
             coded = self.settings.codec is not None
             check_privacy(resolved, self.algorithm, self.settings.loop, coded=coded)
         self._check_batch_size()
+        if self.remote and (self.settings.limit_eval_clients or self.settings.limit_test_clients):
+            rank_zero_warn(
+                "trainer.limit_eval_clients and limit_test_clients have no effect here: devices on "
+                "a network score themselves, at the end of the run"
+            )
         self.fabric.launch()
         # Early, so that a missing BERTScore model does not show only at the end.
-        tester = self.evaluator(self.settings.limit_test_batches, bertscore=True)
+        tester = self.evaluator(
+            self.settings.limit_test_batches,
+            bertscore=True,
+            limit_clients=None if self.remote else self.settings.limit_test_clients,
+        )
         federation = self._federation(resolved, origin)
         folder = self._open_folder(federation, origin)
         run = self._assemble(federation, folder, tester, origin)
@@ -119,11 +130,14 @@ class RunBuilder:
         usual = f"{type(self.algorithm).__name__}-{type(self.data).__name__}"
         return RunVersions(self.settings.root, self.settings.name or usual)
 
-    def evaluator(self, limit: int | None, *, bertscore: bool) -> Evaluator:
+    def evaluator(
+        self, limit: int | None, *, bertscore: bool, limit_clients: Limit = None
+    ) -> Evaluator:
         """Return an evaluator of the run.
 
         Args:
             limit: Maximum number of batches per evaluation.
+            limit_clients: As in `Evaluator`.
             bertscore: Whether it has BERTScore, where the trainer asks for that.
 
         Raises:
@@ -133,7 +147,12 @@ class RunBuilder:
         rouge = self.settings.rouge
         try:
             return Evaluator(
-                self.data, fabric=self.fabric, bertscore=wanted, limit=limit, rouge=rouge
+                self.data,
+                fabric=self.fabric,
+                bertscore=wanted,
+                limit=limit,
+                rouge=rouge,
+                limit_clients=limit_clients,
             )
         except (OSError, ValueError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer.bertscore: {error}") from error
@@ -218,7 +237,11 @@ class RunBuilder:
             self.algorithm,
             data,
             federation,
-            self.evaluator(settings.limit_val_batches, bertscore=False),
+            self.evaluator(
+                settings.limit_val_batches,
+                bertscore=False,
+                limit_clients=None if self.remote else settings.limit_eval_clients,
+            ),
             tester,
             Channel(settings.message_limits, codec=settings.codec),
             folder,

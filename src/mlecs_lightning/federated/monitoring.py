@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.callbacks.monitor import Monitor, unknown_value
@@ -36,6 +38,8 @@ def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top
     ]
     if monitor.name in known:
         _check_mode(monitor)
+        if run.evaluator.draws(len(clients)):
+            _check_drawn(monitor, clients)
     elif known and monitor.name != DEFAULT_MONITOR:
         raise unknown_value("trainer.monitor", monitor.name, known)
     rounds = range(run.next_round, max_rounds)
@@ -47,6 +51,17 @@ def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top
             f"trainer.save_top_k is {save_top_k}, but no further round will have a "
             f"{monitor.name!r}: {why} (trainer.check_val_every_n_rounds is {settings.val_every}, "
             f"max_rounds {max_rounds}). Only the newest checkpoint is kept"
+        )
+
+
+def _check_drawn(monitor: Monitor, clients: Iterable[str]) -> None:
+    """Refuse a value of one client, which most rounds lack if a share is scored."""
+    one = next((c for c in clients if monitor.name.startswith(f"clients/{c}/")), None)
+    if one is not None:
+        raise ConfigurationError(
+            f"trainer.monitor {monitor.name!r}: client {one!r} is scored only after the rounds in "
+            "which trainer.limit_eval_clients draws it; monitor a mean over the clients, such as "
+            f"{DEFAULT_MONITOR!r}, or score all clients"
         )
 
 

@@ -15,7 +15,7 @@ from mlecs_lightning.differences import as_data
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.extras import Need
 from mlecs_lightning.metrics import ROUGE, BertScore
-from mlecs_lightning.rounds.participation import LoopSettings
+from mlecs_lightning.rounds.participation import Limit, LoopSettings
 from mlecs_lightning.wire.channel import MessageLimits
 from mlecs_lightning.wire.codec import Codec
 
@@ -39,6 +39,8 @@ class TrainerSettings:
     limit_val_batches: int | None
     limit_test_batches: int | None
     rouge: bool
+    limit_eval_clients: Limit
+    limit_test_clients: Limit
     bertscore: bool | str
     message_limits: MessageLimits
     codec: Codec | None
@@ -65,6 +67,20 @@ class TrainerSettings:
         ):
             if value is not None and not value >= least:
                 faults.append(f"trainer.{key} must be at least {least}, got {value}")
+        for key, limit in (
+            ("limit_eval_clients", self.limit_eval_clients),
+            ("limit_test_clients", self.limit_test_clients),
+        ):
+            if isinstance(limit, float) and not 0 < limit <= 1:
+                faults.append(
+                    f"trainer.{key} is a number of clients as an integer, or a fraction of them in "
+                    f"(0, 1]; got {limit}"
+                )
+            elif limit is not None and limit < 1:
+                faults.append(
+                    f"trainer.{key} must be at least 1, got {limit}; check_val_every_n_rounds: 0 "
+                    "validates nobody"
+                )
         faults.raise_any()
 
     def needs(self) -> tuple[Need, ...]:

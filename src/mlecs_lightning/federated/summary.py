@@ -25,6 +25,7 @@ def summary_of(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         **results,
         **({"groups": groups} if len(groups) > 1 else {}),
         **({} if continual is None else {"stream": continual}),
+        **_validated(run),
         "aggregation_error": [r["aggregate/error"] for r in run.history if "aggregate/error" in r],
         **run.algorithm.summary(run.history),
         **({"privacy": run.accountant.summary()} if run.accountant else {}),
@@ -39,10 +40,17 @@ def summary_of(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
 def _continual(run: Run) -> dict[str, Any] | None:
     """Return the continual scores; evaluate after the last round if that was not done."""
     rows = list(run.history)
-    if rows and not any(k.startswith("stream/") for k in rows[-1]):
+    few = run.evaluator.draws(len(run.federation.evaluated))
+    if rows and (few or not any(k.startswith("stream/") for k in rows[-1])):
         last = int(rows[-1]["round"])
-        rows[-1] = rows[-1] | run.continual.row(run.evaluator, run.federation, last)
+        rows[-1] = rows[-1] | run.continual.row(run.evaluator, run.federation, last, everyone=True)
     return run.continual.summary(rows, run.federation.evaluated)
+
+
+def _validated(run: Run) -> dict[str, Any]:
+    """Return how many clients were scored after each validated round, where that is limited."""
+    counts = [int(row[key]) for row in run.history if (key := "evaluation/clients") in row]
+    return {"validated": counts} if counts else {}
 
 
 def _pretraining(run: Run) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class FederatedTrainer(Results):
         limit_train_batches: int | None = None,
         limit_val_batches: int | None = None,
         limit_test_batches: int | None = None,
+        limit_eval_clients: int | float | None = None,
+        limit_test_clients: int | float | None = None,
         fast_dev_run: bool = False,
         rouge: bool = True,
         bertscore: bool | str = False,
@@ -101,6 +103,9 @@ class FederatedTrainer(Results):
             limit_train_batches: Maximum number of batches per training pass.
             limit_val_batches: Maximum number of batches per validation.
             limit_test_batches: Maximum number of batches per test or prediction.
+            limit_eval_clients: Number of clients, or fraction in (0, 1], that are scored after a
+                round; drawn anew for each round. All by default.
+            limit_test_clients: The same for the test at the end.
             fast_dev_run: Run one round with one batch of everything and write no checkpoint, to
                 find out whether the configuration works.
             rouge: Score answers with ROUGE-Lsum, which needs the extra ``metrics``.
@@ -153,6 +158,8 @@ class FederatedTrainer(Results):
             limit_val_batches=limit_val,
             limit_test_batches=limit_test,
             rouge=rouge,
+            limit_eval_clients=limit_eval_clients,
+            limit_test_clients=limit_test_clients,
             bertscore=bertscore,
             message_limits=message_limits,
             codec=codec,

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from mlecs_lightning.evaluation.parties import Evaluator, Tested
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.scores import Tested
 from mlecs_lightning.federated.exchange.device import Device, Reply
 from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.envelope import Envelope, EnvelopeError

@@ -12,7 +12,10 @@ from mlecs_lightning.rounds.context import derive_seed
 from mlecs_lightning.rounds.failures import FailureTrace
 from mlecs_lightning.rounds.privacy import Privacy, poisson_clients
 
-__all__ = ["LoopSettings", "Participation", "sample_clients"]
+__all__ = ["Limit", "LoopSettings", "Participation", "limited", "sample_clients", "scored_clients"]
+
+Limit = int | float | None
+"""A number of clients, or, as a float, a fraction of them; ``None`` for all."""
 
 
 def sample_clients(
@@ -29,11 +32,43 @@ def sample_clients(
     Returns:
         The drawn clients, in their old order.
     """
-    count = max(1, int(fraction * len(clients) + 0.5))
+    count = limited(fraction, len(clients))
+    return _drawn(clients, count, seed=derive_seed(seed, round, "participants"))
+
+
+def scored_clients(
+    clients: tuple[str, ...], limit: Limit, *, seed: int, round: int
+) -> tuple[str, ...]:
+    """Return the clients that are scored after a round, a function of seed and round alone.
+
+    The draw does not depend on who takes part in the round.
+
+    Args:
+        clients: All that have samples to be scored on.
+        limit: How many of them; drawn without replacement.
+        seed: Base seed of the run.
+        round: The round.
+
+    Returns:
+        The drawn clients, in their old order.
+    """
+    count = limited(limit, len(clients))
+    return _drawn(clients, count, seed=derive_seed(seed, round, "scored"))
+
+
+def limited(limit: Limit, clients: int) -> int:
+    """Return how many of some clients a limit allows: a fraction is rounded, and at least one."""
+    if limit is None:
+        return clients
+    count = int(limit * clients + 0.5) if isinstance(limit, float) else limit
+    return min(clients, max(1, count))
+
+
+def _drawn(clients: tuple[str, ...], count: int, *, seed: int) -> tuple[str, ...]:
     if count == len(clients):
         return clients
-    drawn = random.Random(derive_seed(seed, round, "participants")).sample(clients, count)
-    return tuple(client for client in clients if client in set(drawn))
+    drawn = set(random.Random(seed).sample(clients, count))
+    return tuple(client for client in clients if client in drawn)
 
 
 @dataclass(frozen=True)

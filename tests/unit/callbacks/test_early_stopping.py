@@ -60,6 +60,18 @@ def test_rounds_of_a_checkpoint_count() -> None:
     assert not callback.should_stop, "but a new run does"
 
 
+def test_a_round_in_which_the_client_was_not_scored_does_not_count() -> None:
+    stop = EarlyStopping("clients/a/val/loss", patience=1)
+    stop.on_fit_start(max_rounds=4, clients=("a", "b"), folder="")
+    for number, client in enumerate("abba"):
+        assert not stop.should_stop
+        stop.on_round_end(round=number, metrics={f"clients/{client}/val/loss": 1.0})
+    assert stop.stopped_round == 3
+    stop.on_fit_start(max_rounds=4, clients=("b",), folder="")
+    with pytest.raises(ConfigurationError, match="clients/a/val/loss"):
+        stop.on_round_end(round=0, metrics={"clients/b/val/loss": 1.0})
+
+
 def test_a_value_that_nobody_has_is_named() -> None:
     callback = EarlyStopping("clients/val/lost")
     with pytest.raises(ConfigurationError, match=r"'clients/val/lost'.*\['clients/val/loss'\]"):

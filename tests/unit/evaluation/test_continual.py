@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,32 @@ def test_the_log_of_a_run_has_the_present_the_earlier_and_all(
     scores = summary["stream"]["clients"]["hall"]["rouge_lsum"]
     assert set(scores) == {"present", "final", "backward_transfer", "forgetting"}
     assert summary["stream"]["clients"]["hall"]["phases"][3] == [3, "light"]
+
+
+def test_a_share_of_the_clients_is_scored_between_the_ends_of_phases(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    stream = DomainStream(["bold", "light"], rounds_per_domain=2)
+    data = tiny.data(partition="domain", schedule=stream)
+    options = {"max_rounds": 3, "check_val_every_n_rounds": 1, "enable_checkpointing": True}
+    summary = tiny.fit(
+        Standalone(steps=tiny.steps()),
+        tmp_path,
+        tiny.parties(CLIENTS),
+        data,
+        limit_eval_clients=1,
+        limit_test_clients=1,
+        **options,
+    )
+    path = tmp_path / "tiny/version_0/checkpoints/round=0002.ckpt"
+    rows = torch.load(path, weights_only=True)["history"]
+    scored = [[c for c in CLIENTS if f"clients/{c}/val/loss" in row] for row in rows]
+    streamed = [[c for c in CLIENTS if any(f"clients/{c}/domains" in k for k in r)] for r in rows]
+    assert [len(each) for each in scored] == summary["validated"] == [1, 1, 1]
+    assert streamed == [scored[0], list(CLIENTS), scored[2]]  # a phase ends with round 1
+    assert summary["tested"] == 1
+    finals = {c: summary["stream"]["clients"][c]["rouge_lsum"]["final"] for c in CLIENTS}
+    assert all(map(math.isfinite, finals.values()))
 
 
 def test_without_a_schedule_nothing_is_said(tiny: SimpleNamespace, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from lightning.fabric import Fabric
 from mlecs_lightning import Digits
 from mlecs_lightning.algorithms import FedAvg
 from mlecs_lightning.clients import FederationModels
-from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.scores import mean_rows
+from mlecs_lightning.rounds.participation import Limit, limited
 from mlecs_lightning.types import Batch
 
 
@@ -30,10 +32,9 @@ class Parrot:
         ]
 
 
-def evaluator(data: Digits, limit: int | None = None) -> Evaluator:
-    return Evaluator(
-        data, fabric=Fabric(accelerator="cpu", devices=1), bertscore=False, limit=limit
-    )
+def evaluator(data: Digits, limit: int | None = None, clients: Limit = None) -> Evaluator:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return Evaluator(data, fabric=fabric, bertscore=False, limit=limit, limit_clients=clients)
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +241,54 @@ def test_counts_of_a_confusion_matrix_give_the_accuracy_that_is_reported(
     for target in scored:
         of_class[data.read_label(target)] += 1
     assert [sum(row) for row in told["server"]] == of_class
+
+
+# A share of the clients -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [(None, 10), (3, 3), (12, 10), (1, 1), (1.0, 10), (0.25, 3), (0.01, 1)],
+)
+def test_a_limit_is_a_number_or_a_fraction(limit: Limit, count: int) -> None:
+    assert limited(limit, 10) == count
+    assert limited(limit, 0) == 0
+
+
+def test_a_share_of_the_clients_is_drawn_anew_in_each_round(
+    data: Digits, federation: FederationModels
+) -> None:
+    judge, few = evaluator(data, limit=1), evaluator(data, limit=1, clients=2)
+    drawn = [few.drawn(federation, round=number) for number in range(20)]
+    assert drawn == [few.drawn(federation, round=number) for number in range(20)]
+    assert {len(each) for each in drawn} == {2}
+    assert len(set(drawn)) == 3  # all pairs of three clients, each in the federation's order
+    whole = judge.validate(federation)
+    number = next(n for n in range(20) if drawn[n] == ("kitchen", "study"))
+    values = few.validate(federation, round=number)
+    losses = [whole[f"clients/{client}/val/loss"] for client in drawn[number]]
+    assert values.pop("evaluation/clients") == 2
+    assert values["clients/val/loss"] == sum(losses) / 2
+    missing = {k for k in whole if k.startswith("clients/hall/")}
+    assert values.keys() == whole.keys() - missing
+    assert values["server/val/loss"] == whole["server/val/loss"]
+
+
+def test_only_clients_with_validation_samples_are_drawn(tiny: SimpleNamespace) -> None:
+    data = tiny.data()
+    federation = tiny.build(FedAvg(), None, data)
+    data._private["hall"]["val"] = data._private["hall"]["val"].select([])
+    few = evaluator(data, clients=1)
+    drawn = {few.drawn(federation, round=number) for number in range(20)}
+    assert drawn == {("kitchen",), ("study",)}
+
+
+def test_the_test_of_a_share_says_how_many(
+    data: Digits, federation: FederationModels, results: dict[str, Any]
+) -> None:
+    tested = evaluator(data, limit=1, clients=0.3).test(federation)
+    assert tested["tested"] == 1
+    assert "tested" not in results
+    (scored,) = (name for name, each in tested["clients"].items() if each["own"])
+    assert tested["clients"][scored] == results["clients"][scored]
+    assert tested["mean"]["own"] == results["clients"][scored]["own"]

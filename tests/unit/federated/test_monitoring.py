@@ -60,9 +60,9 @@ def test_values_of_single_clients_are_named_once() -> None:
 # What is known before training --------------------------------------------------------------------
 
 
-def judge(data: Digits, limit: int | None = 1) -> Evaluator:
+def judge(data: Digits, limit: int | None = 1, drawn: int | None = None) -> Evaluator:
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Evaluator(data, fabric=fabric, bertscore=False, limit=limit)
+    return Evaluator(data, fabric=fabric, bertscore=False, limit=limit, limit_clients=drawn)
 
 
 @pytest.mark.parametrize("references", [False, True])
@@ -96,6 +96,7 @@ def checked(
     *,
     done: int = 0,
     limit: int | None = 1,
+    drawn: int | None = None,
     val_every: int = 1,
     save_top_k: int = 1,
     clients: tuple[str, ...] = ("kitchen", "hall", "study"),
@@ -104,7 +105,7 @@ def checked(
     run: Any = SimpleNamespace(
         monitor=Monitor(name, mode),
         federation=SimpleNamespace(evaluated=clients),
-        evaluator=judge(mlecs_run.data, limit),
+        evaluator=judge(mlecs_run.data, limit, drawn),
         continual=ContinualEvaluation(mlecs_run.data),
         next_round=done,
     )
@@ -159,3 +160,12 @@ def test_a_value_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=said):
         checked(mlecs_run, name, mode, val_every=val_every)
+
+
+def test_a_value_of_one_client_is_refused_where_a_share_is_scored(
+    mlecs_run: SimpleNamespace,
+) -> None:
+    with pytest.raises(ConfigurationError, match="client 'hall' is scored only after the rounds"):
+        checked(mlecs_run, "clients/hall/val/loss", drawn=2)
+    assert checked(mlecs_run, "clients/hall/val/loss", drawn=3) == []  # all of them
+    assert checked(mlecs_run, "clients/val/loss", drawn=2) == []

@@ -132,6 +132,8 @@ def test_the_base_callback_has_every_hook_and_takes_keywords_only() -> None:
         ("save_top_k", -2, "at least -1"),
         ("limit_val_batches", -1, "at least 0"),
         ("limit_test_batches", -1, "at least 0"),
+        ("limit_eval_clients", 0, "at least 1"),
+        ("limit_test_clients", -1, "at least 1"),
         ("gradient_clip_val", -1.0, "at least 0"),
         ("gradient_clip_val", math.nan, "at least 0"),
     ],

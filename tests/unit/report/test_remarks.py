@@ -1,6 +1,6 @@
 from typing import Any
 
-from mlecs_lightning.evaluation.parties import checks_of
+from mlecs_lightning.evaluation.scores import checks_of
 from mlecs_lightning.report.remarks import remarks
 
 

@@ -18,6 +18,7 @@ _SAME = {
     *("trainer.save_top_k", "trainer.monitor", "trainer.monitor_mode"),
     *("trainer.allow_other_config", "trainer.rouge", "trainer.bertscore"),
     *("trainer.check_val_every_n_rounds", "trainer.limit_val_batches"),
+    *("trainer.limit_eval_clients", "trainer.limit_test_clients"),
     *(
         "trainer.message_limits.max_bytes",
         "trainer.warmup_ckpt_path",
