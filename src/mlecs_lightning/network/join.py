@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from rich.console import Console
 
 from mlecs_lightning.clients.settings import Federation
 from mlecs_lightning.data import FederatedDataModule
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.network.device import open_device
 from mlecs_lightning.network.envelope import Envelope
@@ -74,7 +79,7 @@ def join(
         folder / "supernode.log",
         None if flower is None else expanded(flower, key="--flower"),
     )
-    with StopSignals() as stop:
+    with _alone(folder), StopSignals() as stop:
         session = open_device(
             client,
             algorithm=algorithm,
@@ -94,6 +99,23 @@ def join(
             node.close()
         finish(session, folder, self._fabric)
     return str(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a device for this process.
+
+    Raises:
+        ConfigurationError: If another process holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--client: another `mlecs join` of this client is running, in {str(folder)!r}"
+            ) from error
+        yield
 
 
 def _answer(session: DeviceSession, node: Node, stop: StopSignals) -> None:

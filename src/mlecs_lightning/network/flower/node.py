@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network.flower.processes import Guarded, free_port, program
+from mlecs_lightning.network.identity.diagnosis import connection_fault, split_address
 from mlecs_lightning.network.identity.keys import device_key
 
 __all__ = ["Node"]
@@ -19,6 +20,8 @@ __all__ = ["Node"]
 log = logging.getLogger(__name__)
 
 _PATIENCE = (1.0, 2.0, 5.0, 10.0, 20.0)
+_SILENCE, _LONGEST = 10.0, 300.0
+"""Seconds until the first look at a server that has not been heard, and between later ones."""
 
 
 class Node:
@@ -39,11 +42,12 @@ class Node:
         Raises:
             ConfigurationError: If the address is none, or a key or a program is missing.
         """
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigurationError(f"--address must be HOST:PORT, got {address!r}")
+        split = split_address(address)
+        if split is None:
+            raise ConfigurationError(f"--address must be HOST:PORT or [IPV6]:PORT, got {address!r}")
+        self._server = split
         authority, key = device_key(keys, client)
-        self._log = log_file
+        self._authority, self._log = authority, log_file
         # A short path, as a Unix socket needs, which nobody else can open.
         self._home = Path(tempfile.mkdtemp(prefix="mlecs-"))
         self._socket = str(self._home / "device.sock")
@@ -53,6 +57,8 @@ class Node:
         self._command += ["--auth-supernode-private-key", str(key)]
         self._child: Guarded | None = None
         self._failures, self._due = 0, 0.0
+        self._look, self._pause = time.monotonic() + _SILENCE, _SILENCE
+        self._said = ""
 
     def start(self) -> None:
         """Start it."""
@@ -61,14 +67,25 @@ class Node:
         self._child = Guarded(command, log=self._log, env=env)
 
     def watch(self) -> None:
-        """Start it again if it has ended, each time after a longer pause."""
+        """Start it again if it has ended, each time after a longer pause; say what is wrong."""
         if self._child is not None and not self._child.runs:
             self._child = None
             pause = _PATIENCE[min(self._failures, len(_PATIENCE) - 1)]
             self._failures, self._due = self._failures + 1, time.monotonic() + pause
-            log.warning("the connection has ended, see %s; next try in %g s", self._log, pause)
+            why = connection_fault(*self._server, self._authority) or f"see {self._log}"
+            log.warning("the connection has ended: %s; next try in %g s", why, pause)
         if self._child is None and time.monotonic() >= self._due:
             self.start()
+        if self._pause and time.monotonic() >= self._look:
+            self._diagnose()
+
+    def _diagnose(self) -> None:
+        """Log why the server has not been heard, once for each reason: Flower tries silently."""
+        self._pause = min(2 * self._pause, _LONGEST)
+        fault = connection_fault(*self._server, self._authority)
+        if fault and fault != self._said:
+            log.warning("the server has not been heard: %s; going on trying", fault)
+        self._said, self._look = fault, time.monotonic() + self._pause
 
     @property
     def waiting(self) -> socket.socket:
@@ -77,7 +94,7 @@ class Node:
 
     def accept(self) -> Connection:
         """Return the connection of a request."""
-        self._failures = 0  # the server has been reached
+        self._failures, self._pause = 0, 0.0  # the server has been reached
         return self._listener.accept()
 
     def close(self) -> None:

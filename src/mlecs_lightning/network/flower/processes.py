@@ -9,13 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network.flower import guard
 
-__all__ = ["Guarded", "environment", "free_port", "local_address", "program", "wait_for_port"]
+__all__ = [
+    "Guarded",
+    "check_port",
+    "environment",
+    "free_port",
+    "local_address",
+    "program",
+    "wait_for_port",
+]
 
 _ENVIRONMENT = {
     # A device runs what is installed on it, and reports to nobody.
@@ -114,7 +123,25 @@ def free_port() -> int:
 
 def local_address(host: str) -> str:
     """Return the address at which this machine reaches what listens on ``host``."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that this process cannot listen on.
+
+    Raises:
+        ConfigurationError: If another program listens there, or this machine has no such address.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); "
+            "is another server running?"
+        ) from error
 
 
 def wait_for_port(host: str, port: int, child: Guarded, *, seconds: float, log: Path) -> None:
@@ -125,10 +152,8 @@ def wait_for_port(host: str, port: int, child: Guarded, *, seconds: float, log: 
     """
     start = time.monotonic()
     while True:
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            if probe.connect_ex((host, port)) == 0:
-                return
+        with suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+            return
         if not child.runs or time.monotonic() - start > seconds:
             words = log.read_text(encoding="utf-8", errors="replace")[-1500:]
             raise ConfigurationError(f"--port {port}: Flower did not start:\n{words}")

@@ -23,11 +23,13 @@ from typing import Any
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network.flower.processes import (
     Guarded,
+    check_port,
     environment,
     local_address,
     program,
     wait_for_port,
 )
+from mlecs_lightning.network.identity.diagnosis import certificate_fault
 from mlecs_lightning.network.identity.keys import device_names, public_key, server_files
 from mlecs_lightning.network.link import Arrival
 
@@ -70,6 +72,8 @@ class FlowerTransport:
         """
         authority, certificate, key = server_files(keys)
         _check_devices(clients, keys)
+        check_port(host, port)
+        local = local_address(host)
         self._flwr = program("flwr", flower)
         self._max_bytes, self._logs = max_bytes, folder
         # A short path, as a Unix socket needs, which nobody else can open.
@@ -84,7 +88,7 @@ class FlowerTransport:
         connection = [
             f'[superlink]\ndefault = "{_CONNECTION}"',
             f"[superlink.{_CONNECTION}]",
-            f'address = "{local_address(host)}:{port}"',
+            f'address = "{f"[{local}]" if ":" in local else local}:{port}"',
             f'root-certificates = "{authority.resolve()}"',
         ]
         (self._home / "config.toml").write_text("\n".join(connection) + "\n", encoding="utf-8")
@@ -95,7 +99,9 @@ class FlowerTransport:
         superlink = folder / "superlink.log"
         self._superlink = Guarded(command, log=superlink, env={"FLWR_HOME": str(self._home)})
         try:
-            wait_for_port(local_address(host), port, self._superlink, seconds=_START, log=superlink)
+            wait_for_port(local, port, self._superlink, seconds=_START, log=superlink)
+            if fault := certificate_fault(local, port, authority):
+                raise ConfigurationError(f"--keys {keys}: devices would refuse {fault}")
             self._nodes = self._register(clients, keys)
             self._listener = Listener(self._socket, "AF_UNIX")
             threading.Thread(target=self._serve_bridge, daemon=True).start()

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 __all__ = ["write_authority", "write_key_pair", "write_server_certificate"]
 
 _YEARS = 5
-_LOCAL = ("localhost", "127.0.0.1")
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _AUTHORITY = "mlecs_lightning authority"
 _CURVE = ec.SECP384R1()  # what Flower expects of a SuperNode
 
