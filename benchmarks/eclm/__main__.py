@@ -93,7 +93,8 @@ def devices(out: Path, *, quick: bool, jobs: int) -> int:
     done = {key_of(row) for row in read_lines(out)}
     todo = {key: work for key, work in cells(folder, quick=quick).items() if key not in done}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=one_thread) as pool:
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(jobs, mp_context=context, **one_thread) as pool:
         running = {pool.submit(work): key for key, work in todo.items()}
         for each in as_completed(running):
             try:
@@ -102,11 +103,6 @@ def devices(out: Path, *, quick: bool, jobs: int) -> int:
                 failed += 1
                 print(f"{running[each]}: FAILED: {error}", file=sys.stderr, flush=True)
     return failed
-
-
-def one_thread() -> None:
-    """Use one thread."""
-    torch.set_num_threads(1)
 
 
 def write(documents: list[Path], rows: list[dict[str, Any]], *, quick: bool) -> None:

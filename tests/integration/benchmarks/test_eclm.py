@@ -15,6 +15,7 @@ from benchmarks.eclm.devices import MACHINES, ManyDevices, budget_of, named
 from mlecs_lightning import ECLM, FederatedTrainer
 from mlecs_lightning.algorithms import Steps
 from mlecs_lightning.algorithms.eclm.ability import AbilityTraining
+from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.rounds import Interrupted, Participation
 from mlecs_lightning.rounds.participation import sample_clients
@@ -90,6 +91,56 @@ def test_the_table_compares_with_no_adaptation_and_with_the_best_rival() -> None
     assert "| ECLM | 0.820 ± 0.014 | 0.900 ± 0.000 | 6.0 | 2.00 MB | - | 2.00 | 2 |" in text
     assert "minus the best rival, FedAvg of adapters" in text
     assert "| ECLM | +0.300 [+0.300, +0.300] | +0.100 [+0.100, +0.100] |" in text
+
+
+def rows_after(algorithm: ECLM, root: Path) -> list[tuple[torch.Tensor, list[Any]]]:
+    """Train two rounds; return the cloud's modules and the devices' masks after each."""
+    size = replace(many.WHOLE, devices=3, fraction=1.0)
+    seen: list[tuple[torch.Tensor, list[Any]]] = []
+
+    class Look(FederatedCallback):
+        def on_round_end(self, *, round: int, metrics: dict[str, float]) -> None:
+            module = algorithm._server
+            assigned = CloudParts.of(module).assigned.tolist()
+            seen.append((modular_of(module).rows(), assigned))
+
+    algorithm.steps = Steps(2, 0, 1, 0)
+    trainer = FederatedTrainer(
+        max_rounds=2,
+        accelerator="cpu",
+        devices=1,
+        check_val_every_n_rounds=0,
+        limit_test_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+        default_root_dir=root,
+        callbacks=[Look()],
+    )
+    trainer.fit(algorithm, many.data_of(27, size), many.federation(27, size))
+    return seen
+
+
+@pytest.mark.slow
+def test_rivals_differ_from_eclm_in_what_they_say(tmp_path: Path) -> None:
+    size = replace(many.WHOLE, devices=3)
+
+    def ran(name: str) -> list[tuple[torch.Tensor, list[Any]]]:
+        algorithm = many.method(name, size)
+        assert isinstance(algorithm, ECLM)
+        return rows_after(algorithm, tmp_path / name.replace(" ", "-"))
+
+    (one, _), (two, held) = ran("local adaptation")
+    assert torch.equal(one, two)  # nothing is merged
+    (one, _), (two, held) = ran("HeteroFL")
+    assert not torch.equal(one, two)
+    for device in held:
+        for layer in device:  # the first neurons, as many as fit
+            assert layer == sorted(layer, reverse=True)
+        widths = [sum(layer) for layer in device]
+        assert max(widths) - min(widths) <= 1
+    _, (_, held) = ran("FedAvg of adapters")
+    assert all(all(layer) for device in held for layer in device)
 
 
 class Stop(FederatedCallback):

@@ -47,7 +47,8 @@ class AbilityTraining:
 
     Attributes:
         steps: Optimiser steps of the stage; those of the first stage are ``steps.warmup``.
-        weight: lambda, the weight of the divergence between gates and gate labels.
+        weight: lambda, the weight of the divergence between gates and gate labels; the default was
+            the best of four on validation data (docs/results.md).
         subtasks: What a device is expected to hold together: each class or each domain of the
             public samples is a sub-task (our choice: the server knows nothing of the devices' data
             before they report). Samples without a target have no known class, hence no gate label.
@@ -58,7 +59,7 @@ class AbilityTraining:
     """
 
     steps: int = 100
-    weight: float = 1.0
+    weight: float = 0.3
     subtasks: Literal["classes", "domains"] = "classes"
     task_modules: int | None = None
     module_load: float | None = 1.0

@@ -1,4 +1,4 @@
-"""What each process of `test_algorithm_ddp.py` does with its part of two batches of seven."""
+"""What each process of `test_algorithm_ddp.py` does with its part of three batches of seven."""
 
 import os
 from typing import Any
@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from mlecs_lightning import ECLM, Digits
+from mlecs_lightning.algorithms.eclm.ability import AbilityStage
 from mlecs_lightning.data.sampling import SeededLoader
 from mlecs_lightning.modules import ServerModule
 from mlecs_lightning.modules.pocket import make_pocket
@@ -43,9 +44,15 @@ def results(rank: int, size: int) -> dict[str, Any]:
         wrapped = DistributedDataParallel(module, find_unused_parameters=True)
     optimizer = SGD(module.trainable_parameters(), lr=0.03, momentum=0.9)
     loader = SeededLoader(DIGITS.public().select(range(24)), batch_size=7, shard=(rank, size))
+    table = loader.table
+    labels = torch.rand(3, 10, 4, generator=torch.Generator().manual_seed(1)).softmax(dim=-1)
+    # Some samples without a sub-task, more on one rank than on the other.
+    tasks = {i: int(y) for i, y in zip(table.ids[5:], table.labels[5:], strict=True)}
+    ability = AbilityStage(ALGORITHM.offline, 0.5, labels, tasks)
+    objectives = [ALGORITHM.warmup_objective()] * 2 + [ability.loss]
     losses = []
-    for batch in loader.take(2, seed=4):
-        values = wrapped(batch, ALGORITHM.warmup_objective())
+    for batch, objective in zip(loader.take(3, seed=4), objectives, strict=True):
+        values = wrapped(batch, objective)
         values["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
