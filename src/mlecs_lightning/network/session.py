@@ -127,8 +127,14 @@ class DeviceSession:
         try:
             scores = self.tested(last).scores
         except Exception as error:
-            about = {"stage": "test", "round": last, "client": self.client}
-            failure = raised(error, kind="error", note=self.device.note, **about)
+            failure = raised(
+                error,
+                kind="error",
+                stage="test",
+                round=last,
+                client=self.client,
+                note=self.device.note,
+            )
             return self._refused([failure.reason])
         data = Channel(self.limits).send(message_of(scores, names), client=self.client, round=last)
         return Envelope(SCORES, {**self._about(), "round": last}, [data])

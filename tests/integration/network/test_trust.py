@@ -76,6 +76,8 @@ def test_a_device_that_is_not_who_it_says_takes_no_part(
     told = json.loads((tmp_path / "server/net/version_0/summary.json").read_text())["faults"]
     found = {event["client"]: (event["kind"], event["stage"]) for event in told["events"]}
     assert found == expected
+    if name == "other authority":
+        assert "its certificate is of another authority" in network.log("kitchen")
     if name == "other name":
         said = tmp_path / "server/net/version_0/clients/hall/errors.log"
         assert "it says that it is client 'kitchen'" in said.read_text()

@@ -74,6 +74,7 @@ class FlowerTransport:
         _check_devices(clients, keys)
         check_port(host, port)
         local = local_address(host)
+        bracketed = f"[{local}]" if ":" in local else local
         self._flwr = program("flwr", flower)
         self._max_bytes, self._logs = max_bytes, folder
         # A short path, as a Unix socket needs, which nobody else can open.
@@ -88,7 +89,7 @@ class FlowerTransport:
         connection = [
             f'[superlink]\ndefault = "{_CONNECTION}"',
             f"[superlink.{_CONNECTION}]",
-            f'address = "{f"[{local}]" if ":" in local else local}:{port}"',
+            f'address = "{bracketed}:{port}"',
             f'root-certificates = "{authority.resolve()}"',
         ]
         (self._home / "config.toml").write_text("\n".join(connection) + "\n", encoding="utf-8")
