@@ -74,10 +74,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         arms = [arm for arm in ARMS if (stream, arm) in by_arm]
         if not arms:
             continue
+        # Means over other seeds could not be compared.
+        common = set.intersection(*(set(by_arm[stream, arm]) for arm in arms))
+        if not common:
+            continue
         lines += [f"| {stream} | seeds | {' | '.join(columns)} | up, kB | down, kB |"]
         lines += ["|---" * 8 + "|"]
         for arm in arms:
-            own, cells = by_arm[stream, arm].values(), []
+            own = [row for seed, row in by_arm[stream, arm].items() if seed in common]
+            cells = []
             for column in columns:
                 values = [row[column] for row in own]
                 spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -104,7 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--root", help="folder of the UR Fall files")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--streams", nargs="+", default=["digits", "urfall"], choices=list(STREAMS))
     parser.add_argument("--arms", nargs="+", default=list(MAIN), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--quick", action="store_true", help="digits, three seeds, fewer arms")
@@ -118,7 +123,7 @@ def main() -> None:
         args.out = (
             args.out.with_name(f"{args.out.stem}-quick.jsonl") if args.out == OUT else args.out
         )
-    if "urfall" in args.streams and args.root is None and not args.table:
+    if set(args.streams) != {"digits"} and args.root is None and not args.table:
         parser.error("--root: the folder of the UR Fall files")
     if args.cost:
         for stream in args.streams:

@@ -49,6 +49,10 @@ STREAMS = {
         "device",
         {"server.extractors": _SCENES, "edge.extractors": _SCENES},
     ),
+    # As the file has it.
+    "urfall, one token": Stream(
+        str(REPOSITORY / "configs" / "urfall" / "cdcca.yaml"), "device", {}
+    ),
 }
 
 
@@ -113,6 +117,8 @@ ARMS: dict[str, Arm] = {
     "CD-CCA": Arm(
         {f"{_ARGS}.token_fraction": 0.25, f"{_ARGS}.measure": "features", f"{_ARGS}.passes": 2}
     ),
+    "as configured": Arm({}),
+    "as configured, int8 device": Arm({"edge.inference": "int8"}),
     # Curves against rho, q and b.
     **{f"rho {r}": Arm({**_PLAIN, f"{_ARGS}.token_fraction": r}) for r in (0.5, 0.25, 0.1)},
     **{
@@ -130,7 +136,8 @@ ARMS: dict[str, Arm] = {
         )
     },
 }
-MAIN = tuple(name for name in ARMS if not name.startswith(("rho ", "q ", "b ")))
+_FURTHER = ("rho ", "q ", "b ", "as configured")
+MAIN = tuple(name for name in ARMS if not name.startswith(_FURTHER))
 QUICK = (
     *("source only", "TENT, lr 0.0001", "CoTTA, lr 0.0001", "pseudo-labels, lr 0.0001"),
     *("all tokens, logits and hidden states", "teacher's words", "answer and features"),

@@ -28,7 +28,7 @@ def prepared(stream: str, arm: str, seed: int, *, root: str | None, folder: str)
         **{"trainer.enable_progress_bar": False, "trainer.logger": False},
         **{"trainer.allow_other_config": True, "trainer.save_top_k": 0},
         **{"trainer.accelerator": "cpu", "trainer.check_val_every_n_rounds": 0},
-        **({"data.init_args.root": root} if stream == "urfall" else {}),
+        **({"data.init_args.root": root} if stream.startswith("urfall") else {}),
         **STREAMS[stream].options,
         **ARMS[arm].options,
     }

@@ -156,7 +156,8 @@ class Connector(nn.Module):
         """Put learned vectors in the place of absent tokens; return also which z_m are there."""
         if present.shape[1] != sum(self.tokens.values()):
             present = self.token_columns(present)
-        there = dict(zip(features, present.split(list(self.tokens.values()), dim=1), strict=True))
+        columns = torch.split(present, list(self.tokens.values()), dim=1)
+        there = dict(zip(features, columns, strict=True))
         filled = {
             m: self.missing[m](x, there[m]) if m in self.missing else x for m, x in features.items()
         }

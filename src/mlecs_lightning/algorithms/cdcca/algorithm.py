@@ -273,7 +273,7 @@ class CDCCA(LocalTraining):
     def uplink(self, edge: EdgeModule) -> Schema:
         """Declare token features with their positions, and the instructions."""
         counts = edge.tower().connector.tokens
-        widths = {m: int(e.out_features) // counts[m] for m, e in edge.extractors.items()}  # type: ignore[call-overload]
+        widths = {m: int(e.out_features) // counts[m] for m, e in edge.extractors.items()}  # type: ignore[arg-type]
         return Tokens.schema(widths)
 
     def figures(self) -> tuple[str, ...]:

@@ -182,8 +182,8 @@ def _student_alone(server: ServerModule, train: Sequence[Part]) -> Iterator[None
 
     All else of extractors and connector must stay equal to what the devices have.
     """
-    own = ("towers.slm.readout.", "alignment.")
-    own += ("towers.slm.backbone.",) if "lora" in train else ()
+    adapter = ("towers.slm.backbone.",) if "lora" in train else ()
+    own = ("towers.slm.readout.", "alignment.", *adapter)
     kept = {id(p) for p in trained_tensors(server.tower("slm").connector, train).values()}
     others = [
         p

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mlecs_lightning.modules import ServerModule
@@ -29,9 +28,9 @@ def trained_tensors(connector: Connector, parts: Sequence[Part]) -> dict[str, nn
         parts: What trains.
     """
     prompts = f"to_prompt.{len(connector.to_prompt) - 1}.bias"
-    kinds: dict[str, Part] = {prompts: "prompts", "fuse.0.weight": "norms", "fuse.0.bias": "norms"}
     named = dict(connector.named_parameters())
-    kinds = {name: "biases" for name in named if name.endswith(".bias")} | kinds
+    kinds: dict[str, Part] = {name: "biases" for name in named if name.endswith(".bias")}
+    kinds |= {prompts: "prompts", "fuse.0.weight": "norms", "fuse.0.bias": "norms"}
     return {name: named[name] for name in named if kinds.get(name) in parts}
 
 
@@ -51,7 +50,7 @@ class Alignment(nn.ModuleDict):
         """
         super().__init__()
         for name in ("prompt", "hidden"):
-            layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, student, teacher)
+            layer: nn.Linear = nn.utils.skip_init(nn.Linear, student, teacher)  # type: ignore[no-untyped-call]
             nn.init.eye_(layer.weight)
             nn.init.zeros_(layer.bias)
             self[name] = layer

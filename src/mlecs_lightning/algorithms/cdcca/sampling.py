@@ -194,7 +194,7 @@ class UTS:
                 text, p = module.specs[m].kind == "text", self.feature_dropout
                 noisy = [_dropped(x, p, text=text) for _ in range(self.passes)]
                 passes = torch.stack([extractor(each) for each in noisy])
-                scores.append(relative_variance(passes.unflatten(-1, (count, -1))))
+                scores.append(relative_variance(passes.view(*passes.shape[:-1], count, -1)))
         return torch.cat(scores, dim=1)
 
 
@@ -220,9 +220,9 @@ def tokens_of(module: EdgeModule, batch: Batch) -> Tokens:
     features, present = module.features(batch)
     connector = module.tower().connector
     columns = connector.token_columns(present)
-    there = columns.split(list(connector.tokens.values()), dim=1)
+    there = torch.split(columns, list(connector.tokens.values()), dim=1)
     cut = {
-        m: x.float().unflatten(1, (mask.shape[1], -1)).masked_fill(~mask.unsqueeze(-1), 0.0)
+        m: x.float().view(*mask.shape, -1).masked_fill(~mask.unsqueeze(-1), 0.0)
         for (m, x), mask in zip(features.items(), there, strict=True)
     }
     return Tokens(cut, columns, batch.instructions)

@@ -70,7 +70,7 @@ class Tokens(NamedTuple):
         keep = torch.zeros_like(self.present)
         keep[chosen[:, 0], chosen[:, 1]] = True
         present = self.present & keep
-        columns = present.split(list(self.counts().values()), dim=1)
+        columns = torch.split(present, list(self.counts().values()), dim=1)
         features = {
             m: x.masked_fill(~there.unsqueeze(-1), 0.0)
             for (m, x), there in zip(self.features.items(), columns, strict=True)
@@ -124,7 +124,7 @@ class Tokens(NamedTuple):
                 [texts.index(text) for text in self.instructions], dtype=torch.int16
             )
         }
-        columns = self.present.split(list(self.counts().values()), dim=1)
+        columns = torch.split(self.present, list(self.counts().values()), dim=1)
         for (modality, x), there in zip(self.features.items(), columns, strict=True):
             if there.numel() > _POSITIONS:
                 raise ValueError(
