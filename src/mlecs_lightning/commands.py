@@ -74,6 +74,11 @@ COMMANDS = (
     ),
     Command("export", "Write one trained model as a folder that works without this run"),
     Command("push", "Upload one trained model to the Hugging Face hub"),
+    Command(
+        "completion",
+        "Print a script with which bash, zsh or fish completes all of this",
+        "mlecs_lightning.completion:completion",
+    ),
 )
 
 
@@ -92,7 +97,6 @@ def overview(program: str = "mlecs") -> str:
             "options:",
             f"  {'--help':<{width}}  Show this help; after a command, the help of that command",
             f"  {'--version':<{width}}  Show the versions that a bug report needs",
-            "",
             f"A first run:  {program} fit --config quickstart",
         ]
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from mlecs_lightning.checkpoints import CheckpointError
@@ -19,7 +18,7 @@ from mlecs_lightning.clients.texts import text_suspicions
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated import ClientsFailedError
 from mlecs_lightning.metrics import BertScore
-from mlecs_lightning.report import check_data, print_summary
+from mlecs_lightning.report import check_data, print_summary, print_validation
 from mlecs_lightning.rounds import EvaluationError, Interrupted, NonFiniteError
 from mlecs_lightning.storage.files import DamagedFileError, FullDiskError
 from mlecs_lightning.wire import ChannelError
@@ -91,7 +90,7 @@ def main(args: list[str] | None = None) -> int:
         case "fit" | "test" | "serve":
             print_summary(cli.result)
         case "validate":
-            Console().print(cli.result)
+            print_validation(cli.result)
         case "predict":
             print(cli.result.path)
         case _:

@@ -1,4 +1,4 @@
-"""A help of one line for each option, in place of jsonargparse's full one."""
+"""A help of a line or two for each option, in place of jsonargparse's full one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _WIDTH = 110
 _COLUMN = 43
 # Sections of a configuration, in the order of the YAML files.
 _SECTIONS = ("trainer", "warmup", "data", "algorithm", "server", "edge", "clients")
+_FIXED = "\0"  # in the place of a blank at which no line ends
 _SAME = "edge"  # has the options of `server`
 
 
 def short_help(parser: LightningArgumentParser, command: str) -> str:
-    """Return the options of a command, one line each: key, meaning and default.
+    """Return the options of a command in short: key, meaning and default.
 
     Options of `lightning.Trainer` under ``warmup`` are shown for the command ``warmup`` only, and
     those of ``edge``, which are the same as those of ``server``, once.
@@ -69,10 +70,17 @@ def _options(parser: LightningArgumentParser) -> Iterator[tuple[str, str, object
 
 
 def _line(flag: str, about: str, default: object) -> str:
-    """Return one line: flag, first sentence, default."""
+    """Return flag, first sentence and default, in one line if there is room."""
     known = f" [{default}]" if isinstance(default, str | int | float) else ""
     plain = " ".join(re.sub(r":\w+:`([^`]*)`|``?([^`]*)``?", r"\1\2", about).split())
     plain = re.sub(r"\bNone\b", "null", plain)  # as in a YAML file
     sentence = re.split(r"(?<=[a-z0-9)\]])[.;] ", plain)[0].rstrip(".")
-    room = _WIDTH - max(_COLUMN, len(flag) + 2) - len(known) - 1
-    return f"  {flag:<{_COLUMN - 2}} {textwrap.shorten(sentence, room, placeholder=' ...')}{known}"
+    # A long sentence goes on below; a default is never torn apart.
+    return textwrap.fill(
+        sentence + known.replace(" ", _FIXED),
+        _WIDTH,
+        initial_indent=f"  {flag:<{_COLUMN - 2}} ",
+        subsequent_indent=" " * (_COLUMN + 3),
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace(_FIXED, " ")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from mlecs_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mlecs_lightning.report.console import print_summary
+    from mlecs_lightning.report.console import print_summary, print_validation
     from mlecs_lightning.report.data_check import check_data
 
-__all__ = ["check_data", "print_summary"]
+__all__ = ["check_data", "print_summary", "print_validation"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"check_data": "data_check", "print_summary": "console"}
+    __name__,
+    {"check_data": "data_check", "print_summary": "console", "print_validation": "console"},
 )

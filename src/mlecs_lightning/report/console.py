@@ -13,7 +13,7 @@ from mlecs_lightning.report.labels import NOTHING, SCORES, size
 from mlecs_lightning.report.many import MOST_ROWS, Ends, ends_of, quantiles_of
 from mlecs_lightning.report.remarks import remarks
 
-__all__ = ["print_summary"]
+__all__ = ["print_summary", "print_validation"]
 
 # Shown where a run has no other score.
 _NAMES = {**SCORES, "exact_match": "exact match"}
@@ -78,6 +78,42 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     for remark in remarks(summary):
         console.print(f"- {escape(remark)}", highlight=False)
     console.print(f"{summary['seconds']:.1f} s")
+
+
+def print_validation(values: Mapping[str, float], console: Console | None = None) -> None:
+    """Print the losses and scores of a validation, as `print_summary` prints those of a test.
+
+    Of more than 20 clients the table shows the five with the lowest loss and the five with the
+    highest.
+
+    Args:
+        values: What `FederatedTrainer.validate` returned.
+        console: Where to; the process's own by default.
+    """
+    console = console or Console()
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in values.items():
+        party, _, name = key.rpartition("/val/")
+        rows.setdefault(party, {})[name] = value
+    columns = {"loss": "loss", **SCORES}
+    shown = [name for name in columns if any(name in row for row in rows.values())]
+    table = Table(title="validation")
+    table.add_column("party", overflow="fold")
+    for name in shown:
+        table.add_column(columns[name], justify="right", no_wrap=True)
+    mean, server = rows.pop("clients", {}), rows.pop("server", {})
+    clients = {party.removeprefix("clients/"): row for party, row in rows.items()}
+    ends = ends_of({name: row.get("loss") for name, row in clients.items()})
+    all_of_them = len(clients) <= MOST_ROWS
+    for names in [list(clients)] if all_of_them else [list(ends.worst), list(reversed(ends.best))]:
+        for name in names:
+            table.add_row(escape(name), *_cells(clients[name], shown))
+        table.add_section()
+    table.add_row("mean of clients", *_cells(mean, shown), style="bold")
+    table.add_row("server", *_cells(server, shown), style="bold")
+    console.print(table)
+    if not all_of_them:
+        console.print(f"{len(clients):,} clients: the lowest and the highest by loss")
 
 
 def _add_clients(

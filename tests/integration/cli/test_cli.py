@@ -162,9 +162,11 @@ def test_validate_gives_the_losses_of_the_round(
     if ckpt_path.endswith(".ckpt"):
         ckpt_path = str(fitted.folder / "checkpoints" / ckpt_path)
     printed = judge("validate", "--ckpt_path", ckpt_path)
-    values = json.loads(printed.replace("'", '"'))
-    assert len(values) > 10
-    assert {k: float(history[round][k]) for k in values} == values
+    rows = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
+    parties = {"mean of clients": "clients", "server": "server", "hall": "clients/hall"}
+    for shown, party in parties.items():
+        for score in ("loss", "macro_f1", "rouge_lsum"):
+            assert f" {float(history[round][f'{party}/val/{score}']):.3f} " in rows[shown]
 
 
 def test_test_gives_the_table_of_the_fit(
@@ -435,6 +437,16 @@ def test_help_names_the_keys(mlecs: Callable[..., SimpleNamespace], subcommand: 
     assert len(lines) < 150
     assert max(map(len, lines)) <= 110
     assert "--warmup." not in said.out
+    assert "..." not in said.out.rpartition("mlecs")[0].partition("\nmlecs")[0].partition("\n")[2]
+    whole = " ".join(said.out.split())
+    described = inspect.getdoc(FederatedTrainer.__init__) or ""
+    told = re.findall(r"^    (\w+): (.*?)(?=\n    \w+:|\n\n)", described, re.MULTILINE | re.DOTALL)
+    assert len(told) > 25
+    for key, text in told:
+        plain = " ".join(text.replace("`", "").split())
+        sentence = re.split(r"(?<=[a-z0-9)\]])[.;] ", plain)[0].rstrip(".")
+        if f"--trainer.{key} " in whole:  # a group has no line of its own
+            assert f"--trainer.{key} {sentence}" in whole
 
 
 def test_the_full_help_has_every_option(mlecs: Callable[..., SimpleNamespace]) -> None:

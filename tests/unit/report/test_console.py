@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlecs_lightning.report import print_summary
+from mlecs_lightning.report import print_summary, print_validation
 
 SCORES = ("accuracy", "macro_f1", "rouge_lsum", "bertscore")
 NAMES = ("kitchen", "upstairs_bathroom_02", "client_00", "[red]attic[/red]")
@@ -290,3 +290,17 @@ def test_epsilon_is_told_with_whom_it_holds_against() -> None:
     assert (
         line == "privacy: epsilon 2.35 against the models, 40.5 against the server at delta 1e-05"
     )
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2, 4), (40, 12)])
+def test_a_validation_is_a_table_of_parties(count: int, rows: int) -> None:
+    values = {f"clients/c{n}/val/loss": n / 100 for n in range(count)}
+    values |= {"clients/c0/val/macro_f1": 0.5, "clients/val/loss": 0.25, "server/val/loss": 0.75}
+    out = io.StringIO()
+    print_validation(values, Console(file=out, width=100))
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("│")]
+    assert len(lines) == rows
+    assert [cell.strip() for cell in lines[-1].split("│")[1:-1]] == ["server", "0.750", "n/a"]
+    assert "0.250" in next(line for line in lines if "mean of clients" in line)
+    said = f"c{count - 1}"
+    assert any(said in line for line in lines)
