@@ -15,10 +15,12 @@ from mlecs_lightning.cohorts.draws import Draws, drawn_from
 from mlecs_lightning.cohorts.layers import Layers
 from mlecs_lightning.cohorts.lockstep import run_in_lockstep
 from mlecs_lightning.cohorts.member import Member, parts_of
+from mlecs_lightning.cohorts.reading import Reading
+from mlecs_lightning.cohorts.rows import joined, part
 from mlecs_lightning.cohorts.stack import NotTogetherError, Stack
 from mlecs_lightning.modules import Losses, Objective
 from mlecs_lightning.nn.tower import TowerOutput
-from mlecs_lightning.rounds.learner import EdgeLearner, Histories, TrainingPass, in_turns
+from mlecs_lightning.rounds.learner import EdgeLearner, HeldOut, Histories, TrainingPass, in_turns
 from mlecs_lightning.rounds.optimization import Lent
 from mlecs_lightning.types import Batch
 
@@ -27,9 +29,10 @@ __all__ = ["Cohort"]
 T = TypeVar("T")
 
 
-Meet = Callable[[Sequence[TrainingPass]], Histories]
+Request = Sequence[TrainingPass] | HeldOut
 Step = tuple[str, Batch, Objective | None]
 """Stage, batch and objective of a client's next step."""
+Meet = Callable[[Iterator[Step] | HeldOut], Any]
 
 
 @dataclass
@@ -47,7 +50,7 @@ class _Client:
     stage: str
     changed: list[str]
     before_step: Callable[[], None]
-    together: Meet
+    together: Callable[[Request], Any] | None
     lent: Lent
     trains: list[bool]
     draws: Draws
@@ -62,12 +65,14 @@ class Cohort:
     gradient norm and random numbers of its own.
     """
 
-    def __init__(self, learner: EdgeLearner, size: int) -> None:
+    def __init__(self, learner: EdgeLearner, size: int, *, batch_size: int = 1) -> None:
         """Prepare for cohorts of up to ``size`` clients.
 
         Args:
             learner: The learner of the architecture.
             size: Maximum number of clients.
+            batch_size: Rows of a client's training step. Held-out batches are read together as
+                long as there are no more rows than in the training step of a whole cohort.
 
         Raises:
             NotTogetherError: If the clients of this architecture cannot train together.
@@ -83,6 +88,7 @@ class Cohort:
         self._learner = learner
         self._stack = Stack(learner, size)
         self._layers = Layers(learner.module, self._stack)
+        self._reading = Reading(learner, self._stack, self._layers, most=size * batch_size)
         self._parameters = self._stack.parameters()
         self._trains: list[bool] = []
         self._clients: dict[int, _Client] = {}
@@ -103,7 +109,7 @@ class Cohort:
         self._clients.clear()
         self._trains = [p.requires_grad for p in self._parameters]
         try:
-            return run_in_lockstep([partial(self._seat, job) for job in jobs], self._train, self)
+            return run_in_lockstep([partial(self._seat, job) for job in jobs], self._serve, self)
         finally:
             learner.together = None
             self._clients.clear()
@@ -111,7 +117,14 @@ class Cohort:
             common.give()
 
     def _seat(self, job: Callable[[], T], meet: Meet) -> T:
-        self._learner.together = meet
+        def together(request: Request) -> Any:  # noqa: ANN401 - see `Learner.together`
+            if isinstance(request, HeldOut):
+                return meet(request)
+            steps = in_turns(request)
+            first = next(steps, None)  # in the client's own turn, with its own random numbers
+            return {} if first is None else meet(chain([first], steps))
+
+        self._learner.together = together
         return job()
 
     # Turns of the clients: see `Switch` -----------------------------------------------------
@@ -119,7 +132,6 @@ class Cohort:
     def leave(self, job: int) -> None:
         """Put away what the learner has of a client."""
         learner = self._learner
-        assert learner.together is not None
         self._stack.put(job)
         self._clients[job] = _Client(
             learner.name,
@@ -152,9 +164,19 @@ class Cohort:
 
     # Steps ----------------------------------------------------------------------------------
 
-    def _train(
-        self, requests: Mapping[int, Sequence[TrainingPass]]
-    ) -> dict[int, Histories | Exception]:
+    def _serve(self, requests: Mapping[int, Iterator[Step] | HeldOut]) -> dict[int, Any]:
+        """Train the clients that wait for it, and read the held-out batches of the others."""
+        held_out = {job: each for job, each in requests.items() if isinstance(each, HeldOut)}
+        passes = {job: each for job, each in requests.items() if not isinstance(each, HeldOut)}
+        answers: dict[int, Any] = {}
+        if passes:
+            answers |= self._train(passes)
+        if held_out:
+            draws = {job: self._clients[job].draws for job in held_out}
+            answers |= self._reading.serve(held_out, draws)
+        return answers
+
+    def _train(self, requests: Mapping[int, Iterator[Step]]) -> dict[int, Histories | Exception]:
         """Take the steps of all waiting clients.
 
         Returns:
@@ -168,7 +190,7 @@ class Cohort:
         self._set_trains(first.trains)
         self._learner.module.train()
         answers: dict[int, Histories | Exception] = {job: {} for job in requests}
-        going = {job: in_turns(passes) for job, passes in requests.items()}
+        going = dict(requests)
         lent = {job: client.lent for job, client in clients.items()}
         with self._layers.replaced(), self._stack.training(lent):
             while going:
@@ -211,7 +233,7 @@ class Cohort:
         self._stack.select(places)
         with self._layers.step(draws, rows=len(batches[0].ids)):
             with fabric.autocast():
-                batch = fabric.to_device(_joined(batches))
+                batch = fabric.to_device(joined(batches))
                 objectives = [objective for _, _, objective in steps.values()]
                 losses = self._losses(batch, objectives)
                 total = torch.stack([each["loss"] for each in losses]).sum()
@@ -240,7 +262,7 @@ class Cohort:
             if objective is None:
                 losses.append({"loss": read(False, number).loss})
                 continue
-            own = _part(batch, number, len(batch.ids) // clients)
+            own = part(batch, number, len(batch.ids) // clients)
             seen = Member(
                 own,
                 partial(read, number=number),
@@ -252,15 +274,12 @@ class Cohort:
 
     def _read(self, batch: Batch, clients: int, *, frozen: bool) -> TowerOutput:
         module, layers = self._learner.module, self._layers
-        layers.reading = True
-        try:
+        with layers.whole():
             with layers.frozen_extractors() if frozen else nullcontext():
                 features, present = module.features(batch)
             return module.tower()(  # type: ignore[no-any-return]
                 features, present, batch.instructions, batch.targets, parts=clients
             )
-        finally:
-            layers.reading = False
 
 
 def _alike(steps: Mapping[int, Step]) -> Iterator[dict[int, Step]]:
@@ -279,29 +298,3 @@ def _alike(steps: Mapping[int, Step]) -> Iterator[dict[int, Step]]:
         )
         groups.setdefault(key, {})[job] = step
     yield from groups.values()
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    """Return the rows of all batches, one batch after another."""
-    first = batches[0]
-    return Batch(
-        tuple(chain.from_iterable(batch.ids for batch in batches)),
-        first.modalities,
-        {name: torch.cat([batch.inputs[name] for batch in batches]) for name in first.inputs},
-        torch.cat([batch.present for batch in batches]),
-        tuple(chain.from_iterable(batch.instructions for batch in batches)),
-        tuple(chain.from_iterable(batch.targets for batch in batches)),
-    )
-
-
-def _part(batch: Batch, number: int, rows: int) -> Batch:
-    """Return the rows of one client."""
-    own = slice(number * rows, (number + 1) * rows)
-    return Batch(
-        batch.ids[own],
-        batch.modalities,
-        {name: each[own] for name, each in batch.inputs.items()},
-        batch.present[own],
-        batch.instructions[own],
-        batch.targets[own],
-    )

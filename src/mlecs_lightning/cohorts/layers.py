@@ -163,6 +163,15 @@ class Layers:
                 connector._parameters["absent"] = absent
 
     @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Take rows within the context, which are those of all clients of the step."""
+        self.reading = True
+        try:
+            yield
+        finally:
+            self.reading = False
+
+    @contextmanager
     def frozen_extractors(self) -> Iterator[None]:
         """Run the extractors without gradients of their weights within the context."""
         weights, names = self._stack.weights, self._extractors.values()
@@ -294,9 +303,12 @@ class Layers:
 
     def _measure(self, lm: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         """Note the longest sequence of each client: a padded position must draw nothing."""
+        # In generation the mask also covers what was read before.
         mask: Tensor = kwargs["attention_mask"]
-        self._shape = tuple(mask.shape)
-        if self._drops:
+        read = kwargs.get("inputs_embeds")
+        read = kwargs["input_ids"] if read is None else read
+        self._shape = tuple(read.shape[:2])
+        if self._drops and lm.training:
             longest = mask.sum(dim=1).view(len(self.draws), -1).amax(dim=1).tolist()
             self._lengths = [int(length) for length in longest]
 

@@ -77,11 +77,9 @@ class Stack:
         Args:
             lent: For each place what the client's optimiser has lent; updated at the end.
         """
-        self._used = max(lent) + 1
-        self._leaves = {
-            name: self._rows[name][: self._used].detach().requires_grad_(tensor.requires_grad)
-            for name, tensor in self._held.items()
-        }
+        self._begin(max(lent) + 1)
+        for name, tensor in self._held.items():
+            self._leaves[name].requires_grad_(tensor.requires_grad)
         self._optimizer = JointOptimizer(
             self._learner.optimizer.optimizer,
             [self._held[name] for name in self._optimized],
@@ -89,6 +87,27 @@ class Stack:
             [self._each[name] for name in self._optimized],
             lent,
         )
+        try:
+            with self._empty():
+                yield
+        finally:
+            self._optimizer.hand_back(lent)
+            self._optimizer = None
+
+    @contextmanager
+    def reading(self, clients: int) -> Iterator[None]:
+        """Read with the tensors of the first clients within the context, without training."""
+        self._begin(clients)
+        with self._empty():
+            yield
+
+    def _begin(self, clients: int) -> None:
+        self._used = clients
+        self._leaves = {name: rows[:clients].detach() for name, rows in self._rows.items()}
+
+    @contextmanager
+    def _empty(self) -> Iterator[None]:
+        """Take the module's own weights away within the context."""
         own = {name: tensor.data for name, tensor in self._held.items()}
         for tensor in self._held.values():
             tensor.data = tensor.data.new_empty(0)
@@ -97,13 +116,12 @@ class Stack:
         finally:
             for name, tensor in self._held.items():
                 tensor.data = own[name]
-            self._optimizer.hand_back(lent)
-            self.weights, self._leaves, self._optimizer = {}, {}, None
+            self.weights, self._leaves = {}, {}
 
     def select(self, places: Sequence[int]) -> None:
         """Set `weights` to the tensors of the clients that take the next step."""
         self.weights = self._leaves
-        if len(places) < self._used:
+        if list(places) != list(range(self._used)):
             index = torch.tensor(places, device=self._learner.module.device)
             self.weights = {n: leaf.index_select(0, index) for n, leaf in self._leaves.items()}
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from mlecs_lightning.clients.edges import Edges
 from mlecs_lightning.clients.federation import FederationModels
+from mlecs_lightning.cohorts.registry import Cohorts
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.evaluation.scores import Tested, checks_of, mean_rows
@@ -87,6 +88,8 @@ class Evaluator:
         """Record of clients whose evaluation failed; a run puts its own here."""
         self.note: Note = lambda client, text: log.debug("client %r: %s", client, text)
         """Writes the full text of their exceptions; a run puts the clients' own files here."""
+        self.cohorts: Cohorts | None = None
+        """The clients that are scored together; a run puts its own here."""
         self._constants: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
 
     def _batches(self, table: SampleTable) -> Iterable[Batch]:
@@ -162,14 +165,23 @@ class Evaluator:
         Raises:
             EvaluationError: If all have failed.
         """
-        own: dict[str, T | Failure | None] = {}
-        for client in (c for c in federation.own if c in clients):
+
+        def of(client: str) -> T | Failure | None:
             try:
-                own[client] = evaluate(federation.edge(client))
+                return evaluate(federation.edge(client))
             except Exception as error:
-                own[client] = raised(
+                return raised(
                     error, kind="error", stage=stage, round=round, client=client, note=self.note
                 )
+
+        mine = [client for client in federation.own if client in clients]
+        own: dict[str, T | Failure | None] = {}
+        if self.cohorts is None:
+            own = {client: of(client) for client in mine}
+        else:
+            for group in self.cohorts.groups(mine):
+                jobs = [partial(of, client) for client in group]
+                own |= zip(group, self.cohorts.run(group, jobs, work="are scored"), strict=True)
         merged = federation.ranks.merge(own)
         found = {c: r for c in federation.clients if (r := merged.get(c)) is not None}
         failed = [result for result in found.values() if isinstance(result, Failure)]

@@ -20,6 +20,7 @@ from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.clients.ranks import process_count
 from mlecs_lightning.clients.schedules import check_rounds
 from mlecs_lightning.clients.settings import Federation
+from mlecs_lightning.cohorts.registry import Cohorts
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.evaluation.parties import Evaluator
@@ -251,6 +252,9 @@ class RunBuilder:
             monitor=self._monitor(),
             arguments=settings.compared(),
             in_place=origin is not None and origin.version is not None,
+            cohorts=None
+            if settings.loop.cohort == 1 or self.remote
+            else Cohorts(federation, data, settings.loop.cohort),
             accountant=accountant_of(settings.loop, federation.parties.groups.values()),
         )
 

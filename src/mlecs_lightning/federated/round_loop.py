@@ -65,9 +65,9 @@ class RoundLoop:
 
     def _in_process(self) -> Link:
         device, settings = self._device(), self._settings
-        if settings.cohort == 1:
+        if self._run.cohorts is None:
             return InProcessLink(device, settings.faults)
-        return CohortLink(device, settings.faults, size=settings.cohort)
+        return CohortLink(device, settings.faults, self._run.cohorts)
 
     def _device(self) -> Device:
         run = self._run

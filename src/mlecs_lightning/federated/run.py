@@ -24,6 +24,7 @@ from mlecs_lightning.checkpoints.checkpoint import (
 from mlecs_lightning.checkpoints.timeline import last_round_of, prune_checkpoints, set_aside
 from mlecs_lightning.clients.about import about
 from mlecs_lightning.clients.federation import FederationModels
+from mlecs_lightning.cohorts.registry import Cohorts
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
@@ -55,16 +56,16 @@ class Run:
         moves: How far accepted updates have moved.
         claims: What clients have reported about themselves.
         accountant: Adds up the privacy loss, under ``trainer.privacy``.
-        served: Outcomes of this process's clients in the current round, without their messages,
-            which the store keeps.
+        served: Outcomes of this process's clients in this round; the store keeps their messages.
         next_round: The next round to train.
-        clock: Seconds from the start of the run to the end of each round. They are not in the
-            history, whose bits must not depend on when it is run.
+        clock: Seconds from the start of the run to the end of each round; not in the history,
+            whose bits must not depend on them.
         before: Seconds spent before the run was resumed.
         in_place: Whether a resumed run continues in the folder of its checkpoint.
         restored: Whether the run was resumed.
         changed: For each party, what a resumed run changes.
         ask_scores: Returns test scores, by client and view, that devices have measured themselves.
+        cohorts: The clients that are trained and scored together; ``None`` if each is alone.
     """
 
     algorithm: Algorithm
@@ -94,12 +95,14 @@ class Run:
     restored: bool = False
     changed: dict[str, list[str]] = field(default_factory=dict)
     ask_scores: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+    cohorts: Cohorts | None = None
     _opened: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self) -> None:
         """Let both evaluators write into the run's record of failures."""
         for evaluator in (self.evaluator, self.tester):
             evaluator.failures, evaluator.note = self.failures, self.folder.note
+            evaluator.cohorts = self.cohorts
 
     @property
     def seconds(self) -> float:

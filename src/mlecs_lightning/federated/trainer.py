@@ -266,6 +266,7 @@ class FederatedTrainer(Results):
         run = self.open(algorithm, datamodule, federation, ckpt_path, training=False)
         builder = self._builder(algorithm, datamodule)
         evaluator = builder.evaluator(self.settings.limit_val_batches, bertscore=True)
+        evaluator.cohorts = run.cohorts
         return evaluator.validate(run.federation, round=run.last_round)
 
     def test(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from itertools import chain
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -18,7 +19,9 @@ from mlecs_lightning.types import Batch
 
 __all__ = [
     "EdgeLearner",
+    "HeldOut",
     "Histories",
+    "Kind",
     "Learner",
     "NonFiniteError",
     "ServerLearner",
@@ -48,6 +51,21 @@ class TrainingPass(NamedTuple):
     objective: Objective | None = None
 
 
+Kind = Literal["loss", "predictions", "answers"]
+
+
+class HeldOut(NamedTuple):
+    """Batches that a party reads without training.
+
+    Attributes:
+        kind: What is asked for of each batch: L_LM, predictions, or answers with their confidence.
+        batches: The batches.
+    """
+
+    kind: Kind
+    batches: Iterable[Batch]
+
+
 class NonFiniteError(RuntimeError):
     """A loss or a weight is not finite; says whose, in which stage and step."""
 
@@ -65,7 +83,8 @@ class Learner(Generic[M]):
         clip: Maximum gradient norm; 0 for no clipping.
         optimization: The optimiser with its scheduler.
         together: Takes the steps of this learner's passes in one with those of other learners,
-            where its client trains in a cohort; ``None`` where it trains alone.
+            where its client is in a cohort; ``None`` where it is alone. It returns the `Histories`
+            of training passes, and of held-out batches a list of what is found for each.
     """
 
     def __init__(
@@ -84,7 +103,7 @@ class Learner(Generic[M]):
         self.name, self.module, self.fabric = name, module, fabric
         self.stage, self.changed = "", list[str]()
         self.before_step: Callable[[], None] = _go_on
-        self.together: Callable[[Sequence[TrainingPass]], Histories] | None = None
+        self.together: Callable[[Sequence[TrainingPass] | HeldOut], Any] | None = None
         self.clip = gradient_clip_val or 0.0
         backbones = [module.tower(name).backbone for name in module.towers]
         self._staged = [each for each in backbones if each.lora.scope == "per_stage"]
@@ -196,13 +215,30 @@ class Learner(Generic[M]):
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch]) -> float:
         """Return the mean L_LM over held-out batches, weighted by their size."""
-        self.module.eval()
         total, count = 0.0, 0
-        for batch in batches:
-            value = self._evaluate(batch, None)["loss"]
-            total += float(value) * len(batch.ids)
-            count += len(batch.ids)
+        for value, rows in self._read(HeldOut("loss", batches)):
+            total += value * rows
+            count += rows
         return total / count if count else math.nan
+
+    def _read(self, held_out: HeldOut) -> Iterable[Any]:
+        """Return what is asked for of each batch, with the other clients of a cohort if any."""
+        if self.together is not None and not (
+            held_out.kind == "predictions" and self.module.settings.inference == "int8"
+        ):
+            return self.together(held_out)  # type: ignore[no-any-return]
+        self.module.eval()
+        return map(partial(self._found, held_out.kind), held_out.batches)
+
+    @torch.no_grad()
+    def _found(self, kind: Kind, batch: Batch) -> Any:  # noqa: ANN401 - depends on the kind
+        if kind == "loss":
+            return float(self._evaluate(batch, None)["loss"]), len(batch.ids)
+        with self.fabric.autocast():
+            placed = self.fabric.to_device(batch)
+            if kind == "answers":
+                return self.module.answer(placed)
+            return self.module.predict_step(placed)
 
     @torch.no_grad()
     def map(self, batches: Iterable[B], function: Callable[[M, B], R]) -> list[R]:
@@ -218,17 +254,21 @@ class Learner(Generic[M]):
         Returns:
             For each sample ``id``, ``prediction`` and ``target``.
         """
-        self.module.eval()
-        rows: list[dict[str, str]] = []
-        with self.module.for_inference():
+        targets = list[str]()
+
+        def noted() -> Iterator[Batch]:
             for batch in batches:
-                with self.fabric.autocast():
-                    answers = self.module.predict_step(self.fabric.to_device(batch))
-                rows += [
-                    {**answer, "target": target}
-                    for answer, target in zip(answers, batch.targets, strict=True)
-                ]
-        return rows
+                targets.extend(batch.targets)
+                yield batch
+
+        with self.module.for_inference():
+            rows = list(chain.from_iterable(self._read(HeldOut("predictions", noted()))))
+        return [{**row, "target": target} for row, target in zip(rows, targets, strict=True)]
+
+    @torch.no_grad()
+    def answer(self, batches: Iterable[Batch]) -> list[tuple[list[str], Tensor]]:
+        """Return what `MultimodalLM.answer` says of each batch."""
+        return list(self._read(HeldOut("answers", batches)))
 
     # State ----------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
         broken = declared.fault(message.scalars[name]) if name in message.scalars else None
         if broken:
             faults.append(f"scalar {name!r}: {broken}")
-    norm = 0.0
+    floats: dict[str, Tensor] = {}
     for name, form in forms.items():
         if name not in message.tensors:
             continue
@@ -52,14 +52,27 @@ def _faults(message: Message, schema: Schema, max_norm: float | None) -> list[st
         if fault:
             faults.append(f"tensor {name!r}: {fault}")
         elif tensor.is_floating_point():
-            if not bool(torch.isfinite(tensor).all()):
-                faults.append(f"tensor {name!r}: not finite")
+            floats[name] = tensor
+    faults += [f"tensor {name!r}: not finite" for name in _not_finite(floats)]
+    if max_norm is not None:
+        norm = 0.0
+        for name, tensor in floats.items():
             if component_of(name) != REPORT:
                 own = torch.linalg.vector_norm(tensor, dtype=torch.float64)
                 norm = math.hypot(norm, float(own))  # its square could be too large
-    if max_norm is not None and norm > max_norm:
-        faults.append(f"norm {norm:.4g} exceeds {max_norm:.4g}")
+        if norm > max_norm:
+            faults.append(f"norm {norm:.4g} exceeds {max_norm:.4g}")
     return faults
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that have an infinite element or one that is no number."""
+    held = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+    norms = torch._foreach_norm(list(held.values())) if held else []
+    # A finite norm has finite elements. An infinite one may have, too: then each is looked at.
+    if not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+        return []
+    return [name for name, each in held.items() if not bool(torch.isfinite(each).all())]
 
 
 def _envelope_faults(envelope: Mapping[str, Scalar], *, client: str, round: int) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mlecs_lightning import Digits
 from mlecs_lightning.checkpoints.client_store import MemoryStore
 from mlecs_lightning.clients import ClientSettings, Federation
+from mlecs_lightning.cohorts.registry import Cohorts
 from mlecs_lightning.federated.exchange.cohort_link import CohortLink
 from mlecs_lightning.federated.exchange.device import Device, Reply
 from mlecs_lightning.federated.exchange.link import InProcessLink, Offer
@@ -52,7 +53,7 @@ class Shop:
         device = Device(algorithm, data, federation, channel, None, check_stop, print)
         self.link = InProcessLink(device, trace)
         if size > 1:
-            self.link = CohortLink(device, trace, size=size)
+            self.link = CohortLink(device, trace, Cohorts(federation, data, size))
         replies: list[Reply] = []
         for number in range(rounds):
             ctx = RoundContext(number, 0, tuple(clients))

@@ -125,6 +125,11 @@ def test_a_single_value_that_is_not_finite_is_refused(value: float) -> None:
     )
 
 
+def test_values_whose_squares_overflow_are_finite() -> None:
+    tensors = {**TENSORS, "adapter/a": torch.full((2, 3), 3e38)}
+    carried(Message(tensors, SCALARS))
+
+
 def test_all_faults_are_named_at_once() -> None:
     reason = refusal({"adapter/a": torch.ones(1), "x": torch.ones(1)}, {"samples": "3"})
     assert reason.split("; ") == [

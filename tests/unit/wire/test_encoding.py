@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from mlecs_lightning.wire import Channel, ChannelError, Message, ScalarField, Schema, TensorField
 from mlecs_lightning.wire.encoding import decode, encode
@@ -27,6 +28,28 @@ VALID = encode(Message(TENSORS, SCALARS), {"client": "hall", "round": 1})
 (LENGTH,) = struct.unpack_from("<Q", VALID)
 HEADER, BODY = VALID[8 : 8 + LENGTH].decode(), VALID[8 + LENGTH :]
 MEGABYTE = "x" * 2**20
+
+
+def test_the_bytes_are_those_of_safetensors() -> None:
+    tensors = {
+        **{str(kind): torch.ones(3, 1).to(kind) for kind in (torch.float16, torch.bfloat16)},
+        **TENSORS,
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(1.5),
+        'ä "\\\n': torch.arange(3, dtype=torch.int64),
+    }
+    about = {"scalars": {"k": "ü\x01"}, "envelope": {}}
+    text = json.dumps(about, sort_keys=True)
+    written = encode(Message(tensors, {"k": "ü\x01"}))
+    assert written == save(tensors, metadata={"message": text})
+
+
+def test_tensors_that_share_their_memory_are_not_written() -> None:
+    whole = torch.arange(6.0)
+    apart = {"a": whole[:3], "b": whole[3:]}
+    assert torch.equal(decode(encode(Message(apart)))[0].tensors["b"], whole[3:])
+    with pytest.raises(ChannelError, match="share their memory"):
+        encode(Message({"a": whole, "b": whole[5:]}))
 
 
 def test_tensors_lie_where_those_of_torch_do() -> None:

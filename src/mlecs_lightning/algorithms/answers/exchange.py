@@ -22,9 +22,7 @@ from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.rounds import EdgeLearner, Loaders, ServerLearner
-from mlecs_lightning.types import Batch
 
 __all__ = ["Acceptance", "AnsweredAdapters", "Answers", "Questions", "answer_all", "taught"]
 
@@ -212,7 +210,7 @@ def answer_all(learner: EdgeLearner | ServerLearner, table: SampleTable) -> Labe
         return Labels.none()
     batches = sequential_loader(table, _BATCH)
     texts, confidence = list[str](), list[Tensor]()
-    for spoken, probability in learner.map(batches, _answered):
+    for spoken, probability in learner.answer(batches):
         texts += spoken
         confidence.append(probability.cpu())
     sensed = table.present.any(dim=1)
@@ -250,7 +248,3 @@ def chosen(own: Labels, theirs: Labels, accept: Acceptance) -> Labels:
         else:
             texts.append(mine if accept == "best" else "")
     return Labels(tuple(texts), confidence).above(0.0)
-
-
-def _answered(module: MultimodalLM, batch: Batch) -> tuple[list[str], Tensor]:
-    return module.answer(batch)
