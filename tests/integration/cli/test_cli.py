@@ -1,8 +1,10 @@
 """What a user types, and what it leaves on screen and disk."""
 
 import csv
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from mlecs_lightning.data import Digits
 from mlecs_lightning.data.availability import draw_client_modalities
+from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.report.results.reading import read_runs
 from mlecs_lightning.storage.digests import SUMS
 
