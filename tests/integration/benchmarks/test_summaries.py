@@ -40,7 +40,7 @@ def test_a_client_is_compared_on_the_samples_that_it_is_scored_on() -> None:
 
 @pytest.mark.slow
 def test_clients_with_two_inputs_beat_a_constant_sentence_and_copying_an_input() -> None:
-    """The registered rule, on one seed; the client with one input missed it, see docs/results.md."""
+    """The registered rule on one seed; docs/results.md has the client that misses it."""
     row = run(27)
     for client in ("studio", "camera"):
         score, against = row["clients"][client], row["compared"][client]
