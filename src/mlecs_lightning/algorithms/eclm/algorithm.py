@@ -79,6 +79,7 @@ class ECLM(LocalTraining):
         *,
         modules: int = 8,
         active: int = 4,
+        bypass: bool = False,
         budget: Budget | None = None,
         budgets: dict[str, Budget] | None = None,
         gate_noise: float = 1.0,
@@ -98,6 +99,8 @@ class ECLM(LocalTraining):
             modules: Number K of modules in each layer; must divide the width of the MLP.
             active: Smallest number of modules of a layer that a sample uses in the offline stage.
                 Each sample draws a number between this and K, so that sub-models of all sizes work.
+            bypass: Whether the selector can choose, as one more module of each layer, to bypass it
+                (Nebula's residual modules), so that a sub-model may lack all others of a layer.
             budget: Budget of each device; unlimited by default.
             budgets: Budgets of single clients by name, instead of ``budget``.
             gate_noise: Standard deviation of the noise on the gate logits.
@@ -136,12 +139,11 @@ class ECLM(LocalTraining):
             if not ok
         )
         faults.raise_any()
-        self.modules = modules
+        self.modules, self.bypass = modules, bypass
         self.budget, self.budgets = budget or Budget(), dict(budgets or {})
         self.offline = OfflineStage(modules, active, gate_noise, balance_weight, modality_dropout)
         self.ability, self.merge_weights = ability, merge_weights
-        self.drift_significance = drift_significance
-        self.rederive, self.refresh = rederive, refresh
+        self.rederive, self.refresh, self.drift_significance = rederive, refresh, drift_significance
         self._prototypes: dict[str, dict[str, str]] = {}
         self._costs: dict[str, Costs] = {}
 
@@ -170,15 +172,15 @@ class ECLM(LocalTraining):
     @classmethod
     def rebuilt(cls, arguments: Mapping[str, Any]) -> ECLM:
         """Return ECLM with as many modules."""
-        return cls(modules=arguments["modules"], active=1)
+        return cls(modules=arguments["modules"], active=1, bypass=bool(arguments.get("bypass")))
 
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""
-        CloudParts.add(module, self.modules, len(list(clients)))
+        CloudParts.add(module, self.modules, len(list(clients)), bypass=self.bypass)
 
     def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
         """Prepare the edge for a sub-model."""
-        DeviceParts.add(module, self.modules, tuple(modalities))
+        DeviceParts.add(module, self.modules, tuple(modalities), bypass=self.bypass)
 
     def prepare_edge(self, client: str, module: EdgeModule) -> None:
         """Count the costs of a client's modules."""
@@ -210,7 +212,7 @@ class ECLM(LocalTraining):
         """
         budget = self._budget(client, factor)
         try:
-            return derive(importance, self._costs[client], budget, within=within)
+            return derive(importance[:, : self.modules], self._costs[client], budget, within=within)
         except InfeasibleBudgetError as error:
             key = "algorithm.init_args.budget"
             raise InfeasibleBudgetError(f"{key}: {client!r}: {error}") from error
@@ -272,7 +274,7 @@ class ECLM(LocalTraining):
             {
                 "modules/index": TensorField((None,), torch.int64),
                 "modules/adapters": TensorField((None, modular.row_size)),
-                "gates/mean": TensorField(modular.shape),
+                "gates/mean": TensorField((modular.shape[0], modular.shape[1] + self.bypass)),
             },
             {
                 "budget": ScalarField(float, low=0.0),
@@ -356,12 +358,14 @@ class ECLM(LocalTraining):
             trained = merger.add(
                 message.tensors["modules/index"],
                 message.tensors["modules/adapters"],
-                weights_of(self.merge_weights, gates, message.scalars["samples"]).flatten(),
+                weights_of(
+                    self.merge_weights, gates[:, : self.modules], message.scalars["samples"]
+                ).flatten(),
                 allowed=assigned.flatten().cpu().bool(),
             )
             reports[client] = DeviceReport(
                 gates,
-                trained.view_as(gates),
+                trained.view(modular.shape),
                 # In float32, as `CloudParts.budget` keeps it: the two are compared.
                 float(torch.tensor(message.scalars["budget"], dtype=torch.float32)),
                 bool(message.scalars["drifted"]),

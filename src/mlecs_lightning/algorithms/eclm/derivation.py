@@ -63,10 +63,12 @@ class Costs:
     Attributes:
         fixed: For each resource, the cost of the parts that cannot be left out.
         modules: For each resource, the cost of each module, (L, K).
+        bypass: Whether a layer may have no module.
     """
 
     fixed: Mapping[str, float]
     modules: Mapping[str, Tensor]
+    bypass: bool = False
 
     def of(self, mask: Tensor) -> dict[str, float]:
         """Return the costs of a sub-model (L, K) bool."""
@@ -80,9 +82,9 @@ class Costs:
         return all(costs[n] <= limit * (1 + 1e-9) for n, limit in budget.limits().items())
 
     def least(self) -> dict[str, float]:
-        """Return the smallest feasible budget: one module in each layer."""
+        """Return the smallest feasible budget: one module in each layer, or none."""
         return {
-            name: self.fixed[name] + float(each.amin(dim=1).sum())
+            name: self.fixed[name] + (0.0 if self.bypass else float(each.amin(dim=1).sum()))
             for name, each in self.modules.items()
         }
 
@@ -92,8 +94,9 @@ def derive(
 ) -> Tensor:
     """Choose the modules with the largest total importance within a budget: a 0/1 knapsack.
 
-    At least one module of each layer is kept (our choice: an empty layer cannot learn). Solved
-    exactly by `scipy.optimize.milp` (HiGHS).
+    At least one module of each layer is kept unless it has a bypass (our choice: an empty layer
+    cannot learn). The bypass costs nothing, so every sub-model has it. Solved exactly by
+    `scipy.optimize.milp` (HiGHS).
 
     Args:
         importance: (L, K), not negative: the mean gate of each module on the device's data.
@@ -113,7 +116,7 @@ def derive(
     allowed = torch.ones_like(importance, dtype=torch.bool) if within is None else within.bool()
     limits = budget.limits()
     membership = np.kron(np.eye(layers), np.ones(modules))
-    least = np.minimum(1, allowed.sum(dim=1).numpy())
+    least = np.minimum(0 if costs.bypass else 1, allowed.sum(dim=1).numpy())
     constraints = [LinearConstraint(membership, lb=least)]
     if limits:
         table = np.stack([costs.modules[name].double().flatten().numpy() for name in limits])

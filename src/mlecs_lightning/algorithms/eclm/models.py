@@ -78,7 +78,7 @@ class CloudParts(_Parts):
         informed: (J,) uint8, devices that have the prototype.
         held: (J, L, K) uint8, modules of which a device has the cloud's version.
         assigned: (J, L, K) uint8, the sub-model last derived for each device.
-        importance: (J, L, K) mean gates last reported by each device.
+        importance: (J, L, K or, with a bypass, K + 1) mean gates last reported by each device.
         budget: (J,) budget last reported by each device, as a multiple of the configured one.
     """
 
@@ -88,22 +88,25 @@ class CloudParts(_Parts):
     importance: Tensor
     budget: Tensor
 
-    def __init__(self, width: int, shape: tuple[int, int], clients: int) -> None:
+    def __init__(
+        self, width: int, shape: tuple[int, int], clients: int, *, bypass: bool = False
+    ) -> None:
         """Start without records."""
         super().__init__()
-        self.selector = ModuleSelector(width, shape)
+        self.selector = ModuleSelector(width, (shape[0], shape[1] + bypass))
         # uint8 instead of bool: DDP broadcasts buffers over gloo, which has no bool.
         self.register_buffer("informed", torch.zeros(clients, dtype=torch.uint8))
         self.register_buffer("held", torch.zeros(clients, *shape, dtype=torch.uint8))
         self.register_buffer("assigned", torch.zeros(clients, *shape, dtype=torch.uint8))
-        self.register_buffer("importance", torch.zeros(clients, *shape))
+        self.register_buffer("importance", torch.zeros(clients, *self.selector.shape))
         self.register_buffer("budget", torch.ones(clients))
 
     @classmethod
-    def add(cls, server: ServerModule, modules: int, clients: int) -> None:
+    def add(cls, server: ServerModule, modules: int, clients: int, *, bypass: bool = False) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""
-        shape = divide(server, modules).shape
-        server.add_module("eclm", cls(server.settings.connector.width, shape, clients))
+        modular = divide(server, modules, bypass=bypass)
+        width = server.settings.connector.width
+        server.add_module("eclm", cls(width, modular.shape, clients, bypass=bypass))
         server.first = "slm"
 
     @classmethod
@@ -137,15 +140,18 @@ class DeviceParts(_Parts):
         self.register_buffer("samples", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def add(cls, edge: EdgeModule, modules: int, modalities: Sequence[str]) -> None:
+    def add(
+        cls, edge: EdgeModule, modules: int, modalities: Sequence[str], *, bypass: bool = False
+    ) -> None:
         """Prepare a fresh edge for sub-models; it starts with the smallest one.
 
         Args:
             edge: The edge.
             modules: K.
             modalities: All modalities of the data, in order: the columns of the cloud's connector.
+            bypass: Whether the selector can choose to bypass a layer.
         """
-        tower, modular = edge.tower(), divide(edge, modules)
+        tower, modular = edge.tower(), divide(edge, modules, bypass=bypass)
         widths = {m: int(e.out_features) for m, e in edge.extractors.items()}  # type: ignore[arg-type]
         tower.connector = Connector(
             widths,
@@ -153,7 +159,8 @@ class DeviceParts(_Parts):
             settings=edge.settings.connector,
             slots=modalities,
         )
-        selector = ModuleSelector(edge.settings.connector.width, modular.shape)
+        shape = (modular.shape[0], modular.shape[1] + bypass)
+        selector = ModuleSelector(edge.settings.connector.width, shape)
         gates = GatePath(edge.extractors, tower.connector, selector)
         edge.add_module("eclm", cls(gates))
         # Frozen encoders that checkpoints leave out are left out of the copies as well.
@@ -183,7 +190,7 @@ class DeviceParts(_Parts):
         return DeviceParts.of(edge).gates(*edge.sensed(batch)).cpu()  # type: ignore[no-any-return]
 
 
-def divide(module: MultimodalLM, modules: int) -> ModularMLPs:
+def divide(module: MultimodalLM, modules: int, *, bypass: bool = False) -> ModularMLPs:
     """Divide the MLPs of a module's SLM.
 
     Raises:
@@ -192,7 +199,7 @@ def divide(module: MultimodalLM, modules: int) -> ModularMLPs:
     """
     backbone = module.tower("slm").backbone
     what = f"backbone.model {backbone.settings.model!r}"
-    modular = ModularMLPs(backbone.lm, modules, what=what)
+    modular = ModularMLPs(backbone.lm, modules, bypass=bypass, what=what)
     if backbone.settings.gradient_checkpointing:
         raise ConfigurationError(f"{what}: ECLM cannot work with gradient_checkpointing")
     mine = {id(p) for p in (*modular.own_parameters(), *modular.trunk_parameters())}
@@ -320,7 +327,7 @@ def count_costs(edge: EdgeModule) -> Costs:
     }
     fixed = {name: whole[name] - there * cost for name, cost in each.items()}
     per_module = {n: torch.full(modular.shape, c, dtype=torch.float64) for n, c in each.items()}
-    return Costs(fixed, per_module)
+    return Costs(fixed, per_module, modular.bypass)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -81,11 +82,20 @@ class _Layer:
             self.base.bias = bias
         if self.transposed:
             self.base.nf, self.base.nx = weight.shape[1], weight.shape[0]
+            self.base.__dict__.pop("forward", None)
+            if not count and not self.makes:
+                self.base.forward = partial(_bias_alone, self.base)
         _resize(self.base, count, makes=self.makes)
         if self.own is not None and rows is not None:
             # Keep the parameter and replace its data, because an optimiser refers to it.
             self.own.weight.data = (rows if self.makes else rows.T).contiguous()
             _resize(self.own, count, makes=self.makes)
+
+
+def _bias_alone(base: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - GPT-2's Conv1D
+    """Return what is left without neurons; Conv1D itself cannot compute it."""
+    bias: Tensor = base.bias
+    return bias.expand(*x.shape[:-1], len(bias))
 
 
 def _part(whole: nn.Parameter, axis: int, rows: Tensor, device: torch.device) -> nn.Parameter:
@@ -103,7 +113,8 @@ class ModularMLPs(nn.Module):
 
     There are two ways to leave modules out: `select` makes the model physically smaller, for a
     device; `gated` multiplies the neurons of a whole model by gates, for training in the cloud.
-    Both compute the same. With all modules, the model equals the undivided one.
+    Both compute the same. With all modules, the model equals the undivided one. With ``bypass`` a
+    layer may have no module at all; its MLP then adds its bias alone.
 
     Attributes:
         mask: (L, K) bool, the modules that are present. Part of the model's state: loading a state
@@ -113,12 +124,20 @@ class ModularMLPs(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, lm: PeftModel | nn.Module, modules: int, *, what: str = "the model") -> None:
+    def __init__(
+        self,
+        lm: PeftModel | nn.Module,
+        modules: int,
+        *,
+        bypass: bool = False,
+        what: str = "the model",
+    ) -> None:
         """Find the MLPs and divide them.
 
         Args:
             lm: The language model, with or without LoRA on its MLPs; `select` changes it.
             modules: Number K of modules of each MLP.
+            bypass: Whether a layer may be empty.
             what: Name of the model, for error messages.
 
         Raises:
@@ -151,7 +170,7 @@ class ModularMLPs(nn.Module):
                 f"{what}: {modules} modules do not divide its {self.width} neurons into equal parts"
             )
         self.neurons = self.width // modules
-        self.shape = (len(self._blocks), modules)
+        self.shape, self.bypass = (len(self._blocks), modules), bypass
         self.register_buffer("mask", torch.ones(self.shape, dtype=torch.bool))
         self._gates: Tensor | None = None
 
@@ -193,7 +212,10 @@ class ModularMLPs(nn.Module):
 
     def _layer_rows(self, layer: int) -> Tensor:
         there = int(self.mask[layer].sum())
-        parts = [each.rows().reshape(there, -1) for each in self._adapted(layer)]
+        parts = [
+            each.rows().reshape(there, self.neurons * each.rows().shape[1])
+            for each in self._adapted(layer)
+        ]
         return torch.cat(parts, dim=1)
 
     def _places(self, index: Tensor) -> Tensor:
@@ -234,16 +256,15 @@ class ModularMLPs(nn.Module):
         Modules that stay keep their adapters; those that are added start with a zero adapter.
 
         Args:
-            mask: (L, K) bool, at least one module of each layer.
+            mask: (L, K) bool, at least one module of each layer unless there is a bypass.
 
         Raises:
-            ValueError: If the shape is another, or a layer would be empty (GPT-2's layers cannot
-                run without neurons).
+            ValueError: If the shape is another, or a layer would be empty.
         """
         if tuple(mask.shape) != self.shape:
             raise ValueError(f"modules: expected shape {self.shape}, got {tuple(mask.shape)}")
         mask = mask.to(self.mask.device).bool()
-        if not bool(mask.any(dim=1).all()):
+        if not (self.bypass or bool(mask.any(dim=1).all())):
             raise ValueError(
                 f"modules: layers {(~mask.any(dim=1)).nonzero().flatten().tolist()} would be empty"
             )
@@ -279,9 +300,10 @@ class ModularMLPs(nn.Module):
         """Multiply the neurons of every module by its gate, inside the context.
 
         Args:
-            gates: (B, L, K), for the samples of the batch.
+            gates: (B, L, K), for the samples of the batch. Under ``bypass`` there may be one
+                more, of the bypass itself, which adds nothing.
         """
-        self._gates = gates
+        self._gates = gates[..., : self.shape[1]]
         try:
             yield
         finally:

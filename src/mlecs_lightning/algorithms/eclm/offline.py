@@ -64,7 +64,8 @@ class OfflineStage:
         tower, size = server.tower("slm"), len(batch.ids)
         _, _, fused = tower.connector.latent(features, present)
         logits = CloudParts.of(server).selector(fused)
-        active = torch.randint(self.active, self.modules + 1, (size,), device=logits.device)
+        most = logits.shape[-1]  # the bypass included
+        active = torch.randint(self.active, most + 1, (size,), device=logits.device)
         noise = self.gate_noise if server.training else 0.0
         gates, p = top_k_gates(logits, active, noise=noise)
         with modular_of(server).gated(gates):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning import ECLM, load_device_model
+from mlecs_lightning.algorithms.eclm.ability import AbilityTraining
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.algorithms.eclm.models import CloudParts, modular_of
 from mlecs_lightning.callbacks import FederatedCallback
@@ -383,6 +384,25 @@ def test_resumed_in_the_middle_of_the_online_stage_it_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
+def test_a_bypass_is_a_module_of_the_selector_that_costs_nothing(
+    run: Callable[..., SimpleNamespace], eclm: Callable[..., ECLM]
+) -> None:
+    # The budget holds two modules of twelve: fewer than there are layers.
+    ran = run(eclm(bypass=True, budget=Budget(modules=0.17), ability=AbilityTraining(steps=1)))
+    for client in CLIENTS:
+        up, down = ran.sent["uplink", 2, client], ran.sent["downlink", 2, client]
+        assert up.tensors["gates/mean"].shape == (L, K + 1)
+        torch.testing.assert_close(up.tensors["gates/mean"].sum(dim=1), torch.ones(L))
+        assert down.tensors["submodel/mask"].shape == (L, K)
+        assert int(down.tensors["submodel/mask"].sum()) == 2
+        wanted = down.tensors["submodel/mask"].flatten().nonzero().flatten().tolist()
+        assert numbers(up) == wanted
+    assert ran.summary["faults"]["events"] == []
+    rows = [ran.rows(round) for round in range(3)]
+    assert not torch.equal(rows[0], rows[2])
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
 @pytest.mark.parametrize("party", ["hall", "server"])
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
@@ -397,7 +417,9 @@ def test_an_exported_sub_model_answers_as_the_device_does(
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
-    values = {"steps": tiny.steps(warmup=3, private=2, server=0), "budget": Budget(modules=0.5)}
+    # As ONNX also a layer without modules.
+    values = {"bypass": kind == "onnx", "budget": Budget(modules=0.5 if kind == "torch" else 0.17)}
+    values |= {"steps": tiny.steps(warmup=3, private=2, server=0)}
     trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
     trainer.fit(eclm(**values), tiny.data(), divided())
     run = trainer.open(eclm(**values), tiny.data(), divided(), "last", training=False)

@@ -1,6 +1,7 @@
 """The knapsack against brute force, and budgets that nothing fits."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,3 +104,14 @@ def test_a_budget_has_to_be_positive_and_can_be_scaled() -> None:
         Budget(mflops=0.0)
     assert Budget(modules=0.5, mflops=3.0).scaled(0.5) == Budget(modules=0.25, mflops=1.5)
     assert Budget().limits() == {}
+
+
+def test_with_a_bypass_a_layer_may_be_empty() -> None:
+    importance = torch.tensor([[0.5, 0.4], [0.1, 0.2]])
+    costs = costs_of(torch.ones(2, 2, dtype=torch.int64))
+    budget = Budget(modules=0.5)
+    assert derive(importance, costs, budget).tolist() == [[True, False], [False, True]]
+    free = replace(costs, bypass=True)
+    assert derive(importance, free, budget).tolist() == [[True, True], [False, False]]
+    assert free.least()["modules"] == 0.0
+    assert not derive(importance, free, Budget(modules=0.1)).any()

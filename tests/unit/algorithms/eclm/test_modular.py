@@ -43,14 +43,20 @@ def family(request: pytest.FixtureRequest) -> str:
 def build(places: dict[str, str], family: str) -> Callable[..., Backbone]:
     """Build a backbone whose adapter does something, divided or whole."""
 
-    def call(*, divided: bool = True, targets: list[str] | None = None, r: int = 2) -> Backbone:
+    def call(
+        *,
+        divided: bool = True,
+        targets: list[str] | None = None,
+        r: int = 2,
+        bypass: bool = False,
+    ) -> Backbone:
         torch.manual_seed(1)
         lora = LoraSettings(r=r, alpha=8, dropout=0.0, target_modules=targets or TARGETS[family])
         backbone = Backbone(BackboneSettings(places[family]), lora)
         state = {k: torch.randn_like(v) * 0.1 for k, v in backbone.adapter_state().items()}
         backbone.load_adapter_state(state)
         if divided:
-            backbone.add_module("modular", ModularMLPs(backbone.lm, K))
+            backbone.add_module("modular", ModularMLPs(backbone.lm, K, bypass=bypass))
         return backbone.eval()
 
     return call
@@ -69,6 +75,30 @@ def modular(backbone: Backbone) -> ModularMLPs:
     found = backbone.get_submodule("modular")
     assert isinstance(found, ModularMLPs)
     return found
+
+
+EMPTY = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0]]).bool()
+
+
+def test_a_bypassed_layer_adds_its_bias_alone(
+    build: Callable[..., Backbone], prompt: Tensor
+) -> None:
+    gated, cut = build(bypass=True), build(bypass=True)
+    # The last gate is the bypass's own, which adds nothing.
+    gates = torch.cat([EMPTY, torch.ones(2, 1)], dim=1).float().expand(len(ASK), -1, -1)
+    with modular(gated).gated(gates):
+        expected = gated(prompt, ASK, SAY)
+    modular(cut).select(EMPTY)
+    torch.testing.assert_close(cut(prompt, ASK, SAY).logits, expected.logits, **ROUNDING)
+    frozen = [
+        sum(p.numel() for name, p in mlp.named_parameters() if "lora" not in name)
+        for mlp in mlps(cut)
+    ]
+    assert frozen[1] <= WIDTH < frozen[0]  # the bias, if there is one
+    modular(cut).select(MASK)  # it comes back, with a zero adapter
+    assert torch.isfinite(cut(prompt, ASK, SAY).loss)
+    with pytest.raises(ValueError, match="layers \\[1\\] would be empty"):
+        modular(build()).select(EMPTY)
 
 
 # Exact --------------------------------------------------------------------------------------------
