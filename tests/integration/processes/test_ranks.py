@@ -171,6 +171,9 @@ def test_cdcca_on_two_ranks_is_that_on_one(fit: Fit, tmp_path: Path) -> None:
     args = ("--algorithm", "CDCCA", "--clients", json.dumps(devices))
     args += ("--algorithm.init_args.token_fraction", "1.0")
     args += ("--algorithm.init_args.token_dropout", "0.0")
+    args += ("--algorithm.init_args.answer_weight", "1.0")
+    args += ("--algorithm.init_args.feature_weight", "1.0")
+    args += ("--algorithm.init_args.train", "[lora, norms, biases, prompts]")
     one, two = fit(tmp_path / "1", *args), fit(tmp_path / "2", *args, ranks=2)
     check_equal(one, two)
     assert torch.load(two / "round=0001.ckpt", weights_only=True)["faults"] == []
