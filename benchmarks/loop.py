@@ -46,10 +46,12 @@ PEERS: dict[str, list[str]] = {
     "Flower simulation, model cached (2 workers)": ["benchmarks.peers.flower", "--cached"],
     "Flower simulation, default": ["benchmarks.peers.flower"],
 }
-TURNS = {"45KB": {8: 5, 32: 3, 128: 2, 512: 1}, "11.5MB": {8: 5, 32: 1}}
+TURNS = {"45KB": {8: 5, 32: 3, 128: 2, 512: 1, 2048: 1}, "11.5MB": {8: 5, 32: 1}}
 """Turns for each adapter and number of clients."""
 TOLERANCE = 1e-5
 PYTHON = harness.REPOSITORY / ".bench-venv/bin/python"
+MANY = 512
+"""With more clients only the plain loop and ours run: the others would take hours."""
 
 
 def one(
@@ -75,6 +77,15 @@ def one(
     }
 
 
+def runnable(names: Sequence[str], python: Path, clients: int) -> list[str]:
+    """Return the peers that can run here with a number of clients."""
+    if clients > MANY:
+        return [name for name in names if name.startswith((PLAIN, OURS))]
+    if not python.exists():  # the environment of the peers: these need no other than ours
+        return [name for name in names if name.startswith((PLAIN, OURS, "Lightning"))]
+    return list(names)
+
+
 def difference(path: Path, reference: Path) -> float:
     """Return the largest difference of an element of two adapters; infinite if names differ."""
     from safetensors.torch import load_file
@@ -89,17 +100,23 @@ def complete(args: argparse.Namespace) -> None:
     """Run what the file lacks, in turns."""
     held = [(r["peer"], r["adapter"], r["clients"]) for r in harness.read_lines(args.out)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    python = args.python
+    if not python.exists():
+        python = Path(sys.executable)
+        left = [name for name in args.peers if name not in runnable(args.peers, args.python, 0)]
+        if left:
+            print(f"{args.python} is not there: not run: {', '.join(left)}", file=sys.stderr)
     for adapter in args.adapters or TURNS:
         workload.make(args.folder / adapter, workload.SIZES[adapter])
         for clients in args.clients or TURNS[adapter]:
             for turn in range(args.repeats or TURNS[adapter].get(clients, 1)):
-                names = args.peers
+                names = runnable(args.peers, args.python, clients)
                 for peer in [PLAIN, *(n for n in (*names[turn:], *names[:turn]) if n != PLAIN)]:
                     key = (peer, adapter, clients)
                     if held.count(key) > turn:
                         continue
                     try:
-                        line = one(*key, rounds=args.rounds, folder=args.folder, python=args.python)
+                        line = one(*key, rounds=args.rounds, folder=args.folder, python=python)
                     except RuntimeError as error:
                         line = dict(zip(("peer", "adapter", "clients"), key, strict=True))
                         line["error"] = str(error)

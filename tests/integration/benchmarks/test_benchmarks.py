@@ -213,6 +213,15 @@ def test_throughput_counts_what_a_step_carries_out(
         assert float(row[4].strip(" %")) == pytest.approx(share, rel=0.01 + rounded, abs=0.06)
 
 
+def test_without_the_environment_of_the_peers_they_are_left_out(tmp_path: Path) -> None:
+    names, there = list(loop.PEERS), Path(sys.executable)
+    left = set(names) - set(loop.runnable(names, tmp_path / "python", 8))
+    assert {name.split(",")[0].split()[0] for name in left} == {"pfl-research", "Flower"}
+    assert loop.runnable(names, there, 512) == names
+    many = loop.runnable(names, there, 2048)
+    assert many == [n for n in names if n == loop.PLAIN or n.startswith(loop.OURS)]
+
+
 def test_throughput_needs_the_gpu_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

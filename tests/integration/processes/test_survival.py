@@ -149,6 +149,37 @@ def test_a_run_that_is_killed_again_and_again_gets_there(
     check_killed(start, tmp_path / "run", expected)
 
 
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_a_cohort_ends_in_the_same_bits(
+    start: Start, tmp_path: Path
+) -> None:
+    """Study and kitchen train together, and so do hall and cellar."""
+    rooms = dict.fromkeys(("study", "kitchen"), "[pixels, profile]")
+    rooms |= dict.fromkeys(("hall", "cellar"), "[fourier]")
+    clients = ", ".join(f"{name}: {{modalities: {own}}}" for name, own in rooms.items())
+    options = ["--clients", f"{{{clients}}}", "--trainer.cohort", "2"]
+    whole = tmp_path / "whole"
+    began = time.perf_counter()
+    assert ended(start(whole, *options)) == 0
+    seconds, expected = time.perf_counter() - began, digest(whole)
+    roots = [tmp_path / str(k) for k in range(5)]
+    process = start(
+        roots[0], *options, "--trainer.callbacks", "[tests.integration.processes.pause.Pause]"
+    )
+    assert process.pid is not None
+    while not paused(process.pid):  # kitchen is served, and its cohort has trained
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert kill(process)
+    for root, moment in zip(roots[1:], instants(4, seconds), strict=True):
+        process = start(root, *options)
+        process.join(moment)
+        kill(process)
+    for root in roots:
+        assert ended(start(root, *options)) == 0
+        assert digest(root) == expected
+
+
 # Signals ------------------------------------------------------------------------------------------
 
 
