@@ -37,7 +37,7 @@ __all__ = ["FlowerTransport"]
 
 log = logging.getLogger(__name__)
 
-_START = 60.0
+_START = 180.0
 _CONNECTION = "mlecs"
 BRIDGE = Path(__file__).parent / "bridge"
 
@@ -117,14 +117,20 @@ class FlowerTransport:
         Raises:
             ConfigurationError: If it fails; with its words.
         """
-        done = subprocess.run(
-            [self._flwr, *words, "--format", "json"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_START,
-            env=environment(self._flwr, FLWR_HOME=str(self._home)),
-        )
+        try:
+            done = subprocess.run(
+                [self._flwr, *words, "--format", "json"],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_START,
+                env=environment(self._flwr, FLWR_HOME=str(self._home)),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigurationError(
+                f"Flower: `flwr {' '.join(words)}` did not end within {_START:g} s; is this "
+                f"machine too busy? SuperLink's log is {self._logs / 'superlink.log'}"
+            ) from error
         try:
             answer = json.loads(done.stdout)
         except ValueError:
