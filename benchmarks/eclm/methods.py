@@ -61,6 +61,7 @@ class FullModel(LocalTraining):
             tower.backbone.hidden_size,
             settings=module.settings.connector,
             slots=tuple(modalities),
+            tokens=tower.connector.tokens,
         )
         unfreeze(module)
 

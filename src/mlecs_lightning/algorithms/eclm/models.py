@@ -158,6 +158,7 @@ class DeviceParts(_Parts):
             tower.backbone.hidden_size,
             settings=edge.settings.connector,
             slots=modalities,
+            tokens=tower.connector.tokens,
         )
         shape = (modular.shape[0], modular.shape[1] + bypass)
         selector = ModuleSelector(edge.settings.connector.width, shape)
