@@ -127,8 +127,8 @@ def method(name: str, size: Size) -> LocalTraining:
 def cloud(algorithm: LocalTraining, seed: int, size: Size, folder: Path) -> str | None:
     """Return the warm-up of an algorithm, one for all that train the cloud alike."""
     kind = type(algorithm) if isinstance(algorithm, FullModel | HeteroFL) else ECLM
-    target = folder / f"{kind.__name__}-{algorithm.steps.warmup}-{seed}.ckpt"
-    # The devices of the first warm-up do not matter: the cloud knows nothing of them.
+    # The cloud knows nothing of the devices yet, but has a record for each.
+    target = folder / f"{kind.__name__}-{size.devices}-{algorithm.steps.warmup}-{seed}.ckpt"
     return warmed(algorithm, data_of(seed, size), federation(seed, size), target)
 
 
