@@ -9,7 +9,8 @@ and its target says what these tell. 300 public samples, the same for all seeds,
 model is made once; 240 private, 60 validation and 120 test samples, drawn by the seed. No phrase is
 in two parts. Six groups of chapters are the domains, two to each client. configs/paper/vast.yaml
 with configs/paper/pocket.yaml on top, but with pocket/slm for the server, too, so that one backbone
-is made instead of two. Seeds 27, 34 and 46, of the samples and of the training. All choices were
+is made instead of two. Seeds 52, 61 and 93, of the samples and of the training; seed 27 was run
+with an earlier pre-training, in which absent texts always had a line of their own. All choices were
 made on public and validation samples.
 
 Rule: a client is scored on all test samples that have one of its modalities, and so is what it is
@@ -40,7 +41,7 @@ from typing import Any, TypedDict
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines, spread
 from mlecs_lightning.metrics import TextMetrics
 
-SEEDS = (27, 34, 46)
+SEEDS = (52, 61, 93)
 SIZES = {"public": 300, "train": 240, "val": 60, "test": 120}
 CLIENTS = {
     "studio": (["vision", "audio", "subtitle"], ["a", "b"]),

@@ -44,6 +44,8 @@ _SHOWN = 0.8
 """Probability of a labelled sample, where there are any."""
 _RARE = 0.1
 """Words in a larger part of the labelled samples are never exchanged: they say what is where."""
+_UNLISTED = 0.5
+"""Probability that absent texts of a labelled sample have no line, as for a client without them."""
 _DRILL = 96
 """Tokens of a sample of random tokens; the second half repeats parts of what is before it."""
 _REPEATED = (3, 15)
@@ -237,7 +239,10 @@ class Passages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         tail = [*said(example.target), self.end]
         head = list(self.slots)
         each = (self.length - len(head) - len(asked) - len(tail)) // len(self.markers)
+        unlisted = dice.chance(_UNLISTED)
         for marker, text in zip(self.markers, example.texts, strict=True):
+            if text is None and unlisted:
+                continue
             tokens = self.absent if text is None else said(text)
             room = max(0, each - len(marker) - len(self.line))
             head += [*marker, *tokens[:room], *self.line]

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _VERSION = 2
-_COPYING_VERSION = 1
+_COPYING_VERSION = 2
 """Increase them whenever the same texts would give different weights; one is of `COPYING` alone."""
 _RECORD = "pocket.json"
 """The file of a pocket model with the SHA-256 of all its other files."""
