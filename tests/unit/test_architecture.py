@@ -52,7 +52,6 @@ RANK = {
     "cli": 13,
     "shipped": 1,
     "commands": 14,
-    "completion": 15,
     "__main__": 15,
 }
 # A method is a plug-in: what it takes to run one must work for a method that nobody here wrote.

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlecs_lightning import completion
-from mlecs_lightning.commands import COMMANDS
+from mlecs_lightning.commands import COMMANDS, completion
 
 KNOWN = {
     "configs": ["--copy", "--help", "quickstart"],

@@ -79,21 +79,16 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             alpha: Concentration of the Dirichlet label skew; the smaller, the more skewed.
             val_fraction: Fraction of the recordings of each training split that is held out for
                 validation.
-            public_train_fraction: Fraction of the public training recordings to train on, to
-                measure a method where public data are scarce. A smaller subset is contained in
-                every larger one.
+            public_train_fraction: Fraction of the public training recordings to train on. A smaller
+                subset is contained in every larger one.
             public_labelled: Fraction of the public training recordings whose targets are known; the
-                inputs of the others remain. Validation keeps its targets. A smaller subset is
-                contained in every larger one. Also for single classes and domains, as in
-                ``{falling: 0.1, bedroom: 0}``; all others keep their targets: `partly_labelled`.
-            public_without: Classes and domains that the public samples lack, in training and in
-                validation. The scale of the inputs and the words of a pocket model still come from
-                all public samples.
-            sample_rate: Probability that a client's sample has a modality that the client has. The
-                public samples have all modalities.
+                inputs of the others remain. Also for single classes and domains, as in ``{falling:
+                0.1, bedroom: 0}``; all others keep their targets: `partly_labelled`.
+            public_without: Classes and domains that the public samples lack. The scale of inputs
+                and the words of a pocket model still come from all public samples.
+            sample_rate: Probability that a client's sample has a modality that the client has.
             num_workers: Worker processes of each training `DataLoader`.
-            seed: Seed of partition, splits and masks. It is separate from the training seed, so
-                that runs with different training seeds use the same federation.
+            seed: Seed of partition, splits and masks; runs with another training seed keep it.
             schedule: How the clients' private data change over the rounds; by default they do not.
             pretrain_on: What a pocket model has seen: `PretrainOn`; by default `pretraining_pairs`.
 

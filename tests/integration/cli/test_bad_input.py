@@ -125,7 +125,11 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown argument of an extractor": (
         "--clients.kitchen.extractors.pixels '{class_path: ImageCNN, init_args: {deep: 3}}'",
-        ["clients.kitchen.extractors.pixels.init_args", "'deep'", "['channels', 'width']"],
+        [
+            "clients.kitchen.extractors.pixels.init_args",
+            "'deep'",
+            "['channels', 'width', 'tokens']",
+        ],
     ),
     "extractor without class_path": (
         "--clients.kitchen.extractors.pixels ImageCNN",

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from mlecs_lightning import CDCCA, ECLM, MLECS
-from mlecs_lightning.algorithms import Centralized, CoPLMs, FedAvg, FedProx, Standalone
+from mlecs_lightning.algorithms import (
+    Centralized,
+    CoPLMs,
+    FedAvg,
+    FediLoRA,
+    FedProx,
+    Standalone,
+)
 from mlecs_lightning.algorithms.answers import Answers
 from mlecs_lightning.algorithms.mlecs.representations import Representations
 from mlecs_lightning.callbacks import EarlyStopping, FederatedCallback
@@ -461,7 +468,9 @@ def test_clients_of_other_ranks_cannot_be_added_up(tiny: SimpleNamespace, tmp_pa
 
 def test_the_document_names_what_each_method_sends(tiny: SimpleNamespace, repo_root: Path) -> None:
     methods = {
-        "FedAvg, FedProx, CoPLMs, MLECS": [FedAvg(), FedProx(), CoPLMs(), MLECS()],
+        "FedAvg, FedProx, FediLoRA, CoPLMs, MLECS": [
+            *(FedAvg(), FedProx(), FediLoRA(), CoPLMs(), MLECS()),
+        ],
         "FedAvg with `weights: equal`": [FedAvg(weights="equal")],
         "FedAvg with `answers`": [FedAvg(answers=Answers())],
         "MLECS with `representations`": [MLECS(representations=Representations())],

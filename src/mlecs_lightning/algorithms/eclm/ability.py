@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from mlecs_lightning.algorithms.eclm.models import CloudParts
@@ -215,6 +214,8 @@ def assign_modules(loads: Tensor, *, module_load: float, task_modules: int) -> T
 
 def _mask(h: np.ndarray, module_load: float, task_modules: int) -> np.ndarray | None:
     """Return the mask (T, K) of one layer; ``None`` if there is none."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # of the extra `eclm`
+
     count, modules = h.shape
     rows = np.kron(np.eye(count), np.ones(modules))
     constraints = [LinearConstraint(rows, lb=1, ub=max(1, task_modules))]
@@ -232,6 +233,8 @@ def _mask(h: np.ndarray, module_load: float, task_modules: int) -> np.ndarray | 
 
 def _least_load(h: np.ndarray) -> float:
     """Return the least feasible limit on the load of a module."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # of the extra `eclm`
+
     count, modules = h.shape
     size = count * modules
     rows = np.pad(np.kron(np.eye(count), np.ones(modules)), ((0, 0), (0, 1)))

@@ -63,15 +63,14 @@ class ECLM(LocalTraining):
        trunk.
     2. The device measures the gates on its own data, tests them for drift, reduces its model to its
        budget, and tunes it.
-    3. It sends the adapters of its modules, the mean gates, its budget and its sample count.
+    3. It sends its modules' adapters, the mean gates, its budget and its sample count.
     4. The server merges the modules one by one, weighted by importance and samples, and derives a
        new sub-model for each device whose data or budget has drifted.
 
     Equations, and which choices are ours: docs/method.md.
     """
 
-    communicates = True
-    reads_words = False
+    communicates, reads_words = True, False
     registers = ("samples",)
 
     def __init__(
@@ -97,24 +96,20 @@ class ECLM(LocalTraining):
 
         Args:
             modules: Number K of modules in each layer; must divide the width of the MLP.
-            active: Smallest number of modules of a layer that a sample uses in the offline stage.
-                Each sample draws a number between this and K, so that sub-models of all sizes work.
+            active: Fewest modules of a layer that a sample uses in the offline stage. Each draws a
+                number between this and K, so that sub-models of all sizes work.
             bypass: Whether the selector can choose, as one more module of each layer, to bypass it
                 (Nebula's residual modules), so that a sub-model may lack all others of a layer.
             budget: Budget of each device; unlimited by default.
-            budgets: Budgets of single clients by name, instead of ``budget``.
+            budgets: Those of single clients by name, instead of ``budget``.
             gate_noise: Standard deviation of the noise on the gate logits.
             balance_weight: Weight of the load-balancing loss.
-            modality_dropout: Probability that a sample lacks a modality in the offline stage, for
-                devices with fewer sensors. One modality is always kept.
+            modality_dropout: Probability that a sample lacks a modality offline; one is left.
             ability: The second offline stage; ``None``, the default, for none.
-            merge_weights: Weights of the devices in the mean of a module: their importance of it
-                times their samples (our choice), their importance alone (Nebula), or their samples
-                alone (FedAvg of each module).
-            drift_significance: Significance level of the drift test on the gates; smaller values
-                detect less drift.
-            rederive: Whether a sub-model is derived again after drift. If not, it is derived once,
-                from the first report.
+            merge_weights: Weights of the devices in the mean of a module: importance of it times
+                samples (our choice), importance alone (Nebula), or samples alone (FedAvg).
+            drift_significance: Significance level of the drift test; smaller values find less.
+            rederive: Whether a sub-model is derived again after drift, not once and for all.
             refresh: Whether modules that other devices have changed are sent again to the devices
                 that hold them. By default only modules that a device lacks are sent.
             steps: Optimiser steps of each pass. ``warmup`` is the offline stage. ``server`` is not

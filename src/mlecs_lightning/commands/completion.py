@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from mlecs_lightning.commands import COMMANDS
+from mlecs_lightning.commands.table import COMMANDS
 from mlecs_lightning.shipped import shipped_configs
 
 __all__ = ["completion"]

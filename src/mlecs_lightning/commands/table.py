@@ -77,7 +77,7 @@ COMMANDS = (
     Command(
         "completion",
         "Print a script with which bash, zsh or fish completes all of this",
-        "mlecs_lightning.completion:completion",
+        "mlecs_lightning.commands.completion:completion",
     ),
 )
 
