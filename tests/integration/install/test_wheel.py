@@ -144,7 +144,7 @@ def test_a_plain_installation_is_a_device_and_names_the_extras(plain: Path, tmp_
         ("keys", "device", "kitchen"): "flower",
         ("report", "."): "report",
         ("sweep", "--config", "quickstart", "--space", "space.yaml"): "sweep",
-        ("fit", "--config", "quickstart"): "digits,metrics",
+        ("fit", "--config", "quickstart"): "digits,answers,metrics",
     }.items():
         refused = mlecs(*words)
         assert refused.code == 1

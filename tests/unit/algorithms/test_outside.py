@@ -72,7 +72,7 @@ def checkpoints(
     (root / "outside.yaml").write_text(YAML)
     paths = [str(root), *sys.path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MLECS_CACHE": str(cache_dir)}
-    command = [sys.executable, "cli.py", "fit", "--config", "configs/quickstart.yaml"]
+    command = [sys.executable, "cli.py", "fit", "--config", "benchmarks/quality/digits.yaml"]
     command += ["--config", str(root / "outside.yaml"), "--trainer.default_root_dir", str(root)]
     command += ["--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "1"]
     command += ["--trainer.save_top_k", "-1"]
