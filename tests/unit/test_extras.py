@@ -122,5 +122,7 @@ print(codes, sorted(HIDDEN & sys.modules.keys()))
     assert (
         'a report needs matplotlib and scipy: pip install "mlecs_lightning[report]"' in done.stderr
     )
-    assert 'packages are missing: pip install "mlecs_lightning[digits,answers,metrics]"' in done.stderr
+    assert (
+        'packages are missing: pip install "mlecs_lightning[digits,answers,metrics]"' in done.stderr
+    )
     assert list(tmp_path.iterdir()) == [], "nothing was trained"

@@ -28,7 +28,8 @@ from mlecs_lightning.cohorts.registry import Cohorts
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.differences import arguments_of, untold_arguments
 from mlecs_lightning.evaluation.continual import ContinualEvaluation
-from mlecs_lightning.evaluation.parties import Evaluator, mean_rows
+from mlecs_lightning.evaluation.parties import Evaluator
+from mlecs_lightning.evaluation.scores import mean_rows
 from mlecs_lightning.federated.exchange.outcome import Outcome
 from mlecs_lightning.federated.run_folder import RunFolder
 from mlecs_lightning.rounds.accounting import Accountant

@@ -9,14 +9,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.network.envelope import Envelope, EnvelopeError
 from mlecs_lightning.network.link import Transport
-from mlecs_lightning.wire.channel import Channel, MessageLimits
+from mlecs_lightning.wire.channel import Channel, MessageLimits, ReceivedMessage
 from mlecs_lightning.wire.encoding import ChannelError
 from mlecs_lightning.wire.messages import Message, Schema, TensorField
 
@@ -90,20 +89,15 @@ def ask_scores(
     return found
 
 
-def _read(
-    answer: Envelope, client: str, schema: Schema, limits: MessageLimits
-) -> tuple[Message, dict[str, int]]:
+def _read(answer: Envelope, client: str, schema: Schema, limits: MessageLimits) -> ReceivedMessage:
     if answer.header.get("client") != client:
         raise EnvelopeError(f"it says that it is client {answer.header.get('client')!r}")
     if answer.kind != SCORES:
         reasons = [str(each)[:1000] for each in answer.header.get("reasons", [answer.kind])[:50]]
         raise EnvelopeError("\n  ".join(reasons))
     (data,) = answer.parts
-    round = int(answer.header["round"])
-    received: Any = Channel(limits).receive(
-        data, schema, direction="uplink", client=client, round=round
-    )
-    return received
+    about = int(answer.header["round"])
+    return Channel(limits).receive(data, schema, direction="uplink", client=client, round=about)
 
 
 def _answers(

@@ -67,7 +67,7 @@ def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
     cases = quality_cases.matrix(["scenes"], quality_cases.SEEDS)
     assert {case.seed for case in cases} == {quality_cases.SEEDS[0]}
     out = tmp_path / "lines.jsonl"
-    facts = {"rounds": 1, "seconds": 36.0, "commit": "abc", "hardware": "a machine"}
+    facts = {"rounds": 1, "seconds": 36.0, "commit": "abc", "hardware": "a machine", "config": "x"}
     for case in cases:
         score = len(case.setting) / 100 + (case.algorithm == "ML-ECS") / 10
         summary = {"mean": {"all": {"macro_f1": score}}, "server": {"macro_f1": score}}
@@ -81,7 +81,7 @@ def test_scenes_are_what_the_mean_is_over(tmp_path: Path) -> None:
 
 def test_a_study_shows_its_own_seeds_alone(tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
-    facts = {"rounds": 1, "seconds": 1.0, "commit": "abc", "hardware": "a machine"}
+    facts = {"rounds": 1, "seconds": 1.0, "commit": "abc", "hardware": "a machine", "config": "x"}
     summary = {"mean": {"all": {"macro_f1": 0.5}}}
     for seed in quality_cases.SEEDS[:2]:  # the second one is that of the ablation
         named = {"algorithm": "ML-ECS", "setting": "urfall short", "seed": seed}
