@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from mlecs_lightning.modules.contents import Contents
 from mlecs_lightning.rounds.algorithm import Algorithm
 from mlecs_lightning.rounds.context import derive_seed
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner
+from mlecs_lightning.settings import ModelSettings
 
 __all__ = ["CodecState", "Edges"]
 
@@ -78,7 +79,7 @@ class Edges:
         self._architecture: dict[str, str] = {}
         for name, profile in parties.profiles.items():
             ordered = {m: s for m, s in specs.items() if m in profile.modalities}
-            key = json.dumps([list(ordered), asdict(parties.models[name])], sort_keys=True)
+            key = _architecture_key(ordered, parties.models[name])
             self._architecture[name] = key
             if key not in self._edges:
                 # Clients of one architecture start with equal weights, whichever is first.
@@ -183,3 +184,15 @@ class Edges:
         if codec_state is not None:
             state["wire"] = codec_state.plain()
         return state
+
+
+def _architecture_key(modalities: Iterable[str], settings: ModelSettings) -> str:
+    """Return what the clients of one architecture share; the seed of their first weights.
+
+    Settings that came later count only where they are set, so that a configuration without them
+    keeps its weights.
+    """
+    values = asdict(settings)
+    if values["lora"]["scope"] is None:
+        del values["lora"]["scope"]
+    return json.dumps([list(modalities), values], sort_keys=True)

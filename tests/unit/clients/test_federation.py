@@ -7,9 +7,12 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms import MLECS, FedAvg
 from mlecs_lightning.clients import ClientSettings, DrawnClients, FederationModels
+from mlecs_lightning.clients.edges import _architecture_key
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.modules import MultimodalLM
+from mlecs_lightning.rounds.context import derive_seed
+from mlecs_lightning.settings import BackboneSettings, LoraSettings, ModelSettings
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,11 @@ def test_a_name_that_would_overwrite_something_is_refused(tiny: SimpleNamespace,
     """Names become folders and parts of metric names, beside those of the server."""
     with pytest.raises(ConfigurationError, match="clients: the name"):
         Parties.resolve(tiny.parties({name: ClientSettings(["pixels"])}), FedAvg(), tiny.data())
+
+
+def test_settings_that_came_later_leave_the_first_weights_as_they_were() -> None:
+    """A seed of an earlier version: runs of then can be repeated now."""
+    key = _architecture_key(["pixels"], ModelSettings(BackboneSettings("m")))
+    assert derive_seed(0, key) == 6270121741755941862
+    scoped = LoraSettings(private_r=1, scope="per_stage")
+    assert key != _architecture_key(["pixels"], ModelSettings(BackboneSettings("m"), lora=scoped))
