@@ -182,12 +182,6 @@ FEW_LABELS: dict[str, Options] = {
     "ML-ECS + answers": {**ALGORITHMS["ML-ECS"], **ANSWERS},
     "FedAvg": ALGORITHMS["FedAvg"],
     "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
-    # As many public steps as with AMT: what the server then lacks is what private data teach.
-    "FedAvg + answers, without amt": {
-        **ALGORITHMS["FedAvg"],
-        **ANSWERS,
-        "algorithm.init_args.steps.private": 0,
-    },
     # Chosen on validation data of UR Fall's split 1, and on the withheld targets of the public
     # training samples there and in a split of Digits that is none of these (seed 11).
     "FedAvg + calibrated answers": {**ALGORITHMS["FedAvg"], **CALIBRATED},
@@ -195,6 +189,14 @@ FEW_LABELS: dict[str, Options] = {
     "StandalonePublic + self-training": {**ALGORITHMS["StandalonePublic"], **SELF_TRAINING},
     "Centralized": ALGORITHMS["Centralized"],
     "Centralized + self-training": {**ALGORITHMS["Centralized"], **SELF_TRAINING},
+}
+# As many public steps as with AMT: what the server then lacks is what private data teach.
+WITHOUT_AMT: dict[str, Options] = {
+    "FedAvg + answers": FEW_LABELS["FedAvg + answers"],
+    "FedAvg + answers, without amt": {
+        **FEW_LABELS["FedAvg + answers"],
+        "algorithm.init_args.steps.private": 0,
+    },
 }
 EQUAL: Options = {
     "algorithm": "FedAvg",
@@ -240,6 +242,14 @@ STUDIES = {
         )
         for data in ("digits", "urfall")
     },
+    "few-labels-amt": Study(
+        [f"digits few labels, split {k}" for k in SPLITS],
+        WITHOUT_AMT,
+        seeds=1,
+        pooled=True,
+        reference="FedAvg + answers",
+        metrics=SCORES,
+    ),
     "privacy": Study(
         ["digits, 100 clients", "digits, 4 clients"],
         PRIVATE,

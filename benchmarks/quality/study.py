@@ -159,13 +159,16 @@ def origin(out: Path, shown: Set[tuple[str, str, int]], *, study: str) -> str:
         study: The name of the study.
     """
     own = [e for e in read_lines(out) if (e["setting"], e["algorithm"], e["seed"]) in shown]
+    settings = sorted({line["setting"] for line in own})
+    if len(settings) > 2 and len({name[:-1] for name in settings}) == 1:
+        settings = [f"{settings[0]} to {settings[-1][-1]}"]  # they are numbered
     root = "--root PATH " if any(each["config"] == URFALL for each in own) else ""
     said = {
         key: ", ".join(str(each) for each in sorted({line[key] for line in own}))
-        for key in ("setting", "commit", "seed", "hardware")
+        for key in ("commit", "seed", "hardware")
     }
     return (
-        f"`python -m benchmarks.quality {root}--study {study}`, {said['setting']}; commit "
+        f"`python -m benchmarks.quality {root}--study {study}`, {', '.join(settings)}; commit "
         f"{said['commit']}; seeds {said['seed']}; {len(own)} runs on one thread each, "
         f"{sum(each['seconds'] for each in own) / 3600:.1f} h in all; {said['hardware']}."
     )
