@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from lightning.fabric.loggers.logger import Logger
@@ -80,9 +82,10 @@ sys.exit(main(["fit", "--config", sys.argv[1], *sys.argv[2:]]))
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_trackers_get_metrics_summary_report_and_adapters(
-    name: str, tiny_yaml: Path, tmp_path: Path
+    name: str, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = os.environ.get("MLECS_TRACKERS", "")
+    monkeypatch.setattr(sys, "path", [*sys.path, place])
     if find_spec(name) is None and not (Path(place) / name).is_dir():
         pytest.skip(f"{name} is not installed: pip install '.[trackers]', or set MLECS_TRACKERS")
     options = ["--trainer.logger", json.dumps(TRACKERS[name]), "--trainer.default_root_dir", "runs"]
@@ -111,8 +114,38 @@ def test_trackers_get_metrics_summary_report_and_adapters(
         with sqlite3.connect(tmp_path / "mlflow.db") as database:
             rows = database.execute("SELECT key, step, value FROM metrics ORDER BY step").fetchall()
         losses = [(step, value) for key, step, value in rows if key == "clients/val/loss"]
-        assert [step for step, _ in losses][-2:] == [1, 2]
-        assert all(value > 0 for _, value in losses)
+    else:
+        (log,) = tmp_path.glob("wandb/offline*/*.wandb")
+        losses = [
+            (row["trainer/global_step"], row["clients/val/loss"])
+            for row in wandb_rows(log)
+            if "clients/val/loss" in row
+        ]
+    assert [step for step, _ in losses][-2:] == [1, 2]
+    assert all(value > 0 for _, value in losses)
+
+
+def wandb_rows(log: Path) -> list[dict[str, Any]]:
+    """Return what an offline run of W&B has logged, step by step.
+
+    The file is a log in LevelDB's form with a head of seven bytes: parts with a checksum of four
+    bytes, a length of two and a kind of one (whole, first, middle, last), in blocks of 32 kB.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, held, rows = log.read_bytes(), 7, b"", []
+    while place < len(data):
+        if 32768 - place % 32768 < 7:  # the rest of a block is empty
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack_from("<4xHB", data, place)
+        held += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            record, held = Record.FromString(held), b""
+            items = record.history.item
+            rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return rows
 
 
 def test_early_stopping_is_named_in_the_configuration(
