@@ -2,7 +2,17 @@
 
 import pytest
 
-from benchmarks.summaries import CLIENTS, MARGIN, SIZES, compared, phrases, rouge, run, task
+from benchmarks.summaries import (
+    CLIENTS,
+    MARGIN,
+    SEEDS,
+    SIZES,
+    compared,
+    phrases,
+    rouge,
+    run,
+    task,
+)
 
 
 def test_a_target_repeats_what_its_inputs_say_and_nothing_else() -> None:
@@ -39,10 +49,10 @@ def test_a_client_is_compared_on_the_samples_that_it_is_scored_on() -> None:
 
 
 @pytest.mark.slow
-def test_clients_with_two_inputs_beat_a_constant_sentence_and_copying_an_input() -> None:
-    """The registered rule on one seed; docs/results.md has the client that misses it."""
-    row = run(27)
-    for client in ("studio", "camera"):
+def test_clients_beat_a_constant_sentence_and_copying_an_input() -> None:
+    """The registered rule on one of its seeds."""
+    row = run(SEEDS[0])
+    for client in CLIENTS:
         score, against = row["clients"][client], row["compared"][client]
         assert score - against["constant"] >= MARGIN, (client, row)
         assert score > max(against[m] for m in CLIENTS[client][0]), (client, row)
