@@ -95,6 +95,7 @@ def test_the_config_of_a_run_reproduces_it(
     assert again.config == fitted.config
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(fitted: SimpleNamespace, fit: Fit, tmp_path: Path) -> None:
     other = fit(tmp_path, "--seed_everything", 8)
     assert other.summary["seed"] == 8

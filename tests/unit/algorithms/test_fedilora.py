@@ -39,7 +39,9 @@ def test_the_least_similar_a_is_drawn_to_the_received_one(tiny: SimpleNamespace)
     torch.testing.assert_close(repaired[worst], expected)
 
 
-@pytest.mark.parametrize(("round", "below"), [(0, 1.0), (1, -1.0)])
+@pytest.mark.parametrize(
+    ("round", "below"), [(0, 1.0), pytest.param(1, -1.0, marks=pytest.mark.slow)]
+)
 def test_nothing_is_repaired_before_an_aggregation_or_without_a_need(
     tiny: SimpleNamespace, round: int, below: float
 ) -> None:

@@ -88,6 +88,7 @@ def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
         EarlyStopping(**values)
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_and_a_resumed_one_where_the_unbroken_one_did(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_client_whose_data_fail_fails_alone(shop: Shop, tiny: SimpleNamespace)
     assert losses == pytest.approx({name: evaluate(federation.edge(name)) for name in rest})
 
 
+@pytest.mark.slow
 def test_a_run_with_cohorts_ends_with_the_scores_of_one_without(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

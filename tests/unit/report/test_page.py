@@ -267,6 +267,7 @@ def test_modalities_that_differ_by_seed_are_shares(tmp_path: Path) -> None:
     assert found.row("hall")[1:4] == ["1/3", "-", "●"]
 
 
+@pytest.mark.slow
 def test_the_reference_comes_first_everywhere(four: list[Run]) -> None:
     for reference, first in ((None, "MLECS"), ("FedAvg", "FedAvg")):
         found = page(list(reversed(four)), reference=reference)

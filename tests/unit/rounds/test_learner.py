@@ -236,6 +236,7 @@ def rates(tiny: SimpleNamespace, root: Path, number: int) -> dict[str, float]:
     return {k: v["optimizer"]["param_groups"][0]["lr"] for k, v in parties.items()}
 
 
+@pytest.mark.slow
 def test_rates_follow_the_rounds_that_a_party_took_part_in(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_rates_follow_the_rounds_that_a_party_took_part_in(
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_rates(tiny: SimpleNamespace, tmp_path: Path) -> None:
     cosine = {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 3}}
     model = tiny.model(lr_scheduler=cosine)

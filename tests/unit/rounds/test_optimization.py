@@ -132,7 +132,7 @@ def test_without_a_change_every_bit_is_that_of_a_run_that_never_stopped(
 # In a run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("store", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_other_settings_of_every_party(
     tiny: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, store: str
 ) -> None:

@@ -472,7 +472,7 @@ class Stops(FederatedCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("store", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_a_run_stopped_in_the_middle_of_a_round_ends_in_the_same_bits(
     tiny: SimpleNamespace, tmp_path: Path, store: str
 ) -> None:
