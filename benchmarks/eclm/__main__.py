@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--scenarios", nargs="+", default=[s for s in SCENARIOS if s != "none"])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.5, 0.25])
-    parser.add_argument("--quick", action="store_true", help="of devices: fewer of them, and fewer seeds")
+    parser.add_argument("--quick", action="store_true", help="of devices: in short")
     parser.add_argument("--tables", action="store_true", help="of devices: run nothing")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", nargs="*", type=Path, default=[], help="documents with markers")
