@@ -68,7 +68,7 @@ URFD ?= data/urfd
 bench-quality: $(STAMP) ## Compare all methods on real data (hours); fills the tables of the documents
 	$(PY) -m benchmarks.quality --root $(URFD) --write docs/results.md README.md
 
-bench-quality-quick: $(STAMP) ## The quickstart beside its rivals, under ten minutes; needs no data
+bench-quality-quick: $(STAMP) ## The quickstart beside its rivals; needs no data
 	$(PY) -m benchmarks.quality --study quick --write docs/results.md
 
 bench-cdcca: $(STAMP) ## CD-CCA's parts and rivals on two streams (hours); keeps what has been run

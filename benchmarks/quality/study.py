@@ -1,7 +1,7 @@
 """Quality of ML-ECS, its ablations and the baselines on real data, over settings and seeds.
 
     python -m benchmarks.quality --root PATH/TO/urfd [--study main ablation]
-    python -m benchmarks.quality --study quick      # the quickstart and its rivals, ten minutes
+    python -m benchmarks.quality --study quick      # the quickstart and its rivals
 
 Every case is a run of `cli.py fit` in a process of its own, on one thread, as many at a time as
 there are cores. One JSON line is kept for each case, so that a matrix that was stopped goes on
