@@ -12,8 +12,8 @@ __all__ = ["MOST", "cohort_size"]
 
 MOST = 16
 """Maximum size of a cohort that is chosen here: beyond it, little is gained (docs/results.md)."""
-_COPIES = 6
-"""A client's weights, their gradients and two moments, and the copies of both that are kept."""
+_COPIES = 9
+"""A client's weights, gradients, moments, update and kept state, as measured: docs/scale.md."""
 _SHARE = 4
 """One of so many parts of the free memory is for these; the rest is for activations and others."""
 

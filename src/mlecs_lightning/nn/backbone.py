@@ -136,8 +136,9 @@ class Backbone(nn.Module):
         """Return the adapter's trainable parameters under PEFT's names."""
         return {k: p for k, p in self._adapter.items() if p.requires_grad}
 
+    @functools.cached_property
     def private_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the adapter that stays on the device; none without one."""
+        """The parameters of the adapter that stays on the device; none without one."""
         return {k: p for k, p in self.lm.named_parameters() if f".{PRIVATE}." in k}
 
     @torch.no_grad()

@@ -187,8 +187,8 @@ class Learner(Generic[M]):
     def _resting(self, stage: str) -> Iterator[Parameter]:
         """Yield the adapter that a stage does not train; see ``scope`` of `LoraSettings`."""
         for backbone in self._staged:
-            adapter = backbone.adapter_parameters()
-            yield from (adapter if stage == "private" else backbone.private_parameters()).values()
+            travels, stays = backbone.adapter_parameters(), backbone.private_parameters
+            yield from (travels if stage == "private" else stays).values()
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
         curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}
