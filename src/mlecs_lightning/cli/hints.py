@@ -30,12 +30,16 @@ _BASES: dict[str, type] = {
     "optimizer": Optimizer,
     "lr_scheduler": LRScheduler,
 }
+_REFUSAL = re.compile(r"Problem with given class_path '(.+)':\n((?: {6,}.*\n)+)")
 _CLASS_PATH = r"class_path[= ]'([\w.]+)'"
 
 
 def innermost(error: BaseException) -> str:
     """Return the message of a class about its arguments, without that of jsonargparse around it."""
     while error.__cause__ and str(error).startswith("Does not validate"):
+        # Of a key that takes several types: the class that was named says more than the others.
+        if refusal := _REFUSAL.search(str(error)):
+            return f"{refusal[1]}: {refusal[2].strip()}"
         error = error.__cause__
     return str(error)
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +13,24 @@ from benchmarks.quality import study as quality
 from tests.integration.parsed import Parsed
 
 
-def distinct() -> list[quality_cases.Case]:
-    """Return every method in its first setting, and every setting with one method."""
-    seen: set[str] = set()
+def distinct() -> list[Any]:
+    """Return every method in its first setting, and every setting with one method.
+
+    Those that have the keys of an earlier one, with other values, are slow: there are many.
+    """
+    seen: set[object] = set()
     cases = []
     for case in quality_cases.matrix(list(quality_cases.STUDIES), quality_cases.SEEDS[:1]):
-        if not {f"a {case.algorithm}", f"s {case.setting}"} <= seen:
-            seen |= {f"a {case.algorithm}", f"s {case.setting}"}
-            cases.append(case)
+        if {f"a {case.algorithm}", f"s {case.setting}"} <= seen:
+            continue
+        keys = (case.config, *sorted(case.options))
+        marks = [pytest.mark.slow] if keys in seen else []
+        cases.append(pytest.param(case, id=f"{case.setting}, {case.algorithm}", marks=marks))
+        seen |= {f"a {case.algorithm}", f"s {case.setting}", keys}
     return cases
 
 
-@pytest.mark.parametrize("case", distinct(), ids=lambda case: f"{case.setting}, {case.algorithm}")
+@pytest.mark.parametrize("case", distinct())
 def test_a_case_is_a_command(case: quality_cases.Case, urfd_root: Path, tmp_path: Path) -> None:
     _, script, *words = case.command(tmp_path, urfd_root)
     assert script == "cli.py"

@@ -22,7 +22,7 @@ from tests.integration.parsed import Parsed
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SHOWN = {"text", "json", "mermaid", "console"}
+SHOWN = {"text", "json", "console"}
 # Written for other tools, or for the benchmarks, which test_benchmarks.py runs.
 OTHER_PAGES = {"results.md", "design.md", "method.md", "network.md", "privacy.md", "cohorts.md"}
 STEPS = ["--algorithm.steps", "{warmup: 2, public: 2, private: 2, server: 2}"]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from lightning.fabric.loggers.logger import Logger
 
+from mlecs_lightning.errors import ConfigurationError
 from tests.integration.parsed import Parsed
 
 TRACKERS = {
@@ -165,3 +166,12 @@ def test_early_stopping_is_named_in_the_configuration(
     ran = mlecs("fit", "--config", tiny_yaml, *args)
     assert ran.code == 1
     assert "'server/val/lost' is no value of a round; validation gives ['clients/" in ran.err
+
+
+@pytest.mark.skipif(find_spec("comet_ml") is not None, reason="its package is installed")
+@pytest.mark.parametrize("form", ["{}", "[{}]"])
+def test_a_logger_without_its_package_says_what_to_install(form: str) -> None:
+    comet = '{"class_path": "lightning.pytorch.loggers.CometLogger"}'
+    words = ["fit", "--config", "quickstart", "--trainer.logger", form.format(comet)]
+    with pytest.raises(ConfigurationError, match=r"CometLogger: .*pip install -U 'comet-ml"):
+        Parsed(words)
