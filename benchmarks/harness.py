@@ -21,6 +21,7 @@ __all__ = [
     "append_line",
     "commit",
     "hardware",
+    "process_pss",
     "read_lines",
     "run",
     "spread",
@@ -78,25 +79,28 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
 def _tree(pid: int) -> Iterator[int]:
     """Yield a process and all below it."""
     yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield from _tree(int(child))
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in task.read_text().split():
+                yield from _tree(int(child))
+
+
+def process_pss(pid: int) -> int:
+    """Return the proportional set size of a process in bytes; 0 if it has ended.
+
+    Of a page that n processes share each counts one n-th, so that the sum is what they take
+    together.
+    """
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
+        return 1024 * int(rollup.partition("\nPss:")[2].split(maxsplit=1)[0])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def tree_pss(pid: int) -> int:
-    """Return the proportional set size of a process and all below it, in bytes.
-
-    Of a page that n processes share each counts one n-th, so that the sum is what they take
-    together. Processes that end meanwhile count as nothing.
-    """
-    total = 0
-    try:
-        for each in _tree(pid):
-            rollup = Path(f"/proc/{each}/smaps_rollup").read_text(encoding="utf-8")
-            total += 1024 * int(rollup.partition("\nPss:")[2].split(maxsplit=1)[0])
-    except (OSError, IndexError, ValueError):
-        return total
-    return total
+    """Return the proportional set size of a process and all below it, in bytes."""
+    return sum(map(process_pss, _tree(pid)))
 
 
 class Ran:

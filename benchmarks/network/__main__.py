@@ -1,10 +1,13 @@
 """What a network costs beside the training: rounds over Flower and TLS, and rounds in one process.
 
     python -m benchmarks.network [--devices 2 8] [--rounds 5] [--flower .flower-venv/bin]
+        [--python PATH/bin/python]
 
-FedAvg on Digits; server and devices are processes on the loopback interface, one thread each. The
-seconds of a round are those of metrics.csv. *memory*: largest PSS of the processes of one device,
-with Flower's SuperNode.
+FedAvg on scikit-learn's digits, as a `Manifest` of files, so that devices need no scikit-learn;
+server and devices are processes on the loopback interface, one thread each. The seconds of a round
+are those of metrics.csv. *memory*: largest PSS of the processes of the last device, at the same
+moment, and the share of Flower's. ``--python`` is the interpreter of the devices: that of an
+environment with a plain ``pip install .`` shows what a device needs that has no extra.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -24,12 +28,13 @@ from statistics import median
 from typing import NamedTuple
 
 import yaml
+from sklearn.datasets import load_digits
 
-from benchmarks.harness import REPOSITORY, hardware, spread, tree_pss
+from benchmarks.harness import REPOSITORY, hardware, process_pss, spread, tree_pss
 from mlecs_lightning.network.flower.processes import free_port
 
 MLECS = [sys.executable, "-m", "mlecs_lightning"]
-SENSORS = (["pixels", "profile"], ["profile", "fourier"], ["pixels"], ["fourier"])
+SENSORS = (["pixels", "profile"], ["pixels"], ["profile"])
 
 
 class Measured(NamedTuple):
@@ -38,12 +43,24 @@ class Measured(NamedTuple):
     Attributes:
         first: Seconds of the program without the further rounds: start, first round and test.
         rounds: Seconds of each further round.
-        memory: Bytes of one device; 0 in a simulation.
+        memory: Bytes of one device, and those of Flower's processes among them; 0 in a simulation.
     """
 
     first: float
     rounds: list[float]
-    memory: int
+    memory: tuple[int, int] = (0, 0)
+
+
+def samples(devices: int, path: Path) -> None:
+    """Write the manifest: a third of the digits public, a sixth for the test, the rest dealt."""
+    digits = load_digits()
+    with path.open("w", encoding="utf-8") as file:
+        for n, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            split = "public" if n % 6 < 2 else "test" if n % 6 == 2 else "train"
+            owner = {"client": f"device{n // 6 % devices}"} if split != "public" else {}
+            values = {"pixels": [image.ravel().tolist()], "profile": [image.sum(0).tolist()]}
+            line = {"id": f"{n}", "split": split, **owner, "target": f"this is a {label}"}
+            file.write(json.dumps({**line, "modalities": values}) + "\n")
 
 
 def configuration(devices: int, rounds: int, root: Path) -> Path:
@@ -64,11 +81,18 @@ def configuration(devices: int, rounds: int, root: Path) -> Path:
         "name": "run",
     }
     steps = {"warmup": 0, "public": 10, "private": 10, "server": 1}
+    samples(devices, root / "samples.jsonl")
+    sensors = {"pixels": [1, 64], "profile": [1, 8]}
+    data = {
+        "file": str(root / "samples.jsonl"),
+        "modalities": {name: {"kind": "series", "shape": at} for name, at in sensors.items()},
+        "instruction": "which digit ?",
+    }
     clients = {f"device{i}": {"modalities": SENSORS[i % len(SENSORS)]} for i in range(devices)}
     values = {
         "seed_everything": 27,
         "trainer": trainer,
-        "data": {"class_path": "Digits", "init_args": {"partition": "dirichlet", "alpha": 10.0}},
+        "data": {"class_path": "Manifest", "init_args": data},
         "algorithm": {"class_path": "FedAvg", "init_args": {"steps": steps}},
         "server": model,
         "edge": model,
@@ -112,8 +136,8 @@ def simulated(config: Path, root: Path) -> Measured:
     return _measured(root, time.perf_counter() - began)
 
 
-def on_a_network(config: Path, root: Path, flower: Path, devices: int) -> Measured:
-    """Run every device as a process of its own."""
+def on_a_network(config: Path, root: Path, flower: Path, devices: int, python: str) -> Measured:
+    """Run every device as a process of its own, with an interpreter of its own."""
     keys, port = str(root / "keys"), free_port()
     names = [f"device{i}" for i in range(devices)]
     for words in (["server"], *(["device", name] for name in names)):
@@ -121,22 +145,32 @@ def on_a_network(config: Path, root: Path, flower: Path, devices: int) -> Measur
         subprocess.run(made, check=True, capture_output=True, env=environment())
     common = ["--config", str(config), "--keys", keys, "--flower", str(flower)]
     common += ["--trainer.default_root_dir", str(root)]
-    began, memory = time.perf_counter(), 0
+    began, memory = time.perf_counter(), (0, 0)
     with contextlib.ExitStack() as stack:
         serve = [*MLECS, "serve", *common, "--host", "127.0.0.1", "--port", str(port)]
         server = stack.enter_context(started(serve, root / "serve.log"))
         for name in names:
-            join = [*MLECS, "join", *common, "--client", name, "--address", f"127.0.0.1:{port}"]
+            join = [
+                python,
+                *MLECS[1:],
+                "join",
+                *common,
+                "--client",
+                name,
+                "--address",
+                f"127.0.0.1:{port}",
+            ]
             device = stack.enter_context(started(join, root / f"{name}.log"))
         while server.poll() is None:
-            memory = max(memory, tree_pss(device.pid))
+            whole, ours = tree_pss(device.pid), process_pss(device.pid)
+            memory = max(memory, (whole, whole - ours))
             time.sleep(0.5)
         if server.returncode:
             raise RuntimeError((root / "serve.log").read_text(encoding="utf-8"))
     return _measured(root, time.perf_counter() - began, memory)
 
 
-def _measured(root: Path, whole: float, memory: int = 0) -> Measured:
+def _measured(root: Path, whole: float, memory: tuple[int, int] = (0, 0)) -> Measured:
     ends = seconds_of(root)
     rounds = [later - earlier for earlier, later in pairwise(ends)]
     return Measured(whole - (ends[-1] - ends[0]), rounds, memory)
@@ -150,10 +184,11 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flower", type=Path, default=REPOSITORY / ".flower-venv" / "bin")
+    parser.add_argument("--python", default=sys.executable)
     args = parser.parse_args()
     print(hardware())
     columns = ["devices", "run", "start, first round, test", "further rounds, s (min-max)"]
-    print(f"| {' | '.join([*columns, 'more', 'memory, MB'])} |")
+    print(f"| {' | '.join([*columns, 'more', 'memory, MB (of it Flower)'])} |")
     print("|---:|---|---:|---:|---:|---:|")
     for devices in args.devices:
         base: list[float] = []
@@ -162,12 +197,13 @@ def main() -> None:
                 root = Path(folder)
                 config = configuration(devices, args.rounds, root)
                 if name == "network":
-                    found = on_a_network(config, root, args.flower.resolve(), devices)
+                    found = on_a_network(config, root, args.flower.resolve(), devices, args.python)
                 else:
                     found = simulated(config, root)
             base = base or found.rounds
             more = f"{median(found.rounds) - median(base):+.1f} s"
-            memory = f"{found.memory / 2**20:.0f}" if found.memory else "-"
+            whole, flower = (f"{part / 2**20:.0f}" for part in found.memory)
+            memory = f"{whole} ({flower})" if found.memory[0] else "-"
             print(
                 f"| {devices} | {name} | {found.first:.0f} s | {spread(found.rounds)} | {more} "
                 f"| {memory} |",
