@@ -106,7 +106,7 @@ class Network:
                 "--client",
                 party,
                 "--address",
-                f"{self.host}:{self.dialled or self.port}",
+                f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.dialled or self.port}",
             ]
         within = self.within.get(party, [])
         return [*within, *MLECS, *words, *self.options.get(party, [])]

@@ -1,5 +1,6 @@
 """The same run in processes of their own, over TLS: equal to the simulation, bit by bit."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,26 @@ def test_every_method_ends_in_the_bits_of_the_simulation(
     codes = network.run()
     assert set(map(tuple, codes.values())) == {(0,)}, network.log("server")
     assert network.state() == simulated(tmp_path / "here", config)
+
+
+@pytest.mark.slow
+def test_scores_come_from_the_devices_that_allow_it_by_ipv6_as_well(
+    flower: Path, tmp_path: Path
+) -> None:
+    config = configuration("FedAvg")
+    network = Network(tmp_path / "there", config, flower)
+    network.host = "::1"
+    network.options["server"] = ["--scores", "true"]
+    network.options["kitchen"] = ["--allow", "[adapter, modalities, samples, report, scores]"]
+    assert network.run() == {"server": [0], "kitchen": [0], "hall": [0]}, network.log("server")
+    expected = simulated(tmp_path / "here", config)
+    assert network.state() == expected
+
+    at_server = tmp_path / "there" / "server" / "net" / "version_0" / "summary.json"
+    at_device = tmp_path / "there" / "kitchen" / "net" / "kitchen" / "summary.json"
+    seen, own = (json.loads(path.read_text())["clients"] for path in (at_server, at_device))
+    assert seen["kitchen"]["own"] == own["kitchen"]["own"] != {}
+    assert seen["hall"]["own"] == {}
 
 
 STAGES = ["before the offer", "in training", "after the reply", "in the checkpoint"]
