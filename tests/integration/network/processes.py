@@ -100,14 +100,9 @@ class Network:
             words = ["serve", *common, "--host", self.host, "--port", str(self.port)]
             words += ["--ckpt_path", "last"] if resumes else []
         else:
-            words = [
-                "join",
-                *common,
-                "--client",
-                party,
-                "--address",
-                f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.dialled or self.port}",
-            ]
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            words = ["join", *common, "--client", party]
+            words += ["--address", f"{host}:{self.dialled or self.port}"]
         within = self.within.get(party, [])
         return [*within, *MLECS, *words, *self.options.get(party, [])]
 
