@@ -91,7 +91,7 @@ def test_a_link_is_followed_back_into_the_root(root: Path) -> None:
         ("a/x.csv/y.csv", "there is no such file"),
         ("pipe.csv", "there is no such file"),
         ("loop.csv", "there is no such file|cannot be read: Symlink loop"),
-        ("x\0.csv", "is not a path: embedded null"),
+        ("x\0.csv", "is not a path: .*embedded null"),
         ("x" * 5000, "cannot be read: .*too long"),
     ],
 )
