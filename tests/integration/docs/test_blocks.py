@@ -12,11 +12,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from mlecs_lightning.__main__ import main
 from tests.integration.parsed import Parsed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,7 +25,7 @@ DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = {"text", "json", "console"}
 # Written for other tools, or for the benchmarks, which test_benchmarks.py runs.
-OTHER_PAGES = {"results.md", "design.md", "method.md", "network.md", "privacy.md", "cohorts.md"}
+OTHER_PAGES = {"results.md", "design.md", "method.md", "network.md"}
 STEPS = ["--algorithm.steps", "{warmup: 2, public: 2, private: 2, server: 2}"]
 SHORT = [
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
@@ -141,3 +142,36 @@ def real(words: list[str]) -> list[str]:
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, f"{shlex.join(command)}\n{ran.stdout}\n{ran.stderr}"
+
+
+@pytest.mark.slow
+def test_the_walk_over_a_network_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # tests/integration/network runs these commands to their end.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "federation.yaml").write_text((ROOT / "configs" / "manifest.yaml").read_text())
+    walk = blocks(DOCS / "network.md")
+    done = set()
+    for block in walk:
+        if block.title:
+            (tmp_path / block.title).write_text(block.text)
+            join = ["join", "--config", "federation.yaml", "--config", block.title]
+            assert shown(join, capsys)["allow"] == yaml.safe_load(block.text)["allow"]
+        for words in commands(block.text) if block.language == "sh" else []:
+            if words[:2] == ["mlecs", "keys"]:
+                assert main(words[1:]) == 0
+            elif words[0] == "mlecs":
+                shown(words[1:], capsys)
+            done.add(words[1])
+    assert {"keys", "serve", "join", "install"} == done
+    assert {"ca.pem", "kitchen.pub"} <= {path.name for path in (tmp_path / "keys").iterdir()}
+
+
+def shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Return the configuration that a command would run with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--print_config"])
+    assert ended.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)  # type: ignore[no-any-return]
