@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlecs_lightning.algorithms.eclm.algorithm import ECLM
     from mlecs_lightning.algorithms.fedavg import FedAvg
     from mlecs_lightning.algorithms.fedilora import FediLoRA
+    from mlecs_lightning.algorithms.fedmd import FedMD
     from mlecs_lightning.algorithms.fedprox import FedProx
     from mlecs_lightning.algorithms.mlecs.algorithm import MLECS
     from mlecs_lightning.algorithms.standalone import Centralized, Standalone, StandalonePublic
@@ -26,6 +27,7 @@ __all__ = [
     "Centralized",
     "CoPLMs",
     "FedAvg",
+    "FedMD",
     "FedProx",
     "FediLoRA",
     "LocalTraining",
@@ -41,6 +43,7 @@ _HOMES = {
     "Centralized": "standalone",
     "CoPLMs": "coplms",
     "FedAvg": "fedavg",
+    "FedMD": "fedmd",
     "FedProx": "fedprox",
     "FediLoRA": "fedilora",
     "LocalTraining": "base",

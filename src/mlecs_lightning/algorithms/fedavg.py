@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from torch import Tensor
 
 from mlecs_lightning.aggregation import AdapterAggregator, Aggregation, GroupedAdapters
 from mlecs_lightning.aggregation.adapters import first_ranks, fit_rank, over_ranks
-from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels, taught
-from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
+from mlecs_lightning.algorithms.answers import AnsweredAdapters, Answers, Labels
+from mlecs_lightning.algorithms.answers.training import AnsweringTraining, Weights, told_samples
+from mlecs_lightning.algorithms.base import PassOrder, Steps
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.extras import Need
 from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, ServerLearner
 from mlecs_lightning.settings import LoraSettings
 from mlecs_lightning.wire import Message, Schema
-from mlecs_lightning.wire.messages import Scalar, ScalarField, adapter_fields
+from mlecs_lightning.wire.messages import adapter_fields
 
-__all__ = ["MAX_SAMPLES", "FedAvg"]
-
-MAX_SAMPLES = 2**31 - 1
-"""Largest number of private samples that a client may claim: it is the client's weight.
-
-Our choice: more than any device holds, and exact in every number format that a weight passes
-through. It does not expose a client that exaggerates; ``median`` and ``trimmed_mean`` ignore the
-weights.
-"""
+__all__ = ["FedAvg"]
 
 
-class FedAvg(LocalTraining):
+class FedAvg(AnsweringTraining):
     """Clients send adapters and receive their mean, weighted by the number of private samples.
 
     Extractors, connectors and optimisers never leave the devices, so that clients with different
     sensors can take part.
     """
-
-    communicates = True
-    registers = ("samples",)
 
     def __init__(
         self,
@@ -49,7 +37,7 @@ class FedAvg(LocalTraining):
         adapter_mix: float = 1.0,
         trim: float = 0.1,
         answers: Answers | None = None,
-        weights: Literal["samples", "equal"] = "samples",
+        weights: Weights = "samples",
     ) -> None:
         """Set passes and aggregation.
 
@@ -78,7 +66,7 @@ class FedAvg(LocalTraining):
         Raises:
             ValueError: If ``adapter_mix`` is outside (0, 1] or ``trim`` outside (0, 0.5).
         """
-        super().__init__(steps=steps, order=order)
+        super().__init__(steps=steps, order=order, answers=answers, weights=weights)
         faults = FaultList()
         if not 0 < adapter_mix <= 1:
             faults.append(f"algorithm.init_args.adapter_mix must lie in (0, 1], got {adapter_mix}")
@@ -88,16 +76,6 @@ class FedAvg(LocalTraining):
         self.aggregation: Aggregation = aggregation
         self.adapter_mix = adapter_mix
         self.trim = trim
-        self.answers = answers
-        self.weights = weights
-        self._asked = 0
-
-    def needs(self) -> tuple[Need, ...]:
-        """Name the packages that compare answers, and calibrate them."""
-        if self.answers is None:
-            return ()
-        modules = ("rouge_score", *(["sklearn"] if self.answers.calibrate else []))
-        return (Need("algorithm.init_args.answers", "answers", modules),)
 
     # Compatible adapters --------------------------------------------------------------------
 
@@ -169,49 +147,25 @@ class FedAvg(LocalTraining):
     # The round ------------------------------------------------------------------------------
 
     def downlink(self, edge: EdgeModule) -> Schema:
-        """Declare the adapter."""
-        return self._with_answers(Schema(adapter_fields(edge.backbone.adapter_parameters())))
-
-    def _with_answers(self, schema: Schema) -> Schema:
-        if self.answers is None:
-            return schema
-        more = Labels.schema()
-        return Schema({**schema.tensors, **more.tensors}, {**schema.scalars, **more.scalars})
+        """Declare the adapter, and the server's answers."""
+        return self._with_adapter(edge, super().downlink(edge))
 
     def uplink(self, edge: EdgeModule) -> Schema:
-        """Declare the adapter, the modality names and the number of private samples."""
-        # The server knows its clients' sensors, so none can gain weight by naming more.
-        scalars = {"modalities": ScalarField(tuple, equal=edge.modalities)}
-        if self.weights == "samples":
-            scalars["samples"] = ScalarField(int, low=1, high=MAX_SAMPLES)
+        """Declare the adapter, the modality names, the number of private samples and answers."""
+        return self._with_adapter(edge, super().uplink(edge))
+
+    @staticmethod
+    def _with_adapter(edge: EdgeModule, schema: Schema) -> Schema:
         adapter = adapter_fields(edge.backbone.adapter_parameters())
-        return self._with_answers(Schema(adapter, scalars))
+        return Schema({**adapter, **schema.tensors}, schema.scalars)
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
         """Send each client the adapter hosted for its group, in the client's rank."""
-        tensors, scalars = self._server_answers(server, loaders, ctx)
+        tensors, scalars = self.server_answers(server, loaders, ctx)
         for client in ctx.participants:
             yield client, Message({**self.shipped(server, client), **tensors}, scalars)
-
-    def _server_answers(
-        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
-    ) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-        """Return the part of a broadcast that holds the server's answers."""
-        if self.answers is None:
-            return {}, {}
-        questions = self.answers.questions(loaders)
-        self._asked = len(questions)
-        if ctx.round == 0:
-            return Labels.none().parts()
-        return self.answers.answer(server, questions).parts()
-
-    def refusals(self, server: ServerLearner, message: Message) -> list[str]:
-        """Return what is wrong with a client's answers."""
-        if self.answers is None:
-            return super().refusals(server, message)
-        return super().refusals(server, message) + Labels.faults(message, samples=self._asked)
 
     def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
         """Return the adapter that is hosted for a client's group now, in the client's rank."""
@@ -230,32 +184,11 @@ class FedAvg(LocalTraining):
     ) -> ClientUpdate:
         """Load the received adapter, train, and send the adapter back."""
         assert broadcast is not None
-        assert loaders.private is not None
         edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(ctx))
-        tensors, scalars = dict[str, Tensor](), dict[str, Scalar]()
-        if self.answers is None:
-            losses = self.local_passes(edge, loaders, ctx, broadcast)
-        else:
-            known = self._taught(self.answers, edge, loaders, Labels.of(broadcast), ctx)
-            losses = self.local_passes(edge, known, ctx, broadcast)
-            questions = self.answers.questions(loaders)
-            tensors, scalars = self.answers.answer(edge, questions).parts()
+        message, losses = super().client_update(edge, loaders, broadcast, ctx)
+        assert message is not None
         adapter = {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()}
-        facts: dict[str, Scalar] = {"modalities": edge.module.modalities}
-        if self.weights == "samples":
-            facts["samples"] = len(loaders.private)
-        return ClientUpdate(Message({**adapter, **tensors}, {**facts, **scalars}), losses)
-
-    @staticmethod
-    def _taught(
-        answers: Answers, edge: EdgeLearner, loaders: Loaders, theirs: Labels, ctx: RoundContext
-    ) -> Loaders:
-        """Return a client's loaders, with the answers that it accepts from the server."""
-        if not theirs.texts:
-            return loaders
-        questions = answers.questions(loaders)
-        own = Labels.none() if answers.accept == "all" else answers.answer(edge, questions)
-        return taught(loaders, answers.accepted(own, theirs, questions, round=ctx.round))
+        return ClientUpdate(Message({**adapter, **message.tensors}, message.scalars), losses)
 
     def _mix(self, ctx: RoundContext) -> float:
         # In round 0 a client has no adapter of its own to keep, and all must start alike.
@@ -263,12 +196,7 @@ class FedAvg(LocalTraining):
 
     def weight(self, message: Message) -> float:
         """Return the weight of a client's adapter: the number of its private samples, or 1."""
-        return self._samples(message)
-
-    @staticmethod
-    def _samples(message: Message) -> float:
-        """Return the number of private samples that a client has told, or 1."""
-        return float(message.scalars.get("samples", 1))  # type: ignore[arg-type]
+        return told_samples(message)
 
     def aggregate(
         self, updates: Iterable[tuple[str, Message]], ctx: RoundContext
@@ -280,8 +208,7 @@ class FedAvg(LocalTraining):
         totals = {host: self._aggregator(loras) for host, loras in groups.items()}
         votes = list[tuple[Labels, float]]()
         for client, message in updates:
-            if self.answers is not None:
-                votes.append((Labels.of(message), self._samples(message)))
+            votes += self.vote(message)
             own = self._loras[client]
             totals[self._hosts[client]].add(
                 message.component("adapter"),
@@ -315,10 +242,6 @@ class FedAvg(LocalTraining):
         if aggregate is not None:
             for host, adapter in aggregate.adapters.items():
                 self.host_adapter(server.module, host, adapter)
-        if self.answers is not None and isinstance(aggregate, AnsweredAdapters):
-            found = self.answers.agreed(aggregate.votes, self.answers.questions(loaders))
-            threshold = self.answers.server_threshold
-            loaders = taught(loaders, found and found.above(threshold))
         return super().server_update(server, aggregate, loaders, ctx)
 
     def host_adapter(self, server: ServerModule, host: str, adapter: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ CLIENT_KEYS = (
 )
 DATA = "['Digits', 'HubDataset', 'Manifest', 'URFall']"
 ALGORITHMS = (
-    "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedProx', 'FediLoRA', "
+    "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedMD', 'FedProx', 'FediLoRA', "
     "'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
 )
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"

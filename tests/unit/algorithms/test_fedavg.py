@@ -16,7 +16,7 @@ from torch import Tensor
 from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.aggregation.adapters import over_ranks
 from mlecs_lightning.algorithms import FedAvg, Steps
-from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
+from mlecs_lightning.algorithms.answers.training import MAX_SAMPLES
 from mlecs_lightning.clients import ClientSettings
 from mlecs_lightning.rounds import ClientUpdate, EdgeLearner, Loaders, RoundContext, UpdateLimits
 from mlecs_lightning.settings import LoraSettings

@@ -23,6 +23,7 @@ from mlecs_lightning.algorithms import (
     CoPLMs,
     FedAvg,
     FediLoRA,
+    FedMD,
     FedProx,
     Standalone,
 )
@@ -473,6 +474,7 @@ def test_the_document_names_what_each_method_sends(tiny: SimpleNamespace, repo_r
         ],
         "FedAvg with `weights: equal`": [FedAvg(weights="equal")],
         "FedAvg with `answers`": [FedAvg(answers=Answers())],
+        "FedMD": [FedMD()],
         "MLECS with `representations`": [MLECS(representations=Representations())],
         "ECLM": [ECLM(modules=2, active=1)],
         "CDCCA": [CDCCA()],

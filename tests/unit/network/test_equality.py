@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedProx
+from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedMD, FedProx
 from mlecs_lightning.algorithms.answers import Answers
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
@@ -46,6 +46,8 @@ def case(name: str, tiny: SimpleNamespace) -> Case:
             options = {"privacy": privacy, "update_limits": UpdateLimits(max_ratio=None)}
             algorithm = FedAvg(steps=steps, weights="equal")
             return Case(algorithm, parties, {}, {**options, "participation": Participation(0.7)})
+        case "fedmd":
+            return Case(FedMD(steps=steps), parties, few)
         case "answers":
             return Case(FedAvg(steps=steps, answers=Answers()), parties, few)
         case _:
@@ -58,7 +60,18 @@ def state_of(root: Path) -> tuple[Path, dict[str, Any]]:
     return path, load_checkpoint(path)
 
 
-NAMES = ("privacy", "fedavg", "fedprox", "freeze_a", "mlecs", "coplms", "eclm", "cdcca", "answers")
+NAMES = (
+    "privacy",
+    "fedavg",
+    "fedprox",
+    "freeze_a",
+    "mlecs",
+    "coplms",
+    "eclm",
+    "cdcca",
+    "answers",
+    "fedmd",
+)
 QUICK = {("mlecs", True), ("freeze_a", False), ("cdcca", False)}
 
 

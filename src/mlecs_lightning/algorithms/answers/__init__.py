@@ -1,6 +1,7 @@
 """Pseudo-labels: clients and server exchange their answers to public samples."""
 
 from mlecs_lightning.algorithms.answers.exchange import (
+    Answered,
     AnsweredAdapters,
     Answers,
     Questions,
@@ -9,4 +10,4 @@ from mlecs_lightning.algorithms.answers.exchange import (
 )
 from mlecs_lightning.algorithms.answers.labels import Labels
 
-__all__ = ["AnsweredAdapters", "Answers", "Labels", "Questions", "answer_all", "taught"]
+__all__ = ["Answered", "AnsweredAdapters", "Answers", "Labels", "Questions", "answer_all", "taught"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlecs_lightning.aggregation import GroupedAdapters
+from mlecs_lightning.aggregation import Aggregate, GroupedAdapters
 from mlecs_lightning.algorithms.answers.calibration import calibrated
 from mlecs_lightning.algorithms.answers.consensus import (
     Consensus,
@@ -24,7 +24,15 @@ from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.rounds import EdgeLearner, Loaders, ServerLearner
 
-__all__ = ["Acceptance", "AnsweredAdapters", "Answers", "Questions", "answer_all", "taught"]
+__all__ = [
+    "Acceptance",
+    "Answered",
+    "AnsweredAdapters",
+    "Answers",
+    "Questions",
+    "answer_all",
+    "taught",
+]
 
 Acceptance = Literal["all", "surer", "best", "agreed"]
 
@@ -72,14 +80,19 @@ class Questions(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweredAdapters(GroupedAdapters):
-    """Aggregated adapters, and the answers of the clients.
+class Answered(Aggregate):
+    """The answers of the clients.
 
     Attributes:
         votes: Each client's answers, and its number of private samples.
     """
 
     votes: tuple[tuple[Labels, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredAdapters(GroupedAdapters, Answered):
+    """Aggregated adapters, and the answers of the clients."""
 
 
 @dataclass(frozen=True)

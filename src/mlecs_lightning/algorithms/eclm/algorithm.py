@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlecs_lightning.algorithms.answers.training import MAX_SAMPLES
 from mlecs_lightning.algorithms.base import LocalTraining, PassOrder, Steps
 from mlecs_lightning.algorithms.eclm.ability import AbilityTraining
 from mlecs_lightning.algorithms.eclm.derivation import Budget, Costs, InfeasibleBudgetError, derive
@@ -35,7 +36,6 @@ from mlecs_lightning.algorithms.eclm.models import (
     unpack,
 )
 from mlecs_lightning.algorithms.eclm.offline import OfflineStage
-from mlecs_lightning.algorithms.fedavg import MAX_SAMPLES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.extras import Need
