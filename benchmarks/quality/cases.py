@@ -77,6 +77,9 @@ SCENES = (
 URFALL = "configs/urfall/mlecs.yaml"
 DIGITS = "benchmarks/quality/digits.yaml"
 QUICKSTART = "configs/quickstart.yaml"
+WORDS = "benchmarks/quality/words.yaml"
+NO_SAMPLE, NO_LABEL = ["two", "seven"], ["five", "eight"]
+FEW_STEPS = {"warmup": 60, "public": 20, "private": 20, "server": 40}
 # A quarter of the main setting's steps: what is compared over many settings has to be short.
 SHORT = _rounds(3)
 SETTINGS: dict[str, tuple[str, Options]] = {
@@ -135,6 +138,53 @@ SETTINGS: dict[str, tuple[str, Options]] = {
         )
         for k in SPLITS
     },
+    # Two classes of which the server has no sample, and two of which it has no label; the labels
+    # of the clients are so skewed that most of them lack some class.
+    **{
+        f"digits missing classes, split {k}": (
+            DIGITS,
+            {
+                "data.init_args.public_without": {"classes": NO_SAMPLE},
+                "data.init_args.public_labelled": dict.fromkeys(NO_LABEL, 0.0),
+                "data.init_args.alpha": 0.3,
+                "data.init_args.seed": k,
+                "algorithm.init_args.order": "interleaved",
+                "trainer.bertscore": False,
+            },
+        )
+        for k in SPLITS[:3]
+    },
+    # About 30 samples a client (20 to 42), and labels of 15 of the 306 public samples.
+    **{
+        f"digits 20 clients, split {k}": (
+            DIGITS,
+            {
+                "clients": {"count": 20, "modality_rate": 0.7, "seed": 0},
+                "data.init_args.public_labelled": 0.05,
+                "data.init_args.public_fraction": 0.2,
+                "data.init_args.test_fraction": 0.4,
+                "data.init_args.alpha": 5.0,
+                "data.init_args.seed": k,
+                "algorithm.init_args.order": "interleaved",
+                "algorithm.init_args.steps": FEW_STEPS,
+                "trainer.limit_test_batches": 1,
+                "trainer.bertscore": False,
+            },
+        )
+        for k in SPLITS[:3]
+    },
+    # A data set on which no choice about answers was made; the splits are by voice.
+    **{
+        f"words few labels, split {k}": (
+            WORDS,
+            {
+                "data.init_args.file": f"data/words/split-{k}.jsonl",
+                "data.init_args.seed": k,
+                "trainer.bertscore": False,
+            },
+        )
+        for k in (0, 2, 4)
+    },
 }
 
 
@@ -190,6 +240,9 @@ FEW_LABELS: dict[str, Options] = {
     "Centralized": ALGORITHMS["Centralized"],
     "Centralized + self-training": {**ALGORITHMS["Centralized"], **SELF_TRAINING},
 }
+# Of three more settings. The rule: a default changes only for a method whose difference from it has
+# an interval above zero over the splits.
+TOGETHER = ("StandalonePublic", "FedAvg", "FedAvg + answers", "ML-ECS + answers", "Centralized")
 # As many public steps as with AMT: what the server then lacks is what private data teach.
 WITHOUT_AMT: dict[str, Options] = {
     "FedAvg + answers": FEW_LABELS["FedAvg + answers"],
@@ -241,6 +294,21 @@ STUDIES = {
             metrics=ACCURACY,
         )
         for data in ("digits", "urfall")
+    },
+    **{
+        name: Study(
+            [setting for setting in SETTINGS if setting.startswith(settings)],
+            {name: FEW_LABELS[name] for name in TOGETHER},
+            seeds=1,
+            pooled=True,
+            reference="StandalonePublic",
+            metrics=ACCURACY,
+        )
+        for name, settings in {
+            "missing-class": "digits missing classes",
+            "many-clients": "digits 20 clients",
+            "few-labels-words": "words few labels",
+        }.items()
     },
     "few-labels-amt": Study(
         [f"digits few labels, split {k}" for k in SPLITS],

@@ -28,7 +28,7 @@ from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_l
 from benchmarks.quality.cases import SCORES, SEEDS, STUDIES, URFALL, Case, matrix
 
 
-def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
+def run(case: Case, *, root: Path | None) -> dict[str, Any]:
     """Run a case and return its line.
 
     Raises:
@@ -39,7 +39,7 @@ def run(case: Case, *, root: Path | None, threads: int) -> dict[str, Any]:
         ran = subprocess.run(
             case.command(Path(folder), root),
             cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
@@ -82,9 +82,8 @@ def complete(cases: Sequence[Case], out: Path, *, root: Path | None, jobs: int) 
         )
     console.print(f"{len(cases) - len(todo)} of {len(cases)} runs are in {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(run, case, root=root, threads=threads): case for case in todo}
+        running = {pool.submit(run, case, root=root): case for case in todo}
         for count, each in enumerate(as_completed(running), start=1):
             case = running[each]
             name = f"[{count}/{len(todo)}] {case.setting}, {case.algorithm}, seed {case.seed}"

@@ -19,7 +19,8 @@ Setting, written down before the first run on it:
   wrong. Rule: the mean over clients and splits is at most 5 points below that of the regression.
 
 Choices about features and encoder were made on other words in other voices (``--development``).
-It needs espeak-ng (Debian: ``apt-get install espeak-ng``).
+It needs espeak-ng (Debian: ``apt-get install espeak-ng``). ``--prepare FOLDER`` runs nothing: it
+writes the sounds and the manifests of the splits, which benchmarks/quality reads in data/words.
 """
 
 from __future__ import annotations
@@ -97,6 +98,13 @@ def lines(task: Task, split: int) -> list[dict[str, Any]]:
     ]
 
 
+def write_manifest(task: Task, split: int, folder: Path) -> Path:
+    """Write the manifest of a split beside the sounds."""
+    manifest = folder / f"split-{split}.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines(task, split)))
+    return manifest
+
+
 def configuration(task: Task, manifest: Path, cache: Path) -> dict[str, Any]:
     """Return the shipped configuration of a folder, on these sounds."""
     path = REPOSITORY / "configs/manifest.yaml"
@@ -138,8 +146,7 @@ def regression(data: dict[str, Any]) -> dict[str, float]:
 def run(task: Task, split: int, folder: Path, *, options: Sequence[str] = ()) -> dict[str, Any]:
     """Train on a split and return its line."""
     began = time.perf_counter()
-    manifest = folder / f"split-{split}.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines(task, split)))
+    manifest = write_manifest(task, split, folder)
     config = configuration(task, manifest, folder / "cache")
     written = folder / f"split-{split}.yaml"
     written.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -185,10 +192,19 @@ def main() -> int:
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 2, 4])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--development", action="store_true", help="other words, other voices")
+    parser.add_argument(
+        "--prepare", type=Path, metavar="FOLDER", help="write the data, run nothing"
+    )
     arguments, options = parser.parse_known_args()
     if shutil.which("espeak-ng") is None:
         raise SystemExit("espeak-ng is missing; on Debian: apt-get install espeak-ng")
     task = DEVELOPMENT if arguments.development else TEST
+    if arguments.prepare:
+        arguments.prepare.mkdir(parents=True, exist_ok=True)
+        synthesise(task, arguments.prepare)
+        for split in arguments.splits:
+            write_manifest(task, split, arguments.prepare)
+        return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthesise(task, folder)

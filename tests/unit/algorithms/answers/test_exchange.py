@@ -14,6 +14,8 @@ from mlecs_lightning.algorithms.answers.exchange import Acceptance, chosen
 from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.rounds import RoundContext
+from mlecs_lightning.wire import Channel, ChannelError
+from mlecs_lightning.wire.channel import Direction
 from mlecs_lightning.wire.encoding import decode
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
@@ -134,6 +136,24 @@ def test_nothing_is_asked_unless_the_settings_say_so(
     for _, _, content in log.messages:
         message, _ = decode(content)
         assert not any(name.startswith("answers") for name in (*message.tensors, *message.scalars))
+
+
+@pytest.mark.parametrize("direction", ["uplink", "downlink"])
+def test_answers_cross_the_border_only_where_they_are_declared(
+    run: SimpleNamespace, tiny: SimpleNamespace, direction: Direction
+) -> None:
+    client, content = next(
+        (client, content) for way, client, content in run.log.messages if way == direction
+    )
+    edge = tiny.build(FedAvg(answers=ALL), None, run.data).edge(client).module
+    for algorithm, declared in ((FedAvg(answers=ALL), True), (FedAvg(), False)):
+        schema, facts = getattr(algorithm, direction)(edge), {"client": client, "round": 0}
+        if declared:
+            received = Channel().receive(content, schema, direction=direction, **facts)
+            assert "answers" in received.message.scalars
+            continue
+        with pytest.raises(ChannelError, match="undeclared tensor 'answers/confidence'"):
+            Channel().receive(content, schema, direction=direction, **facts)
 
 
 @pytest.mark.parametrize(
