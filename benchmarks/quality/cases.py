@@ -232,6 +232,9 @@ FEW_LABELS: dict[str, Options] = {
     "ML-ECS + answers": {**ALGORITHMS["ML-ECS"], **ANSWERS},
     "FedAvg": ALGORITHMS["FedAvg"],
     "FedAvg + answers": {**ALGORITHMS["FedAvg"], **ANSWERS},
+    # Answers alone. The rule: it takes the place of FedAvg in the quickstart if its difference from
+    # FedAvg + answers on the splits of Digits has an interval above zero, for clients or server.
+    "FedMD": {"algorithm": "FedMD"},
     # Chosen on validation data of UR Fall's split 1, and on the withheld targets of the public
     # training samples there and in a split of Digits that is none of these (seed 11).
     "FedAvg + calibrated answers": {**ALGORITHMS["FedAvg"], **CALIBRATED},
