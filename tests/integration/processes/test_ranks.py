@@ -239,6 +239,7 @@ def test_more_ranks_than_clients_and_faults_among_them(
     assert torch.load(three / "round=0001.ckpt", weights_only=True)["faults"]
 
 
+@pytest.mark.slow
 def test_predictions_of_two_ranks_are_those_of_one(alone: Path, tiny_yaml: Path) -> None:
     odd = alone.parents[2] / "odd.yaml"
     odd.write_text(ODD)

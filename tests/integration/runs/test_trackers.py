@@ -149,6 +149,7 @@ def wandb_rows(log: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_early_stopping_is_named_in_the_configuration(
     fit: Callable[..., SimpleNamespace],
     mlecs: Callable[..., SimpleNamespace],

@@ -98,7 +98,8 @@ def test_the_proxies_travel_and_nothing_else(
     assert json.loads((tmp_path / "tiny/version_0/summary.json").read_text())["clients"]
 
 
-@pytest.mark.parametrize("store", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["memory", "disk"])
 def test_resumed_is_bit_equal(tiny: SimpleNamespace, store: str, tmp_path: Path) -> None:
     def run(root: Path, **values: object) -> dict[str, torch.Tensor]:
         tiny.fit(

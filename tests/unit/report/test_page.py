@@ -107,6 +107,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(four: list[Run]) -> None:
     assert len(text) < 500_000
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(four: list[Run]) -> None:
     assert to_html(four) == to_html(four)
 
@@ -136,6 +137,7 @@ def test_differences_are_paired_by_seed_against_the_reference(four: list[Run]) -
         to_html(four, reference="FedSGD")
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_differences_and_one_run_no_best(tmp_path: Path) -> None:
     found = page(read_runs([whole(tmp_path / "a"), whole(tmp_path / "b", "FedAvg")]))
     assert not [title for title in found.titles if title.startswith("Differences")]
