@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from mlecs_lightning import MLECS, CoPLMs, Digits
-from mlecs_lightning.algorithms.mlecs.objectives import both_towers
 from mlecs_lightning.data.sampling import SeededLoader, draw_batches
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.modules import EdgeModule, Objective, ServerModule
@@ -31,7 +30,7 @@ ALGORITHM = MLECS(temperature=0.3, contrast_weight=0.5)
 # contrast, so ranks meet each other in it only where they lack nothing.
 RUNS: dict[str, tuple[Objective | None, bool]] = {
     "language": (None, True),
-    "both towers": (both_towers, True),
+    "both towers": (ALGORITHM.objectives.all_towers, True),
     "se_ccl": (ALGORITHM.objectives.se_ccl, False),
     "se_ccl, lacking": (ALGORITHM.objectives.se_ccl, True),
     "se_ccl of ids": (MLECS(class_aware=False).objectives.se_ccl, False),

@@ -20,7 +20,6 @@ from mlecs_lightning.algorithms.mlecs.objectives import (
     Agreed,
     Alignment,
     Objectives,
-    both_towers,
 )
 from mlecs_lightning.algorithms.mlecs.representations import (
     RepresentationMean,
@@ -89,6 +88,7 @@ class MLECS(FedAvg):
         sensor_dropout: float = 0.0,
         anchors: Anchors = "all",
         representations: Representations | None = None,
+        slm_trains_extractors: bool = True,
         **options: Any,
     ) -> None:
         """Set the method.
@@ -127,6 +127,9 @@ class MLECS(FedAvg):
             representations: How clients send their representations of the public samples, and how
                 SE-CCL uses them; see `Representations`. By default they do not. Needs the
                 components ``ccl`` and ``se_ccl``.
+            slm_trains_extractors: Whether the hosted SLMs train the server's extractors together
+                with the LLM, in the warm-up and in SE-CCL. If not, the extractors follow the LLM
+                alone (our choice).
             **options: See `FedAvg`.
 
         Raises:
@@ -171,6 +174,7 @@ class MLECS(FedAvg):
         self.sensor_dropout = sensor_dropout
         self.anchors: Anchors = anchors
         self.representations = representations
+        self.slm_trains_extractors = slm_trains_extractors
         self._public_samples = 0
         self.objectives = Objectives(
             temperature=temperature,
@@ -180,6 +184,7 @@ class MLECS(FedAvg):
             freeze_extractors=freeze_extractors,
             fused_weight=fused_weight,
             representation=representation,
+            slm_trains_extractors=slm_trains_extractors,
         )
 
     def faults(self, clients: Mapping[str, LoraSettings], *, batch_size: int) -> list[str]:
@@ -340,7 +345,8 @@ class MLECS(FedAvg):
 
     def warmup_objective(self) -> Objective | None:
         """Warm up all towers, so that SE-CCL and the first broadcast start from trained models."""
-        return self._with_dropout(both_towers if "se_ccl" in self.components else None)
+        both = self.objectives.all_towers if "se_ccl" in self.components else None
+        return self._with_dropout(both)
 
     def server_objective(self) -> Objective | None:
         """SE-CCL, or the LLM alone."""

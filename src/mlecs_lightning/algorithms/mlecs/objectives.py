@@ -18,7 +18,7 @@ from mlecs_lightning.modules.server import RepresentationSource
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.types import Batch
 
-__all__ = ["AMT_LOSSES", "CCL_LOSSES", "Agreed", "Alignment", "Objectives", "both_towers"]
+__all__ = ["AMT_LOSSES", "CCL_LOSSES", "Agreed", "Alignment", "Objectives"]
 
 Alignment = Literal["volume", "modalities", "fused", "cosine"]
 
@@ -27,17 +27,6 @@ CCL_LOSSES = ("loss", "lm", *_VOLUME, "cosine", "cosine_off_diagonal", "cosine_d
 """The losses that `Objectives.ccl` may return."""
 AMT_LOSSES = ("loss", "lm", "volume", "cosine")
 """The losses that `Objectives.amt` may return."""
-
-
-def both_towers(server: ServerModule, batch: Batch) -> Losses:
-    """L_LM of the LLM and of each hosted SLM over the same features."""
-    features, present = server.features(batch)
-    text = (batch.instructions, batch.targets)
-    losses = {
-        f"lm_{name}": server.mean_loss(tower(features, present, *text))
-        for name, tower in server.towers.items()
-    }
-    return {"loss": torch.stack([*losses.values()]).sum(), **losses}
 
 
 @dataclass(frozen=True)
@@ -72,6 +61,7 @@ class Objectives:
         fused_weight: Weight mu of 1 - cos(f, anchor) beside the volume.
         representation: Which of the server's representations are the anchors of the clients.
         freeze_extractors: Whether CCL freezes the extractors.
+        slm_trains_extractors: Whether the hosted SLMs train the server's extractors as well.
     """
 
     temperature: float
@@ -81,6 +71,7 @@ class Objectives:
     freeze_extractors: bool
     fused_weight: float = 0.0
     representation: RepresentationSource = "connector"
+    slm_trains_extractors: bool = True
 
     def ccl(
         self, edge: EdgeModule, batch: Batch, *, anchors: Tensor, row: dict[str, int]
@@ -130,9 +121,7 @@ class Objectives:
             batch: Public samples.
             agreed: What the clients agree on; f of every tower is drawn to it as well.
         """
-        features, present = server.features(batch)
-        text = (batch.instructions, batch.targets)
-        paths = {name: t(features, present, *text) for name, t in server.towers.items()}
+        paths = self._towers(server, batch)
         lm = {f"lm_{name}": server.mean_loss(path) for name, path in paths.items()}
         exists = server.gather(paths["llm"].embeddings.vectors()[1])
         classes = server.gather(self._classes(batch, exists.device))
@@ -171,6 +160,24 @@ class Objectives:
             losses["agreed"] = distance
             losses["loss"] = losses["loss"] + agreed.weight * distance
         return losses
+
+    def all_towers(self, server: ServerModule, batch: Batch) -> Losses:
+        """L_LM of the LLM and of each hosted SLM over the same features."""
+        paths = self._towers(server, batch)
+        losses = {f"lm_{name}": server.mean_loss(path) for name, path in paths.items()}
+        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
+
+    def _towers(self, server: ServerModule, batch: Batch) -> dict[str, TowerOutput]:
+        """Run all towers over the features of a batch."""
+        features, present = server.features(batch)
+        text = (batch.instructions, batch.targets)
+        shared = features
+        if not self.slm_trains_extractors:
+            shared = {modality: each.detach() for modality, each in features.items()}
+        return {
+            name: tower(features if name == "llm" else shared, present, *text)
+            for name, tower in server.towers.items()
+        }
 
     def _aligned(self, output: TowerOutput, anchors: Tensor, classes: Tensor) -> Losses:
         if self.alignment == "cosine":

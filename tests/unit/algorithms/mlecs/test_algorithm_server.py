@@ -144,6 +144,18 @@ def both(tiny: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(module=module, batch=batch)
 
 
+@pytest.mark.parametrize("objective", ["all_towers", "se_ccl"])
+def test_the_extractors_may_follow_the_llm_alone(both: SimpleNamespace, objective: str) -> None:
+    extractors = list(both.module.extractors.parameters())
+    (alone,) = [torch.autograd.grad(both.module.read(both.batch, tower="llm").loss, extractors)]
+    for shared, equal in ((True, False), (False, True)):
+        objectives = MLECS(contrast_weight=0.0, slm_trains_extractors=shared).objectives
+        losses = getattr(objectives, objective)(both.module, both.batch)
+        together = torch.autograd.grad(losses["loss"], extractors)
+        close = [torch.allclose(*pair, atol=1e-6) for pair in zip(alone, together, strict=True)]
+        assert all(close) if equal else not any(close)
+
+
 def test_each_volume_term_reaches_the_tensors_it_should(
     both: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
