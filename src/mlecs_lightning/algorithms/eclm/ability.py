@@ -161,14 +161,12 @@ def subtasks_of(table: SampleTable, kind: Subtasks, *, mixes: int = 4) -> Tensor
         names = sorted(set(table.domains) - {""})
         number = {name: n for n, name in enumerate(names)}
         named = torch.tensor([number.get(name, -1) for name in table.domains])
-    if kind == "class_mixes" and bool(known.any()):
-        counts = torch.zeros(len(number) + 1, int(table.labels.max()) + 1)
+    if kind == "class_mixes":
+        counts = torch.zeros(len(number) + 1, int(table.labels.clamp(min=0).max()) + 1)
         counts.index_put_((named[known], table.labels[known]), torch.ones(()), accumulate=True)
         # The last row is that of samples without a domain.
         named = torch.cat([_mixes_of(counts[:-1], mixes), torch.tensor([-1])])[named]
-    elif kind == "class_mixes":
-        named = torch.full_like(named, -1)
-    found = named[named >= 0].unique()
+    found = torch.tensor(sorted({*named.tolist()} - {-1}), dtype=torch.int64)
     if not len(found):
         raise ConfigurationError(
             f"{_KEY}.subtasks: none of the public samples has known {kind}; choose another of "
@@ -181,13 +179,15 @@ def _mixes_of(counts: Tensor, mixes: int) -> Tensor:
     """Return the group (D,) of each row of (D, C) counts by its shares; -1 for an empty row."""
     from scipy.cluster.vq import kmeans2  # of the extra `eclm`
 
+    groups = torch.full((len(counts),), -1)
     filled = counts.sum(dim=1) > 0
+    if not filled.any():
+        return groups
     shares = counts[filled] / counts[filled].sum(dim=1, keepdim=True)
     # From the rows that are farthest apart, so that no random number decides.
     first = [0]
-    while len(first) < min(mixes, len(shares.unique(dim=0))):
+    while len(first) < min(mixes, len(np.unique(shares.numpy(), axis=0))):
         first.append(int(torch.cdist(shares, shares[first]).amin(dim=1).argmax()))
-    groups = torch.full((len(counts),), -1)
     _, found = kmeans2(shares.double().numpy(), shares[first].double().numpy(), minit="matrix")
     groups[filled] = torch.from_numpy(found).long()
     return groups

@@ -163,8 +163,8 @@ class ECLM(LocalTraining):
     @classmethod
     def rebuilt(cls, arguments: Mapping[str, Any]) -> ECLM:
         """Return ECLM with as many modules."""
-        options = {key: bool(arguments.get(key)) for key in ("bypass", "gate_weighted")}
-        return cls(modules=arguments["modules"], active=1, **options)
+        bypass, weighted = (bool(arguments.get(key)) for key in ("bypass", "gate_weighted"))
+        return cls(modules=arguments["modules"], active=1, bypass=bypass, gate_weighted=weighted)
 
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""

@@ -128,6 +128,8 @@ def test_sub_tasks_are_classes_with_a_known_target_or_domains(tiny: SimpleNamesp
     silent = table.with_targets(dict.fromkeys(table.ids, ""))
     with pytest.raises(ConfigurationError, match=r"ability\.subtasks: none of the public samples"):
         subtasks_of(silent, "classes")
+    with pytest.raises(ConfigurationError, match="known class_mixes"):
+        subtasks_of(silent, "class_mixes")
 
 
 def test_domains_with_like_classes_are_one_sub_task() -> None:
@@ -152,6 +154,11 @@ def test_domains_with_like_classes_are_one_sub_task() -> None:
     each = subtasks_of(table, "class_mixes", mixes=9).tolist()
     assert len(set(each)) == 4
     assert set(subtasks_of(table, "class_mixes", mixes=1).tolist()) == {0, -1}
+    nowhere = replace(table, domains=("",) * len(table))
+    with pytest.raises(
+        ConfigurationError, match="none of the public samples has known class_mixes"
+    ):
+        subtasks_of(nowhere, "class_mixes")
 
 
 def test_settings_out_of_range_are_named_together() -> None:
