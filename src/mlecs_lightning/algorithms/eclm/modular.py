@@ -166,7 +166,10 @@ class ModularMLPs(nn.Module):
             layers = [_Layer(getattr(block, name), makes=True) for name in makes]
             layers.append(_Layer(getattr(block, reads), makes=False))
             self._blocks.append(layers)
-            getattr(block, reads).register_forward_pre_hook(_Gate(self, n))
+            # Weights stand on what is left when an adapter is merged, for a program or for int8.
+            read = (layers[-1].base, layers[-1].own) if weighted else (getattr(block, reads),)
+            for layer in filter(None, read):
+                layer.register_forward_pre_hook(_Gate(self, n))
         first = self._blocks[0]
         if any(layer.weight.dtype in (torch.int8, torch.uint8) for layer in first):
             raise ConfigurationError(f"{what}: quantised MLPs cannot be divided")

@@ -432,6 +432,10 @@ def test_an_exported_sub_model_answers_as_the_device_does(
     for row, said in enumerate(run.tester.predictions(learner, table)[:4]):
         sample = {m: table.inputs[m][row] for m in table.modalities}
         assert device.ask(**sample) == said["prediction"]
+    with torch.no_grad():
+        expected = learner.module.eval().read(table.__getitems__([0])).logits[0, 0]
+    _, logits = device.decode(**{m: table.inputs[m][0] for m in table.modalities})
+    torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-4)
     weights = modular_of(learner.module).weights
     assert (weights is not None and weights.unique().numel() > 1) == (kind == "onnx")
     if party == "hall" and kind == "torch":

@@ -1,5 +1,6 @@
 """MLPs in modules: nothing is lost with all on, and what is left out is gone."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,9 @@ def test_modules_count_with_their_importance_among_those_that_are_there(
     modular(weighted).weigh(importance)
     with modular(gated).gated(weights.expand(len(ASK), -1, -1)):
         expected = gated(prompt, ASK, SAY).logits
+    torch.testing.assert_close(weighted(prompt, ASK, SAY).logits, expected, **ROUNDING)
+    # As an exported program and int8 have it: merged into the weights.
+    weighted.lm = copy.deepcopy(weighted.lm).merge_and_unload()
     torch.testing.assert_close(weighted(prompt, ASK, SAY).logits, expected, **ROUNDING)
     with pytest.raises(ValueError, match="no weights"):
         modular(gated).weigh(importance)
