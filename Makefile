@@ -71,16 +71,16 @@ bench-quality: $(STAMP) ## Compare all methods on real data (hours); fills the t
 bench-quality-quick: $(STAMP) ## The quickstart beside its rivals; needs no data
 	$(PY) -m benchmarks.quality --study quick --write docs/results.md
 
-bench-cdcca: $(STAMP) ## CD-CCA's parts and rivals on two streams (hours); keeps what has been run
+bench-cdcca: $(STAMP) ## CD-CCA's parts and rivals on two streams (an hour); keeps what has been run
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cdcca --root $(URFD) --jobs 2 --write docs/results.md
 
-bench-cdcca-quick: $(STAMP) ## The same on the digits in short
+bench-cdcca-quick: $(STAMP) ## The same on the digits in short (minutes)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cdcca --quick --jobs 2 --write docs/results.md
 
-bench-eclm: $(STAMP) ## ECLM and its rivals on many devices (hours); keeps what has been run
+bench-eclm: $(STAMP) ## ECLM and its rivals on many devices (an hour); keeps what has been run
 	$(PY) -m benchmarks.eclm devices --write docs/results.md
 
-bench-eclm-quick: $(STAMP) ## The same in short
+bench-eclm-quick: $(STAMP) ## The same in short (minutes)
 	$(PY) -m benchmarks.eclm devices --quick --write docs/results.md
 
 clean: ## Remove caches and build output; keep .venv and runs/

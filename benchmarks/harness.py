@@ -17,6 +17,7 @@ from typing import Any
 
 __all__ = [
     "REPOSITORY",
+    "Clock",
     "Ran",
     "append_line",
     "commit",
@@ -56,6 +57,26 @@ def hardware() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {gpu}, torch {torch.__version__}"
+
+
+class Clock:
+    """What a run took, from here on, and where it ran."""
+
+    def __init__(self) -> None:
+        """Start."""
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def told(self) -> dict[str, Any]:
+        """Return the seconds on the wall and of the processor, the commit and the hardware.
+
+        The processor's do not depend on what else the machine does.
+        """
+        return {
+            "seconds": round(time.perf_counter() - self._wall, 1),
+            "processor_seconds": round(time.process_time() - self._processor, 1),
+            "commit": commit(),
+            "hardware": hardware(),
+        }
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

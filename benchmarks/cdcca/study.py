@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cdcca.arms import ARMS, STREAMS
-from benchmarks.harness import append_line, commit, hardware, read_lines
+from benchmarks.harness import Clock, append_line, read_lines
 
 __all__ = ["complete", "cost", "run"]
 
@@ -54,7 +54,7 @@ def run(stream: str, arm: str, seed: int, *, root: str | None, warm: Path) -> di
             if round == 0 and file.exists() and not warm.exists():
                 shutil.copy(file, warm)
 
-    began = time.perf_counter()
+    began = Clock()
     with tempfile.TemporaryDirectory() as folder:
         cli = prepared(stream, arm, seed, root=root, folder=folder)
         cli.trainer._callbacks.append(Keep())
@@ -66,8 +66,7 @@ def run(stream: str, arm: str, seed: int, *, root: str | None, warm: Path) -> di
         **{"whole": summary["mean"]["own"]["macro_f1"], "teacher": summary["server"]["macro_f1"]},
         **{"uplink": wire["uplink_bytes"], "downlink": wire["downlink_bytes"]},
         "error": wire.get("reconstruction_error", {}).get("downlink", []),
-        "seconds": round(time.perf_counter() - began, 1),
-        **{"commit": commit(), "hardware": hardware()},
+        **began.told(),
     }
 
 

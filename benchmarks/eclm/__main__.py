@@ -32,7 +32,7 @@ import torch
 
 from benchmarks.eclm import many, tables
 from benchmarks.eclm.cost import cost
-from benchmarks.eclm.drift import METHODS, SCENARIOS, SEEDS, drift, warm_up
+from benchmarks.eclm.drift import METHODS, SCENARIOS, SEEDS, beginning, drift
 from benchmarks.harness import REPOSITORY, append_line, read_lines, run
 from mlecs_lightning import URFall
 
@@ -64,20 +64,24 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 Cell = tuple[Any, ...]
+Work = dict[Cell, Callable[[], dict[str, Any]]]
 
 
-def cells(folder: Path, *, quick: bool) -> dict[Cell, Callable[[], dict[str, Any]]]:
-    """Return what there is to run: of each line its key, and what makes it."""
-    size, seeds = (many.QUICK, many.SEEDS[:2]) if quick else (many.WHOLE, many.SEEDS[:3])
-    every: dict[Cell, Callable[[], dict[str, Any]]] = {}
-    for seed in seeds if quick else many.SEEDS:
-        for tuned, share in itertools.product((False,) if quick else (False, True), many.SHARES):
-            for arm in ("stage 1", many.CHOSEN):
-                work = partial(many.of_size, arm, share, seed, folder, tuned=tuned)
+def cells(folder: Path, *, quick: bool) -> tuple[Work, Work]:
+    """Return what there is to run, first the clouds: of each line its key, and what makes it."""
+    form = many.QUICK if quick else many.FULL
+    clouds: Work = {}
+    every: Work = {}
+    for seed in form.seeds:
+        for tuned, share in itertools.product(form.tuned, form.shares):
+            for arm in many.STAGES:
+                work = partial(many.of_size, arm, share, form.devices, seed, folder, tuned=tuned)
                 every["size", arm, share, tuned, seed] = work
-        for name in many.METHODS if seed in seeds else ():
-            every["many", name, seed] = partial(many.many, name, seed, size, folder)
-    return every
+        for name in form.methods if seed in form.seeds[: form.repeated] else ():
+            every["many", name, seed] = partial(many.many, name, seed, form.size, folder)
+        for name, count in many.clouds(form, seed):
+            clouds["cloud", name, count, seed] = partial(many.cloud, name, count, seed, folder)
+    return clouds, every
 
 
 def key_of(row: dict[str, Any]) -> Cell:
@@ -91,17 +95,21 @@ def devices(out: Path, *, quick: bool, jobs: int) -> int:
     folder, failed = out.with_suffix(".warmups"), 0
     folder.mkdir(parents=True, exist_ok=True)
     done = {key_of(row) for row in read_lines(out)}
-    todo = {key: work for key, work in cells(folder, quick=quick).items() if key not in done}
+    clouds, every = cells(folder, quick=quick)
+    todo = {key: work for key, work in every.items() if key not in done}
     context = multiprocessing.get_context("spawn")
     one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
     with ProcessPoolExecutor(jobs, mp_context=context, **one_thread) as pool:
-        running = {pool.submit(work): key for key, work in todo.items()}
-        for each in as_completed(running):
-            try:
-                keep(out, each.result())
-            except Exception as error:
-                failed += 1
-                print(f"{running[each]}: FAILED: {error}", file=sys.stderr, flush=True)
+        # A cloud is trained before any run that starts from it, so that no two processes train it.
+        for works in (clouds, todo) if todo else ():
+            running = {pool.submit(work): key for key, work in works.items()}
+            for each in as_completed(running):
+                try:
+                    if row := each.result():
+                        keep(out, row)
+                except Exception as error:
+                    failed += 1
+                    print(f"{running[each]}: FAILED: {error}", file=sys.stderr, flush=True)
     return failed
 
 
@@ -172,8 +180,8 @@ def drifts(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             for name in args.methods:
                 if (scenario, name, seed) in done:
                     continue
-                warm = warm_up(name, seed, args.root, pools, folder)
-                keep(args.out, drift(scenario, name, seed, args.root, pools, warm=warm))
+                start = beginning(name, seed, args.root, pools, folder)
+                keep(args.out, drift(scenario, name, seed, args.root, pools, start=start))
 
 
 def keep(out: Path, row: dict[str, Any]) -> None:

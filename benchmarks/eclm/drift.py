@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from benchmarks.eclm.methods import WARMUP, FullModel, Judged, PreparedFedAvg, PreparedMLECS
-from benchmarks.eclm.training import rounds_of, warmed
+from benchmarks.eclm.training import begun, rounds_of
 from benchmarks.harness import REPOSITORY
 from mlecs_lightning import ECLM
 from mlecs_lightning.algorithms import LocalTraining, Steps
@@ -82,22 +82,24 @@ def federation(seed: int) -> Federation:
     return Federation(models["server"], models["edge"], clients, seed)
 
 
-def warm_up(name: str, seed: int, root: Path, pools: Pools, folder: Path) -> str | None:
-    """Train the cloud once for all drifts, with the result of a warm-up inside `fit`."""
+def beginning(name: str, seed: int, root: Path, pools: Pools, folder: Path) -> str:
+    """Train the cloud once for all drifts; return the state in which they begin."""
     family = {"static": "ECLM", "ECLM, refresh": "ECLM"}.get(name, name)
     data = Judged(root, batch_size=BATCH)
     data._pools = pools
-    return warmed(method(family), data, federation(seed), folder / f"{family}-{seed}.ckpt")
+    return begun(method(family), data, federation(seed), folder / f"{family}-{seed}.ckpt")
 
 
 def drift(
-    scenario: str, name: str, seed: int, root: Path, pools: Pools, *, warm: str | None
+    scenario: str, name: str, seed: int, root: Path, pools: Pools, *, start: str
 ) -> dict[str, Any]:
     """Run one method under one drift."""
     data = Judged(root, batch_size=BATCH, schedule=Drift(SCENARIOS[scenario]))
     data._pools = pools
     began = time.perf_counter()
-    history, summary = rounds_of(method(name), data, federation(seed), warm=warm, max_rounds=ROUNDS)
+    history, summary = rounds_of(
+        method(name), data, federation(seed), start=start, max_rounds=ROUNDS
+    )
     scores = {
         client: [row.get(f"clients/{client}/val/macro_f1") for row in history]
         for client in ("living_room", "bedroom", "office")

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from benchmarks.eclm.many import CHOSEN, METHODS
+from benchmarks.eclm.many import METHODS, STAGES
 from benchmarks.harness import spread
 
 __all__ = ["blocks"]
@@ -23,18 +23,19 @@ Rows = Sequence[dict[str, Any]]
 
 def blocks(rows: Rows) -> dict[str, str]:
     """Return the Markdown of each study that has lines, by name."""
-    made = {"devices": _many([r for r in rows if r["kind"] == "many"])}
-    made["sizes"] = _sizes([r for r in rows if r["kind"] == "size"])
+    of = {kind: [r for r in rows if r["kind"] == kind] for kind in ("many", "size", "cloud")}
+    made = {"devices": _many(of["many"]), "sizes": _sizes(of["size"], of["cloud"])}
     return {name: text for name, text in made.items() if text}
 
 
 def _origin(rows: Rows) -> str:
     said = {key: ", ".join(sorted({str(r[key]) for r in rows})) for key in ("commit", "hardware")}
     seeds = ", ".join(map(str, sorted({r["seed"] for r in rows})))
-    seconds = spread([r["seconds"] for r in rows], "{:.0f}")
+    each = [r["processor_seconds"] for r in rows]
     return (
-        f"Commit {said['commit']}; seeds {seeds}; {said['hardware']}; {seconds} s a run (median, "
-        "range), next to other work."
+        f"Commit {said['commit']}; seeds {seeds}; {said['hardware']}; {len(each)} runs on one "
+        f"thread each, {spread(each, '{:.0f}')} s of the processor (median, range), "
+        f"{sum(each) / 60:.1f} minutes in all."
     )
 
 
@@ -105,7 +106,7 @@ def _many(rows: Rows) -> str:
     return f"{text}\n\n{_table(head, compared)}"
 
 
-def _sizes(rows: Rows) -> str:
+def _sizes(rows: Rows, clouds: Rows) -> str:
     scores: dict[tuple[str, bool, float], dict[int, float]] = {}
     for r in rows:
         scores.setdefault((r["arm"], r["tuned"], r["share"]), {})[r["seed"]] = r["accuracy"]
@@ -113,9 +114,14 @@ def _sizes(rows: Rows) -> str:
         return ""
     lines = []
     for tuned, share in sorted({(tuned, share) for _, tuned, share in scores}):
-        one, two = (scores.get((arm, tuned, share), {}) for arm in ("stage 1", CHOSEN))
-        shown = [_mean(list(each.values())) if each else "-" for each in (one, two)]
+        each = [scores.get((arm, tuned, share), {}) for arm in STAGES]
+        shown = [_mean(list(values.values())) if values else "-" for values in each]
+        one, plain, two = each
         state = "tuned" if tuned else "as derived"
-        lines.append([state, f"{share:g}", *shown, _difference(two, one), str(len(two))])
-    head = ["sub-model", "share", "stage 1", "with stage 2", "difference", "seeds"]
-    return f"{_origin(rows)}\n\n{_table(head, lines)}"
+        gains = [_difference(two, one), _difference(two, plain)]
+        lines.append([state, f"{share:g}", *shown, *gains, str(len(two))])
+    head = ["sub-model", "share", "stage 1", "lambda 0", "stage 2"]
+    head += ["stage 2 - stage 1", "stage 2 - lambda 0", "seeds"]
+    minutes = sum(r["processor_seconds"] for r in clouds) / 60
+    trained = f"The {len(clouds)} clouds of both tables took {minutes:.1f} minutes more."
+    return f"{_origin(rows)} {trained}\n\n{_table(head, lines)}"

@@ -1,4 +1,4 @@
-"""What the studies of ECLM share: the warm-up of a cloud, and the figures of a run's rounds."""
+"""What the studies of ECLM share: a cloud that many runs start from, and a run's figures."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from lightning.fabric.loggers import Logger
 
 from mlecs_lightning import FederatedTrainer
 from mlecs_lightning.algorithms import LocalTraining
+from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.clients import Federation
 from mlecs_lightning.data import FederatedDataModule
-from mlecs_lightning.federated.warmup import ServerWarmup
 
 
-def warmed(
-    algorithm: LocalTraining, data: FederatedDataModule, federation: Federation, target: Path
-) -> str | None:
-    """Train a cloud once for all runs that start from it; the result of a warm-up inside `fit`.
+def begun(
+    algorithm: LocalTraining,
+    data: FederatedDataModule,
+    federation: Federation,
+    target: Path,
+    **options: Any,
+) -> str:
+    """Train a cloud once for all runs that start from it; return the state in which they begin.
 
     Args:
-        algorithm: Has the objective and the steps.
+        algorithm: Trains the cloud.
         data: The data.
         federation: The parties.
         target: The checkpoint; it is kept.
-
-    Returns:
-        The checkpoint; ``None`` if the algorithm takes no warm-up.
+        **options: Of the trainer.
     """
-    if algorithm.steps.warmup == 0:
-        return None
     if not target.exists():
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            place = {"default_root_dir": folder, "accelerator": "cpu", "devices": 1}
-            written = ServerWarmup({**quiet, **place}).warmup(algorithm, data, federation)
-            assert written is not None
-            written.rename(target)
+            first = _Begin()
+            _trainer(folder, logger=False, callbacks=[first], **options).fit(
+                algorithm, data, federation
+            )
+            (first.folder / "checkpoints/round=0000-partial.ckpt").rename(target)
     return str(target)
 
 
@@ -47,24 +47,44 @@ def rounds_of(
     data: FederatedDataModule,
     federation: Federation,
     *,
-    warm: str | None,
+    start: str,
     **options: Any,
 ) -> tuple[list[dict[str, float]], Mapping[str, Any]]:
-    """Train a federation; return the metrics of its rounds, and its summary."""
+    """Train a federation from a state that `begun` left; return its rounds' metrics and summary."""
     keeper = Keeper()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = FederatedTrainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = _trainer(
+            folder,
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_test_batches=0,
-            warmup_ckpt_path=warm,
+            allow_other_config=True,  # one cloud for methods that differ in what devices do
             logger=[keeper],
-            default_root_dir=folder,
             **options,
         )
-        return keeper.rows, trainer.fit(algorithm, data, federation)
+        return keeper.rows, trainer.fit(algorithm, data, federation, start)
+
+
+def _trainer(folder: str, **options: Any) -> FederatedTrainer:
+    return FederatedTrainer(
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        limit_test_batches=0,
+        default_root_dir=folder,
+        **options,
+    )
+
+
+class _Begin(FederatedCallback):
+    """Ends a run before its first round."""
+
+    @property
+    def should_stop(self) -> bool:
+        """See `FederatedCallback`."""
+        return True
+
+    def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
+        """Remember where the run is."""
+        self.folder = Path(folder)
 
 
 class Keeper(Logger):

@@ -46,4 +46,5 @@ def _linear(model: nn.Module) -> None:
                 layer = nn.Linear(child.nx, child.nf)
                 layer.weight = nn.Parameter(child.weight.detach().T.contiguous())
                 layer.bias = nn.Parameter(child.bias.detach())
+                layer._forward_pre_hooks.update(child._forward_pre_hooks)
                 setattr(parent, name, layer)

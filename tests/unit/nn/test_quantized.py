@@ -117,3 +117,12 @@ def test_four_bits_without_a_gpu_are_refused(
     )
     with pytest.raises(ConfigurationError, match=r"quantization '4bit' needs a CUDA GPU"):
         tiny.build(Standalone(), settings)
+
+
+def test_what_hangs_on_a_layer_stays(backbone: Backbone) -> None:
+    layer = next(each for each in backbone.lm.modules() if isinstance(each, Conv1D))
+    handle = layer.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    with backbone.in_int8():
+        kept = [each for each in backbone.lm.modules() if each._forward_pre_hooks]
+    handle.remove()
+    assert [type(each) for each in kept] == [Int8Linear]

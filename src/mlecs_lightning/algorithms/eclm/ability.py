@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ __all__ = [
     "subtasks_of",
 ]
 
+Subtasks = Literal["classes", "domains", "class_mixes"]
+
 _KEY = "algorithm.init_args.ability"
 _GAP = 1e-3
 """Relative gap at which the search for a mask ends: with even loads many masks are as good, and to
@@ -49,8 +51,11 @@ class AbilityTraining:
         weight: lambda, the weight of the divergence between gates and gate labels; the default was
             the best of four on validation data (docs/results.md).
         subtasks: What a device is expected to hold together: each class or each domain of the
-            public samples is a sub-task (our choice: the server knows nothing of the devices' data
-            before they report). Samples without a target have no known class, hence no gate label.
+            public samples is a sub-task; or, with ``class_mixes``, each group of domains whose
+            classes are alike, by k-means of their label histograms (our choice: the server knows
+            nothing of the devices' data before they report). Samples without a target have no known
+            class, hence no gate label, nor has a domain without any target under ``class_mixes``.
+        mixes: Maximum number of these groups.
         task_modules: kappa_2, the maximum number of modules of a sub-task in each layer; a quarter
             of the modules by default (our choice). The number of modules sets no limit.
         module_load: kappa_1, the maximum load of a module, as a multiple of the mean load T / K of
@@ -59,7 +64,8 @@ class AbilityTraining:
 
     steps: int = 100
     weight: float = 0.3
-    subtasks: Literal["classes", "domains"] = "classes"
+    subtasks: Subtasks = "classes"
+    mixes: int = 4
     task_modules: int | None = None
     module_load: float | None = 1.0
 
@@ -70,6 +76,8 @@ class AbilityTraining:
             faults.append(f"{_KEY}.steps must be at least 1, got {self.steps}")
         if not (self.weight >= 0 and math.isfinite(self.weight)):
             faults.append(f"{_KEY}.weight must be at least 0, got {self.weight}")
+        if self.mixes < 1:
+            faults.append(f"{_KEY}.mixes must be at least 1, got {self.mixes}")
         if self.task_modules is not None and self.task_modules < 1:
             faults.append(f"{_KEY}.task_modules must be at least 1, got {self.task_modules}")
         if self.module_load is not None and not self.module_load > 0:
@@ -89,7 +97,7 @@ class AbilityTraining:
         Raises:
             ConfigurationError: If no sample has a sub-task, or no mask satisfies the limits.
         """
-        tasks = subtasks_of(table, self.subtasks)
+        tasks = subtasks_of(table, self.subtasks, mixes=self.mixes)
         with torch.random.fork_rng(devices=[]):  # a loader draws, and what follows would shift
             gates = torch.cat(server.map(sequential_loader(table, 256), CloudParts.measure)).cpu()
         labels = self.labels_of(gates, tasks)
@@ -135,30 +143,54 @@ class AbilityStage:
         return {"loss": gated.lm + self.weight * divergence, "lm": gated.lm, "gates": divergence}
 
 
-def subtasks_of(table: SampleTable, kind: Literal["classes", "domains"]) -> Tensor:
+def subtasks_of(table: SampleTable, kind: Subtasks, *, mixes: int = 4) -> Tensor:
     """Return the sub-task of each sample, (N,) int64 from 0; -1 for none.
 
     Args:
         table: Public samples.
         kind: What makes a sub-task.
+        mixes: See `AbilityTraining`.
 
     Raises:
         ConfigurationError: If no sample has one.
     """
-    named: Sequence[str | int]
-    if kind == "domains":
-        named = table.domains
+    known = table.labelled() & (table.labels >= 0)
+    if kind == "classes":
+        named = table.labels.masked_fill(~known, -1)
     else:
-        known = table.labelled() & (table.labels >= 0)
-        named = table.labels.masked_fill(~known, -1).tolist()
-    names = sorted({name for name in named if name not in (-1, "")})
-    if not names:
+        names = sorted(set(table.domains) - {""})
+        number = {name: n for n, name in enumerate(names)}
+        named = torch.tensor([number.get(name, -1) for name in table.domains])
+    if kind == "class_mixes":
+        counts = torch.zeros(len(number) + 1, int(table.labels.clamp(min=0).max()) + 1)
+        counts.index_put_((named[known], table.labels[known]), torch.ones(()), accumulate=True)
+        # The last row is that of samples without a domain.
+        named = torch.cat([_mixes_of(counts[:-1], mixes), torch.tensor([-1])])[named]
+    found = torch.tensor(sorted({*named.tolist()} - {-1}), dtype=torch.int64)
+    if not len(found):
         raise ConfigurationError(
-            f"{_KEY}.subtasks: none of the public samples has known {kind}; choose the other of "
-            "'classes' and 'domains', or leave algorithm.init_args.ability out"
+            f"{_KEY}.subtasks: none of the public samples has known {kind}; choose another of "
+            f"{list(get_args(Subtasks))}, or leave algorithm.init_args.ability out"
         )
-    number = {name: n for n, name in enumerate(names)}
-    return torch.tensor([number.get(name, -1) for name in named])
+    return torch.where(named < 0, -1, torch.searchsorted(found, named))
+
+
+def _mixes_of(counts: Tensor, mixes: int) -> Tensor:
+    """Return the group (D,) of each row of (D, C) counts by its shares; -1 for an empty row."""
+    from scipy.cluster.vq import kmeans2  # of the extra `eclm`
+
+    groups = torch.full((len(counts),), -1)
+    filled = counts.sum(dim=1) > 0
+    if not filled.any():
+        return groups
+    shares = counts[filled] / counts[filled].sum(dim=1, keepdim=True)
+    # From the rows that are farthest apart, so that no random number decides.
+    first = [0]
+    while len(first) < min(mixes, len(np.unique(shares.numpy(), axis=0))):
+        first.append(int(torch.cdist(shares, shares[first]).amin(dim=1).argmax()))
+    _, found = kmeans2(shares.double().numpy(), shares[first].double().numpy(), minit="matrix")
+    groups[filled] = torch.from_numpy(found).long()
+    return groups
 
 
 def load_matrix(gates: Tensor, tasks: Tensor) -> Tensor:

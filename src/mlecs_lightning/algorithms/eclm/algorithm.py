@@ -79,6 +79,7 @@ class ECLM(LocalTraining):
         modules: int = 8,
         active: int = 4,
         bypass: bool = False,
+        gate_weighted: bool = False,
         budget: Budget | None = None,
         budgets: dict[str, Budget] | None = None,
         gate_noise: float = 1.0,
@@ -100,6 +101,8 @@ class ECLM(LocalTraining):
                 number between this and K, so that sub-models of all sizes work.
             bypass: Whether the selector can choose, as one more module of each layer, to bypass it
                 (Nebula's residual modules), so that a sub-model may lack all others of a layer.
+            gate_weighted: Whether a module counts with its gate instead of fully: offline with that
+                of the sample, later with the mean over a device's data (in the cloud, public data).
             budget: Budget of each device; unlimited by default.
             budgets: Those of single clients by name, instead of ``budget``.
             gate_noise: Standard deviation of the noise on the gate logits.
@@ -120,23 +123,16 @@ class ECLM(LocalTraining):
             ValueError: If a value is out of range.
         """
         super().__init__(steps=steps, order=order)
-        ranges = {
-            "modules": (modules >= 2, "at least 2", modules),
-            "active": (1 <= active <= modules, f"in [1, modules={modules}]", active),
-            "gate_noise": (gate_noise >= 0, "at least 0", gate_noise),
-            "balance_weight": (balance_weight >= 0, "at least 0", balance_weight),
-            "modality_dropout": (0 <= modality_dropout < 1, "in [0, 1)", modality_dropout),
-            "drift_significance": (0 < drift_significance < 1, "in (0, 1)", drift_significance),
-        }
-        faults = FaultList(
-            f"algorithm.init_args.{k} must be {allowed}, got {v}"
-            for k, (ok, allowed, v) in ranges.items()
-            if not ok
+        self.offline = OfflineStage(
+            modules, active, gate_noise, balance_weight, modality_dropout, gate_weighted
         )
+        faults = FaultList(self.offline.faults(key := "algorithm.init_args"))
+        if not 0 < drift_significance < 1:
+            faults.append(f"{key}.drift_significance must be in (0, 1), got {drift_significance}")
         faults.raise_any()
-        self.modules, self.bypass = modules, bypass
+        self.modules, self.bypass, self.gate_weighted = modules, bypass, gate_weighted
+        self._parts = {"bypass": bypass, "weighted": gate_weighted}
         self.budget, self.budgets = budget or Budget(), dict(budgets or {})
-        self.offline = OfflineStage(modules, active, gate_noise, balance_weight, modality_dropout)
         self.ability, self.merge_weights = ability, merge_weights
         self.rederive, self.refresh, self.drift_significance = rederive, refresh, drift_significance
         self._prototypes: dict[str, dict[str, str]] = {}
@@ -167,15 +163,16 @@ class ECLM(LocalTraining):
     @classmethod
     def rebuilt(cls, arguments: Mapping[str, Any]) -> ECLM:
         """Return ECLM with as many modules."""
-        return cls(modules=arguments["modules"], active=1, bypass=bool(arguments.get("bypass")))
+        bypass, weighted = (bool(arguments.get(key)) for key in ("bypass", "gate_weighted"))
+        return cls(modules=arguments["modules"], active=1, bypass=bypass, gate_weighted=weighted)
 
     def build_server(self, module: ServerModule, clients: Iterable[str]) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""
-        CloudParts.add(module, self.modules, len(list(clients)), bypass=self.bypass)
+        CloudParts.add(module, self.modules, len(list(clients)), **self._parts)
 
     def build_edge(self, module: EdgeModule, modalities: Iterable[str]) -> None:
         """Prepare the edge for a sub-model."""
-        DeviceParts.add(module, self.modules, tuple(modalities), bypass=self.bypass)
+        DeviceParts.add(module, self.modules, tuple(modalities), **self._parts)
 
     def prepare_edge(self, client: str, module: EdgeModule) -> None:
         """Count the costs of a client's modules."""
@@ -200,11 +197,7 @@ class ECLM(LocalTraining):
     def _derive(
         self, client: str, importance: Tensor, factor: float = 1.0, within: Tensor | None = None
     ) -> Tensor:
-        """Return the sub-model (L, K) bool of a client, from importance and budget.
-
-        Raises:
-            InfeasibleBudgetError: If no sub-model fits the budget.
-        """
+        """Return the sub-model (L, K) bool of a client, from importance and budget."""
         budget = self._budget(client, factor)
         try:
             return derive(importance[:, : self.modules], self._costs[client], budget, within=within)
@@ -221,12 +214,16 @@ class ECLM(LocalTraining):
     def after_warmup(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> dict[str, float]:
-        """Train the abilities of the modules, if that is set."""
-        if self.ability is None:
-            return {}
-        stage = self.ability.prepare(server, loaders.public.table, self.offline)
-        batches = loaders.public.take(self.ability.steps, seed=ctx.seed_for("server", "ability"))
-        return server.fit(batches, stage.loss, stage="ability")
+        """Train the abilities of the modules, and weigh them, if that is set."""
+        losses: dict[str, float] = {}
+        if (ability := self.ability) is not None:
+            stage = ability.prepare(server, loaders.public.table, self.offline)
+            batches = loaders.public.take(ability.steps, seed=ctx.seed_for("server", "ability"))
+            losses = server.fit(batches, stage.loss, stage="ability")
+        if self.gate_weighted:
+            seen = public_importance(server, loaders.public.table, server.module.modalities)
+            modular_of(server.module).weigh(seen)
+        return losses
 
     # Down -----------------------------------------------------------------------------------
 
@@ -329,6 +326,8 @@ class ECLM(LocalTraining):
                 edge.optimizer.state.pop(parameter, None)  # its moments are of other neurons
         here = mask.flatten()[index]
         modular.load_rows(index[here], broadcast.tensors["modules/adapters"][here])
+        if self.gate_weighted:
+            modular.weigh(importance)
 
     # Back on the cloud ----------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["load_balance", "top_k_gates"]
+__all__ = ["load_balance", "mean_one", "top_k_gates"]
 
 
-def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+def top_k_gates(
+    logits: Tensor, active: Tensor, *, noise: float = 0.0, weighted: bool = False
+) -> tuple[Tensor, Tensor]:
     """Choose the modules with the largest gates, for each sample and layer (noisy top-k).
 
     The noise lets modules be tried that are not yet the best (arXiv 1701.06538, equations 3 to 5;
@@ -20,9 +22,11 @@ def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[
         logits: (B, L, K) of K modules in each of L layers.
         active: (B,) int, number of modules in each layer that a sample uses.
         noise: Standard deviation of the noise on the logits.
+        weighted: Whether the gate of a chosen module is its weight among the chosen ones, see
+            `mean_one`, instead of 1.
 
     Returns:
-        The gates (B, L, K), one or zero, and p (B, L, K).
+        The gates (B, L, K), one or zero unless ``weighted``, and p (B, L, K).
 
     Example:
         >>> gates, p = top_k_gates(torch.tensor([[[0.0, 2.0, 1.0]]]), torch.tensor([2]))
@@ -34,7 +38,28 @@ def top_k_gates(logits: Tensor, active: Tensor, *, noise: float = 0.0) -> tuple[
     p = logits.float().softmax(dim=-1)
     place = p.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     chosen = place < active.view(-1, 1, 1)
-    return chosen * (1.0 + (p - p.detach())), p
+    return mean_one(p, chosen) if weighted else chosen * (1.0 + (p - p.detach())), p
+
+
+def mean_one(p: Tensor, chosen: Tensor) -> Tensor:
+    """Return the weights of chosen modules: their gates, scaled to a mean of one in each layer.
+
+    Where all gates are equal, every chosen module counts fully, as without weights (our choice; in
+    Nebula the gates add up to one).
+
+    Args:
+        p: (..., K) gates, positive.
+        chosen: (..., K) bool.
+
+    Returns:
+        (..., K), zero where a module is not chosen.
+
+    Example:
+        >>> mean_one(torch.tensor([0.6, 0.2, 0.2]), torch.tensor([True, True, False])).tolist()
+        [1.5, 0.5, 0.0]
+    """
+    kept = p * chosen
+    return kept * chosen.sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
 def load_balance(p: Tensor) -> Tensor:

@@ -102,9 +102,17 @@ class CloudParts(_Parts):
         self.register_buffer("budget", torch.ones(clients))
 
     @classmethod
-    def add(cls, server: ServerModule, modules: int, clients: int, *, bypass: bool = False) -> None:
+    def add(
+        cls,
+        server: ServerModule,
+        modules: int,
+        clients: int,
+        *,
+        bypass: bool = False,
+        weighted: bool = False,
+    ) -> None:
         """Divide the hosted model into modules, let it answer, and add the selector."""
-        modular = divide(server, modules, bypass=bypass)
+        modular = divide(server, modules, bypass=bypass, weighted=weighted)
         width = server.settings.connector.width
         server.add_module("eclm", cls(width, modular.shape, clients, bypass=bypass))
         server.first = "slm"
@@ -141,7 +149,13 @@ class DeviceParts(_Parts):
 
     @classmethod
     def add(
-        cls, edge: EdgeModule, modules: int, modalities: Sequence[str], *, bypass: bool = False
+        cls,
+        edge: EdgeModule,
+        modules: int,
+        modalities: Sequence[str],
+        *,
+        bypass: bool = False,
+        weighted: bool = False,
     ) -> None:
         """Prepare a fresh edge for sub-models; it starts with the smallest one.
 
@@ -150,8 +164,9 @@ class DeviceParts(_Parts):
             modules: K.
             modalities: All modalities of the data, in order: the columns of the cloud's connector.
             bypass: Whether the selector can choose to bypass a layer.
+            weighted: Whether modules have weights.
         """
-        tower, modular = edge.tower(), divide(edge, modules, bypass=bypass)
+        tower, modular = edge.tower(), divide(edge, modules, bypass=bypass, weighted=weighted)
         widths = {m: int(e.out_features) for m, e in edge.extractors.items()}  # type: ignore[arg-type]
         tower.connector = Connector(
             widths,
@@ -191,7 +206,9 @@ class DeviceParts(_Parts):
         return DeviceParts.of(edge).gates(*edge.sensed(batch)).cpu()  # type: ignore[no-any-return]
 
 
-def divide(module: MultimodalLM, modules: int, *, bypass: bool = False) -> ModularMLPs:
+def divide(
+    module: MultimodalLM, modules: int, *, bypass: bool = False, weighted: bool = False
+) -> ModularMLPs:
     """Divide the MLPs of a module's SLM.
 
     Raises:
@@ -200,7 +217,7 @@ def divide(module: MultimodalLM, modules: int, *, bypass: bool = False) -> Modul
     """
     backbone = module.tower("slm").backbone
     what = f"backbone.model {backbone.settings.model!r}"
-    modular = ModularMLPs(backbone.lm, modules, bypass=bypass, what=what)
+    modular = ModularMLPs(backbone.lm, modules, bypass=bypass, weighted=weighted, what=what)
     if backbone.settings.gradient_checkpointing:
         raise ConfigurationError(f"{what}: ECLM cannot work with gradient_checkpointing")
     mine = {id(p) for p in (*modular.own_parameters(), *modular.trunk_parameters())}

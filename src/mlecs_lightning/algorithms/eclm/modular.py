@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.algorithms.eclm.gating import mean_one
 from mlecs_lightning.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -114,15 +115,18 @@ class ModularMLPs(nn.Module):
     There are two ways to leave modules out: `select` makes the model physically smaller, for a
     device; `gated` multiplies the neurons of a whole model by gates, for training in the cloud.
     Both compute the same. With all modules, the model equals the undivided one. With ``bypass`` a
-    layer may have no module at all; its MLP then adds its bias alone.
+    layer may have no module at all; its MLP then adds its bias alone. With ``weighted`` each
+    present module counts with a weight of its own, see `weigh`.
 
     Attributes:
         mask: (L, K) bool, the modules that are present. Part of the model's state: loading a state
             cuts the model to its form (`fit_to`).
         shape: (L, K).
+        weights: (L, K) of the modules, part of the state; ``None`` unless ``weighted``.
     """
 
     mask: Tensor
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class ModularMLPs(nn.Module):
         modules: int,
         *,
         bypass: bool = False,
+        weighted: bool = False,
         what: str = "the model",
     ) -> None:
         """Find the MLPs and divide them.
@@ -138,6 +143,7 @@ class ModularMLPs(nn.Module):
             lm: The language model, with or without LoRA on its MLPs; `select` changes it.
             modules: Number K of modules of each MLP.
             bypass: Whether a layer may be empty.
+            weighted: Whether modules have weights, which begin as ones.
             what: Name of the model, for error messages.
 
         Raises:
@@ -160,7 +166,10 @@ class ModularMLPs(nn.Module):
             layers = [_Layer(getattr(block, name), makes=True) for name in makes]
             layers.append(_Layer(getattr(block, reads), makes=False))
             self._blocks.append(layers)
-            getattr(block, reads).register_forward_pre_hook(_Gate(self, n))
+            # Weights stand on what is left when an adapter is merged, for a program or for int8.
+            read = (layers[-1].base, layers[-1].own) if weighted else (getattr(block, reads),)
+            for layer in filter(None, read):
+                layer.register_forward_pre_hook(_Gate(self, n))
         first = self._blocks[0]
         if any(layer.weight.dtype in (torch.int8, torch.uint8) for layer in first):
             raise ConfigurationError(f"{what}: quantised MLPs cannot be divided")
@@ -172,6 +181,8 @@ class ModularMLPs(nn.Module):
         self.neurons = self.width // modules
         self.shape, self.bypass = (len(self._blocks), modules), bypass
         self.register_buffer("mask", torch.ones(self.shape, dtype=torch.bool))
+        self.register_buffer("weights", torch.ones(self.shape) if weighted else None)
+        self._kept = self.mask.tolist()
         self._gates: Tensor | None = None
 
     # The adapters of modules ----------------------------------------------------------------
@@ -283,6 +294,7 @@ class ModularMLPs(nn.Module):
                     rows = whole[after]
                 layer.cut(None if bool(new.all()) else after.nonzero().flatten(), rows)
         self.mask.copy_(mask)
+        self._kept = self.mask.tolist()
 
     def fit_to(self, state: Mapping[str, Tensor], *, prefix: str) -> None:
         """Cut the model to the form of a state that is about to be loaded."""
@@ -292,6 +304,36 @@ class ModularMLPs(nn.Module):
     def form(self) -> dict[str, Any]:
         """Return K and the mask (L, K) of present modules, as 0 or 1."""
         return {"modules": self.shape[1], "mask": self.mask.int().tolist()}
+
+    # Weighted -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def weigh(self, importance: Tensor) -> None:
+        """Weigh the present modules by their importance, with a mean of one in each layer.
+
+        Args:
+            importance: (L, K), or (L, K + 1) with a bypass, which is always there.
+
+        Raises:
+            ValueError: Unless the model was built with ``weighted``.
+        """
+        if self.weights is None:
+            raise ValueError("modules: these have no weights")
+        more = importance.shape[1] - self.shape[1]
+        there = nn.functional.pad(self.mask, (0, more), value=True)
+        weights = mean_one(importance.to(self.weights.device), there)
+        self.weights.copy_(weights[:, : self.shape[1]])
+
+    def factors(self, layer: int) -> Tensor | None:
+        """Return what the neurons of a layer are multiplied by: (B, 1, N), (N,) or nothing."""
+        if self._gates is not None:
+            each = self._gates[:, layer]
+            return each.repeat_interleave(self.neurons, dim=-1).unsqueeze(1)
+        if self.weights is None:
+            return None
+        # From a list: a program that is exported cannot look into the mask.
+        there = [k for k, present in enumerate(self._kept[layer]) if present]
+        return self.weights[layer, there].repeat_interleave(self.neurons)
 
     # Gated ----------------------------------------------------------------------------------
 
@@ -338,15 +380,11 @@ class ModularMLPs(nn.Module):
 
 
 class _Gate:
-    """Forward pre-hook that gates the input of an MLP's last layer."""
+    """Forward pre-hook that gates or weighs the input of an MLP's last layer."""
 
     def __init__(self, modular: ModularMLPs, layer: int) -> None:
         self._modular, self._layer = modular, layer
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        gates = self._modular._gates
-        if gates is None:
-            return None
-        hidden = args[0]
-        each = gates[:, self._layer].repeat_interleave(self._modular.neurons, dim=-1)
-        return (hidden * each.unsqueeze(1).to(hidden.dtype), *args[1:])
+        factors = self._modular.factors(self._layer)
+        return None if factors is None else (args[0] * factors.to(args[0].dtype), *args[1:])

@@ -41,6 +41,7 @@ class OfflineStage:
         gate_noise: Standard deviation of the noise on the gate logits.
         balance_weight: Weight of the load-balancing loss.
         modality_dropout: Probability that a sample lacks a modality.
+        weighted: Whether a chosen module counts with its gate.
     """
 
     modules: int
@@ -48,6 +49,26 @@ class OfflineStage:
     gate_noise: float
     balance_weight: float
     modality_dropout: float
+    weighted: bool = False
+
+    def faults(self, key: str) -> list[str]:
+        """List values out of range.
+
+        Args:
+            key: The YAML key of the values, for messages.
+        """
+        ranges = {
+            "modules": (self.modules >= 2, "at least 2"),
+            "active": (1 <= self.active <= self.modules, f"in [1, modules={self.modules}]"),
+            "gate_noise": (self.gate_noise >= 0, "at least 0"),
+            "balance_weight": (self.balance_weight >= 0, "at least 0"),
+            "modality_dropout": (0 <= self.modality_dropout < 1, "in [0, 1)"),
+        }
+        return [
+            f"{key}.{name} must be {allowed}, got {getattr(self, name)}"
+            for name, (fits, allowed) in ranges.items()
+            if not fits
+        ]
 
     def loss(self, server: ServerModule, batch: Batch) -> Losses:
         """L_LM(gated model) + weight * load balance; gates by noisy top-k of the selector."""
@@ -67,7 +88,7 @@ class OfflineStage:
         most = logits.shape[-1]  # the bypass included
         active = torch.randint(self.active, most + 1, (size,), device=logits.device)
         noise = self.gate_noise if server.training else 0.0
-        gates, p = top_k_gates(logits, active, noise=noise)
+        gates, p = top_k_gates(logits, active, noise=noise, weighted=self.weighted)
         with modular_of(server).gated(gates):
             output = tower(features, present, batch.instructions, batch.targets)
         return Gated(server.mean_loss(output), logits.float(), p)

@@ -22,6 +22,7 @@ from mlecs_lightning.algorithms.eclm.ability import (
 )
 from mlecs_lightning.algorithms.eclm.models import CloudParts
 from mlecs_lightning.clients import Federation
+from mlecs_lightning.data import SampleTable
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.warmup import ServerWarmup
 from mlecs_lightning.rounds import RoundContext
@@ -127,13 +128,44 @@ def test_sub_tasks_are_classes_with_a_known_target_or_domains(tiny: SimpleNamesp
     silent = table.with_targets(dict.fromkeys(table.ids, ""))
     with pytest.raises(ConfigurationError, match=r"ability\.subtasks: none of the public samples"):
         subtasks_of(silent, "classes")
+    with pytest.raises(ConfigurationError, match="known class_mixes"):
+        subtasks_of(silent, "class_mixes")
+
+
+def test_domains_with_like_classes_are_one_sub_task() -> None:
+    # Classes of the samples of each domain; "d" has no targets, one sample no domain.
+    held = {"a": [0, 0, 0, 1], "b": [2, 2, 1, 2], "c": [0, 0, 0, 0, 1], "d": [0, 0], "": [2]}
+    domains = [name for name, labels in held.items() for _ in labels]
+    labels = torch.tensor([label for labels in held.values() for label in labels])
+    table = SampleTable(
+        ids=tuple(map(str, range(len(domains)))),
+        modalities=(),
+        inputs={},
+        present=torch.zeros(len(domains), 0, dtype=torch.bool),
+        instructions=("?",) * len(domains),
+        targets=tuple("" if name == "d" else "x" for name in domains),
+        labels=labels,
+        domains=tuple(domains),
+        groups=tuple(domains),
+    )
+    two = {"a": 0, "b": 1, "c": 0, "d": -1, "": -1}
+    assert subtasks_of(table, "class_mixes", mixes=2).tolist() == [two[name] for name in domains]
+    # As many groups as there are different mixes, whatever is asked for.
+    each = subtasks_of(table, "class_mixes", mixes=9).tolist()
+    assert len(set(each)) == 4
+    assert set(subtasks_of(table, "class_mixes", mixes=1).tolist()) == {0, -1}
+    nowhere = replace(table, domains=("",) * len(table))
+    with pytest.raises(
+        ConfigurationError, match="none of the public samples has known class_mixes"
+    ):
+        subtasks_of(nowhere, "class_mixes")
 
 
 def test_settings_out_of_range_are_named_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        AbilityTraining(steps=0, weight=-1.0, task_modules=0, module_load=0.0)
+        AbilityTraining(steps=0, weight=-1.0, mixes=0, task_modules=0, module_load=0.0)
     keys = [line.split(" ")[0].rpartition(".")[2] for line in str(caught.value).splitlines()]
-    assert keys == ["steps", "weight", "task_modules", "module_load"]
+    assert keys == ["steps", "weight", "mixes", "task_modules", "module_load"]
 
 
 # Training -----------------------------------------------------------------------------------------

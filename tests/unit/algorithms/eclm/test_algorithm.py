@@ -417,8 +417,9 @@ def test_an_exported_sub_model_answers_as_the_device_does(
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
-    # As ONNX also a layer without modules.
-    values = {"bypass": kind == "onnx", "budget": Budget(modules=0.5 if kind == "torch" else 0.17)}
+    # As ONNX also a layer without modules, and modules that count with their gates.
+    values: dict[str, Any] = dict.fromkeys(("bypass", "gate_weighted"), kind == "onnx")
+    values |= {"budget": Budget(modules=0.5 if kind == "torch" else 0.17)}
     values |= {"steps": tiny.steps(warmup=3, private=2, server=0)}
     trainer = tiny.trainer(tmp_path, enable_checkpointing=True)
     trainer.fit(eclm(**values), tiny.data(), divided())
@@ -431,6 +432,12 @@ def test_an_exported_sub_model_answers_as_the_device_does(
     for row, said in enumerate(run.tester.predictions(learner, table)[:4]):
         sample = {m: table.inputs[m][row] for m in table.modalities}
         assert device.ask(**sample) == said["prediction"]
+    with torch.no_grad():
+        expected = learner.module.eval().read(table.__getitems__([0])).logits[0, 0]
+    _, logits = device.decode(**{m: table.inputs[m][0] for m in table.modalities})
+    torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-4)
+    weights = modular_of(learner.module).weights
+    assert (weights is not None and weights.unique().numel() > 1) == (kind == "onnx")
     if party == "hall" and kind == "torch":
         whole = export_run(place, tmp_path / "whole", client="server", format=kind)
         small, large = (

@@ -31,6 +31,19 @@ def test_every_sample_has_its_own_number_of_modules() -> None:
     assert gates.sum(-1).tolist() == [[1, 1], [3, 3]]
 
 
+def test_weighted_gates_have_a_mean_of_one_and_the_gradient_of_what_they_are() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    gates, p = top_k_gates(logits, torch.tensor([2]), weighted=True)
+    expected = [[[0.0, 4 / 7, 10 / 7], [12 / 7, 2 / 7, 0.0]]]
+    torch.testing.assert_close(gates, torch.tensor(expected))
+    # d/dp_2 of 2 p_2 / (p_1 + p_2); the softmax of the two alone has the same ratio.
+    gates[0, 0, 2].backward()
+    one, other = 2 / 7, 5 / 7
+    gradient = torch.tensor([0.0, -2 * one * other, 2 * one * other])
+    torch.testing.assert_close(logits.grad[0, 0], gradient)  # type: ignore[index]
+    assert p.sum(dim=-1).allclose(torch.ones(1, 2))
+
+
 def test_the_gradient_is_that_of_the_softmax_of_what_was_chosen() -> None:
     """d(p_2)/d(logits) = p_2 (e_2 - p), by hand."""
     logits = LOGITS.clone().requires_grad_()

@@ -1,5 +1,6 @@
 """MLPs in modules: nothing is lost with all on, and what is left out is gone."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TARGETS = {
 }
 # Sums of other lengths, in other kernels: logits are at most 3e-6 off on three instruction sets.
 ROUNDING = {"rtol": 1e-5, "atol": 3e-5}
+EXACT = {"rtol": 1e-6, "atol": 1e-6}
 MASK = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()
 
 
@@ -48,7 +50,7 @@ def build(places: dict[str, str], family: str) -> Callable[..., Backbone]:
         divided: bool = True,
         targets: list[str] | None = None,
         r: int = 2,
-        bypass: bool = False,
+        **options: bool,
     ) -> Backbone:
         torch.manual_seed(1)
         lora = LoraSettings(r=r, alpha=8, dropout=0.0, target_modules=targets or TARGETS[family])
@@ -56,7 +58,7 @@ def build(places: dict[str, str], family: str) -> Callable[..., Backbone]:
         state = {k: torch.randn_like(v) * 0.1 for k, v in backbone.adapter_state().items()}
         backbone.load_adapter_state(state)
         if divided:
-            backbone.add_module("modular", ModularMLPs(backbone.lm, K, bypass=bypass))
+            backbone.add_module("modular", ModularMLPs(backbone.lm, K, **options))
         return backbone.eval()
 
     return call
@@ -115,14 +117,14 @@ def test_with_all_modules_on_the_model_is_the_undivided_one(
         else:
             with modular(divided).gated(gates):
                 logits = divided(prompt, ASK, SAY).logits
-        torch.testing.assert_close(logits, expected, **ROUNDING)
+        torch.testing.assert_close(logits, expected, **EXACT)
     # There and back again.
     modular(divided).select(MASK)
     assert not torch.allclose(divided(prompt, ASK, SAY).logits, expected, **ROUNDING)
     rows = modular(build()).rows()
     modular(divided).select(torch.ones(2, K).bool())
     modular(divided).load_rows(torch.arange(2 * K), rows)
-    torch.testing.assert_close(divided(prompt, ASK, SAY).logits, expected, **ROUNDING)
+    torch.testing.assert_close(divided(prompt, ASK, SAY).logits, expected, **EXACT)
 
 
 def test_a_sum_over_the_modules_is_the_mlp(build: Callable[..., Backbone]) -> None:
@@ -167,6 +169,32 @@ def test_a_cut_model_computes_what_a_gated_one_does(
         )
         others = (~layer).repeat_interleave(whole.shape[axis] // K).nonzero().flatten()
         assert not whole.grad.index_select(axis, others).any()
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_modules_count_with_their_importance_among_those_that_are_there(
+    build: Callable[..., Backbone], prompt: Tensor, bypass: bool
+) -> None:
+    weighted, gated = build(weighted=True, bypass=bypass), build(bypass=bypass)
+    # Equal gates are no gates: the undivided model.
+    modular(weighted).weigh(torch.full((2, K + bypass), 1 / (K + bypass)))
+    whole = build(divided=False)(prompt, ASK, SAY).logits
+    torch.testing.assert_close(weighted(prompt, ASK, SAY).logits, whole, **EXACT)
+    importance = torch.tensor([[0.4, 0.1, 0.2, 0.2], [0.1, 0.6, 0.1, 0.1]])
+    weights = torch.tensor([[1.5, 0.0, 0.75, 0.75], [0.0, 1.0, 0.0, 0.0]])
+    if bypass:  # the bypass takes its part: 4 / 0.9 and 2 / 0.7 in the place of 3 / 0.8 and 1 / 0.6
+        importance = torch.cat([importance, torch.full((2, 1), 0.1)], dim=1)
+        weights = importance[:, :K] * MASK * torch.tensor([[4 / 0.9], [2 / 0.7]])
+    modular(weighted).select(MASK)
+    modular(weighted).weigh(importance)
+    with modular(gated).gated(weights.expand(len(ASK), -1, -1)):
+        expected = gated(prompt, ASK, SAY).logits
+    torch.testing.assert_close(weighted(prompt, ASK, SAY).logits, expected, **ROUNDING)
+    # As an exported program and int8 have it: merged into the weights.
+    weighted.lm = copy.deepcopy(weighted.lm).merge_and_unload()
+    torch.testing.assert_close(weighted(prompt, ASK, SAY).logits, expected, **ROUNDING)
+    with pytest.raises(ValueError, match="no weights"):
+        modular(gated).weigh(importance)
 
 
 def test_answers_of_a_cut_model_are_those_of_the_gated_one(
