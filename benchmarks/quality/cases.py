@@ -154,7 +154,7 @@ SETTINGS: dict[str, tuple[str, Options]] = {
         )
         for k in SPLITS[:3]
     },
-    # About 30 samples a client (20 to 42), and labels of 15 of the 306 public samples.
+    # About 30 samples a client (21 to 42), and labels of 15 of the 306 public samples.
     **{
         f"digits 20 clients, split {k}": (
             DIGITS,

@@ -48,7 +48,9 @@ def samples(setting: str) -> dict[str, list[int]]:
     return {name: torch.bincount(t, minlength=10).tolist() for name, t in tables.items()}
 
 
-def recalls(confusion: Mapping[str, Any], held: Mapping[str, list[int]]) -> Iterator[Any]:
+def recalls(
+    confusion: Mapping[str, Any], held: Mapping[str, list[int]]
+) -> Iterator[tuple[Held, float]]:
     """Yield what there was to learn a class from, and its recall, for all parties of a run."""
     parties = {**confusion["clients"], "server": confusion["server"]}
     for party, rows in parties.items():
@@ -77,14 +79,14 @@ def table(out: Path) -> str:
     labels = [name for name in algorithms if any(line["algorithm"] == name for line in lines)]
     runs = {name: sum(line["algorithm"] == name for line in lines) for name in labels}
     made = origin(out, {(e["setting"], e["algorithm"], e["seed"]) for e in lines}, study=STUDY)
-    head = ["public samples of a class", "own samples of it", *labels]
-    rows = [["runs", "", *(str(runs[name]) for name in labels)]]
+    head = ["public samples of a class", "own samples of it", "means of", *labels]
+    rows = [["runs", "", "", *(str(runs[name]) for name in labels)]]
     for public in ("labels", "unlabelled", "none"):
         for own in ("none", f"1 to {FEW}", "more", "server"):
             cells = found[Held(public, own)]
             means = [f"{fmean(cells[name]):.3f}" if cells[name] else "n/a" for name in labels]
-            rows.append([public, own, *means])
-    shown = markdown_table(head, rows, text=[True, True, *(False for _ in labels)])
+            rows.append([public, own, f"{max(map(len, cells.values()))}", *means])
+    shown = markdown_table(head, rows, text=[True, True, False, *(False for _ in labels)])
     return f"{made}\n\n{shown}".strip()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.quality import cases as quality_cases
+from benchmarks.quality import recall
 from benchmarks.quality import study as quality
 from tests.integration.parsed import Parsed
 
@@ -100,6 +101,20 @@ def test_a_study_shows_its_own_seeds_alone(tmp_path: Path) -> None:
     texts = quality.tables(["search", "ablation"], quality_cases.SEEDS, out)
     assert "; seeds 27; 1 runs" in texts["search"]
     assert "; seeds 27, 34; 2 runs" in texts["ablation"]
+
+
+def test_recall_stands_beside_what_there_was_to_learn_from() -> None:
+    counts = {"hall": [[3, 1, 0, 0], [0, 1, 0, 3], [0, 0, 4, 0]], "server": [[0, 2, 0, 0]] * 3}
+    confusion = {"classes": ["one", "two", "five"], "clients": {"hall": counts["hall"]}}
+    found = recall.recalls(confusion | {"server": counts["server"]}, {"hall": [7, 0, 2]})
+    assert [(*what, value) for what, value in found] == [
+        ("labels", "more", 0.75),
+        ("none", "none", 0.25),
+        ("unlabelled", "1 to 5", 1.0),
+        ("labels", "server", 0.0),
+        ("none", "server", 1.0),
+        ("unlabelled", "server", 0.0),
+    ]
 
 
 @pytest.mark.slow
