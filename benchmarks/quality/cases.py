@@ -245,7 +245,9 @@ FEW_LABELS: dict[str, Options] = {
 }
 # Of three more settings. The rule: a default changes only for a method whose difference from it has
 # an interval above zero over the splits.
-TOGETHER = ("StandalonePublic", "FedAvg", "FedAvg + answers", "ML-ECS + answers", "Centralized")
+TOGETHER = (
+    *("StandalonePublic", "FedAvg", "FedAvg + answers", "FedMD", "ML-ECS + answers", "Centralized"),
+)
 # As many public steps as with AMT: what the server then lacks is what private data teach.
 WITHOUT_AMT: dict[str, Options] = {
     "FedAvg + answers": FEW_LABELS["FedAvg + answers"],
