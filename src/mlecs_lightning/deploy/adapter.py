@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,11 +52,14 @@ def write_adapter(
         config.base_model_name_or_path = named
         config.revision = settings.revision if named == settings.model else None
     try:
-        lm.save_pretrained(
-            str(folder),
-            save_embedding_layers=False,
-            selected_adapters=None if adapters is None else list(adapters),
-        )
+        with warnings.catch_warnings():
+            # A sub-model of ECLM may have no module in a layer; PEFT takes that for a lost shard.
+            warnings.filterwarnings("ignore", message=".*have invalid shape")
+            lm.save_pretrained(
+                str(folder),
+                save_embedding_layers=False,
+                selected_adapters=None if adapters is None else list(adapters),
+            )
     finally:
         for config, old in zip(configs, before, strict=True):
             config.base_model_name_or_path, config.revision = old
