@@ -54,13 +54,24 @@ class FedMD(AnsweringTraining):
         Raises:
             ConfigurationError: If all public samples have a target, so that nothing is asked.
         """
+        self._refuse_without_questions(loaders)
+        return super().warmup(server, loaders, ctx)
+
+    def after_warmup(
+        self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
+    ) -> dict[str, float]:
+        """Check the same where the warm-up was loaded."""
+        self._refuse_without_questions(loaders)
+        return super().after_warmup(server, loaders, ctx)
+
+    @staticmethod
+    def _refuse_without_questions(loaders: Loaders) -> None:
         if not len(Questions.of(loaders, checked=False)):
             raise ConfigurationError(
                 "algorithm FedMD: every public sample has a target, so there is nothing to answer; "
                 "add public samples without a target, or hide some with "
                 "data.init_args.public_labelled"
             )
-        return super().warmup(server, loaders, ctx)
 
     def broadcast(
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext

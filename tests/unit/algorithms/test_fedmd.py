@@ -62,3 +62,6 @@ def test_where_all_have_a_target_there_is_nothing_to_answer(
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"nothing to answer.*public_labelled"):
         tiny.trainer(tmp_path).fit(FedMD(), tiny.data(), tiny.parties())
+    loaders = tiny.loaders(tiny.data())  # of a run whose warm-up was loaded
+    with pytest.raises(ConfigurationError, match="nothing to answer"):
+        FedMD().after_warmup(None, loaders, None)  # type: ignore[arg-type]
