@@ -67,7 +67,7 @@ def test_alignment_brings_every_client_to_the_servers_representations(trained: T
     for client, cosine in logged["clients"].items():
         assert cosine > 0.7
         assert cosine - logged["clients_off_diagonal"][client] > 0.2
-    assert min(far.summary["alignment"]["clients"].values()) < 0.35
+    assert min(logged["clients"].values()) > max(far.summary["alignment"]["clients"].values())
     # The server has moved on since it sent its last anchors: 0.83, 0.87 and 0.86 at least; plain,
     # 0.02 at most.
     assert min(held_out(near).values()) > max(held_out(far).values())
