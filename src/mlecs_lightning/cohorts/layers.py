@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlecs_lightning.cohorts.draws import Draws
+from mlecs_lightning.cohorts.product import product
 from mlecs_lightning.cohorts.stack import NotTogetherError, Stack
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.nn.connector import Connector
@@ -200,11 +201,7 @@ class Layers:
     def _linear(self, layer: nn.Module, names: Mapping[str, str], x: Tensor) -> Tensor:
         weight, bias = self._stack.weights[names["weight"]], self._weight(names, "bias")
         rows = x.reshape(len(weight), -1, x.shape[-1])
-        if bias is None:
-            result = torch.bmm(rows, weight.transpose(1, 2))
-        else:
-            result = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
-        return result.view(*x.shape[:-1], weight.shape[1])
+        return product(rows, weight, bias).view(*x.shape[:-1], weight.shape[1])
 
     def _layer_norm(self, layer: nn.LayerNorm, names: Mapping[str, str], x: Tensor) -> Tensor:
         normal = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
@@ -289,13 +286,9 @@ class Layers:
             down = self._stack.weights[self._held[id(layer.lora_A[name].weight)]]
             up = self._stack.weights[self._held[id(layer.lora_B[name].weight)]]
             dropped = layer.lora_dropout[name](x.to(down.dtype))
-            low = torch.bmm(dropped.reshape(clients, -1, x.shape[-1]), down.transpose(1, 2))
-            result = torch.baddbmm(
-                result.reshape(clients, -1, shape[-1]).to(low.dtype),
-                low,
-                up.transpose(1, 2),
-                alpha=layer.scaling[name],
-            )
+            low = product(dropped.reshape(clients, -1, x.shape[-1]), down)
+            start = result.reshape(clients, -1, shape[-1]).to(low.dtype)
+            result = product(low, up, start, factor=layer.scaling[name])
         merged: Tensor = result.view(shape).to(kind)
         return merged
 

@@ -122,12 +122,15 @@ def bounded(
     Raises:
         LargeUpdateError: If it is too large, and such updates are refused.
     """
-    # In float64, since the square of a large float32 overflows.
-    change = {k: message.tensors[k].double() - old.double() for k, old in former.items()}
-    count = sum(t.numel() for t in change.values())
+    count = sum(t.numel() for t in former.values())
     if not count:
         return message, 0.0
-    norm = float(torch.nn.utils.get_total_norm(change.values()))
+    # In float64, since the square of a large float32 overflows.
+    norms = [
+        torch.linalg.vector_norm(_difference(message.tensors[k], old), dtype=torch.float64)
+        for k, old in former.items()
+    ]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
     wide = math.inf if limits.max_ratio is None else limits.max_ratio * usual * math.sqrt(count)
     limit = min(wide, math.inf if limits.max_norm is None else limits.max_norm)
     if norm <= limit:
@@ -139,10 +142,16 @@ def bounded(
             f"(trainer.update_limits.{key}; usual is {usual * math.sqrt(count):.4g})"
         )
     clipped = {
-        k: (former[k].double() + t * (limit / norm)).to(message.tensors[k].dtype)
-        for k, t in change.items()
+        k: (old.double() + _difference(sent, old).double() * (limit / norm)).to(sent.dtype)
+        for k, old in former.items()
+        for sent in [message.tensors[k]]
     }
     return Message({**message.tensors, **clipped}, message.scalars), limit / math.sqrt(count)
+
+
+def _difference(new: Tensor, old: Tensor) -> Tensor:
+    kind = torch.promote_types(new.dtype, torch.float32)
+    return new.to(kind) - old.to(kind)
 
 
 class Claims:

@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, TensorSpec, serialize
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from mlecs_lightning.wire.messages import Message, Scalar
 
 __all__ = ["ChannelError", "decode", "encode"]
+
+
+_TYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Types of tensors as safetensors names them, in the order of a file."""
+_RANKS = {kind: rank for rank, kind in enumerate(_TYPES)}
 
 
 class ChannelError(Exception):
@@ -32,39 +47,54 @@ def encode(message: Message, envelope: Mapping[str, int | str] | None = None) ->
         envelope: The client and the round of the message.
 
     Raises:
-        ChannelError: If a scalar has no JSON form, or tensors share their memory.
+        ChannelError: If a scalar has no JSON form, or a tensor is of another type than `_TYPES`.
     """
     try:
         tensors = {k: t.detach().cpu().contiguous() for k, t in message.tensors.items()}
-        # A single entry, since safetensors writes several in an order that differs by process.
-        about = {"scalars": dict(message.scalars), "envelope": dict(envelope or {})}
-        text = json.dumps(about, sort_keys=True, allow_nan=False)
-        return _written(tensors, {"message": text})
-    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        parts = (_bytes_of(tensors[name]) for name in _order(tensors))
+        return b"".join([_head(tensors, message.scalars, envelope or {}), *parts])
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ChannelError(f"unwritable message: {error}") from error
 
 
-def _written(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Return what `safetensors.torch.save` does, in a fifth of its time if tensors are small.
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names in the order of a file: wide types first, so that all are aligned."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _RANKS:
+            raise ValueError(f"tensor {name!r} is of type {tensor.dtype}")
+    return sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
 
-    Raises:
-        ValueError: If tensors share their memory.
+
+def _head(
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Scalar],
+    envelope: Mapping[str, int | str],
+) -> bytes:
+    """Return what is before the values in a file: its length, metadata, types, shapes and places.
+
+    As safetensors writes it, which copies the values twice and offers no head without them.
     """
-    if sys.byteorder == "big":
-        return save(dict(tensors), metadata=metadata)
-    areas = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors.values() if t.nbytes)
-    if any(end > start for (_, end), (start, _) in pairwise(areas)):
-        raise ValueError("tensors share their memory")
-    specs = {
-        name: TensorSpec(
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            shape=tensor.shape,
-            data_ptr=tensor.data_ptr() or 1,  # an address that is not read, of no bytes
-            data_len=tensor.nbytes,
-        )
-        for name, tensor in tensors.items()
-    }
-    return bytes(serialize(specs, metadata=metadata))
+    # A single entry, since safetensors writes several in an order that differs by process.
+    about = {"scalars": dict(scalars), "envelope": dict(envelope)}
+    message = json.dumps(about, sort_keys=True, allow_nan=False)
+    entries: dict[str, Any] = {"__metadata__": {"message": message}}
+    end = 0
+    for name in _order(tensors):
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: Tensor) -> Any:  # noqa: ANN401 - an array, whose bytes are joined
+    each = tensor.reshape(-1, 1).view(torch.uint8)
+    return (each.flip(1) if sys.byteorder == "big" else each).numpy()
 
 
 def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
@@ -79,7 +109,9 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
     """
     try:
         message, envelope = _read(data)
-        if encode(message, envelope) != data:
+        # safetensors accepts no gap between values and nothing after them: with the same head, the
+        # values are the same.
+        if not data.startswith(_head(message.tensors, message.scalars, envelope)):
             raise ValueError("it is not written as `encode` writes it")
     except (
         SafetensorError,
@@ -87,7 +119,6 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
         KeyError,
         TypeError,
         AttributeError,
-        ChannelError,  # of a value that was read and cannot be written: 1e999
         RuntimeError,  # of empty tensors with giant shapes, and of JSON nested too deeply
     ) as error:
         raise ChannelError(f"unreadable message of {len(data)} bytes: {error}") from error
@@ -97,13 +128,14 @@ def decode(data: bytes) -> tuple[Message, dict[str, Scalar]]:
 def _read(data: bytes) -> tuple[Message, dict[str, Any]]:
     # safetensors returns tensors in an order that differs by process, and sums over them would
     # differ in the last bit.
-    # Copied, since they lie wherever Python put the bytes, and the last bit of a matrix product can
-    # depend on the address. Torch's own memory is aligned.
-    tensors = {name: tensor.clone() for name, tensor in sorted(load(data).items())}
-    for name, tensor in tensors.items():
-        # A bool is stored as a byte, and torch accepts any non-zero byte as True.
+    loaded = dict(sorted(load(data).items()))
+    for name, tensor in loaded.items():
+        # A bool is stored as a byte, and torch accepts any non-zero byte as True; a copy has 1.
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
             raise ValueError(f"tensor {name!r}: a bool that is neither 0 nor 1")
+    # Copied, since they lie wherever Python put the bytes, and the last bit of a matrix product can
+    # depend on the address. Torch's own memory is aligned.
+    tensors = {name: tensor.clone() for name, tensor in loaded.items()}
     length = int.from_bytes(data[:8], "little")
     metadata = _closed(_parsed(data[8 : 8 + length])["__metadata__"], "message")
     about = _closed(_parsed(metadata["message"]), "envelope", "scalars")

@@ -44,12 +44,17 @@ def test_the_bytes_are_those_of_safetensors() -> None:
     assert written == save(tensors, metadata={"message": text})
 
 
-def test_tensors_that_share_their_memory_are_not_written() -> None:
+def test_tensors_that_share_their_memory_are_written_apart() -> None:
     whole = torch.arange(6.0)
-    apart = {"a": whole[:3], "b": whole[3:]}
-    assert torch.equal(decode(encode(Message(apart)))[0].tensors["b"], whole[3:])
-    with pytest.raises(ChannelError, match="share their memory"):
-        encode(Message({"a": whole, "b": whole[5:]}))
+    sent = {"a": whole, "b": whole[5:], "c": whole.view(2, 3).T}
+    received = decode(encode(Message(sent)))[0].tensors
+    assert all(torch.equal(received[name], tensor) for name, tensor in sent.items())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in received.values()}) == 3
+
+
+def test_a_tensor_of_a_type_that_no_file_has_is_refused() -> None:
+    with pytest.raises(ChannelError, match=r"'b' is of type torch\.complex64"):
+        encode(Message({"a": torch.ones(1), "b": torch.ones(1, dtype=torch.complex64)}))
 
 
 def test_tensors_lie_where_those_of_torch_do() -> None:
