@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -343,10 +343,16 @@ def go(
     divided: Callable[..., Federation],
     eclm: Callable[..., ECLM],
 ) -> Callable[..., None]:
-    def call(root: Path, *, ckpt_path: str | None = None, **values: Any) -> None:
+    def call(
+        root: Path,
+        *,
+        ckpt_path: str | None = None,
+        method: Mapping[str, Any] | None = None,
+        **values: Any,
+    ) -> None:
         options = {"max_rounds": 4, "enable_checkpointing": True, **values}
         data = tiny.data(schedule=Drift(SHIFTS))
-        tiny.trainer(root, **options).fit(eclm(), data, divided(), ckpt_path)
+        tiny.trainer(root, **options).fit(eclm(**(method or {})), data, divided(), ckpt_path)
 
     return call
 
@@ -381,6 +387,22 @@ def test_resumed_in_the_middle_of_the_online_stage_it_ends_in_the_same_bits(
     assert differences(unbroken, end(tmp_path)) == []
     modules = [row["clients/hall/submodel/modules"] for row in unbroken["history"]]
     assert modules == [6, 6, 3, 3]
+
+
+@pytest.mark.slow
+def test_weights_of_modules_and_abilities_are_resumed_bit_by_bit(
+    go: Callable[..., None], tmp_path: Path
+) -> None:
+    method = {"gate_weighted": True, "bypass": True, "ability": AbilityTraining(steps=2)}
+    go(tmp_path / "whole", method=method)
+    with pytest.raises(Interrupted):
+        go(tmp_path / "cut", method=method, callbacks=[Stop()])
+    go(tmp_path / "cut", method=method, ckpt_path="last")
+    whole = end(tmp_path / "whole")
+    assert differences(whole, end(tmp_path / "cut")) == []
+    names = [name for name in whole["clients"]["hall"]["model"] if name.endswith("modular.weights")]
+    weights = [whole["clients"]["hall"]["model"][name] for name in names]
+    assert any(each.unique().numel() > 1 for each in weights)
 
 
 @pytest.mark.slow
