@@ -24,6 +24,8 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("benchmarks.startup",),
     "volume": ("benchmarks.volume",),
     "memory": ("benchmarks.memory",),
+    "cohort-memory": ("benchmarks.cohort_rounds", "--memory"),
+    "cohort-rounds": ("benchmarks.cohort_rounds",),
     "loop": ("benchmarks.loop",),
     "scaling": ("benchmarks.scaling",),
     "profile": ("benchmarks.profile_round",),

@@ -40,7 +40,7 @@ def product(
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401 - torch has no type for it
         rows: Tensor,
         weight: Tensor,
@@ -52,7 +52,7 @@ class _Product(torch.autograd.Function):
         return _add(start, rows, weight.mT, factor)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any,  # noqa: ANN401 - torch has no type for it
         gradient: Tensor,
     ) -> tuple[Tensor | None, ...]:
