@@ -62,14 +62,15 @@ class Layers:
         self._absent: list[tuple[Connector, str]] = []
         for extractor in module.extractors.values():
             self._add_extractor(extractor)
-        tower = module.tower()
-        for part in (tower.connector, tower.backbone, tower.readout):
-            self._add_all(part)
+        towers = [module.tower(name) for name in module.towers]
+        for tower in towers:
+            for part in (tower.connector, tower.backbone, tower.readout):
+                self._add_all(part)
         self._extractors = stack.parameter_names(module.extractors)
-        adapter = tower.backbone.adapter_parameters()
+        adapter = module.backbone.adapter_parameters()
         self._adapter = {key: self._held[id(p)] for key, p in adapter.items()}
-        self._language_model = tower.backbone.lm
-        self._drops = any(_drops(layer) for layer in self._language_model.modules())
+        models = [tower.backbone.lm for tower in towers]
+        self._drops: dict[nn.Module, bool] = {lm: any(map(_drops, lm.modules())) for lm in models}
 
     def _add_extractor(self, extractor: nn.Module) -> None:
         owns = bool(self._stack.parameter_names(extractor))
@@ -119,10 +120,14 @@ class Layers:
         before = [layer.__dict__.get("forward") for layer, _ in self._forwards]
         for layer, forward in self._forwards:
             layer.__dict__["forward"] = partial(self._guarded, forward)
-        handles = (
-            self._language_model.register_forward_pre_hook(self._measure, with_kwargs=True),
-            self._language_model.register_forward_hook(self._end_measure),
-        )
+        handles = [
+            handle
+            for lm in self._drops
+            for handle in (
+                lm.register_forward_pre_hook(self._measure, with_kwargs=True),
+                lm.register_forward_hook(self._end_measure),
+            )
+        ]
         try:
             yield
         finally:
@@ -308,7 +313,7 @@ class Layers:
         read = kwargs.get("inputs_embeds")
         read = kwargs["input_ids"] if read is None else read
         self._shape = tuple(read.shape[:2])
-        if self._drops and lm.training:
+        if self._drops[lm] and lm.training:
             longest = mask.sum(dim=1).view(len(self.draws), -1).amax(dim=1).tolist()
             self._lengths = [int(length) for length in longest]
 
