@@ -128,6 +128,8 @@ class Layers:
                 lm.register_forward_hook(self._end_measure),
             )
         ]
+        for connector, name in self._absent:
+            handles.append(connector.register_forward_pre_hook(partial(self._give_absent, name)))
         try:
             yield
         finally:
@@ -158,14 +160,19 @@ class Layers:
         self.draws, self._lengths, self._unbound = draws, None, {}
         self._shape = (len(draws) * rows,)
         own = [connector._parameters["absent"] for connector, _ in self._absent]
-        for connector, name in self._absent:
-            each = self._stack.weights[name].repeat_interleave(rows, dim=0)
-            connector._parameters["absent"] = each  # type: ignore[assignment]
         try:
             yield
         finally:
             for (connector, _), absent in zip(self._absent, own, strict=True):
                 connector._parameters["absent"] = absent
+
+    def _give_absent(self, name: str, connector: nn.Module, given: tuple[Any, ...]) -> None:
+        """Give a connector the vectors of each row's client that stand in for absent modalities."""
+        if self.reading:  # the rows may be more than in the batch, but each client has as many
+            self._shape = (len(given[1]),)
+            weights = self._stack.weights[name]
+            each = weights.repeat_interleave(len(given[1]) // len(weights), dim=0)
+            connector._parameters["absent"] = each  # type: ignore[assignment]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
