@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlecs_lightning import MLECS
+from mlecs_lightning import ECLM, MLECS
 from mlecs_lightning.algorithms import CoPLMs, FedAvg, FedProx, Standalone, StandalonePublic
 from mlecs_lightning.cohorts.cohort import Cohort
 from mlecs_lightning.rounds import FailureTrace
@@ -24,6 +24,7 @@ PLAIN = {
     "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.01, "momentum": 0.9}},
     "lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1, "gamma": 0.5}},
 }
+MLPS = {**PLAIN, "lora": {"target_modules": ["c_fc", "mlp.c_proj"]}}
 DROPS = {
     "optimizer": {"class_path": "AdamW", "init_args": {"lr": 2e-4}},
     "lora": {"dropout": 0.3, "private_r": 2},
@@ -264,6 +265,7 @@ def test_an_unknown_extractor_runs_client_by_client(shop: Shop, tiny: SimpleName
         (Twice, DROPS, "reads its batch twice"),
         (FedAvg, {**PLAIN, "backbone": {"gradient_checkpointing": True}}, "gradient_checkpointing"),
         (FedAvg, {**PLAIN, "optimizer": {"class_path": "Adafactor"}}, "Adafactor may mix"),
+        pytest.param(ECLM, MLPS, "sub-models differ", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_train_together_trains_alone_and_says_why(

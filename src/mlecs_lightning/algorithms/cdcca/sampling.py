@@ -53,10 +53,13 @@ class Looked(NamedTuple):
     def split(self, parts: int) -> list[Looked]:
         """Return parts with equally many samples."""
         each = len(self.sure) // parts
-        starts = range(0, each * parts, each)
         return [
-            Looked(self.tokens.rows(range(n, n + each)), self.scores[n : n + each], sure)
-            for n, sure in zip(starts, self.sure.split(each), strict=True)
+            Looked(
+                self.tokens.rows(range(n, n + each)),
+                self.scores[n : n + each],
+                self.sure[n : n + each],
+            )
+            for n in range(0, each * parts, each)
         ]
 
 
