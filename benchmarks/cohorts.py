@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
     "CoPLMs": lambda: CoPLMs(steps=STEPS),
     "CDCCA": lambda: CDCCA(steps=LOOKS),
     "CDCCA, probability": lambda: CDCCA(steps=LOOKS, measure="probability"),
+    "CDCCA, features": lambda: CDCCA(steps=LOOKS, measure="features"),
     "ECLM": lambda: ECLM(steps=STEPS),
     "ECLM, half": lambda: ECLM(steps=STEPS, budget=Budget(modules=0.5)),
 }
