@@ -100,9 +100,7 @@ class CoPLMs(FedAvg):
 
     def mutual(self, module: MultimodalLM, batch: Batch) -> Losses:
         """L_LM of both towers + weight T^2 [KL(sg own || proxy) + KL(sg proxy || own)]."""
-        features, present = module.features(batch)
-        text = (batch.instructions, batch.targets)
-        own, proxy = (tower(features, present, *text) for tower in module.towers.values())
+        own, proxy = module.read_towers(batch).values()
         lm_own, lm_proxy = module.mean_loss(own), module.mean_loss(proxy)
         divergence = self._divergence(own, proxy) + self._divergence(proxy, own)
         distance = module.token_mean(divergence, own)

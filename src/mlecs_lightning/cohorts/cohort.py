@@ -14,7 +14,7 @@ import torch
 from mlecs_lightning.cohorts.draws import Draws, drawn_from
 from mlecs_lightning.cohorts.layers import Layers
 from mlecs_lightning.cohorts.lockstep import run_in_lockstep
-from mlecs_lightning.cohorts.member import Member, parts_of
+from mlecs_lightning.cohorts.member import Member, Reads, parts_of
 from mlecs_lightning.cohorts.reading import Reading
 from mlecs_lightning.cohorts.rows import joined, part
 from mlecs_lightning.cohorts.stack import NotTogetherError, Stack
@@ -79,11 +79,12 @@ class Cohort:
         """
         if getattr(learner.fabric.strategy.precision, "scaler", None) is not None:
             raise NotTogetherError("precision 16-mixed has one loss scale for all clients")
-        if learner.module.tower().backbone.lora.scope == "per_stage":
+        backbones = [learner.module.tower(name).backbone for name in learner.module.towers]
+        if any(each.lora.scope == "per_stage" for each in backbones):
             raise NotTogetherError(
                 "lora.scope 'per_stage' trains other adapters in every other pass"
             )
-        if learner.module.tower().backbone.settings.gradient_checkpointing:
+        if any(each.settings.gradient_checkpointing for each in backbones):
             raise NotTogetherError("backbone.gradient_checkpointing draws dropout twice")
         self._learner = learner
         self._stack = Stack(learner, size)
@@ -245,41 +246,45 @@ class Cohort:
 
     def _losses(self, batch: Batch, objectives: Sequence[Objective | None]) -> list[Losses]:
         """Return the losses of each client, whose rows are side by side in the batch."""
-        clients = len(objectives)
+        clients, module = len(objectives), self._learner.module
+        plainly = Reads(frozen=False, towers=(module.first,))
         if all(objective is None for objective in objectives):
-            return [
-                {"loss": loss} for loss in self._read(batch, clients, frozen=False).loss.unbind()
-            ]
-        outputs: dict[bool, list[TowerOutput]] = {}
+            (output,) = self._read(batch, clients, plainly).values()
+            return [{"loss": loss} for loss in output.loss.unbind()]
+        outputs: dict[Reads, dict[str, list[TowerOutput]]] = {}
 
-        def read(frozen: bool, number: int) -> TowerOutput:
-            if frozen not in outputs:  # the first that asks reads for all
-                outputs[frozen] = parts_of(self._read(batch, clients, frozen=frozen), clients)
-            return outputs[frozen][number]
+        def read(reads: Reads, number: int) -> dict[str, TowerOutput]:
+            if reads not in outputs:  # the first that asks reads for all
+                found = self._read(batch, clients, reads)
+                outputs[reads] = {name: parts_of(each, clients) for name, each in found.items()}
+            return {name: each[number] for name, each in outputs[reads].items()}
 
         losses: list[Losses] = []
         for number, objective in enumerate(objectives):
             if objective is None:
-                losses.append({"loss": read(False, number).loss})
+                losses += [{"loss": each.loss} for each in read(plainly, number).values()]
                 continue
             own = part(batch, number, len(batch.ids) // clients)
             seen = Member(
                 own,
                 partial(read, number=number),
                 partial(self._layers.adapter, number),
+                [*module.towers],
                 batch.present.device,
             )
             losses.append(objective(seen, own))
         return losses
 
-    def _read(self, batch: Batch, clients: int, *, frozen: bool) -> TowerOutput:
+    def _read(self, batch: Batch, clients: int, reads: Reads) -> dict[str, TowerOutput]:
         module, layers = self._learner.module, self._layers
+        text = (batch.instructions, batch.targets)
         with layers.whole():
-            with layers.frozen_extractors() if frozen else nullcontext():
+            with layers.frozen_extractors() if reads.frozen else nullcontext():
                 features, present = module.features(batch)
-            return module.tower()(  # type: ignore[no-any-return]
-                features, present, batch.instructions, batch.targets, parts=clients
-            )
+            return {
+                name: module.tower(name)(features, present, *text, parts=clients)
+                for name in reads.towers
+            }
 
 
 def _alike(steps: Mapping[int, Step]) -> Iterator[dict[int, Step]]:

@@ -63,14 +63,15 @@ class Layers:
         self._absent: list[tuple[Connector, str]] = []
         for extractor in module.extractors.values():
             self._add_extractor(extractor)
-        tower = module.tower()
-        for part in (tower.connector, tower.backbone, tower.readout):
-            self._add_all(part)
+        towers = [module.tower(name) for name in module.towers]
+        for tower in towers:
+            for part in (tower.connector, tower.backbone, tower.readout):
+                self._add_all(part)
         self._extractors = stack.parameter_names(module.extractors)
-        adapter = tower.backbone.adapter_parameters()
+        adapter = module.backbone.adapter_parameters()
         self._adapter = {key: self._held[id(p)] for key, p in adapter.items()}
-        self._language_model = tower.backbone.lm
-        self._drops = any(_drops(layer) for layer in self._language_model.modules())
+        models = [tower.backbone.lm for tower in towers]
+        self._drops: dict[nn.Module, bool] = {lm: any(map(_drops, lm.modules())) for lm in models}
 
     def _add_extractor(self, extractor: nn.Module) -> None:
         owns = bool(self._stack.parameter_names(extractor))
@@ -120,10 +121,16 @@ class Layers:
         before = [layer.__dict__.get("forward") for layer, _ in self._forwards]
         for layer, forward in self._forwards:
             layer.__dict__["forward"] = partial(self._guarded, forward)
-        handles = (
-            self._language_model.register_forward_pre_hook(self._measure, with_kwargs=True),
-            self._language_model.register_forward_hook(self._end_measure),
-        )
+        handles = [
+            handle
+            for lm in self._drops
+            for handle in (
+                lm.register_forward_pre_hook(self._measure, with_kwargs=True),
+                lm.register_forward_hook(self._end_measure),
+            )
+        ]
+        for connector, name in self._absent:
+            handles.append(connector.register_forward_pre_hook(partial(self._give_absent, name)))
         try:
             yield
         finally:
@@ -154,14 +161,19 @@ class Layers:
         self.draws, self._lengths, self._unbound = draws, None, {}
         self._shape = (len(draws) * rows,)
         own = [connector._parameters["absent"] for connector, _ in self._absent]
-        for connector, name in self._absent:
-            each = self._stack.weights[name].repeat_interleave(rows, dim=0)
-            connector._parameters["absent"] = each  # type: ignore[assignment]
         try:
             yield
         finally:
             for (connector, _), absent in zip(self._absent, own, strict=True):
                 connector._parameters["absent"] = absent
+
+    def _give_absent(self, name: str, connector: nn.Module, given: tuple[Any, ...]) -> None:
+        """Give a connector the vectors of each row's client that stand in for absent modalities."""
+        if self.reading:  # the rows may be more than in the batch, but each client has as many
+            self._shape = (len(given[1]),)
+            weights = self._stack.weights[name]
+            each = weights.repeat_interleave(len(given[1]) // len(weights), dim=0)
+            connector._parameters["absent"] = each  # type: ignore[assignment]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -301,7 +313,7 @@ class Layers:
         read = kwargs.get("inputs_embeds")
         read = kwargs["input_ids"] if read is None else read
         self._shape = tuple(read.shape[:2])
-        if self._drops and lm.training:
+        if self._drops[lm] and lm.training:
             longest = mask.sum(dim=1).view(len(self.draws), -1).amax(dim=1).tolist()
             self._lengths = [int(length) for length in longest]
 

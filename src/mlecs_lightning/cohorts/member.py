@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,7 +14,19 @@ from mlecs_lightning.nn.connector import Embeddings
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.types import Batch
 
-__all__ = ["Member", "parts_of"]
+__all__ = ["Member", "Reads", "parts_of"]
+
+
+class Reads(NamedTuple):
+    """How an objective reads a batch.
+
+    Attributes:
+        frozen: Whether with frozen extractors.
+        towers: Names of the towers.
+    """
+
+    frozen: bool
+    towers: tuple[str, ...]
 
 
 class _Adapter(NamedTuple):
@@ -30,37 +42,46 @@ class _Adapter(NamedTuple):
 class Member:
     """The module of one client, for the objective of the present step.
 
-    It has what objectives of a client use: `read` of the batch, the adapter, and a few more. All
-    else raises `NotTogetherError`, so that no objective meets the weights of another client.
+    It has what objectives of a client use: the batch as a tower reads it, or as all towers do, the
+    exchanged adapter, and a few more. All else raises `NotTogetherError`, so that no objective
+    meets the weights of another client.
     """
 
     def __init__(
         self,
         batch: Batch,
-        read: Callable[[bool], TowerOutput],
+        read: Callable[[Reads], dict[str, TowerOutput]],
         adapter: Callable[[], Mapping[str, Tensor]],
+        towers: Sequence[str],
         device: torch.device,
     ) -> None:
         """Take what the client has of the cohort's step.
 
         Args:
             batch: The client's batch.
-            read: Returns the client's part of the batched pass; with frozen extractors if true.
+            read: Returns the client's part of the batched pass of each tower, by name.
             adapter: Returns the client's adapter.
+            towers: Names of the towers, the first one first.
             device: The device.
         """
         self._batch, self._read, self._frozen = batch, read, False
-        self._reads = set[bool]()
+        self._towers, self._reads = tuple(towers), set[Reads]()
         self.backbone, self.device = _Adapter(adapter), device
 
     def read(self, batch: Batch, *, tower: str | None = None) -> TowerOutput:
         """See `MultimodalLM.read`."""
-        if batch is not self._batch or tower is not None:
-            raise NotTogetherError("an objective reads another batch, or with another tower")
-        if self._frozen in self._reads:  # dropout would have to be drawn anew
+        (output,) = self.read_towers(batch, tower or self._towers[0]).values()
+        return output
+
+    def read_towers(self, batch: Batch, *names: str) -> dict[str, TowerOutput]:
+        """See `MultimodalLM.read_towers`."""
+        if batch is not self._batch:
+            raise NotTogetherError("an objective reads another batch")
+        reads = Reads(self._frozen, names or self._towers)
+        if reads in self._reads:  # dropout would have to be drawn anew
             raise NotTogetherError("an objective reads its batch twice")
-        self._reads.add(self._frozen)
-        return self._read(self._frozen)
+        self._reads.add(reads)
+        return self._read(reads)
 
     @contextmanager
     def frozen_extractors(self) -> Iterator[None]:

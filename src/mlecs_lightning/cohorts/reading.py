@@ -76,13 +76,16 @@ class Reading:
         """Yield clients whose batches fit side by side, the largest batches first."""
         groups: dict[Any, list[int]] = {}
         for job, batch in batches.items():
+            kind = requests[job].kind
             shapes = tuple((name, each.shape[1:]) for name, each in batch.inputs.items())
-            key = (requests[job].kind, batch.modalities, shapes)
-            groups.setdefault(key, []).append(job)
+            # In a function dropout may draw, which it must not do for rows that do not count.
+            rows = len(batch.ids) if callable(kind) else 0
+            groups.setdefault((kind, rows, batch.modalities, shapes), []).append(job)
         for jobs in groups.values():
             left = sorted(jobs, key=lambda job: -len(batches[job].ids))
             while left:
-                count = max(1, self.most // len(batches[left[0]].ids))
+                rows = len(batches[left[0]].ids) * requests[left[0]].wide
+                count = max(1, self.most // rows)
                 yield sorted(left[:count])
                 left = left[count:]
 
@@ -98,6 +101,8 @@ class Reading:
         with layers.step([draws[job] for job in jobs], rows=rows), fabric.autocast():
             batch = fabric.to_device(joined([_filled(each, rows) for each in batches]))
             with layers.whole():
+                if callable(kind):
+                    return kind(module, batch, len(jobs))
                 if kind == "loss":
                     features, present = module.features(batch)
                     text = (batch.instructions, batch.targets)

@@ -38,7 +38,10 @@ class Stack:
         """
         self._learner, self._used = learner, size
         if any(isinstance(part, Resizable) for part in learner.module.modules()):
-            raise NotTogetherError("parts of the model change their size from client to client")
+            raise NotTogetherError(
+                "each has a sub-model, and sub-models differ in size and in their frozen weights, "
+                "which a cohort would share"
+            )
         inner = learner.optimizer.optimizer
         if not JointOptimizer.allows(inner):
             raise NotTogetherError(f"the optimizer {type(inner).__name__} may mix parameters")

@@ -249,15 +249,18 @@ class MultimodalLM(L.LightningModule):
 
     def embed(self, batch: Batch, *, tower: str | None = None) -> Embeddings:
         """Run extractors and connector: latent vectors, fused representation and prompt."""
-        features, present = self.features(batch)
-        return self.tower(tower).embed(features, present)
+        return self.tower(tower).embed(*self.features(batch))
 
     def read(self, batch: Batch, *, tower: str | None = None) -> TowerOutput:
         """Run extractors and one tower over a batch with its targets."""
+        (output,) = self.read_towers(batch, tower or self.first).values()
+        return output
+
+    def read_towers(self, batch: Batch, *names: str) -> dict[str, TowerOutput]:
+        """Run the extractors once, and some towers, by default all, over a batch with targets."""
         features, present = self.features(batch)
-        return self.tower(tower)(  # type: ignore[no-any-return]
-            features, present, batch.instructions, batch.targets
-        )
+        text = (batch.instructions, batch.targets)
+        return {n: self.tower(n)(features, present, *text) for n in names or self.towers}
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> tuple[list[str], Tensor]:
@@ -267,11 +270,9 @@ class MultimodalLM(L.LightningModule):
             B texts, and (B,) float32 in 0..1: the probability of the whole text with its end under
             the model that wrote it.
         """
-        embeddings, tower = self.embed(batch), self.tower()
-        texts = tower.generate(embeddings, batch.instructions)
-        output = tower.backbone(
-            embeddings.prompt, batch.instructions, texts, words=embeddings.words
-        )
+        embedded, tower = self.embed(batch), self.tower()
+        texts = tower.generate(embedded, batch.instructions)
+        output = tower.backbone(embedded.prompt, batch.instructions, texts, words=embedded.words)
         return texts, output.log_probability().exp()
 
     def forward(self, batch: Batch, objective: Objective | None = None) -> Losses:
@@ -312,9 +313,8 @@ class MultimodalLM(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[dict[str, str]]:
         """Return the ids and the generated sentences of a batch."""
         answers = self.tower().generate(self.embed(batch), batch.instructions)
-        return [
-            {"id": i, "prediction": answer} for i, answer in zip(batch.ids, answers, strict=True)
-        ]
+        said = zip(batch.ids, answers, strict=True)
+        return [{"id": i, "prediction": answer} for i, answer in said]
 
     def configure_optimizers(self, *, scaled: bool | None = None) -> Optimizer:
         """Build the configured optimiser for the trainable parameters.

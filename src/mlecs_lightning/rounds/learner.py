@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Learner",
     "NonFiniteError",
+    "Parts",
     "ServerLearner",
     "TrainingPass",
     "in_turns",
@@ -51,19 +52,25 @@ class TrainingPass(NamedTuple):
     objective: Objective | None = None
 
 
-Kind = Literal["loss", "predictions", "answers"]
+Parts = Callable[[Any, Batch, int], list[R]]
+"""Takes the module, the rows of some clients one after another, and the number of these clients;
+returns a result for each."""
+Kind = Literal["loss", "predictions", "answers"] | Parts[Any]
 
 
 class HeldOut(NamedTuple):
     """Batches that a party reads without training.
 
     Attributes:
-        kind: What is asked for of each batch: L_LM, predictions, or answers with their confidence.
+        kind: What is asked for of each batch: L_LM, predictions, answers with their confidence, or
+            what a function returns.
         batches: The batches.
+        wide: Number of rows that the function makes of one.
     """
 
     kind: Kind
     batches: Iterable[Batch]
+    wide: int = 1
 
 
 class NonFiniteError(RuntimeError):
@@ -236,6 +243,9 @@ class Learner(Generic[M]):
             return float(self._evaluate(batch, None)["loss"]), len(batch.ids)
         with self.fabric.autocast():
             placed = self.fabric.to_device(batch)
+            if callable(kind):
+                (result,) = kind(self.module, placed, 1)
+                return result
             if kind == "answers":
                 return self.module.answer(placed)
             return self.module.predict_step(placed)
@@ -246,6 +256,18 @@ class Learner(Generic[M]):
         self.module.eval()
         with self.fabric.autocast():
             return [function(self.module, self.fabric.to_device(batch)) for batch in batches]
+
+    @torch.no_grad()
+    def map_parts(self, batches: Iterable[Batch], function: Parts[R], *, wide: int = 1) -> list[R]:
+        """Apply a function to each batch as `map` does, for the clients of a cohort at once.
+
+        Args:
+            batches: The batches.
+            function: Draws random numbers in dropout layers only. The rows that it gives to a layer
+                are those of the first client, then of the second, and so on.
+            wide: Number of rows that it makes of one.
+        """
+        return list(self._read(HeldOut(function, batches, wide)))
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Batch]) -> list[dict[str, str]]:

@@ -67,7 +67,8 @@ class Shop:
         sensors: Mapping[str, Sequence[str]],
         model: dict[str, Any],
     ) -> tuple[Federation, Digits]:
-        key = repr((sensors, model, kind, getattr(algorithm, "aggregation", None)))
+        parts = (algorithm.uses_proxy, getattr(algorithm, "aggregation", None))
+        key = repr((sensors, model, kind, parts))
         if key not in self._built:
             tiny, edge, data = self._tiny, self._tiny.model(**model), self._tiny.data(kind)
             named = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlecs_lightning import MLECS
-from mlecs_lightning.algorithms import FedAvg, FedProx, Standalone, StandalonePublic
+from mlecs_lightning import ECLM, MLECS
+from mlecs_lightning.algorithms import CoPLMs, FedAvg, FedProx, Standalone, StandalonePublic
 from mlecs_lightning.cohorts.cohort import Cohort
 from mlecs_lightning.rounds import FailureTrace
 from mlecs_lightning.rounds.failures import Failure, Fate
@@ -24,6 +24,7 @@ PLAIN = {
     "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.01, "momentum": 0.9}},
     "lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1, "gamma": 0.5}},
 }
+MLPS = {**PLAIN, "lora": {"target_modules": ["c_fc", "mlp.c_proj"]}}
 DROPS = {
     "optimizer": {"class_path": "AdamW", "init_args": {"lr": 2e-4}},
     "lora": {"dropout": 0.3, "private_r": 2},
@@ -39,6 +40,11 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "B alone": (lambda steps: FedAvg(steps=steps, aggregation="freeze_a"), PLAIN),
     "proximal": (lambda steps: FedProx(steps=steps, mu=0.5), {**DROPS, "clip": 0.1}),
     "contrast": (MLECS, DROPS),
+    "two towers": (CoPLMs, PLAIN),
+    "two towers in turn": (
+        lambda steps: CoPLMs(steps=steps, order="interleaved"),
+        {**DROPS, "clip": 0.1},
+    ),
 }
 
 
@@ -54,6 +60,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     "case",
     [
         *("private data", "messages", "proximal", "contrast"),
+        pytest.param("two towers", marks=pytest.mark.slow),
+        pytest.param("two towers in turn", marks=pytest.mark.slow),
         pytest.param("both passes in turn", marks=pytest.mark.slow),
         pytest.param("B alone", marks=pytest.mark.slow),
     ],
@@ -73,9 +81,18 @@ def test_alone_and_in_a_cohort(
     assert "after another" not in caplog.text
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_any_order_and_composition(shop: Shop, tiny: SimpleNamespace, size: int) -> None:
-    algorithm = Standalone(steps=tiny.steps())
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (Standalone, 2),
+        pytest.param(Standalone, 3, marks=pytest.mark.slow),
+        pytest.param(CoPLMs, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_any_order_and_composition(
+    shop: Shop, tiny: SimpleNamespace, make: Callable[..., Any], size: int
+) -> None:
+    algorithm = make(steps=tiny.steps())
     _, usual = shop.run(algorithm, NAMES[:5], size=8, **DROPS)
     order = ("c3", "c0", "c4", "c2", "c1")
     replies, other = shop.run(algorithm, order, size=size, **DROPS)
@@ -123,14 +140,15 @@ def test_clients_that_differ_fall_into_several_cohorts(
 # Failures ----------------------------------------------------------------------------------------
 
 
-class Failing(Standalone):
+class Failing:
     """The data of one client fail in the second step, or are not finite there."""
 
     how = ""
 
     def local_passes(self, edge: Any, loaders: Any, ctx: Any, broadcast: Any = None) -> Any:  # noqa: ANN401
         batches = loaders.private.take(3, seed=ctx.seed_for(edge.name, "private"))
-        return edge.fit(self._spoilt(batches) if edge.name == "c2" else batches, stage="private")
+        batches = self._spoilt(batches) if edge.name == "c2" else batches
+        return edge.fit(batches, getattr(self, "mutual", None), stage="private")
 
     def _spoilt(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
@@ -154,6 +172,7 @@ class Traced(FailureTrace):
         return Fate(crash=1 if self.how == "crash" else None, budget=1)
 
 
+@pytest.mark.parametrize("base", [Standalone, pytest.param(CoPLMs, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("how", "kind", "error"),
     [
@@ -163,8 +182,10 @@ class Traced(FailureTrace):
         pytest.param("late", "straggler", "", marks=pytest.mark.slow),
     ],
 )
-def test_failure_of_one_client_is_its_own(shop: Shop, how: str, kind: str, error: str) -> None:
-    algorithm = type("F", (Failing,), {"how": how})()
+def test_failure_of_one_client_is_its_own(
+    shop: Shop, base: type, how: str, kind: str, error: str
+) -> None:
+    algorithm = type("F", (Failing, base), {"how": how})()
     trace = Traced(how=how) if how in ("crash", "late") else None
     replies, states = shop.run(algorithm, NAMES[:5], size=8, trace=trace, **DROPS)
     failed = Failure(0, "c2", kind, "private", error)  # type: ignore[arg-type]
@@ -244,6 +265,7 @@ def test_an_unknown_extractor_runs_client_by_client(shop: Shop, tiny: SimpleName
         (Twice, DROPS, "reads its batch twice"),
         (FedAvg, {**PLAIN, "backbone": {"gradient_checkpointing": True}}, "gradient_checkpointing"),
         (FedAvg, {**PLAIN, "optimizer": {"class_path": "Adafactor"}}, "Adafactor may mix"),
+        pytest.param(ECLM, MLPS, "sub-models differ", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_train_together_trains_alone_and_says_why(

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from safetensors.torch import load
 
-from mlecs_lightning import Digits
+from mlecs_lightning import CDCCA, Digits
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.algorithms.answers import Labels, answer_all
+from mlecs_lightning.algorithms.cdcca.sampling import UTS
 from mlecs_lightning.clients import FederationModels
 from mlecs_lightning.cohorts.cohort import Cohort
 from mlecs_lightning.cohorts.registry import Cohorts
@@ -100,6 +102,38 @@ def test_a_client_whose_data_fail_fails_alone(shop: Shop, tiny: SimpleNamespace)
         )
     rest = [name for name in NAMES if name != "c2"]
     assert losses == pytest.approx({name: evaluate(federation.edge(name)) for name in rest})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("measure", "sizes"), [("answers", [2, 1] * 2), ("probability", [3] * 2), ("features", [])]
+)
+def test_tokens_are_those_that_a_device_chooses_alone(
+    shop: Shop,
+    tiny: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    measure: Any,  # noqa: ANN401
+    sizes: list[int],
+) -> None:
+    sensors = {name: ["pixels", "profile", "fourier"] for name in NAMES}
+    model = {"lora": {"dropout": 0.3}, "connector": {"dropout": 0.3}, "max_new_tokens": 6}
+    algorithm = CDCCA(steps=tiny.steps(private=2), measure=measure)
+    options: dict[str, Any] = {"sensors": sensors, "clients": NAMES[:3], **model}
+    alone, _ = shop.run(algorithm, size=1, **options)
+    seen = list[int]()
+    look = UTS.look_at_each
+
+    def spied(self: UTS, module: Any, batch: Batch, parts: int) -> Any:  # noqa: ANN401
+        seen.append(parts)
+        return look(self, module, batch, parts)
+
+    monkeypatch.setattr(UTS, "look_at_each", spied)
+    together, _ = shop.run(algorithm, size=3 if measure != "answers" else 8, **options)
+    assert seen == sizes  # with three sensors every sample becomes four rows, of 64 in all
+    for one, other in zip(alone, together, strict=True):
+        assert one.data is not None
+        assert other.data is not None
+        assert off(load(one.data), load(other.data)) < 1e-5
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mlecs_lightning.algorithms import FedAvg
+from mlecs_lightning.algorithms import CoPLMs, FedAvg
 from mlecs_lightning.callbacks import FederatedCallback
 from mlecs_lightning.checkpoints import CheckpointError
 from mlecs_lightning.clients import ClientSettings
+from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.rounds.signals import Interrupted
 from tests.unit.cohorts.conftest import off
 
@@ -31,13 +33,20 @@ class Stops(FederatedCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def fit(tiny: SimpleNamespace, root: Path, ckpt_path: str | None = None, **options: Any) -> None:
+def fit(
+    tiny: SimpleNamespace,
+    root: Path,
+    ckpt_path: str | None = None,
+    *,
+    make: Callable[..., Algorithm] = FedAvg,
+    **options: Any,
+) -> None:
     edge = tiny.model(lora={"dropout": 0.3}, connector={"dropout": 0.3})
     named = {name: ClientSettings(["fourier", "profile"]) for name in NAMES}
     settings = tiny.parties(named, edge=edge, server=edge)
     options = {"max_rounds": 2, "enable_checkpointing": True, "cohort": 2, **options}
     trainer = tiny.trainer(root, **options)
-    trainer.fit(FedAvg(steps=tiny.steps()), tiny.data(), settings, ckpt_path)
+    trainer.fit(make(steps=tiny.steps()), tiny.data(), settings, ckpt_path)
 
 
 def last(root: Path) -> dict[str, Any]:
@@ -46,15 +55,18 @@ def last(root: Path) -> dict[str, Any]:
     return state
 
 
-def test_stopped_in_the_middle_of_a_cohort(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    fit(tiny, tmp_path / "whole")
+@pytest.mark.parametrize("make", [FedAvg, pytest.param(CoPLMs, marks=pytest.mark.slow)])
+def test_stopped_in_the_middle_of_a_cohort(
+    tiny: SimpleNamespace, tmp_path: Path, make: Callable[..., Algorithm]
+) -> None:
+    fit(tiny, tmp_path / "whole", make=make)
     stops = Stops("c2")
     with pytest.raises(Interrupted):
-        fit(tiny, tmp_path / "parts", callbacks=[stops])
+        fit(tiny, tmp_path / "parts", make=make, callbacks=[stops])
     assert stops.served == ["c0", "c1", "c2", "c3"]  # c3 had trained with c2
     with pytest.raises(CheckpointError, match=r"trainer.cohort: 2 in the checkpoint, 3 now"):
-        fit(tiny, tmp_path / "parts", "last", cohort=3)
-    fit(tiny, tmp_path / "parts", "last")
+        fit(tiny, tmp_path / "parts", "last", make=make, cohort=3)
+    fit(tiny, tmp_path / "parts", "last", make=make)
     whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
     assert len(whole["clients"]) == len(NAMES)
     for key in ("server", "clients", "history", "ledger"):

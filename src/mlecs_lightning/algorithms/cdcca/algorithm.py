@@ -18,7 +18,7 @@ from mlecs_lightning.algorithms.cdcca.distillation import (
     vocabulary_faults,
 )
 from mlecs_lightning.algorithms.cdcca.parts import Alignment, Part, trained_tensors
-from mlecs_lightning.algorithms.cdcca.sampling import UTS, Keep, Looked, Measure
+from mlecs_lightning.algorithms.cdcca.sampling import UTS, Keep, Measure
 from mlecs_lightning.algorithms.cdcca.tokens import TokenAggregate, Tokens
 from mlecs_lightning.data.sampling import draw_batches
 from mlecs_lightning.errors import ConfigurationError, FaultList
@@ -315,7 +315,7 @@ class CDCCA(LocalTraining):
         # No sample is looked at twice in a round.
         batches = max(1, min(self.steps.private, len(stream) // stream.batch_size))
         seed = ctx.seed_for(edge.name, "private")
-        looked = Looked.joined(edge.map(stream.take(batches, seed=seed), self.uts.look))
+        looked = self.uts.look_through(edge, stream.take(batches, seed=seed))
         sent, figures = self.uts.choose(looked)
         return ClientUpdate(sent.message(), figures)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -19,6 +19,7 @@ from mlecs_lightning.algorithms.cdcca.uncertainty import (
 )
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.nn.extractors import PretrainedExtractor
+from mlecs_lightning.rounds import EdgeLearner
 from mlecs_lightning.types import Batch
 
 __all__ = ["UTS", "Keep", "Looked", "Measure", "token_uncertainty", "tokens_of"]
@@ -48,6 +49,18 @@ class Looked(NamedTuple):
             torch.cat([part.scores for part in parts]),
             torch.cat([part.sure for part in parts]),
         )
+
+    def split(self, parts: int) -> list[Looked]:
+        """Return parts with equally many samples."""
+        each = len(self.sure) // parts
+        return [
+            Looked(
+                self.tokens.rows(range(n, n + each)),
+                self.scores[n : n + each],
+                self.sure[n : n + each],
+            )
+            for n in range(0, each * parts, each)
+        ]
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,11 @@ class UTS:
         """Whether the model reads its own answers, to tell how probable they are."""
         return self.measure == "probability" or self.answer_threshold is not None
 
+    @property
+    def _draws(self) -> bool:
+        """Whether random numbers are drawn elsewhere than in the model's dropout layers."""
+        return not self.all_of_them and self.measure not in ("answers", "probability")
+
     def figures(self) -> tuple[str, ...]:
         """Name the figures that a device reports."""
         names = ("uts/looked_at", "uts/sent", "uts/uncertainty", "uts/uncertainty_sent")
@@ -129,9 +147,27 @@ class UTS:
             language += (answers or reads) + reads + self.passes * (tokens + 1) * answers
         return {"encoder_passes": encoder, "language_model_passes": language}
 
+    def look_through(self, edge: EdgeLearner, batches: Iterable[Batch]) -> Looked:
+        """Return what `look` does of all batches."""
+        if self._draws:
+            return Looked.joined(edge.map(batches, self.look))
+        tokens = sum(edge.module.tower().connector.tokens.values())
+        wide = 1 + tokens * (self.measure == "answers" and not self.all_of_them)
+        return Looked.joined(edge.map_parts(batches, self.look_at_each, wide=wide))
+
+    def look_at_each(self, module: EdgeModule, batch: Batch, parts: int) -> list[Looked]:
+        """Return what `look` does of each device, whose samples are equally many."""
+        return self.look(module, batch, parts=parts).split(parts)
+
     @torch.no_grad()
-    def look(self, module: EdgeModule, batch: Batch) -> Looked:
-        """Return the tokens of a batch with what the choice needs."""
+    def look(self, module: EdgeModule, batch: Batch, *, parts: int = 1) -> Looked:
+        """Return the tokens of a batch with what the choice needs.
+
+        Args:
+            module: The device's model.
+            batch: The samples.
+            parts: Number of devices that the samples belong to, one device's after another's.
+        """
         module.eval()
         tokens = tokens_of(module, batch)
         scores = torch.zeros(tokens.present.shape)
@@ -148,6 +184,7 @@ class UTS:
                     answers,
                     passes=self.passes,
                     variance_weight=self.variance_weight,
+                    parts=parts,
                 )
             elif self.measure == "probability":
                 scores = (1 - sure).unsqueeze(1).expand(tokens.present.shape)
@@ -251,6 +288,7 @@ def token_uncertainty(
     *,
     passes: int,
     variance_weight: float,
+    parts: int = 1,
 ) -> Tensor:
     """Return the uncertainty of each token: entropy plus weighted variance over dropout passes.
 
@@ -266,18 +304,23 @@ def token_uncertainty(
         answers: The model's answer to each.
         passes: Number of dropout passes.
         variance_weight: Weight of the variance relative to the entropy.
+        parts: Number of devices that the samples belong to, one device's after another's.
 
     Returns:
         (N, columns of ``tokens.present``); undefined where a token is absent.
     """
     module.eval()
     tower = module.tower()
-    # First all samples with all their tokens, then with the first token alone, the second, ...
-    many = tokens.present.shape[1]
-    alone = torch.eye(many, dtype=torch.bool, device=tokens.present.device)
-    present = torch.cat([tokens.present, alone.repeat_interleave(tokens.samples, dim=0)])
-    features = {m: x.repeat(many + 1, 1) for m, x in tokens.inputs().items()}
-    text = (tokens.instructions * (many + 1), list(answers) * (many + 1))
+    # Of each device first all samples with all their tokens, then with the first token alone, ...
+    many, device = tokens.present.shape[1], tokens.present.device
+    whole = tokens.present.view(parts, 1, -1, many)
+    alone = torch.eye(many, dtype=torch.bool, device=device).view(1, many, 1, many)
+    alone = alone.expand(parts, -1, whole.shape[2], -1)
+    present = torch.cat([whole, alone], dim=1).flatten(0, 2)
+    rows = torch.arange(tokens.samples, device=device).view(parts, 1, -1)
+    rows = rows.expand(-1, many + 1, -1).flatten()
+    features = {m: x[rows] for m, x in tokens.inputs().items()}
+    text = [[texts[n] for n in rows.tolist()] for texts in (tokens.instructions, answers)]
     module.train()
     try:
         outputs = [tower(features, present, *text) for _ in range(passes)]
@@ -285,6 +328,7 @@ def token_uncertainty(
         module.eval()
     mask = outputs[0].labels >= 0
     probabilities = torch.stack([output.logits.float().softmax(dim=-1) for output in outputs])
-    entropy = predictive_entropy(probabilities.mean(dim=0), mask)[: tokens.samples]
-    variance = dropout_variance(probabilities, mask)[tokens.samples :].view(many, -1)
-    return entropy.unsqueeze(1) + variance_weight * variance.T
+    entropy = predictive_entropy(probabilities.mean(dim=0), mask).view(parts, many + 1, -1)
+    variance = dropout_variance(probabilities, mask).view(parts, many + 1, -1)
+    scores = entropy[:, :1] + variance_weight * variance[:, 1:]
+    return scores.transpose(1, 2).reshape(-1, many)
