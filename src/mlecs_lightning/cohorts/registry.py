@@ -1,24 +1,31 @@
-"""Which clients are in a cohort together, and what happens where that is not possible."""
+"""Which clients are in a cohort together, how many, and what happens where it is not possible."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import torch
 
 from mlecs_lightning.cohorts.cohort import Cohort
-from mlecs_lightning.cohorts.memory import cohort_size
 from mlecs_lightning.cohorts.stack import NotTogetherError
 from mlecs_lightning.data import FederatedDataModule
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.rounds.failures import Failure
 from mlecs_lightning.rounds.learner import EdgeLearner
 
-__all__ = ["Cohorts", "Models"]
+__all__ = ["MOST", "Cohorts", "Models", "cohort_size"]
 
 T = TypeVar("T")
+
+MOST = 16
+"""Maximum size of a cohort that is chosen here: beyond it, little is gained (docs/results.md)."""
+_COPIES = 9
+"""A client's weights, gradients, moments, update and kept state, as measured: docs/scale.md."""
+_SHARE = 4
+"""One of so many parts of the free memory is for these; the rest is for activations and others."""
 
 log = logging.getLogger(__name__)
 
@@ -133,3 +140,19 @@ class Cohorts:
                 self._models.learner(client), self.size(client), batch_size=self._data.batch_size
             )
         return cohort
+
+
+def cohort_size(module: EdgeModule) -> int:
+    """Return the size of a cohort of clients with a module, by the memory that is free now."""
+    own = sum(p.numel() * p.element_size() for p in module.trainable_parameters())
+    return max(1, min(MOST, _free(module.device) // _SHARE // max(1, _COPIES * own)))
+
+
+def _free(device: torch.device) -> int:
+    """Return the free memory of a device in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return 2**30

@@ -8,7 +8,7 @@ from lightning.fabric import Fabric
 
 from mlecs_lightning.cohorts.draws import Draws
 from mlecs_lightning.cohorts.layers import Layers
-from mlecs_lightning.cohorts.memory import MOST, cohort_size
+from mlecs_lightning.cohorts.registry import MOST, cohort_size
 from mlecs_lightning.cohorts.stack import NotTogetherError, Stack
 from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.rounds.learner import EdgeLearner, Learner
