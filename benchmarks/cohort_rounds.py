@@ -60,7 +60,10 @@ def rounds(root: Path | None, clients: int, cohort: str) -> float:
         said = _said(
             [
                 *("cli.py", "fit", "--config", config, "--algorithm", "MLECS"),
-                *([] if root is None else ["--data.init_args.root", str(root)]),
+                # Digits by domain leaves no client without samples.
+                "--data.init_args.partition=domain"
+                if root is None
+                else f"--data.init_args.root={root}",
                 *("--clients", json.dumps({"count": clients, "modality_rate": 0.7, "seed": 0})),
                 *("--algorithm.init_args.steps", json.dumps(STEPS)),
                 *("--trainer.max_rounds", str(ROUNDS), "--trainer.cohort", cohort),

@@ -21,7 +21,8 @@ from benchmarks.loop import PLAIN, TOLERANCE
 from benchmarks.peers import ours, plain
 from benchmarks.peers.workload import SIZES, Clock, Work, make
 
-COHORTS = (1, 4, 16, 32)
+CLIENTS = {"45KB": (8, 32, 128), "11.5MB": (8, 16)}
+COHORTS = (1, 4, 8, 16, 32)
 
 
 def turn(
@@ -64,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--clients", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--clients", type=int, nargs="+", help=f"by default {CLIENTS}")
     parser.add_argument("--adapters", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--cohorts", type=int, nargs="+", default=list(COHORTS))
     parser.add_argument("--turns", type=int, default=3)
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for adapter in args.adapters:
         work = make(args.folder / adapter, SIZES[adapter])
-        for clients in args.clients:
+        for clients in args.clients or CLIENTS[adapter]:
             sizes = [size for size in args.cohorts if size <= clients]
             variants = {PLAIN: 0, **{f"cohort: {size}": size for size in sizes}}
             turns = [
