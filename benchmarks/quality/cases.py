@@ -1,4 +1,4 @@
-"""Settings, algorithms and studies, registered before they run."""
+"""Algorithms and studies, registered before they run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.harness import REPOSITORY
+from benchmarks.quality.settings import SCENES, SETTINGS, SPLITS, URFALL, Options
 
 SEEDS = (27, 34, 46, 52, 93)
-SPLITS = (1, 2, 3, 4, 5)
-
-Options = Mapping[str, Any]
-"""Dotted keys of the configuration, and their values."""
 
 
 def _mlecs(**init_args: Any) -> dict[str, Any]:
@@ -47,144 +44,6 @@ ABLATIONS: dict[str, Options] = {
     "stack": _mlecs(aggregation="stack"),
     "svd": _mlecs(aggregation="svd"),
     "all negatives": _mlecs(class_aware=False),
-}
-
-
-def _rounds(count: int) -> Options:
-    """Return a length: rounds of half the steps, over which the learning rate falls."""
-    ends = {f"{party}.lr_scheduler.init_args.T_max": count for party in ("edge", "server")}
-    steps = {"warmup": 60, "public": 20, "private": 20, "server": 20}
-    return {"trainer.max_rounds": count, **ends, "algorithm.init_args.steps": steps}
-
-
-def _drawn(count: int, rate: float) -> Options:
-    return {"clients": {"count": count, "modality_rate": rate, "seed": 0}}
-
-
-def _rate(lr: float) -> Options:
-    return {f"{party}.optimizer.init_args.lr": lr for party in ("edge", "server")}
-
-
-def _left_out(scene: str) -> Options:
-    split = {"data.init_args.split": "leave_one_scene_out", "data.init_args.test_scene": scene}
-    return {**_drawn(5, 0.7), **split}
-
-
-SCENES = (
-    *("living_bright", "living_dark", "bedroom", "corner_empty"),
-    *("office_A1", "office_A2", "office_B"),
-)
-URFALL = "configs/urfall/mlecs.yaml"
-DIGITS = "benchmarks/quality/digits.yaml"
-QUICKSTART = "configs/quickstart.yaml"
-WORDS = "benchmarks/quality/words.yaml"
-NO_SAMPLE, NO_LABEL = ["two", "seven"], ["five", "eight"]
-FEW_STEPS = {"warmup": 60, "public": 20, "private": 20, "server": 40}
-# A quarter of the main setting's steps: what is compared over many settings has to be short.
-SHORT = _rounds(3)
-SETTINGS: dict[str, tuple[str, Options]] = {
-    "urfall": (URFALL, {}),
-    "urfall public 0.25": (URFALL, {"data.init_args.public_train_fraction": 0.25}),
-    **{
-        f"urfall short{name}": (URFALL, {**SHORT, **options})
-        for name, options in {
-            "": {},
-            **{f", lr {lr}": _rate(lr) for lr in (0.00025, 0.001)},
-            **{f", rate {rate}": _drawn(5, rate) for rate in (0.5, 0.7, 0.9)},
-            **{f", {count} clients": _drawn(count, 0.7) for count in (3, 7)},
-            **{f", without {scene}": _left_out(scene) for scene in SCENES},
-        }.items()
-    },
-    "quickstart": (QUICKSTART, {}),
-    "digits": (DIGITS, {}),
-    "digits rate 0.7": (DIGITS, _drawn(5, 0.7)),
-    "digits skew 0.3": (DIGITS, {"data.init_args.alpha": 0.3}),
-    # Many clients with about ten samples each, and few of the many in a round.
-    "digits, 100 clients": (
-        DIGITS,
-        {
-            "clients": {"count": 100, "modality_rate": 0.7, "seed": 0},
-            "trainer.participation.fraction": 0.3,
-            "algorithm.init_args.steps": {"warmup": 40, "public": 10, "private": 10, "server": 10},
-            "data.init_args.eval_batch_size": 64,
-            "trainer.limit_test_batches": 1,
-            "trainer.bertscore": False,
-        },
-    ),
-    "digits, 4 clients": (
-        DIGITS,
-        {"trainer.participation.fraction": 1.0, "trainer.bertscore": False},
-    ),
-    # Public inputs are plentiful, their labels scarce; five splits that no choice was made on.
-    **{
-        f"digits few labels, split {k}": (
-            DIGITS,
-            {
-                "data.init_args.public_labelled": 0.05,
-                "data.init_args.seed": k,
-                "algorithm.init_args.order": "interleaved",
-            },
-        )
-        for k in SPLITS
-    },
-    **{
-        f"urfall few labels, split {k}": (
-            URFALL,
-            {
-                **SHORT,
-                "data.init_args.public_labelled": 0.25,
-                "data.init_args.split": {"seed": k},
-            },
-        )
-        for k in SPLITS
-    },
-    # Two classes of which the server has no sample, and two of which it has no label; the labels
-    # of the clients are so skewed that most of them lack some class.
-    **{
-        f"digits missing classes, split {k}": (
-            DIGITS,
-            {
-                "data.init_args.public_without": {"classes": NO_SAMPLE},
-                "data.init_args.public_labelled": dict.fromkeys(NO_LABEL, 0.0),
-                "data.init_args.alpha": 0.3,
-                "data.init_args.seed": k,
-                "algorithm.init_args.order": "interleaved",
-                "trainer.bertscore": False,
-            },
-        )
-        for k in SPLITS[:3]
-    },
-    # About 30 samples a client (21 to 42), and labels of 15 of the 306 public samples.
-    **{
-        f"digits 20 clients, split {k}": (
-            DIGITS,
-            {
-                "clients": {"count": 20, "modality_rate": 0.7, "seed": 0},
-                "data.init_args.public_labelled": 0.05,
-                "data.init_args.public_fraction": 0.2,
-                "data.init_args.test_fraction": 0.4,
-                "data.init_args.alpha": 5.0,
-                "data.init_args.seed": k,
-                "algorithm.init_args.order": "interleaved",
-                "algorithm.init_args.steps": FEW_STEPS,
-                "trainer.limit_test_batches": 1,
-                "trainer.bertscore": False,
-            },
-        )
-        for k in SPLITS[:3]
-    },
-    # A data set on which no choice about answers was made; the splits are by voice.
-    **{
-        f"words few labels, split {k}": (
-            WORDS,
-            {
-                "data.init_args.file": f"data/words/split-{k}.jsonl",
-                "data.init_args.seed": k,
-                "trainer.bertscore": False,
-            },
-        )
-        for k in (0, 2, 4)
-    },
 }
 
 
@@ -242,7 +101,28 @@ FEW_LABELS: dict[str, Options] = {
     "StandalonePublic + self-training": {**ALGORITHMS["StandalonePublic"], **SELF_TRAINING},
     "Centralized": ALGORITHMS["Centralized"],
     "Centralized + self-training": {**ALGORITHMS["Centralized"], **SELF_TRAINING},
+    # Rivals without answers, as published. The rule: answers are the better way for what devices
+    # know if the difference of FedAvg + answers from each has an interval above zero, for clients
+    # (all) or server, and none below. FedMLLM is FedProx here, as no instruction names a sensor.
+    "MultiFedAvg": {"algorithm": "MultiFedAvg"},
+    "FediLoRA": {"algorithm": "FediLoRA"},
+    "FedDPA": {
+        **ALGORITHMS["FedAvg"],
+        "edge.lora.private_r": 8,
+        "edge.lora.scope": "per_stage",
+    },
+    "FedProx": ALGORITHMS["FedProx"],
 }
+# With all labels there is nothing to answer, so that FedAvg stands for FedAvg + answers, calibrated
+# or not. The rule: a method may be the default if its mean difference from StandalonePublic is at
+# least -0.01 on both data sets, for all and for own samples.
+ALL_LABELS = {
+    **{name: ALGORITHMS[name] for name in ("StandalonePublic", "FedAvg", "ML-ECS", "Centralized")},
+    **{name: FEW_LABELS[name] for name in ("MultiFedAvg", "FedDPA")},
+}
+# The rule: answers help against missing sensors if, from rate 0.9 to 0.5, clients lose less on all
+# samples with them than under every other method, with each of the seeds.
+RATES = ("StandalonePublic", "FedAvg", "FedAvg + answers", "MultiFedAvg")
 # Of three more settings. The rule: a default changes only for a method whose difference from it has
 # an interval above zero over the splits.
 TOGETHER = (
@@ -300,6 +180,24 @@ STUDIES = {
         )
         for data in ("digits", "urfall")
     },
+    **{
+        f"splits-{data}": Study(
+            [f"{data} all labels, split {k}" for k in SPLITS],
+            ALL_LABELS,
+            seeds=1,
+            pooled=True,
+            reference="StandalonePublic",
+            metrics=ACCURACY,
+        )
+        for data in ("digits", "urfall")
+    },
+    "rates-answers": Study(
+        [f"urfall few labels, rate {rate}" for rate in (0.5, 0.7, 0.9)],
+        {name: FEW_LABELS[name] for name in RATES},
+        seeds=2,
+        reference="StandalonePublic",
+        metrics=ACCURACY,
+    ),
     **{
         name: Study(
             [setting for setting in SETTINGS if setting.startswith(settings)],

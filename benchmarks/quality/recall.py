@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from benchmarks.harness import REPOSITORY, read_lines
-from benchmarks.quality.cases import NO_LABEL, NO_SAMPLE, SETTINGS, STUDIES
+from benchmarks.quality.cases import STUDIES
+from benchmarks.quality.settings import NO_LABEL, NO_SAMPLE, SETTINGS
 from benchmarks.quality.study import origin, write
 
 STUDY = "missing-class"

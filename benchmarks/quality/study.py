@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
-from benchmarks.quality.cases import SCORES, SEEDS, STUDIES, URFALL, Case, matrix
+from benchmarks.quality.cases import SCORES, SEEDS, STUDIES, Case, matrix
+from benchmarks.quality.settings import URFALL
 
 
 def run(case: Case, *, root: Path | None) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def origin(out: Path, shown: Set[tuple[str, str, int]], *, study: str) -> str:
     own = [e for e in read_lines(out) if (e["setting"], e["algorithm"], e["seed"]) in shown]
     settings = sorted({line["setting"] for line in own})
     if len(settings) > 2 and len({name[:-1] for name in settings}) == 1:
-        settings = [f"{settings[0]} to {settings[-1][-1]}"]  # they are numbered
+        settings = [f"{settings[0]} to {settings[-1].split()[-1]}"]  # they are numbered
     root = "--root PATH " if any(each["config"] == URFALL for each in own) else ""
     said = {
         key: ", ".join(str(each) for each in sorted({line[key] for line in own}))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlecs_lightning.algorithms.fedmd import FedMD
     from mlecs_lightning.algorithms.fedprox import FedProx
     from mlecs_lightning.algorithms.mlecs.algorithm import MLECS
+    from mlecs_lightning.algorithms.multifedavg import MultiFedAvg
     from mlecs_lightning.algorithms.standalone import Centralized, Standalone, StandalonePublic
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "FedProx",
     "FediLoRA",
     "LocalTraining",
+    "MultiFedAvg",
     "Standalone",
     "StandalonePublic",
     "Steps",
@@ -47,6 +49,7 @@ _HOMES = {
     "FedProx": "fedprox",
     "FediLoRA": "fedilora",
     "LocalTraining": "base",
+    "MultiFedAvg": "multifedavg",
     "Standalone": "standalone",
     "StandalonePublic": "standalone",
     "Steps": "base",

@@ -16,7 +16,7 @@ CLIENT_KEYS = (
 DATA = "['Digits', 'HubDataset', 'Manifest', 'URFall']"
 ALGORITHMS = (
     "'CDCCA', 'Centralized', 'CoPLMs', 'ECLM', 'FedAvg', 'FedMD', 'FedProx', 'FediLoRA', "
-    "'LocalTraining', 'MLECS', 'Standalone', 'StandalonePublic'"
+    "'LocalTraining', 'MLECS', 'MultiFedAvg', 'Standalone', 'StandalonePublic'"
 )
 URFALL = "--data URFall --clients '{hall: {modalities: [acc]}}' --data.root"
 

@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "FedProx": {"trainer": CODEC},
     "CoPLMs": {},
+    "MultiFedAvg": {},
     "MLECS": {"trainer": CODEC},
     "ECLM": {"server": MLPS, "edge": MLPS},
     "CDCCA": {"clients": EVERYTHING},

@@ -294,6 +294,15 @@ def test_answers_of_two_ranks_are_those_of_one(fit: Fit, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_encoders_of_two_ranks_are_those_of_one(fit: Fit, tmp_path: Path) -> None:
+    args = ("--algorithm", "MultiFedAvg")
+    one, two = fit(tmp_path / "1", *args), fit(tmp_path / "2", *args, ranks=2)
+    check_equal(one, two)
+    (two / "round=0001.ckpt").unlink()
+    check_equal(one, fit(tmp_path / "2", *args, "--ckpt_path", "last"))
+
+
+@pytest.mark.slow
 def test_two_ranks_train_three_groups_as_one_does(fit: Fit, tmp_path: Path) -> None:
     groups = ("--clients.hall.lora", "{r: 4, alpha: 4}", "--clients.study.backbone.model")
     groups += ("pocket/llm", "--clients.cellar", "{modalities: [pixels]}")

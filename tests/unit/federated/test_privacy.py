@@ -25,6 +25,7 @@ from mlecs_lightning.algorithms import (
     FediLoRA,
     FedMD,
     FedProx,
+    MultiFedAvg,
     Standalone,
 )
 from mlecs_lightning.algorithms.answers import Answers
@@ -475,6 +476,7 @@ def test_the_document_names_what_each_method_sends(tiny: SimpleNamespace, repo_r
         "FedAvg with `weights: equal`": [FedAvg(weights="equal")],
         "FedAvg with `answers`": [FedAvg(answers=Answers())],
         "FedMD": [FedMD()],
+        "MultiFedAvg": [MultiFedAvg()],
         "MLECS with `representations`": [MLECS(representations=Representations())],
         "ECLM": [ECLM(modules=2, active=1)],
         "CDCCA": [CDCCA()],

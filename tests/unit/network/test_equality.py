@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedMD, FedProx
+from mlecs_lightning import CDCCA, ECLM, MLECS, CoPLMs, FedAvg, FedMD, FedProx, MultiFedAvg
 from mlecs_lightning.algorithms.answers import Answers
 from mlecs_lightning.algorithms.eclm.derivation import Budget
 from mlecs_lightning.checkpoints.checkpoint import checkpoint_of, client_state, load_checkpoint
@@ -51,7 +51,8 @@ def case(name: str, tiny: SimpleNamespace) -> Case:
         case "answers":
             return Case(FedAvg(steps=steps, answers=Answers()), parties, few)
         case _:
-            kinds = {"fedavg": FedAvg, "fedprox": FedProx, "mlecs": MLECS, "coplms": CoPLMs}
+            kinds = {"fedavg": FedAvg, "fedprox": FedProx, "multifedavg": MultiFedAvg}
+            kinds |= {"mlecs": MLECS, "coplms": CoPLMs}
             return Case(kinds[name](steps=steps), parties, {})
 
 
@@ -71,6 +72,7 @@ NAMES = (
     "cdcca",
     "answers",
     "fedmd",
+    "multifedavg",
 )
 QUICK = {("mlecs", True), ("freeze_a", False), ("cdcca", False)}
 
