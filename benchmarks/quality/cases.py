@@ -105,6 +105,10 @@ FEW_LABELS: dict[str, Options] = {
     # know if the difference of FedAvg + answers from each has an interval above zero, for clients
     # (all) or server, and none below. FedMLLM is FedProx here, as no instruction names a sensor.
     "MultiFedAvg": {"algorithm": "MultiFedAvg"},
+    # Encoders and answers together. The rule: it takes the place of FedAvg + answers in the shipped
+    # configurations of a data set if its difference from that has an interval above zero over the
+    # splits, for clients (all) or server, and none below for clients (all, own) or server.
+    "MultiFedAvg + answers": {"algorithm": "MultiFedAvg", **ANSWERS},
     "FediLoRA": {"algorithm": "FediLoRA"},
     "FedDPA": {
         **ALGORITHMS["FedAvg"],

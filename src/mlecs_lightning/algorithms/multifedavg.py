@@ -70,7 +70,7 @@ class MultiFedAvg(FedAvg):
             odd = [k for k, t in own.items() if k not in common or t.shape != common[k].shape]
             if odd:
                 faults.append(
-                    f"clients.{name} has an encoder that the server has not ({odd[0]}), and "
+                    f"clients.{name} has an encoder that the server lacks ({odd[0]}), and "
                     "MultiFedAvg averages encoders: edge.extractors and server.extractors must be "
                     "the same"
                 )
