@@ -63,6 +63,7 @@ class Study(NamedTuple):
         pooled: Whether the settings take the place of the seeds: mean and interval are over them.
         reference: The algorithm that the others are compared with.
         metrics: The columns of its table.
+        short: The algorithms of its short table, in their order, if it has one.
     """
 
     settings: Sequence[str]
@@ -71,6 +72,7 @@ class Study(NamedTuple):
     pooled: bool = False
     reference: str = "ML-ECS"
     metrics: Sequence[str] = METRICS
+    short: Sequence[str] = ()
 
 
 def _short(*beginnings: str) -> list[str]:
@@ -117,6 +119,10 @@ FEW_LABELS: dict[str, Options] = {
     },
     "FedProx": ALGORITHMS["FedProx"],
 }
+README = (
+    *("StandalonePublic", "FedAvg", "MultiFedAvg", "ML-ECS"),
+    *("ML-ECS + answers", "FedMD", "FedAvg + answers", "Centralized"),
+)
 # With all labels there is nothing to answer, so that FedAvg stands for FedAvg + answers, calibrated
 # or not. The rule: a method may be the default if its mean difference from StandalonePublic is at
 # least -0.01 on both data sets, for all and for own samples.
@@ -181,6 +187,7 @@ STUDIES = {
             pooled=True,
             reference="StandalonePublic",
             metrics=ACCURACY,
+            short=README,
         )
         for data in ("digits", "urfall")
     },

@@ -113,7 +113,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     """Return for each study its Markdown: means, and differences to its reference seed by seed.
 
     Of each study its own cases alone: another one may have more seeds of the same setting. Under
-    ``STUDY-short`` the means of the first scores alone.
+    ``STUDY-short`` the means of the first scores of some algorithms, if the study says which.
     """
     from mlecs_lightning.report.markdown import to_markdown
     from mlecs_lightning.report.results.matrix import paired, table
@@ -122,7 +122,7 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
     rows = {(r.setting, r.algorithm, r.seed): r for r in read_rows(out)}
     texts = {}
     for study in studies:
-        settings, algorithms, _, pooled, reference, metrics = STUDIES[study]
+        settings, algorithms, _, pooled, reference, metrics, few = STUDIES[study]
         labels = [reference, *(name for name in algorithms if name != reference)]
         cases = {(c.setting, c.algorithm, c.seed) for c in matrix([study], seeds)}
         # The reference may be a run of another study.
@@ -145,8 +145,12 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
         made = origin(out, shown, study=study)
         means = to_markdown(table(own, metrics, order=order))
         texts[study] = f"{made}\n\n{means}\n{to_markdown(differences)}".strip()
-        short = to_markdown(table(own, SCORES, order=order))
-        texts[f"{study}-short"] = f"{made}\n\n{short}".strip()
+        if few:
+            made = origin(out, {key for key in shown if key[1] in few}, study=study)
+            entries = table([r for r in own if r.algorithm in few], SCORES, order=[*settings, *few])
+            # A label says there what the algorithm is.
+            short = to_markdown([replace(entry, differs="") for entry in entries])
+            texts[f"{study}-short"] = f"{made}\n\n{short}".strip()
     return texts
 
 
