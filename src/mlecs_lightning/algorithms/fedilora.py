@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mlecs_lightning.aggregation import Aggregation
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext
@@ -27,18 +28,25 @@ class FediLoRA(FedAvg):
     and public data are used as in our other baselines.
     """
 
-    def __init__(self, *, repair_below: float = 0.95, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        repair_below: float = 0.95,
+        aggregation: Aggregation = "dimensions",
+        **options: Any,
+    ) -> None:
         """Set passes, aggregation and repair.
 
         Args:
             repair_below: Cosine below which a layer is repaired, in [-1, 1]; -1 repairs none.
-            **options: See `FedAvg`; ``aggregation`` is ``dimensions`` by default.
+            aggregation: How adapters are averaged; see `AdapterAggregator`.
+            **options: See `FedAvg`.
 
         Raises:
             ConfigurationError: If ``repair_below`` is out of range.
             ValueError: If another value is out of range.
         """
-        super().__init__(**{"aggregation": "dimensions", **options})
+        super().__init__(aggregation=aggregation, **options)
         if not -1 <= repair_below <= 1:
             raise ConfigurationError(
                 f"algorithm.init_args.repair_below must lie in [-1, 1], got {repair_below}"

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from mlecs_lightning import algorithms
 from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.data import Manifest, URFall
+from mlecs_lightning.rounds import Algorithm
 from tests.integration.parsed import Parsed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ON_TOP = {Path("configs/paper/pocket.yaml")}
 CONFIGS = sorted({p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")} - ON_TOP)
 SLOW = {Path("configs/paper/urfall.yaml")}
+METHODS = [name for name in algorithms.__all__ if issubclass(getattr(algorithms, name), Algorithm)]
 every_config = pytest.mark.parametrize(
     "path", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in CONFIGS], ids=str
 )
@@ -101,6 +104,16 @@ def test_a_config_serves_the_other_algorithms(
     assert config["algorithm"]["class_path"] == f"mlecs_lightning.{algorithm}"
     steps = written["algorithm"]["init_args"]["steps"]
     assert steps.items() <= config["algorithm"]["init_args"]["steps"].items()
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_every_method_takes_the_steps_of_another(
+    merged: Callable[..., dict[str, Any]], algorithm: str
+) -> None:
+    words = ("--config", ROOT / "configs/quickstart.yaml", "--algorithm", algorithm)
+    config = merged(*words, "--algorithm.steps.warmup", "7")
+    assert config["algorithm"]["class_path"].endswith(f".{algorithm}")
+    assert config["algorithm"]["init_args"]["steps"]["warmup"] == 7
 
 
 @every_config
