@@ -121,7 +121,7 @@ FEW_LABELS: dict[str, Options] = {
 }
 README = (
     *("StandalonePublic", "FedAvg", "MultiFedAvg", "ML-ECS"),
-    *("ML-ECS + answers", "FedMD", "FedAvg + answers", "Centralized"),
+    *("ML-ECS + answers", "FedMD", "FedAvg + answers", "MultiFedAvg + answers", "Centralized"),
 )
 # With all labels there is nothing to answer, so that FedAvg stands for FedAvg + answers, calibrated
 # or not. The rule: a method may be the default if its mean difference from StandalonePublic is at

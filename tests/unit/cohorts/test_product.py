@@ -29,7 +29,7 @@ def test_values_and_gradients_are_those_of_the_plain_product(start: str, factor:
     assert torch.autograd.gradcheck(made, tensors)
 
 
-def test_a_gradient_lies_as_its_weight_does_() -> None:
+def test_a_gradient_lies_as_its_weight_does() -> None:
     weight = WEIGHT.clone().requires_grad_()
     product(ROWS, weight).sum().backward()
     assert weight.grad is not None
