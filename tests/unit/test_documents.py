@@ -19,7 +19,7 @@ DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("do
 # A path with `<name>` in it is a pattern for a new file, and is not looked for.
 FILE = re.compile(r"(?<![\w/<>*.-])([\w./-]+\.(?:py|yaml))(?::([A-Za-z_][\w.]*))?(?![\w>])")
 MODULE = re.compile(r"(?<![\w/.-])mlecs_lightning(?:\.\w+)+")
-COMMAND = re.compile(r"python -m (benchmarks\.\w+)")
+COMMAND = re.compile(r"python -m (benchmarks(?:\.\w+)+)")
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w/])trainer\.([a-z]\w+)(?<!py)")
 MEMBER = re.compile(r"`([A-Z]\w*)\.(\w+)`")
