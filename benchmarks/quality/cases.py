@@ -79,6 +79,12 @@ def _short(*beginnings: str) -> list[str]:
     return [f"urfall short, {each}" for each in beginnings]
 
 
+def _splits(settings: Sequence[str], algorithms: Mapping[str, Options], **more: Any) -> Study:
+    """Return a study over splits of the data, with one seed, against no exchange."""
+    fixed: dict[str, Any] = {"seeds": 1, "pooled": True, "metrics": ACCURACY}
+    return Study(settings, algorithms, reference="StandalonePublic", **{**fixed, **more})
+
+
 RIVALS = {name: options for name, options in ALGORITHMS.items() if name != "Centralized"}
 # Written out, so that a default that changes makes other cases.
 ANSWERS: Options = {
@@ -180,26 +186,13 @@ STUDIES = {
     "clients": Study(_short("3 clients", "7 clients"), FEW, seeds=2),
     "scenes": Study(_short(*(f"without {scene}" for scene in SCENES)), FEW, seeds=1, pooled=True),
     **{
-        f"few-labels-{data}": Study(
-            [f"{data} few labels, split {k}" for k in SPLITS],
-            FEW_LABELS,
-            seeds=1,
-            pooled=True,
-            reference="StandalonePublic",
-            metrics=ACCURACY,
-            short=README,
+        f"few-labels-{data}": _splits(
+            [f"{data} few labels, split {k}" for k in SPLITS], FEW_LABELS, short=README
         )
         for data in ("digits", "urfall")
     },
     **{
-        f"splits-{data}": Study(
-            [f"{data} all labels, split {k}" for k in SPLITS],
-            ALL_LABELS,
-            seeds=1,
-            pooled=True,
-            reference="StandalonePublic",
-            metrics=ACCURACY,
-        )
+        f"splits-{data}": _splits([f"{data} all labels, split {k}" for k in SPLITS], ALL_LABELS)
         for data in ("digits", "urfall")
     },
     "rates-answers": Study(
@@ -210,13 +203,9 @@ STUDIES = {
         metrics=ACCURACY,
     ),
     **{
-        name: Study(
+        name: _splits(
             [setting for setting in SETTINGS if setting.startswith(settings)],
             {name: FEW_LABELS[name] for name in TOGETHER},
-            seeds=1,
-            pooled=True,
-            reference="StandalonePublic",
-            metrics=ACCURACY,
         )
         for name, settings in {
             "missing-class": "digits missing classes",
