@@ -16,8 +16,7 @@ def product(
     """Return ``start + factor * rows @ weight^T`` for each client.
 
     `torch.bmm` gives the gradient of a transposed matrix transposed, and autograd then copies it
-    element by element into the layout of the weight. With large weights that is a quarter of the
-    time of a step; here it is made in that layout.
+    element by element into the layout of the weight. Here it is made in that layout.
 
     Args:
         rows: (C, N, in).
