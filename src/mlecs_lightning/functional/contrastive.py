@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlecs_lightning.functional.volume import gram_log_det, gram_log_volume
+from mlecs_lightning.functional.volume import log_volume_and_det
 
 
 class VolumeContrast(NamedTuple):
@@ -80,7 +80,8 @@ def volume_contrastive_loss(
         raise ValueError(
             f"anchors and vectors must have equally many samples, got {size} and {vectors.shape[0]}"
         )
-    volume = gram_log_volume(anchors, vectors, present).exp()
+    log_volume, log_det = log_volume_and_det(anchors, vectors, present)
+    volume = log_volume.exp()
     negative = _negatives(size, volume.device, present=present, classes=classes)
     own = torch.eye(size, dtype=torch.bool, device=volume.device)
     logits = (-volume / temperature).masked_fill(~(negative | own), -torch.inf)
@@ -92,7 +93,7 @@ def volume_contrastive_loss(
         loss=loss,
         diagonal=volume.diagonal().mean(),
         off_diagonal=(volume * negative).sum() / pairs.clamp_min(1),
-        gram_det=gram_log_det(vectors.detach(), present).exp().mean(),
+        gram_det=log_det.detach().exp().mean(),
         pairs=pairs,
     )
 

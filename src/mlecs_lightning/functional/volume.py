@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LEAST_LENGTH = 1e-12
+
 
 def gram_log_volume(anchors: Tensor, vectors: Tensor, present: Tensor | None = None) -> Tensor:
     """Log volume ``log V(a_i; v_j)`` of every anchor with the vectors of every sample.
@@ -46,27 +48,7 @@ def gram_log_volume(anchors: Tensor, vectors: Tensor, present: Tensor | None = N
         tensor([[1.0000],
                 [0.7071]])
     """
-    _check_vectors(vectors, present)
-    if anchors.ndim != 2 or anchors.shape[1] != vectors.shape[2]:
-        raise ValueError(
-            f"anchors must have shape (N, D) with the vectors' D = {vectors.shape[2]}, "
-            f"got {tuple(anchors.shape)}"
-        )
-    # The cast comes first: for V < 0.1, products in bf16 change V by 11 to 59 %, and near V = 0
-    # those in float32 by 1e-4, more than the determinant of an assembled matrix.
-    with torch.autocast(device_type=vectors.device.type, enabled=False):
-        result_dtype = _result_dtype(anchors, vectors)
-        dtype = _working_dtype(vectors.device)
-        shrink = _shrinkage(dtype)
-        units = _present_units(vectors.to(dtype), present)
-        factor = _gram_cholesky(units)
-        anchors = F.normalize(anchors.to(dtype), dim=-1)
-        cosines = (1 - shrink) * torch.einsum("mkd,nd->mkn", units, anchors)
-        within_span: Tensor = torch.linalg.solve_triangular(factor, cosines, upper=False)
-        # In exact arithmetic it is at least the shrinkage: the clamp only corrects rounding.
-        distance_sq = (1 - within_span.square().sum(dim=1)).clamp_min(shrink)
-        log_volume = 0.5 * (_log_det(factor)[:, None] + distance_sq.log())
-        return log_volume.T.to(result_dtype)
+    return log_volume_and_det(anchors, vectors, present)[0]
 
 
 def gram_log_det(vectors: Tensor, present: Tensor | None = None) -> Tensor:
@@ -92,10 +74,39 @@ def gram_log_det(vectors: Tensor, present: Tensor | None = None) -> Tensor:
     """
     _check_vectors(vectors, present)
     with torch.autocast(device_type=vectors.device.type, enabled=False):
-        result_dtype = _result_dtype(vectors)
-        dtype = _working_dtype(vectors.device)
-        factor = _gram_cholesky(_present_units(vectors.to(dtype), present))
-        return _log_det(factor).to(result_dtype)
+        _, _, factor = _factorised(vectors, present)
+        return _log_det(factor).to(_result_dtype(vectors))
+
+
+def log_volume_and_det(
+    anchors: Tensor, vectors: Tensor, present: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return :func:`gram_log_volume`, (N, M), and :func:`gram_log_det`, (M,), computed once."""
+    _check_vectors(vectors, present)
+    if anchors.ndim != 2 or anchors.shape[1] != vectors.shape[2]:
+        raise ValueError(
+            f"anchors must have shape (N, D) with the vectors' D = {vectors.shape[2]}, "
+            f"got {tuple(anchors.shape)}"
+        )
+    # The cast comes first: for V < 0.1, products in bf16 change V by 11 to 59 %, and near V = 0
+    # those in float32 by 1e-4, more than the determinant of an assembled matrix.
+    with torch.autocast(device_type=vectors.device.type, enabled=False):
+        wide, lengths, factor = _factorised(vectors, present)
+        shrink = _shrinkage(wide.dtype)
+        directions = (1 - shrink) * F.normalize(anchors.to(wide.dtype), dim=-1)
+        # The lengths of the vectors are divided out by the small factor, (M, K, K): what is as
+        # large as the vectors is read by products only, which costs half of what normalising does.
+        within_span: Tensor = torch.linalg.solve_triangular(
+            lengths[..., None] * factor,
+            torch.einsum("mkd,nd->mkn", wide, directions),
+            upper=False,
+        )
+        # In exact arithmetic it is at least the shrinkage: the clamp only corrects rounding.
+        distance_sq = (1 - torch.linalg.vecdot(within_span, within_span, dim=1)).clamp_min(shrink)
+        log_det = _log_det(factor)
+        log_volume = 0.5 * (log_det[:, None] + distance_sq.log())
+        dtype = _result_dtype(anchors, vectors)
+        return log_volume.T.to(dtype), log_det.to(_result_dtype(vectors))
 
 
 def _check_vectors(vectors: Tensor, present: Tensor | None) -> None:
@@ -125,24 +136,26 @@ def _shrinkage(dtype: torch.dtype) -> float:
     return 16 * torch.finfo(dtype).eps
 
 
-def _present_units(vectors: Tensor, present: Tensor | None) -> Tensor:
-    """Return unit vectors (M, K, D); absent ones and those of norm zero become zero."""
-    if present is not None:
-        vectors = torch.where(present[..., None], vectors, 0.0)
-    return F.normalize(vectors, dim=-1)
+def _factorised(vectors: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return vectors (M, K, D), lengths (M, K), and the factors of the Gram matrices (M, K, K).
 
-
-def _gram_cholesky(units: Tensor) -> Tensor:
-    """Return the Cholesky factors (M, K, K) of the shrunk Gram matrices of unit vectors (M, K, D).
+    Absent vectors are zero. The lengths are at least 1e-12, those of F.normalize. The Gram matrices
+    are those of the unit vectors, shrunk, and the factors are Cholesky's, lower triangular.
 
     The diagonal is set to 1 rather than computed, so that a zero vector becomes a row of the
     identity, and det K <= 1 holds to the last bit.
     """
-    gram = (1 - _shrinkage(units.dtype)) * torch.einsum("mkd,mld->mkl", units, units)
-    identity = torch.eye(units.shape[1], dtype=units.dtype, device=units.device)
+    if present is not None:
+        vectors = torch.where(present[..., None], vectors, 0.0)
+    wide = vectors.to(_working_dtype(vectors.device))
+    products = torch.einsum("mkd,mld->mkl", wide, wide)
+    lengths = products.diagonal(dim1=-2, dim2=-1).clamp_min(_LEAST_LENGTH**2).sqrt()
+    cosines = products / (lengths[..., None] * lengths[..., None, :])
+    identity = torch.eye(vectors.shape[1], dtype=wide.dtype, device=vectors.device)
+    gram = torch.where(identity.bool(), identity, (1 - _shrinkage(wide.dtype)) * cosines)
     # `cholesky_ex` does not raise: a NaN in one sample becomes NaN in its volumes only.
-    factor: Tensor = torch.linalg.cholesky_ex(torch.where(identity.bool(), identity, gram)).L
-    return factor
+    factor: Tensor = torch.linalg.cholesky_ex(gram).L
+    return wide, lengths, factor
 
 
 def _log_det(factor: Tensor) -> Tensor:

@@ -71,10 +71,17 @@ def test_is_invariant_to_rotation_and_to_the_order_of_vectors() -> None:
     torch.testing.assert_close(reordered, log_volume, atol=1e-10, rtol=0)
 
 
+def test_does_not_depend_on_the_lengths() -> None:
+    anchors, vectors = random_input(4)
+    lengths = torch.logspace(-9, 9, 20).view(5, 4, 1)
+    scaled = gram_log_volume(1e3 * anchors, lengths * vectors)
+    torch.testing.assert_close(scaled, gram_log_volume(anchors, vectors))
+    torch.testing.assert_close(gram_log_det(lengths * vectors), gram_log_det(vectors))
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradient_is_that_of_finite_differences(padded: bool) -> None:
     anchors, vectors = random_input(3, n=3, m=2, d=6, dtype=torch.float64)
-    vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     present = torch.tensor([[True, False, True], [True, True, True]]) if padded else None
     inputs = anchors.requires_grad_(), vectors.requires_grad_()
     assert torch.autograd.gradcheck(lambda a, v: gram_log_volume(a, v, present), inputs)
