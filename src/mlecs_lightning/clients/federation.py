@@ -156,15 +156,18 @@ class FederationModels(Edges):
             edge, round=-1, codec_state=CodecState(algorithm.shipped(self.server, client), {})
         )
 
-    def confirm(self, client: str, *, round: int, received: Mapping[str, Tensor]) -> None:
+    def confirm(
+        self, client: str, *, ended: int, received: Mapping[str, Tensor], round: int
+    ) -> None:
         """Note that a remote client has ended a round.
 
         Args:
             client: The client.
-            round: The round.
+            ended: The round.
             received: The adapter that it has received, which the next message may refer to.
+            round: The present round: a later one if the client's reply was late.
         """
-        self.store.put(client, remembered(round, received), round=round)
+        self.store.put(client, remembered(ended, received), round=round)
 
     def last_round(self, client: str) -> int | None:
         """Return the last round that a remote client has ended; ``None`` if there is none."""

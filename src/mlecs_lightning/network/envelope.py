@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Envelope", "EnvelopeError"]
+__all__ = ["MALFORMED", "Envelope", "EnvelopeError"]
 
 _PREFIX = 4
 _MAX_HEADER = 2**20
@@ -17,6 +17,10 @@ _MAX_HEADER = 2**20
 
 class EnvelopeError(ValueError):
     """Bytes that are no envelope; says why."""
+
+
+MALFORMED = (ValueError, TypeError, KeyError, OverflowError)
+"""What reading a header raises that is not of the expected form; a number in it may be infinite."""
 
 
 class Envelope(NamedTuple):
@@ -52,7 +56,7 @@ class Envelope(NamedTuple):
         try:
             header = json.loads(data[_PREFIX:end])
             kind, sizes = str(header.pop("kind")), [int(size) for size in header.pop("sizes")]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (*MALFORMED, AttributeError, RecursionError) as error:
             raise EnvelopeError(f"unreadable header: {type(error).__name__}") from error
         if any(size < 0 for size in sizes) or end + sum(sizes) != len(data):
             raise EnvelopeError(f"parts of {sizes} bytes in {len(data) - end}")

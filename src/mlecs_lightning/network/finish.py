@@ -27,13 +27,12 @@ def finish(session: DeviceSession, folder: Path, fabric: Fabric) -> dict[str, An
         fabric: Where it tests.
 
     Returns:
-        The summary; empty if the client has not trained.
+        The summary; empty if the server counts no round of this client.
     """
-    client, device = session.client, session.device
-    rounds, edges = session.store.rounds, device.federation
-    if not rounds or rounds[-1] < 0:
+    client, device, last = session.client, session.device, session.last
+    if last is None or not session.store.go_back(last):
         return {}
-    session.store.go_back(rounds[-1])
+    edges = device.federation
     edge = edges.edge(client)
     state = {
         "about": about(device.algorithm, device.data, edges, fabric),
@@ -41,11 +40,13 @@ def finish(session: DeviceSession, folder: Path, fabric: Fabric) -> dict[str, An
         "history": [],
         "clients": {client: session.store.get(client)},
     }
-    save_checkpoint(folder / "checkpoints", state, round=rounds[-1])
-    tested = session.tested(rounds[-1])
+    for earlier in (folder / "checkpoints").glob("*.ckpt"):  # of an earlier run of this device
+        earlier.unlink()
+    save_checkpoint(folder / "checkpoints", state, round=last)
+    tested = session.tested(last)
     summary = {
         "algorithm": type(device.algorithm).__name__,
-        "rounds": rounds[-1] + 1,
+        "rounds": last + 1,
         "clients": {client: {"modalities": list(edge.module.modalities), **tested.scores}},
         "constant": tested.constant,
         "checks": {client: tested.checks},

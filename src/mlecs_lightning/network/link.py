@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -15,7 +16,7 @@ from mlecs_lightning.federated.exchange.device import Reply
 from mlecs_lightning.federated.exchange.link import Offer
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.network.agreement import Agreement
-from mlecs_lightning.network.envelope import Envelope, EnvelopeError
+from mlecs_lightning.network.envelope import MALFORMED, Envelope, EnvelopeError
 from mlecs_lightning.network.provision import provision
 from mlecs_lightning.rounds.context import RoundContext
 from mlecs_lightning.rounds.failures import Failure, FailureKind
@@ -223,7 +224,7 @@ class NetworkLink:
             if awaited:
                 self._expected[client] = replace(call, path=None)
             reply = _failed(round.ctx, client, kind)
-            round.replies[client] = reply._replace(expected=awaited)
+            round.replies[client] = reply._replace(expected=awaited, reached=call.reached)
         round.calls.clear()
 
     # Answers ----------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ class NetworkLink:
             if answer.header.get("client") != call.client:
                 raise EnvelopeError(f"it says that it is client {answer.header.get('client')!r}")
             self._handle(round, call, answer, folder)
-        except (EnvelopeError, ValueError, TypeError, KeyError) as error:
+        except MALFORMED as error:
             self._refuse(round, call, [str(error)], stage="uplink")
 
     def _handle(self, round: _Round, call: _Call, answer: Envelope, folder: Path) -> None:
@@ -265,9 +266,12 @@ class NetworkLink:
 
     def _keep_update(self, round: _Round, call: _Call, answer: Envelope, folder: Path) -> None:
         (data,) = answer.parts
-        error = answer.header.get("codec_error")
-        if error is not None:
-            self._errors[call.client] = float(error)
+        told = answer.header.get("codec_error")
+        if told is not None and self.run.channel.codec is not None:
+            error = float(told)
+            if not 0 <= error < math.inf:
+                raise EnvelopeError(f"codec_error must be finite and not negative, got {error}")
+            self._errors[call.client] = error
         path = folder / f"{call.client}.reply"
         path.write_bytes(data)
         self._provided[call.client] = call.provided

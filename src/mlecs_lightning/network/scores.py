@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from mlecs_lightning.federated.run import Run
-from mlecs_lightning.network.envelope import Envelope, EnvelopeError
+from mlecs_lightning.network.envelope import MALFORMED, Envelope, EnvelopeError
 from mlecs_lightning.network.link import Transport
 from mlecs_lightning.wire.channel import Channel, MessageLimits, ReceivedMessage
 from mlecs_lightning.wire.encoding import ChannelError
@@ -77,7 +77,7 @@ def ask_scores(
     for client, data in _answers(transport, trained, request, seconds=seconds):
         try:
             message, sizes = _read(Envelope.of(data), client, schema, limits)
-        except (EnvelopeError, ChannelError, KeyError, TypeError, ValueError) as error:
+        except (ChannelError, *MALFORMED) as error:
             log.warning("no scores of client %r: %s", client, error)
             run.folder.note(client, f"scores\n{error}\n\n")
             continue

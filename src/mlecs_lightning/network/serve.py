@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -122,7 +123,7 @@ def serve(
         )
     try:
         summary = self.train(run, link)
-        say_goodbye(transport)
+        say_goodbye(transport, run.federation.last_round)
     finally:
         transport.close()
     return summary
@@ -145,11 +146,17 @@ def check_late(deadline: float | None, *, private: bool) -> None:
         )
 
 
-def say_goodbye(transport: Transport) -> None:
-    """Tell the devices that the run has ended, and wait a little until they have heard it."""
+def say_goodbye(transport: Transport, last_round: Callable[[str], int | None]) -> None:
+    """Tell the devices that the run has ended, and wait a little until they have heard it.
+
+    Args:
+        transport: To the devices.
+        last_round: Returns the last round of a client that counts.
+    """
     waiting = set()
     for client in transport.online():
-        waiting.add(transport.send(client, Envelope("end", {"client": client}).to_bytes()))
+        end = Envelope("end", {"client": client, "last": last_round(client)})
+        waiting.add(transport.send(client, end.to_bytes()))
     start = time.monotonic()
     while waiting and time.monotonic() - start < _FAREWELL:
         waiting -= {arrival.ticket for arrival in transport.receive(_POLL)}

@@ -12,7 +12,7 @@ from mlecs_lightning.evaluation.parties import Evaluator
 from mlecs_lightning.evaluation.scores import Tested
 from mlecs_lightning.federated.exchange.device import Device, Reply
 from mlecs_lightning.network.agreement import Agreement
-from mlecs_lightning.network.envelope import Envelope, EnvelopeError
+from mlecs_lightning.network.envelope import MALFORMED, Envelope
 from mlecs_lightning.network.provision import install
 from mlecs_lightning.network.scores import SCORES, message_of
 from mlecs_lightning.network.store import DeviceStore
@@ -52,6 +52,9 @@ class DeviceSession:
             declares.
         trace: Simulated failures.
         ended: Whether the server has said that the run has ended.
+        last: The last round of this client that counts, as the server said at the end; ``None`` if
+            there is none. The store may hold later ones, of replies that were lost or of an earlier
+            run.
     """
 
     client: str
@@ -63,6 +66,7 @@ class DeviceSession:
     allow: Collection[str] | None = None
     trace: FailureTrace | None = None
     ended: bool = field(default=False, init=False)
+    last: int | None = field(default=None, init=False)
     _agreed: bool = field(default=False, init=False)
     _tested: tuple[int, Tested] | None = field(default=None, init=False)
     _answered: tuple[object, Envelope] | None = field(default=None, init=False)
@@ -76,7 +80,7 @@ class DeviceSession:
         try:
             asked = Envelope.of(request)
             reply = self._answer(asked)
-        except (EnvelopeError, ChannelError, KeyError, TypeError, ValueError) as error:
+        except (ChannelError, *MALFORMED) as error:
             log.warning("a request was refused: %s", error)
             reply = self._refused([f"{type(error).__name__}: {error}"])
         return reply.to_bytes()
@@ -85,6 +89,8 @@ class DeviceSession:
         if asked.header["client"] != self.client:
             return self._refused([f"this is client {self.client!r}"])
         if asked.kind == "end":
+            last = asked.header["last"]
+            self.last = None if last is None else int(last)
             self.ended = True
             return Envelope("bye", self._about())
         if asked.kind == "offer":

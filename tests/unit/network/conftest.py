@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lightning.fabric import Fabric
 
-from mlecs_lightning import Digits
+from mlecs_lightning import Digits, FedAvg
 from mlecs_lightning.clients import Federation
 from mlecs_lightning.federated import FederatedTrainer
 from mlecs_lightning.network.agreement import Agreement
@@ -22,6 +22,9 @@ from mlecs_lightning.network.link import Arrival, Late, NetworkLink
 from mlecs_lightning.network.scores import ask_scores
 from mlecs_lightning.network.session import DeviceSession
 from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.wire import Codec
+
+ROUNDS = 2
 
 
 class Wire:
@@ -127,3 +130,47 @@ def network(tiny: SimpleNamespace) -> SimpleNamespace:
         )
 
     return SimpleNamespace(devices=devices, serve=serve, wire=Wire)
+
+
+@pytest.fixture
+def federate(
+    tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path
+) -> Callable[..., SimpleNamespace]:
+    """Run FedAvg for two rounds; ``change`` gets the wire before they begin."""
+
+    def call(
+        change: Callable[[Any], None] = lambda wire: None,
+        *,
+        there: Algorithm | None = None,
+        wire: Any = None,  # noqa: ANN401 - that of an earlier call
+        rounds: int = ROUNDS,
+        devices: dict[str, Any] | None = None,
+        codec: Codec | None = None,
+        **served: Any,
+    ) -> SimpleNamespace:
+        own = FedAvg(steps=tiny.steps(warmup=1))
+        trainer = tiny.trainer(
+            tmp_path / "server", max_rounds=rounds, enable_checkpointing=True, codec=codec
+        )
+        if wire is None:
+            sessions = network.devices(
+                there or own, tmp_path / "devices", trainer, **(devices or {})
+            )
+            wire = network.wire(sessions)
+        change(wire)
+        summary = network.serve(own, trainer, wire, **served)
+        folder = tmp_path / "server" / "tiny" / "version_0"
+        logs = {
+            c: log.read_text()
+            for c in wire.sessions
+            if (log := folder / "clients" / c / "errors.log").exists()
+        }
+        return SimpleNamespace(
+            wire=wire, events=summary["faults"]["events"], logs=logs, root=tmp_path / "server"
+        )
+
+    return call
+
+
+def failures(run: SimpleNamespace) -> list[tuple[int, str, str, str]]:
+    return [(e["round"], e["client"], e["kind"], e["stage"]) for e in run.events]

@@ -27,3 +27,10 @@ def test_what_is_cut_or_longer_is_refused(envelope: Envelope, data: st.DataObjec
     for wrong in (cut, whole + b"x"):
         with pytest.raises(EnvelopeError):
             Envelope.of(wrong)
+
+
+@pytest.mark.parametrize("size", ["Infinity", "1e999", "-1", "NaN", '"a"', "null"])
+def test_a_size_that_is_no_number_of_bytes_is_refused(size: str) -> None:
+    header = f'{{"kind": "update", "sizes": [{size}]}}'.encode()
+    with pytest.raises(EnvelopeError):
+        Envelope.of(len(header).to_bytes(4, "little") + header)

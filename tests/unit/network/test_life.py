@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from mlecs_lightning import Centralized, FedAvg, Standalone
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError, checkpoint_of, load_checkpoint
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.network.device import check_algorithm
 from mlecs_lightning.network.envelope import Envelope
+from mlecs_lightning.network.finish import finish
 from mlecs_lightning.network.serve import check_late
 from mlecs_lightning.rounds import Algorithm
 from mlecs_lightning.wire import Message
-from mlecs_lightning.wire.encoding import decode, encode
-
-ROUNDS = 2
+from mlecs_lightning.wire.encoding import decode
+from tests.unit.network.conftest import ROUNDS, failures
 
 
 def server_of(root: Path) -> dict[str, Any]:
@@ -30,53 +31,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.fixture
-def federate(
-    tiny: SimpleNamespace, network: SimpleNamespace, tmp_path: Path
-) -> Callable[..., SimpleNamespace]:
-    """Run FedAvg for two rounds; ``change`` gets the wire before they begin."""
-
-    def call(
-        change: Callable[[Any], None] = lambda wire: None,
-        *,
-        there: Algorithm | None = None,
-        wire: Any = None,  # noqa: ANN401 - that of an earlier call
-        rounds: int = ROUNDS,
-        devices: dict[str, Any] | None = None,
-        **served: Any,
-    ) -> SimpleNamespace:
-        own = FedAvg(steps=tiny.steps(warmup=1))
-        trainer = tiny.trainer(tmp_path / "server", max_rounds=rounds, enable_checkpointing=True)
-        if wire is None:
-            sessions = network.devices(
-                there or own, tmp_path / "devices", trainer, **(devices or {})
-            )
-            wire = network.wire(sessions)
-        change(wire)
-        summary = network.serve(own, trainer, wire, **served)
-        folder = tmp_path / "server" / "tiny" / "version_0"
-        logs = {
-            c: log.read_text()
-            for c in wire.sessions
-            if (log := folder / "clients" / c / "errors.log").exists()
-        }
-        return SimpleNamespace(
-            wire=wire, events=summary["faults"]["events"], logs=logs, root=tmp_path / "server"
-        )
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def unbroken(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("unbroken")
     algorithm = FedAvg(steps=tiny.steps(warmup=1))
     tiny.fit(algorithm, root, max_rounds=ROUNDS, enable_checkpointing=True)
     return server_of(root)
-
-
-def failures(run: SimpleNamespace) -> list[tuple[int, str, str, str]]:
-    return [(e["round"], e["client"], e["kind"], e["stage"]) for e in run.events]
 
 
 def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
@@ -215,6 +175,10 @@ def test_who_is_away_at_the_deadline_is_left_out_and_taken_again(
 
     run = federate(change, deadline=0.5, rounds=1)
     assert failures(run) == [(0, "hall", "dropout", ""), (0, "study", "straggler", "")]
+    saved = load_checkpoint(checkpoint_of(run.root / "tiny" / "version_0"))
+    counted = {(way, client): n for way, client, n in saved["ledger"]["messages"]}
+    assert counted.get(("downlink", "hall"), 0) == 0  # it has been sent nothing
+    assert counted["downlink", "study"] == 1
     run.wire.away, run.wire.spoil = set(), lambda client, answer: answer
     again = federate(wire=run.wire, ckpt_path="last")
     assert failures(again) == failures(run)  # those of the first round, and no further ones
@@ -239,48 +203,36 @@ def test_a_device_that_has_lost_its_state_is_named(
     assert "lacks its state of round 0" in run.logs["hall"]
 
 
-def _replace(client: str, part: Callable[[Envelope], Envelope]) -> Callable[[str, bytes], bytes]:
-    def spoil(who: str, answer: bytes) -> bytes:
-        told = Envelope.of(answer)
-        return part(told).to_bytes() if who == client and told.kind == "update" else answer
-
-    return spoil
-
-
-def _not_a_number(told: Envelope) -> Envelope:
-    message, envelope = decode(told.parts[0])
-    tensors = {k: torch.full_like(v, torch.nan) for k, v in message.tensors.items()}
-    return told._replace(parts=[encode(Message(tensors, message.scalars), envelope)])
-
-
-HOSTILE: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
-    "another client's name": (
-        lambda told: told._replace(header={**told.header, "client": "kitchen"}),
-        "it says that it is client 'kitchen'",
-    ),
-    "an old round": (
-        lambda told: told._replace(header={**told.header, "round": -3}),
-        "it is of round -3",
-    ),
-    "an unknown kind": (lambda told: told._replace(kind="praise"), "unknown answer 'praise'"),
-    "no number": (_not_a_number, "not finite"),
-    "no message": (lambda told: told._replace(parts=[b"\0" * 64]), "unreadable message"),
-    "two messages": (lambda told: told._replace(parts=[b"", b""]), "too many values"),
-    "a failure of its own making": (
-        lambda told: Envelope("failure", {**told.header, "failure": {"kind": "boredom"}}),
-        "kind must be one of",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_an_answer_that_is_not_what_was_asked_for_is_refused_by_name(
-    federate: Callable[..., SimpleNamespace], name: str
+def test_a_device_ends_with_the_round_that_counts(
+    federate: Callable[..., SimpleNamespace],
 ) -> None:
-    change, words = HOSTILE[name]
-    run = federate(lambda wire: setattr(wire, "spoil", _replace("hall", change)), rounds=1)
-    assert failures(run) == [(0, "hall", "refused", "uplink")]
-    assert words in run.logs["hall"]
+    """Its folder may hold the states of an earlier run that had more rounds."""
+    wire = federate(rounds=2).wire
+    federate(wire=wire, rounds=1)
+    session = wire.sessions["hall"]
+    assert session.store.rounds == [0, 1]
+    folder = session.store.folder.parent
+    stale = folder / "checkpoints" / "round=0019.ckpt"
+    stale.parent.mkdir()
+    stale.touch()
+    session.answer(Envelope("end", {"client": "hall", "last": 0}).to_bytes())
+    summary = finish(session, folder, Fabric(accelerator="cpu", devices=1))
+    assert summary["rounds"] == 1
+    assert [path.name for path in stale.parent.iterdir()] == ["round=0000.ckpt"]
+
+
+def test_a_late_reply_does_not_change_what_a_checkpoint_names(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    trainer = tiny.trainer(tmp_path, store="disk")
+    run = trainer.open(FedAvg(), tiny.data(), tiny.parties(), None, remote=True)
+    federation = run.federation
+    federation.confirm("hall", ended=0, received={}, round=0)
+    of_round_1 = federation.store.state_dict()["hall"]  # it is late there
+    federation.confirm("hall", ended=1, received={}, round=2)
+    federation.store.prune([1, 2])
+    assert federation.last_round("hall") == 1
+    assert (federation.store.folder / of_round_1).exists()
 
 
 def test_devices_with_other_settings_or_data_are_refused_with_the_keys(

@@ -1,10 +1,12 @@
 """Scores of devices: sent if both ends want it, and those that a simulation finds."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlecs_lightning import FedAvg
 from mlecs_lightning.network.envelope import Envelope
@@ -35,10 +37,10 @@ def test_scores_are_sent_by_those_devices_that_allow_it(
     assert "`allow` of device 'hall' does not name 'scores'" in log.read_text()
 
 
-HOSTILE = {
-    "kitchen": (torch.tensor(torch.nan, dtype=torch.float64), "not finite"),
-    "hall": (torch.zeros(3, dtype=torch.float64), "shape"),
-    "study": (None, "it says that it is client 'kitchen'"),
+HOSTILE: dict[str, tuple[dict[str, Any], Tensor, str]] = {
+    "kitchen": ({}, torch.tensor(torch.nan, dtype=torch.float64), "not finite"),
+    "hall": ({"round": math.inf}, torch.zeros(()), "infinity"),
+    "study": ({"client": "kitchen"}, torch.zeros(()), "it says that it is client 'kitchen'"),
 }
 
 
@@ -52,17 +54,15 @@ def test_scores_that_are_none_are_left_out_and_named(
     def spoil(client: str, answer: bytes) -> bytes:
         if Envelope.of(answer).kind == "update":
             return answer
-        told, _ = HOSTILE[client]
-        if told is None:
-            return Envelope("scores", {"client": "kitchen", "round": 0}, [b""]).to_bytes()
+        lies, told, _ = HOSTILE[client]
         about: dict[str, Any] = {"client": client, "round": 0}
         data = encode(Message({"scores/own/macro_f1": told}), about)
-        return Envelope("scores", about, [data]).to_bytes()
+        return Envelope("scores", about | lies, [data]).to_bytes()
 
     wire.spoil = spoil
     summary = network.serve(algorithm, trainer, wire, scores=True)
     assert "evaluation" not in summary["communication"]["by_component"]
-    for client, (_, words) in HOSTILE.items():
+    for client, (_, _, words) in HOSTILE.items():
         assert summary["clients"][client]["own"] == {}
         log = tmp_path / "there" / "tiny" / "version_0" / "clients" / client / "errors.log"
         assert words in log.read_text()

@@ -41,6 +41,7 @@ class Reply(NamedTuple):
         failure: Why the device could not answer.
         expected: Whether its answer is still awaited, and may come in a later round.
         provided: Bytes of the first state that it was sent, by component.
+        reached: Whether it was sent the offer.
     """
 
     client: str
@@ -50,6 +51,7 @@ class Reply(NamedTuple):
     failure: Failure | None = None
     expected: bool = False
     provided: dict[str, int] = {}  # noqa: RUF012
+    reached: bool = True
 
 
 class Trained(NamedTuple):

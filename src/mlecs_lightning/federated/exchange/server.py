@@ -100,7 +100,7 @@ class Exchange:
             ctx: The round.
             reply: The reply to the client's offer.
         """
-        client = reply.client
+        run, client = self._run, reply.client
         sent = self._sent.pop(client)
         self._expected.discard(client)
         if reply.expected:
@@ -108,18 +108,19 @@ class Exchange:
             self._sent[client] = sent._replace(sizes={}, errors={})
             self._expected.add(client)
         if reply.failure is not None:
-            return Outcome(client, sent.sizes, failure=reply.failure, provided=reply.provided)
+            sizes = sent.sizes if reply.reached else {}
+            return Outcome(client, sizes, failure=reply.failure, provided=reply.provided)
+        if run.federation.remote:
+            # Any answer says that the device has ended the round, even one that is refused here.
+            coded = run.channel.codec is not None
+            received = adapter_of(sent.message) if coded else {}
+            run.federation.confirm(client, ended=sent.round, received=received, round=ctx.round)
         outcome = self._answered(replace(ctx, round=sent.round), reply, sent)
         return outcome._replace(late=ctx.round - sent.round, provided=reply.provided)
 
     def _answered(self, ctx: RoundContext, reply: Reply, sent: _Sent) -> Outcome:
         """Check a reply that is no failure."""
         run, client = self._run, reply.client
-        if run.federation.remote:
-            # Any answer says that the device has ended the round, even one that is refused here.
-            coded = run.channel.codec is not None
-            received = adapter_of(sent.message) if coded else {}
-            run.federation.confirm(client, round=ctx.round, received=received)
         if reply.data is None:
             return Outcome(client, sent.sizes, metrics=reply.figures | sent.errors)
         try:
