@@ -65,8 +65,9 @@ class _SelfTraining(LocalTraining):
     def _self_taught(self, learner: EdgeLearner | ServerLearner, loaders: Loaders) -> Loaders:
         if self.self_training is None:
             return loaders
-        asked = Questions.of(loaders, checked=False).asked
-        return taught(loaders, answer_all(learner, asked).above(self.self_training))
+        questions = Questions.of(loaders, checked=False)
+        own = questions.readable(answer_all(learner, questions.asked), learner.module)
+        return taught(loaders, own.above(self.self_training))
 
 
 class StandalonePublic(_SelfTraining):

@@ -186,6 +186,14 @@ class Room(NamedTuple):
         fixed += len(self.coder.encode(instruction))
         return fixed + max(len(self.coder.encode(target)) + 1, self.answer)
 
+    def holds(self, instruction: str, target: str) -> bool:
+        """Return whether the model can read a sample: it has positions and embeddings for it."""
+        try:
+            needed = self.needed(instruction, target)
+        except ConfigurationError:  # a token that the model does not embed
+            return False
+        return self.coder.positions is None or needed <= self.coder.positions
+
     def asked(self) -> int | None:
         """Return the maximum number of tokens of an instruction; ``None`` if unlimited."""
         if self.coder.positions is None:

@@ -22,6 +22,7 @@ from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data import SampleTable
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.errors import FaultList
+from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.rounds import EdgeLearner, Loaders, ServerLearner
 
 __all__ = [
@@ -78,6 +79,22 @@ class Questions(NamedTuple):
         answers, checks = labels.split(len(self.asked))
         return calibrated(answers, checks, self.checks.targets)
 
+    def readable(self, labels: Labels, module: MultimodalLM) -> Labels:
+        """Return a party's answers that every language model of a module can be trained on.
+
+        The model that wrote an answer may have more positions, and its words may be tokens that are
+        not embedded here. Such answers are left empty.
+
+        Args:
+            labels: The answers to ``asked``, or to both parts.
+            module: The module of whoever learns from them.
+        """
+        rooms = [module.tower(name).room() for name in module.towers]
+        asked = (*self.asked.instructions, *self.checks.instructions)
+        pairs = list(zip(asked, labels.texts, strict=False))
+        fits = {pair: all(room.holds(*pair) for room in rooms) for pair in set(pairs)}
+        return labels.where(fits[pair] for pair in pairs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answered(Aggregate):
@@ -119,8 +136,8 @@ class Answers:
 
     Attributes:
         consensus: How the clients' answers are combined; see `similarity_consensus` and
-            `voted_consensus`. More than `MAX_CLASSES` distinct texts, as free text has them, are
-            always combined by similarity.
+            `voted_consensus`. Where answers and targets are more than `MAX_CLASSES` distinct texts,
+            as free text is, they are always combined by similarity.
         server_threshold: Minimum confidence of the consensus for the server to train on it, in
             0..1.
         client_threshold: Minimum confidence of an answer that clients train on, in 0..1.
@@ -177,13 +194,14 @@ class Answers:
         if not votes or not count:
             return None
         answers = [answered for answered, _ in votes]
-        if self.consensus == "similarity" or len(distinct(answers)) > MAX_CLASSES:
+        known = ("",) * count + questions.checks.targets
+        classes = {*distinct(answers), *known} - {""}
+        if self.consensus == "similarity" or len(classes) > MAX_CLASSES:
             asked = [
                 questions.calibrated(each) if self.calibrate else each.split(count)[0]
                 for each in answers
             ]
             return similarity_consensus(asked, [weight for _, weight in votes])
-        known = ("",) * count + questions.checks.targets
         return voted_consensus(answers, known, method=self.consensus).split(count)[0]
 
     def accepted(self, own: Labels, theirs: Labels, questions: Questions, *, round: int) -> Labels:

@@ -47,7 +47,10 @@ class Labels(NamedTuple):
 
     def above(self, threshold: float) -> Labels:
         """Return the answers whose confidence reaches a threshold; the others are left empty."""
-        kept = (self.confidence >= threshold).tolist()
+        return self.where((self.confidence >= threshold).tolist())
+
+    def where(self, kept: Iterable[bool]) -> Labels:
+        """Return the answers that are kept; the others are left empty."""
         texts = tuple(text if keep else "" for text, keep in zip(self.texts, kept, strict=True))
         spoken = torch.tensor([bool(text) for text in texts], dtype=torch.bool)
         return Labels(texts, torch.where(spoken, self.confidence, 0.0))

@@ -125,6 +125,7 @@ class AnsweringTraining(LocalTraining):
             return loaders
         questions = answers.questions(loaders)
         own = Labels.none() if answers.accept == "all" else answers.answer(edge, questions)
+        own, theirs = (questions.readable(each, edge.module) for each in (own, theirs))
         return taught(loaders, answers.accepted(own, theirs, questions, round=ctx.round))
 
     def vote(self, message: Message) -> Sequence[tuple[Labels, float]]:
@@ -140,7 +141,9 @@ class AnsweringTraining(LocalTraining):
     ) -> dict[str, float]:
         """Train the server on public data, and on what the clients agree on."""
         if self.answers is not None and isinstance(aggregate, Answered):
-            found = self.answers.agreed(aggregate.votes, self.answers.questions(loaders))
+            questions = self.answers.questions(loaders)
+            votes = [(questions.readable(v, server.module), w) for v, w in aggregate.votes]
+            found = self.answers.agreed(votes, questions)
             loaders = taught(loaders, found and found.above(self.answers.server_threshold))
         return super().server_update(server, aggregate, loaders, ctx)
 

@@ -10,7 +10,7 @@ import torch
 
 from mlecs_lightning.algorithms import MLECS, FedAvg
 from mlecs_lightning.algorithms.answers import Answers, Labels, Questions, answer_all, taught
-from mlecs_lightning.algorithms.answers.exchange import Acceptance, chosen
+from mlecs_lightning.algorithms.answers.exchange import Acceptance, AnsweredAdapters, chosen
 from mlecs_lightning.algorithms.answers.reliability import MAX_CLASSES
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.rounds import RoundContext
@@ -352,3 +352,29 @@ def test_nothing_is_checked_where_nothing_is_asked(tiny: SimpleNamespace) -> Non
     for labelled, some in ((1.0, False), (0.1, True)):
         questions = CHOSEN.questions(tiny.loaders(tiny.data(public_labelled=labelled)))
         assert (len(questions.asked) > 0, len(questions.checks) > 0) == (some, some)
+
+
+def test_targets_count_as_classes_too() -> None:
+    """Free text as targets, and clients that say little, as in the first round."""
+    known = MAX_CLASSES + 1
+    targets = tuple(f"caption {n}" for n in range(known))
+    questions: Any = SimpleNamespace(asked=range(3), checks=SimpleNamespace(targets=targets))
+    votes = [(Labels(("red",) * (3 + known), torch.ones(3 + known)), 1.0)]
+    found = Answers(consensus="confusion", calibrate=False).agreed(votes, questions)
+    assert found is not None
+    assert found.texts == ("red",) * 3
+
+
+def test_an_answer_that_a_model_cannot_read_does_not_count(
+    tiny: SimpleNamespace, run: SimpleNamespace
+) -> None:
+    """One client says much too much and is heard above all others; the server goes on."""
+    algorithm = FedAvg(steps=tiny.steps(), answers=ALL)
+    server, loaders = tiny.build(algorithm, None, run.data).server, tiny.loaders(run.data)
+    count, target = len(run.asked), next(filter(None, loaders.public.table.targets))
+    spoken = Labels((target, "x " * 5000, *[""] * (count - 2)), torch.ones(count))
+    heard = run.questions.readable(spoken, server.module)
+    assert heard.texts == (target, *[""] * (count - 1))
+    assert heard.confidence.tolist() == [1.0, *[0.0] * (count - 1)]
+    votes = AnsweredAdapters(clients=1, error=0.0, adapters={}, votes=((spoken, 2.0**31),))
+    algorithm.server_update(server, votes, loaders, RoundContext(0, 0, ()))
