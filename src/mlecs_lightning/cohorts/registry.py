@@ -24,8 +24,11 @@ MOST = 16
 """Maximum size of a cohort that is chosen here: beyond it, little is gained (docs/results.md)."""
 _COPIES = 9
 """A client's weights, gradients, moments, update and kept state, as measured: docs/scale.md."""
-_SHARE = 4
-"""One of so many parts of the free memory is for these; the rest is for activations and others."""
+_SHARE = 8
+"""One of so many parts of the memory is for these; the rest is for models, activations and others.
+
+Of all memory, not of what is free at the moment: a run that is resumed must have the same cohorts.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -143,16 +146,16 @@ class Cohorts:
 
 
 def cohort_size(module: EdgeModule) -> int:
-    """Return the size of a cohort of clients with a module, by the memory that is free now."""
+    """Return the size of a cohort of clients with a module, by the memory of the device."""
     own = sum(p.numel() * p.element_size() for p in module.trainable_parameters())
-    return max(1, min(MOST, _free(module.device) // _SHARE // max(1, _COPIES * own)))
+    return max(1, min(MOST, _memory(module.device) // _SHARE // max(1, _COPIES * own)))
 
 
-def _free(device: torch.device) -> int:
-    """Return the free memory of a device in bytes."""
+def _memory(device: torch.device) -> int:
+    """Return the memory of a device in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[1]
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not on every system
         return 2**30

@@ -145,6 +145,9 @@ class Stack:
             _clip_each([g for g in gradients.values() if g is not None], clip)
         if len(places) < self._used:
             self._optimizer.step_of(places, [gradients[n] for n in self._optimized])
+            for name, held in self._held.items():
+                if not isinstance(held, nn.Parameter):  # a layer has changed its buffers in place
+                    self._leaves[name].index_copy_(0, index, self.weights[name])
         else:
             self._optimizer.step()
         for leaf in self._leaves.values():

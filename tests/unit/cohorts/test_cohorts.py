@@ -258,6 +258,28 @@ def test_an_unknown_extractor_runs_client_by_client(shop: Shop, tiny: SimpleName
     same(one, other)
 
 
+class Normed(nn.Module):
+    """An extractor of the user's, whose buffers change while it trains."""
+
+    def __init__(self, spec: ModalitySpec) -> None:
+        super().__init__()
+        self.out_features = 4
+        self.layers = nn.Sequential(nn.Linear(spec.shape[0], 4), nn.BatchNorm1d(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_buffers_train_with_whoever_takes_a_step(shop: Shop) -> None:
+    path = f"{Normed.__module__}.{Normed.__name__}"
+    options = {**PLAIN, "extractors": {"profile": {"class_path": path}}}
+    _, one = shop.run(Uneven(), NAMES[2:6], size=1, **options)
+    _, other = shop.run(Uneven(), NAMES[2:6], size=4, **options)
+    same(one, other)
+    for state in one.values():
+        assert float(state["model"]["extractors.profile.layers.1.running_mean"].abs().max()) > 0
+
+
 @pytest.mark.parametrize(
     ("make", "options", "why"),
     [
