@@ -94,7 +94,8 @@ class MultiFedAvg(FedAvg):
         self, server: ServerLearner, loaders: Loaders, ctx: RoundContext
     ) -> Iterable[tuple[str, Message]]:
         """Send also the encoders of each client's modalities."""
-        common = _encoders(server.module)
+        # A copy: the server's encoders change in place, and a late reply is compared with these.
+        common = {k: t.detach().clone() for k, t in _encoders(server.module).items()}
         for client, message in super().broadcast(server, loaders, ctx):
             encoders = {f"encoder/{k}": common[k] for k in self._held[client]}
             yield client, Message({**message.tensors, **encoders}, message.scalars)

@@ -14,23 +14,24 @@ from mlecs_lightning.report.results.rows import MatrixError
 __all__ = ["escape_markdown", "markdown_table", "replace_between", "to_markdown"]
 
 
-def to_markdown(content: Sequence[Entry] | Sequence[Difference]) -> str:
+def to_markdown(content: Sequence[Entry] | Sequence[Difference], *, counted: str = "seeds") -> str:
     """Return a Markdown table, the best of each column, setting and budget in bold.
 
     Below it stands whose budget nobody has, if there is such a row.
 
     Args:
         content: What `table` or `paired` returned; several results of `paired` can be joined.
+        counted: Heading of the last column, where runs differ in something else than the seed.
 
     Returns:
         The table, ending in a newline; an empty string for no content.
     """
     entries = [each for each in content if isinstance(each, Entry)]
     differences = [each for each in content if isinstance(each, Difference)]
-    return _entries(entries) if entries else _differences(differences)
+    return _entries(entries, counted) if entries else _differences(differences, counted)
 
 
-def _entries(entries: Sequence[Entry]) -> str:
+def _entries(entries: Sequence[Entry], counted: str) -> str:
     if not entries:
         return ""
     metrics = [m for m in entries[0].stats if any(e.stats.get(m) for e in entries)]
@@ -56,7 +57,7 @@ def _entries(entries: Sequence[Entry]) -> str:
                     *([escape_markdown(entry.differs)] if differ else []),
                 ]
             )
-    head = ["setting", "algorithm", *map(heading, metrics), "seeds"]
+    head = ["setting", "algorithm", *map(heading, metrics), counted]
     head += ["differs from the first in"] if differ else []
     notes = [
         ("" if len(by_setting) == 1 else f"{escape_markdown(setting)}: ") + escape_markdown(note)
@@ -69,7 +70,7 @@ def _entries(entries: Sequence[Entry]) -> str:
     return "\n".join([drawn, *(f"{note}\n" for note in ([MARKED, *notes] if notes else []))])
 
 
-def _differences(differences: Sequence[Difference]) -> str:
+def _differences(differences: Sequence[Difference], counted: str) -> str:
     """Return a row for each setting and pair, a column for each metric."""
     if not differences:
         return ""
@@ -83,7 +84,7 @@ def _differences(differences: Sequence[Difference]) -> str:
         count = max(len(each.seeds) for each in found.values())
         cells = [_with_interval(found[m], n=count) if m in found else NOTHING for m in metrics]
         lines.append([*map(escape_markdown, pair), *cells, seeds(count)])
-    head = ["setting", "difference", *map(heading, metrics), "seeds"]
+    head = ["setting", "difference", *map(heading, metrics), counted]
     single = len({each.setting for each in differences}) == 1
     return _without_setting(head, lines, words={0, 1}, single=single)
 

@@ -198,7 +198,9 @@ class Learner(Generic[M]):
             yield from (travels if stage == "private" else stays).values()
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
-        curves = {k: torch.stack([step[k].float() for step in history]) for k in history[0]}
+        # A part of a loss may have nothing to compare in some batches, and is missing there.
+        names = dict.fromkeys(name for step in history for name in step)
+        curves = {k: torch.stack([s[k].float() for s in history if k in s]) for k in names}
         if self._wrapped is not None:
             # Each rank has the loss of its part of every batch.
             reduce = partial(self.fabric.all_reduce, reduce_op="mean")

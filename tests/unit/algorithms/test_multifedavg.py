@@ -65,6 +65,19 @@ def test_it_goes_on_to_the_same_bits(tiny: SimpleNamespace, tmp_path: Path) -> N
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
+def test_what_was_sent_stays_as_it_was(tiny: SimpleNamespace) -> None:
+    algorithm, data = MultiFedAvg(steps=tiny.steps()), tiny.data()
+    federation = tiny.build(algorithm, None, data)
+    context = RoundContext(0, 0, ("hall",))
+    ((_, sent),) = algorithm.broadcast(federation.server, tiny.loaders(data), context)
+    before = {k: t.clone() for k, t in sent.component("encoder").items()}
+    with torch.no_grad():
+        for parameter in federation.server.module.extractors.parameters():
+            parameter.add_(1)
+    assert before
+    assert all(torch.equal(t, before[k]) for k, t in sent.component("encoder").items())
+
+
 def test_encoders_that_differ_are_named(tiny: SimpleNamespace) -> None:
     narrow = {"class_path": "VectorMLP", "init_args": {"width": 8}}
     edge = tiny.model(extractors={"fourier": narrow})

@@ -84,6 +84,19 @@ def test_losses_are_means_over_the_pass_under_the_name_of_its_stage(
     }
 
 
+@pytest.mark.parametrize("first", [2, 6])
+def test_a_part_of_a_loss_may_be_missing_in_some_batches(
+    learner: Callable[..., EdgeLearner], table: SampleTable, first: int
+) -> None:
+    def sizes(module: EdgeModule, batch: Batch) -> Losses:
+        count = torch.tensor(float(len(batch.ids)))
+        part = {"part": 3 * count} if len(batch.ids) == 6 else {}
+        return {"loss": 0 * module.tower().readout.weight.sum() + count, **part}
+
+    both = batches(table, first, 8 - first)
+    assert learner().fit(both, sizes, stage="s") == {"s/loss": 4.0, "s/part": 18.0}
+
+
 def test_without_batches_nothing_changes(learner: Callable[..., EdgeLearner]) -> None:
     edge = learner()
     before = edge.module.trainable_state()

@@ -185,5 +185,5 @@ def _read(module: MultimodalLM, batch: Batch) -> tuple[Tensor, Tensor]:
     embeddings, tower = module.embed(batch), module.tower()
     answers = tower.generate(embeddings, batch.instructions)
     texts = [known or said for known, said in zip(batch.targets, answers, strict=True)]
-    output = tower.backbone(embeddings.prompt, batch.instructions, texts)
+    output = tower.backbone(embeddings.prompt, batch.instructions, texts, words=embeddings.words)
     return embeddings.fused, output.log_probability().exp()
