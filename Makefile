@@ -26,7 +26,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: $(STAMP) ## Train ML-ECS on scikit-learn's digits: no download, CPU is enough
+quickstart: $(STAMP) ## Train FedAvg with answers on scikit-learn's digits: no download, CPU is enough
 	$(PY) cli.py fit --config configs/quickstart.yaml
 
 test: $(STAMP) $(FLOWER_STAMP) ## Run the tests, without those marked slow
