@@ -15,18 +15,23 @@ from mlecs_lightning.types import Batch
 __all__ = ["draw_client_modalities", "draw_sample_mask", "without_some_modalities"]
 
 
-def _draw(rng: np.random.Generator, rows: int, columns: int, rate: float) -> np.ndarray:
-    """Draw a (rows, columns) bool mask with probability ``rate``; every row has at least one True.
+def _draw(rng: np.random.Generator, there: np.ndarray, rate: float) -> np.ndarray:
+    """Keep each True of a (rows, columns) bool mask with probability ``rate``, one of a row always.
 
     A row that lost everything gets one column back, drawn uniformly. Our choice: redrawing whole
     rows would shift the rate of the others, and dropping the row would lose a client or a sample.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"a modality rate must lie in (0, 1], got {rate}")
-    keep = rng.random((rows, columns)) < rate
-    rescue = rng.integers(0, columns, rows)
-    empty = ~keep.any(axis=1)
-    keep[empty, rescue[empty]] = True
+    rows, columns = there.shape
+    keep: np.ndarray = (rng.random((rows, columns)) < rate) & there
+    # One draw for whole rows, and one for the others: those of whole rows are what they ever were.
+    of_all, held = rng.integers(0, columns, rows), there.sum(axis=1)
+    of_some = (rng.random(rows) * held).astype(int)
+    nth = np.where(held == columns, of_all, of_some)
+    is_nth = there & (there.cumsum(axis=1) == nth[:, None] + 1)
+    lost = ~keep.any(axis=1)
+    keep[lost] = is_nth[lost]
     return keep
 
 
@@ -53,7 +58,8 @@ def draw_client_modalities(
     if not 0.0 < rate <= 1.0:
         faults.append(f"clients.modality_rate must lie in (0, 1], got {rate}")
     faults.raise_any()
-    keep = _draw(np.random.default_rng(seed), count, len(modalities), rate)
+    every = np.ones((count, len(modalities)), dtype=bool)
+    keep = _draw(np.random.default_rng(seed), every, rate)
     width = max(2, len(str(count - 1)))
     return {
         f"client_{j:0{width}d}": tuple(itertools.compress(modalities, row))
@@ -61,22 +67,21 @@ def draw_client_modalities(
     }
 
 
-def draw_sample_mask(samples: int, modalities: int, *, rate: float, seed: int) -> Tensor:
-    """Draw for each sample which of its client's modalities it has.
+def draw_sample_mask(present: Tensor, *, rate: float, seed: int) -> Tensor:
+    """Draw for each sample which of its modalities it keeps.
 
     Args:
-        samples: Number of samples N.
-        modalities: Number of modalities K of the client.
-        rate: Probability in (0, 1] that a sample has a modality.
+        present: (N, K) bool, which of its client's modalities a sample has.
+        rate: Probability in (0, 1] that a sample keeps a modality.
         seed: Seed of the draw.
 
     Returns:
-        (N, K) bool, at least one True in every row.
+        (N, K) bool, within ``present``; a sample that has any modality keeps at least one.
 
     Raises:
         ValueError: If ``rate`` is outside (0, 1].
     """
-    return torch.from_numpy(_draw(np.random.default_rng(seed), samples, modalities, rate))
+    return torch.from_numpy(_draw(np.random.default_rng(seed), present.numpy(), rate))
 
 
 def without_some_modalities(batch: Batch, rate: float) -> Batch:

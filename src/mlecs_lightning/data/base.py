@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import lightning as L
-import torch
 from torch.utils.data import DataLoader
 
 from mlecs_lightning.data.availability import draw_sample_mask
-from mlecs_lightning.data.dealing import Partition, client_faults, deal
+from mlecs_lightning.data.dealing import Partition, client_faults, deal, hold_out, pooled
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.partition import split_groups
@@ -246,16 +245,21 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         assert dealt is not None
         train_rows, test_rows = dealt
         private: dict[str, dict[Split, SampleTable]] = {}
-        for name in train_rows:
-            profile, pool = clients[name], self.pools.private.select(train_rows[name])
-            train, val = split_groups(pool.groups, self.val_fraction, seed=self._seed(name, "val"))
+        held_out = hold_out(
+            self.pools.private,
+            train_rows,
+            self.val_fraction,
+            partition=self.partition,
+            seed_of=lambda name: self._seed(name, "val"),
+        )
+        for name, (train, val) in held_out.items():
             splits: dict[Split, SampleTable] = {
-                "train": pool.select(train),
-                "val": pool.select(val),
+                "train": self.pools.private.select(train),
+                "val": self.pools.private.select(val),
                 "test": self.pools.test.select(test_rows[name]),
             }
             private[name] = {
-                split: self._as_seen_by(table, profile, seed=self._seed(name, split))
+                split: self._as_seen_by(table, clients[name], seed=self._seed(name, split))
                 for split, table in splits.items()
             }
         if self.schedule is not None and self.held is None:
@@ -266,11 +270,14 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
     def _as_seen_by(self, table: SampleTable, profile: ClientProfile, *, seed: int) -> SampleTable:
         """Keep the client's modalities, and drop each of them in some samples (`sample_rate`)."""
-        seen = table.restrict(profile.modalities)
+        seen = self._sensed_by(table, profile)
         if self.sample_rate == 1.0:
             return seen
-        k = len(seen.modalities)
-        return seen.mask(draw_sample_mask(len(seen), k, rate=self.sample_rate, seed=seed))
+        return seen.mask(draw_sample_mask(seen.present, rate=self.sample_rate, seed=seed))
+
+    def _sensed_by(self, table: SampleTable, profile: ClientProfile) -> SampleTable:
+        """Keep the client's modalities."""
+        return table.restrict(profile.modalities)
 
     def _seed(self, client: str, purpose: str) -> int:
         """Return a seed that depends on the client's name, not on its position among the others."""
@@ -325,10 +332,11 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         Args:
             client: The client.
             profile: Its modalities.
-            table: Use these samples instead.
+            table: Use these samples instead, with all that they have: they are to be answered.
         """
-        table = self.pools.test if table is None else table
-        return self._as_seen_by(table, profile, seed=self._seed(client, "all"))
+        if table is not None:
+            return self._sensed_by(table, profile)
+        return self._as_seen_by(self.pools.test, profile, seed=self._seed(client, "all"))
 
     def pooled(self, modalities: Sequence[str] | None = None) -> SampleTable:
         """Return the private training samples of all clients in one table.
@@ -340,16 +348,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             modalities: Keep only these; samples that have none of them are left out.
         """
         wanted = tuple(self.modalities if modalities is None else modalities)
-        pool = self.pools.private.restrict(wanted)
-        row = {sample: i for i, sample in enumerate(pool.ids)}
-        keep = torch.zeros_like(pool.present)
-        for splits in self._private.values():
-            held = splits["train"]
-            rows = [row[sample] for sample in held.ids]
-            for k, modality in enumerate(pool.modalities):
-                if modality in held.modalities:
-                    keep[rows, k] = held.present[:, held.modalities.index(modality)]
-        return pool.mask(keep).select(keep.any(dim=1).nonzero().flatten().tolist())
+        held = [splits["train"] for splits in self._private.values()]
+        return pooled(self.pools.private.restrict(wanted), held)
 
     def loader(
         self, table: SampleTable, *, limit: int | None = None, shard: tuple[int, int] = (0, 1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
+import torch
 
 from mlecs_lightning.data.partition import (
     dirichlet_proportions,
     partition_by_domain,
     partition_dirichlet,
+    split_groups,
 )
 from mlecs_lightning.data.table import SampleTable
 from mlecs_lightning.types import ClientProfile
 
-__all__ = ["Partition", "Rows", "client_faults", "deal"]
+__all__ = ["Partition", "Rows", "client_faults", "deal", "hold_out", "pooled"]
 
 Partition = Literal["domain", "dirichlet"]
 
@@ -117,3 +119,66 @@ def deal(
             )
         )
     return train, test_rows
+
+
+def hold_out(
+    private: SampleTable,
+    rows: Rows,
+    fraction: float,
+    *,
+    partition: Partition,
+    seed_of: Callable[[str], int],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split the rows of each client into those for training and those for validation.
+
+    Each client holds out recordings of its own. With ``dirichlet`` several clients may have samples
+    of one recording: then the recordings are chosen once for all, so that nobody trains on what
+    another one is validated on.
+
+    Args:
+        private: The pool.
+        rows: The rows of each client.
+        fraction: Fraction of the recordings that is held out.
+        partition: How the pool was dealt.
+        seed_of: Returns the seed of a client's own choice; with an empty name, that of all.
+
+    Raises:
+        ValueError: If a client has nothing left to train on; one line for each.
+    """
+    shared = partition == "dirichlet" and len(set(private.groups)) < len(private.groups)
+    _, common = split_groups(private.groups if shared else (), fraction, seed=seed_of(""))
+    split = {}
+    for name, own in rows.items():
+        if shared:
+            held = np.isin(own, common)
+            split[name] = own[~held], own[held]
+        else:
+            groups = [private.groups[i] for i in own]
+            train, val = split_groups(groups, fraction, seed=seed_of(name))
+            split[name] = own[train], own[val]
+    if empty := [name for name, (train, _) in split.items() if not len(train)]:
+        raise ValueError(
+            "\n".join(
+                f"clients.{name}: all of its recordings are held out for validation: lower "
+                "data.init_args.val_fraction, or raise data.init_args.alpha"
+                for name in empty
+            )
+        )
+    return split
+
+
+def pooled(pool: SampleTable, held: Iterable[SampleTable]) -> SampleTable:
+    """Return the samples of a pool that clients hold, each with what its client sees of it.
+
+    Args:
+        pool: The pool.
+        held: The samples of each client; all are in the pool.
+    """
+    row = {sample: i for i, sample in enumerate(pool.ids)}
+    keep = torch.zeros_like(pool.present)
+    for own in held:
+        rows = [row[sample] for sample in own.ids]
+        for k, modality in enumerate(pool.modalities):
+            if modality in own.modalities:
+                keep[rows, k] = own.present[:, own.modalities.index(modality)]
+    return pool.mask(keep).select(keep.any(dim=1).nonzero().flatten().tolist())

@@ -129,12 +129,13 @@ class Drift(Schedule):
         own = zlib.crc32(f"{self.seed}/{client}/{shift.name}".encode())
         classes = int(labels.max(initial=-1)) + 1
         shares = np.random.default_rng(own).gamma(shift.class_mix, size=max(classes, 64))[:classes]
+        shares = np.maximum(shares, 1e-12)  # a small `class_mix` draws zeros
         counts = np.bincount(labels, minlength=classes)
         there = counts > 0
         if not there.any():
             return table
         # As many samples as the scarcest class allows, but at least a tenth of the possible number.
-        ratio = counts[there] / np.maximum(shares[there], 1e-12)
+        ratio = counts[there] / shares[there]
         size = max(float(ratio.min()), 0.1 * len(table) / float(shares[there].sum()))
         wanted = np.minimum(np.ceil(size * shares), counts).astype(int)
         rng = np.random.default_rng(seed)

@@ -33,7 +33,7 @@ def partition_by_domain(
     undecided = [client for client, names in wanted.items() if names is None]
     _deal_free_domains(clients_of, undecided)
     owner = _deal_groups(domains, groups, clients_of)
-    held = np.array([owner.get(group, "") for group in groups])
+    held = np.array([owner.get(pair, "") for pair in zip(domains, groups, strict=True)])
     return {client: np.flatnonzero(held == client) for client in wanted}
 
 
@@ -64,14 +64,17 @@ def _deal_free_domains(clients_of: dict[str, list[str]], undecided: Sequence[str
 
 def _deal_groups(
     domains: Sequence[str], groups: Sequence[str], clients_of: Mapping[str, Sequence[str]]
-) -> dict[str, str]:
-    """Return the client that each group goes to: those of a domain take turns."""
-    owner: dict[str, str] = {}
+) -> dict[tuple[str, str], str]:
+    """Return the client that each group of a domain goes to: the clients of a domain take turns.
+
+    Groups of several domains may have one name, as where every device numbers its recordings.
+    """
+    owner: dict[tuple[str, str], str] = {}
     dealt = dict.fromkeys(clients_of, 0)
-    for domain, group in zip(domains, groups, strict=True):
-        clients = clients_of[domain]
-        if group not in owner and clients:
-            owner[group] = clients[dealt[domain] % len(clients)]
+    for pair in zip(domains, groups, strict=True):
+        domain, clients = pair[0], clients_of[pair[0]]
+        if pair not in owner and clients:
+            owner[pair] = clients[dealt[domain] % len(clients)]
             dealt[domain] += 1
     return owner
 

@@ -96,10 +96,11 @@ def partly_labelled(
 
     Args:
         table: The samples.
-        labelled: Fraction of the recordings that keep their targets, in (0, 1]; or such a fraction,
-            in [0, 1], for each class or domain by name. All others keep their targets, and a sample
-            whose class and domain are both named keeps its target only if both fractions keep it.
-            Of a class, a recording loses the samples of this class and no others.
+        labelled: Fraction of the recordings with a target that keep it, in (0, 1]; or such a
+            fraction, in [0, 1], for each class or domain by name. All others keep their targets,
+            and a sample whose class and domain are both named keeps its target only if both
+            fractions keep it. Of a class, a recording loses the samples of this class and no
+            others.
         seed: Seed of the choice.
         classes: Names of the classes of ``table.labels``.
 
@@ -107,21 +108,22 @@ def partly_labelled(
         ConfigurationError: If a name is neither a class nor a domain, or is both, or if no target
             is left.
     """
-    if not isinstance(labelled, dict):
-        known, _ = split_groups(table.groups, 1 - labelled, seed=seed)
-        unknown = set(range(len(table))) - set(known.tolist())
-        return _without_targets(table, unknown)
     faults, unknown = FaultList(), set[int]()
-    for name, fraction in labelled.items():
-        rows = faults.attempt(_rows_of, table, name, classes)
-        if rows is not None:
-            unknown |= _unlabelled(table, rows, fraction, seed=seed)
+    if isinstance(labelled, dict):
+        for name, fraction in labelled.items():
+            rows = faults.attempt(_rows_of, table, name, classes)
+            if rows is not None:
+                unknown |= _unlabelled(table, rows, fraction, seed=seed)
+    else:
+        rows = table.labelled().nonzero().flatten().tolist()
+        unknown = _unlabelled(table, rows, labelled, seed=seed)
     faults.raise_any()
     hidden = _without_targets(table, unknown)
     if len(table) and not hidden.labelled().any():
         raise ConfigurationError(
-            f"{_LABELLED}: {dict(labelled)} leaves no public sample with a target, and the server "
-            "has nothing to learn from: raise one of the fractions"
+            f"{_LABELLED}: {labelled} leaves no public sample with a target, and the server has "
+            "nothing to learn from: raise it or data.init_args.public_train_fraction, or take "
+            "fewer classes out by public_without"
         )
     return hidden
 

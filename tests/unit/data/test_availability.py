@@ -6,10 +6,14 @@ from mlecs_lightning.data.availability import draw_client_modalities, draw_sampl
 MODALITIES = ("acc", "depth", "rgb")
 
 
+def whole(rows: int, columns: int) -> torch.Tensor:
+    return torch.ones(rows, columns, dtype=torch.bool)
+
+
 @pytest.mark.parametrize(("columns", "rate"), [(3, 0.7), (3, 0.2), (2, 0.5), (5, 0.1)])
 def test_rate_is_right_and_nobody_is_left_with_nothing(columns: int, rate: float) -> None:
     rows = 40_000
-    mask = draw_sample_mask(rows, columns, rate=rate, seed=0)
+    mask = draw_sample_mask(whole(rows, columns), rate=rate, seed=0)
     assert mask.shape == (rows, columns)
     assert mask.dtype == torch.bool
     assert mask.any(dim=1).all()
@@ -22,10 +26,24 @@ def test_rate_is_right_and_nobody_is_left_with_nothing(columns: int, rate: float
 
 
 def test_modalities_are_drawn_independently() -> None:
-    mask = draw_sample_mask(40_000, 3, rate=0.7, seed=1)
+    mask = draw_sample_mask(whole(40_000, 3), rate=0.7, seed=1)
     both = (mask[:, 0] & mask[:, 1]).float().mean()
     # The rows that got one column back hold no pair, so pairs keep their rate exactly.
     assert float(both) == pytest.approx(0.49, abs=5 * (0.49 * 0.51 / 40_000) ** 0.5)
+
+
+def test_what_a_sample_lacks_is_not_drawn_and_one_of_the_others_is_left() -> None:
+    rows, rate = 40_000, 0.3
+    present = torch.tensor([[True, False, True]]).repeat(rows, 1)
+    present[::2] = torch.tensor([False, True, False])
+    present[0] = False
+    mask = draw_sample_mask(present, rate=rate, seed=2)
+    assert not (mask & ~present).any()
+    assert torch.equal(mask.any(dim=1), present.any(dim=1))
+    expected = rate + (1 - rate) ** 2 / 2  # of two, as in a sample that has no more columns
+    found = mask[1::2].float().mean(dim=0)
+    deviation = (expected * (1 - expected) / (rows / 2)) ** 0.5
+    assert found[[0, 2]].tolist() == pytest.approx([expected] * 2, abs=5 * deviation)
 
 
 def test_clients_hold_the_drawn_modalities_in_the_order_of_the_data() -> None:
@@ -47,7 +65,7 @@ def test_draw_is_a_function_of_its_seed() -> None:
 
 
 def test_with_rate_one_nothing_is_missing() -> None:
-    assert draw_sample_mask(100, 3, rate=1.0, seed=0).all()
+    assert draw_sample_mask(whole(100, 3), rate=1.0, seed=0).all()
     assert set(draw_client_modalities(MODALITIES, 9, rate=1.0, seed=0).values()) == {MODALITIES}
 
 
@@ -68,7 +86,7 @@ def test_names_sort_like_numbers(count: int, first: str, last: str) -> None:
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
 def test_rate_outside_its_range_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got"):
-        draw_sample_mask(2, 2, rate=rate, seed=0)
+        draw_sample_mask(whole(2, 2), rate=rate, seed=0)
 
 
 def test_no_clients_are_refused() -> None:

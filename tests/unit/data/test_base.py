@@ -224,6 +224,18 @@ def test_dealing_covers_each_private_sample_once_and_cuts_no_recording() -> None
     assert sum(map(len, groups)) == len(set().union(*groups)) == 30
 
 
+def test_nobody_trains_on_what_another_client_is_validated_on() -> None:
+    clients = {name: client("tilt") for name in "abc"}
+    data = attached(clients, partition="dirichlet", alpha=100.0, val_fraction=0.3)
+    trained = {name: set(data.private(name).groups) for name in clients}
+    held = {name: set(data.private(name, "val").groups) for name in clients}
+    shared = trained["a"] & trained["b"]
+    assert shared, "the partition deals samples, so clients share recordings"
+    everybody, validated = (set().union(*each.values()) for each in (trained, held))
+    assert validated
+    assert not everybody & validated
+
+
 def test_own_test_is_all_of_the_client_s_domains_and_shared_by_those_who_share_them() -> None:
     data = attached(
         {

@@ -118,6 +118,15 @@ def test_a_shift_that_makes_no_sense_is_named(shift: Shift, words: str) -> None:
         Drift([Shift(budget=2.0), shift])
 
 
+def test_a_very_small_mix_leaves_a_sample() -> None:
+    """Its shares are mostly zero, those of the only class that is held too."""
+    table = attached(Shift(budget=2.0)).private("hall")
+    alone = table.select((table.labels == table.labels[0]).nonzero().flatten().tolist())
+    for seed in range(8):
+        drift = Drift([Shift(0, class_mix=1e-3)], seed=seed)
+        assert len(drift.view(alone, client="hall", round=0, seed=0)) >= 1
+
+
 def test_all_that_does_not_fit_the_clients_is_said_at_once() -> None:
     with pytest.raises(ValueError, match="shifts") as caught:
         attached(

@@ -106,6 +106,16 @@ def test_groups_are_whole_and_every_claimed_sample_is_held_once(
     assert sum(map(len, rows.values())) == sum(domain in claimed for domain in domains)
 
 
+def test_clients_may_number_their_recordings_alike() -> None:
+    domains, groups = ["hall", "kitchen", "kitchen"], ["rec-1", "rec-1", "rec-2"]
+    wanted = {"hall": ["hall"], "kitchen": ["kitchen"]}
+    rows = partition_by_domain(domains, groups, wanted=wanted)
+    assert {client: own.tolist() for client, own in rows.items()} == {
+        "hall": [0],
+        "kitchen": [1, 2],
+    }
+
+
 def test_unknown_domains_of_all_clients_are_named_at_once() -> None:
     with pytest.raises(ValueError, match="not one of") as caught:
         partition_by_domain(DOMAINS, GROUPS, wanted={"a": ["moon", "attic"], "b": ["mars"]})

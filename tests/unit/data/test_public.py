@@ -66,6 +66,16 @@ def test_a_smaller_fraction_of_a_class_is_contained_in_a_larger_one() -> None:
     assert all(small < large for small, large in itertools.pairwise(sets))
 
 
+def test_a_fraction_is_of_what_has_a_target() -> None:
+    whole = table()
+    few = whole.with_targets(dict.fromkeys(whole.ids[4:], ""))
+    for seed in range(10):
+        assert int(partly_labelled(few, 0.05, seed=seed).labelled().sum()) >= 1
+    nothing = whole.with_targets(dict.fromkeys(whole.ids, ""))
+    with pytest.raises(ConfigurationError, match="leaves no public sample with a target"):
+        partly_labelled(nothing, 0.5, seed=0)
+
+
 @pytest.mark.parametrize(
     ("labelled", "message"),
     [

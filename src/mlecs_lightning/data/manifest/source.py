@@ -389,7 +389,7 @@ class Manifest(FederatedDataModule):
             [i for i, d in enumerate(self.named_val.domains) if d in domains]
         )
 
-    def _as_seen_by(self, table: SampleTable, profile: ClientProfile, *, seed: int) -> SampleTable:
+    def _sensed_by(self, table: SampleTable, profile: ClientProfile) -> SampleTable:
         """Also leave out the samples that have none of the client's modalities."""
-        seen = super()._as_seen_by(table, profile, seed=seed)
+        seen = super()._sensed_by(table, profile)
         return seen.select(seen.present.any(dim=1).nonzero().flatten().tolist())

@@ -49,10 +49,10 @@ def with_splits(
 ) -> list[Line]:
     """Give a split to each line that has none.
 
-    A group goes as a whole to one side. Fractions are of the groups, and at least one group each,
-    unless they are 0. The groups are stratified by client or domain and by what most of their
-    samples are about: the class, or without classes the target. Samples of a client never become
-    public.
+    A group goes as a whole to one side: where some of its lines have a split, to theirs. Fractions
+    are of the groups, and at least one group each, unless they are 0. The groups are stratified by
+    client or domain and by what most of their samples are about: the class, or without classes the
+    target. Samples of a client never become public.
 
     Args:
         lines: All lines; those with a split of their own keep it.
@@ -61,13 +61,15 @@ def with_splits(
 
     Raises:
         ConfigurationError: If a named group does not exist, is named twice, or belongs to a client
-            and should be public, or if a pool or the clients would have no group.
+            and should be public, if lines of one group have several splits, or if a pool or the
+            clients would have no group.
     """
     if split is None:
         return list(lines)
     strata = _strata(lines, labels)
     private = {line.group for line in lines if line.owner == "client"}
     place = _named(split, strata, private)
+    place |= _fixed(lines, strata, place, private)
     rng = np.random.default_rng(int(split.get("seed", 0)))
     for pool in _POOLS:
         fraction = split.get(pool, 0)
@@ -80,9 +82,11 @@ def with_splits(
                 "made public: name a `domain` instead of a `client`, or write the public lines as "
                 "split public"
             )
-        count = max(1, round(fraction * len(strata)))
-        place |= dict.fromkeys(_drawn(free, strata, min(count, len(free)), rng), pool)
-    if strata and len(place) == len(strata):
+        there = sum(place.get(group) == pool for group in strata)
+        count = min(max(1, round(fraction * len(strata))) - there, len(free))
+        if count > 0:
+            place |= dict.fromkeys(_drawn(free, strata, count, rng), pool)
+    if strata and all(place.get(group, "train") != "train" for group in strata):
         raise ConfigurationError(
             f"{_KEY}: of {len(strata)} groups none is left to the clients; lower public or test"
         )
@@ -111,6 +115,31 @@ def _named(
         if pool == "public" and (owned := sorted(private & set(names))):
             faults.append(f"{_KEY}.public: the groups {owned} belong to clients")
         place |= dict.fromkeys(names, pool)
+    faults.raise_any()
+    return place
+
+
+def _fixed(
+    lines: Sequence[Line],
+    groups: Mapping[str, object],
+    named: Mapping[str, Split],
+    private: set[str],
+) -> dict[str, Split]:
+    """Return the split of each group that has lines with one: its other lines follow."""
+    faults, place = FaultList(), dict[str, Split]()
+    for line in lines:
+        if not (line.has_split and line.group in groups and line.targets):
+            continue
+        other = named.get(line.group) or place.setdefault(line.group, line.split)
+        if other != line.split:
+            faults.append(
+                f"{line.where}: split {line.split}, but other lines of group {line.group!r} are of "
+                f"split {other}: a group goes as a whole to one side"
+            )
+        elif line.split == "public" and line.group in private:
+            faults.append(
+                f"{line.where}: split public, but lines of group {line.group!r} belong to a client"
+            )
     faults.raise_any()
     return place
 

@@ -366,7 +366,7 @@ def test_a_sample_rate_leaves_no_sample_without_a_modality(build: Build) -> None
     data.attach(dict.fromkeys(CLIENTS, ClientProfile(("tilt", "camera"))))
     train = data.private("hall")
     assert train.present.any(1).all()
-    assert 20 < len(train) < 60  # those that have tilt alone lose it half of the time
+    assert {f"train-x-{n}" for n in range(60)} <= {*train.ids, *data.private("hall", "val").ids}
 
 
 # Validation ---------------------------------------------------------------------------------------
@@ -448,6 +448,20 @@ def test_new_lines_alone_are_scaled_as_those_of_the_training(build: Build) -> No
     assert data.preparations == preparations
     seen = data.held_out("kitchen", CLIENTS["kitchen"], table=data.asked())
     assert torch.equal(seen.inputs["tilt"], known)
+
+
+def test_what_is_asked_about_loses_nothing_to_the_sample_rate(build: Build) -> None:
+    image = np.zeros((1, 4, 4)).tolist()
+    both = [
+        {**line, "modalities": {"tilt": [i, i], "camera": image}} for i, line in enumerate(BASIC)
+    ]
+    data = build([*both, *rows("test", 40, "y")], modalities=MODALITIES, sample_rate=0.3)
+    profile = ClientProfile(("tilt", "camera"))
+    asked = data.asked()
+    assert torch.equal(data.held_out("kitchen", profile, table=asked).present, asked.present)
+    measured = data.held_out("kitchen", profile)
+    assert len(measured) == len(asked)
+    assert not torch.equal(measured.present, asked.present)
 
 
 def test_another_form_of_a_modality_cannot_be_asked_about(build: Build) -> None:

@@ -74,6 +74,19 @@ def test_a_group_stays_whole_and_lines_with_a_split_keep_it() -> None:
         "test": 6,
     }
     assert [each.split for each in drawn[120:]] == ["test"] * 10
+    assert sides["g0"] == {"test"}  # where its other lines are
+
+
+def test_lines_of_one_group_with_several_splits_are_refused() -> None:
+    own = [line(n, split=s, has_split=True, group="g0") for n, s in ((200, "test"), (201, "train"))]
+    with pytest.raises(ConfigurationError, match=r"split train, but .*'g0' are of split test"):
+        placed([line(0, group="g0"), *LINES, *own], test=0.2)
+    with pytest.raises(ConfigurationError, match=r"split test, but .*'g0' are of split public"):
+        placed([line(0, group="g0"), *LINES, own[0]], public=["g0"])
+    client = line(0, group="g0", owner="client")
+    public = line(200, split="public", has_split=True, group="g0")
+    with pytest.raises(ConfigurationError, match="'g0' belong to a client"):
+        placed([client, *LINES, public], test=0.2)
 
 
 def test_groups_can_be_named() -> None:
