@@ -113,8 +113,14 @@ class CoPLMs(FedAvg):
 
     def _divergence(self, student: TowerOutput, teacher: TowerOutput) -> Tensor:
         spoken = student.labels >= 0
+        # Models of one family pad their output layers to different widths (Qwen2.5-0.5B to 151,936
+        # columns, 7B to 152,064), and no word has one of the columns beyond.
+        width = min(student.logits.shape[-1], teacher.logits.shape[-1])
         return distillation_loss(
-            student.logits, teacher.logits, mask=spoken, temperature=self.temperature
+            student.logits[..., :width],
+            teacher.logits[..., :width],
+            mask=spoken,
+            temperature=self.temperature,
         )
 
 

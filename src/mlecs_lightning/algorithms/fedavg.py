@@ -55,7 +55,8 @@ class FedAvg(AnsweringTraining):
                 client claims its own weight; the server then keeps all adapters of a round in
                 memory. Ranks may differ under ``stack``, ``svd`` and ``dimensions``.
             adapter_mix: Share of the received adapter in the adapter that a client starts a round
-                with; the rest is the client's own adapter at the end of its last round.
+                with; the rest is the client's own adapter at the end of its last round. In its
+                first round a client starts with the received adapter alone.
             trim: Share of a round's clients that ``trimmed_mean`` drops at each end, rounded down
                 to whole clients. In a round with fewer clients than 1 / ``trim`` it drops none.
             answers: How clients and server exchange answers to the public samples without a
@@ -184,15 +185,16 @@ class FedAvg(AnsweringTraining):
     ) -> ClientUpdate:
         """Load the received adapter, train, and send the adapter back."""
         assert broadcast is not None
-        edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(ctx))
+        edge.module.load_adapter_state(broadcast.component("adapter"), mix=self._mix(edge))
         message, losses = super().client_update(edge, loaders, broadcast, ctx)
         assert message is not None
         adapter = {f"adapter/{k}": v for k, v in edge.module.adapter_state().items()}
         return ClientUpdate(Message({**adapter, **message.tensors}, message.scalars), losses)
 
-    def _mix(self, ctx: RoundContext) -> float:
-        # In round 0 a client has no adapter of its own to keep, and all must start alike.
-        return 1.0 if ctx.round == 0 else self.adapter_mix
+    def _mix(self, edge: EdgeLearner) -> float:
+        # Before its first round, which may be any of the run, a client has no trained adapter to
+        # keep, and all must start alike.
+        return self.adapter_mix if edge.optimization.rounds else 1.0
 
     def weight(self, message: Message) -> float:
         """Return the weight of a client's adapter: the number of its private samples, or 1."""

@@ -181,10 +181,14 @@ class Room(NamedTuple):
     words: int = 0
 
     def needed(self, instruction: str, target: str) -> int:
-        """Return the positions that a sample needs: the maximum of training and generation."""
+        """Return the positions that a sample needs.
+
+        The maximum of reading its target and of reading an own answer of the maximum length again,
+        each with the end. Generation alone would need one less: no answer is followed by anything.
+        """
         fixed = len(self.coder.start) + self.prompt + self.words
         fixed += len(self.coder.encode(instruction))
-        return fixed + max(len(self.coder.encode(target)) + 1, self.answer)
+        return fixed + max(len(self.coder.encode(target)), self.answer) + 1
 
     def holds(self, instruction: str, target: str) -> bool:
         """Return whether the model can read a sample: it has positions and embeddings for it."""
@@ -195,7 +199,11 @@ class Room(NamedTuple):
         return self.coder.positions is None or needed <= self.coder.positions
 
     def asked(self) -> int | None:
-        """Return the maximum number of tokens of an instruction; ``None`` if unlimited."""
+        """Return the maximum number of tokens of an instruction; ``None`` if unlimited.
+
+        Any answer can be generated then, and be read again with its end.
+        """
         if self.coder.positions is None:
             return None
-        return self.coder.positions - len(self.coder.start) - self.prompt - self.words - self.answer
+        before = len(self.coder.start) + self.prompt + self.words
+        return self.coder.positions - before - self.answer - 1

@@ -66,6 +66,11 @@ class Optimization:
         self._fresh = to_cpu(optimizer.state_dict())  # some have a state from the start
         self._schedule = to_cpu(scheduler.state_dict()) if scheduler else {}
 
+    @property
+    def rounds(self) -> int:
+        """Number of rounds of this party that have ended; a part of its state."""
+        return self._rounds
+
     def end_round(self) -> None:
         """Step the learning rate to its value for the next round."""
         self._rounds += 1

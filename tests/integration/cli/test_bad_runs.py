@@ -58,7 +58,7 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     ),
     "answer without end": (
         "--server.max_new_tokens 250",
-        ["server, split public: ", "max_new_tokens 250", "needs 258 positions", "has 256"],
+        ["server, split public: ", "max_new_tokens 250", "needs 259 positions", "has 256"],
     ),
 }
 

@@ -16,6 +16,7 @@ from mlecs_lightning.modules.pocket import POCKETS, make_pocket
 from mlecs_lightning.rounds import RoundContext
 from mlecs_lightning.settings import BackboneSettings
 from mlecs_lightning.wire import Message
+from tests.unit.algorithms.models import wider_model
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 CTX = RoundContext(0, 0, ("kitchen", "hall", "study"))
@@ -51,6 +52,26 @@ def test_mutual_loss_by_hand(tiny: SimpleNamespace) -> None:
         losses = algorithm.mutual(module, batch)
         torch.testing.assert_close(losses["loss"], expected)
         assert float(losses["divergence"]) > 0
+
+
+def test_columns_that_pad_an_output_layer_are_no_words(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    algorithm, data = CoPLMs(temperature=3.0), tiny.data()
+    wider = tiny.model(backbone={"model": wider_model(tiny.pocket(), tmp_path, columns=5)})
+    module = tiny.build(algorithm, tiny.parties(server=wider), data).server.module
+    (batch,) = tiny.loaders(data).public.take(1, seed=0)
+    with torch.no_grad():
+        losses = algorithm.mutual(module, batch)
+        own, proxy = module.read(batch), module.read(batch, tower="slm")
+    words = proxy.logits.shape[-1]
+    assert own.logits.shape[-1] == words + 5
+    pair, spoken = (own.logits[..., :words], proxy.logits), own.labels >= 0
+    expected = sum(
+        distillation_loss(student, teacher, mask=spoken, temperature=3.0)
+        for student, teacher in (pair, pair[::-1])
+    )
+    torch.testing.assert_close(losses["divergence"], expected)
 
 
 def test_the_own_adapter_stays_and_the_proxy_learns_on_public_data_alone(

@@ -198,13 +198,16 @@ def test_a_client_cannot_claim_a_weight_by_other_modalities_or_beyond_reason(
 # Mixing ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "share"), [(0, 1.0), (1, 0.25)])
-def test_what_a_client_starts_from_is_a_mix_except_in_round_0(
-    tiny: SimpleNamespace, number: int, share: float
+# The round of the run, how many rounds of its own the client has ended, the share that is received.
+@pytest.mark.parametrize(("number", "ended", "share"), [(0, 0, 1.0), (3, 0, 1.0), (3, 1, 0.25)])
+def test_what_a_client_starts_from_is_a_mix_except_in_its_first_round(
+    tiny: SimpleNamespace, number: int, ended: int, share: float
 ) -> None:
     algorithm, data = FedAvg(steps=Steps(0, 0, 0, 0), adapter_mix=0.25), tiny.data()
     federation = tiny.build(algorithm, None, data)
     edge = federation.edge("hall")
+    for _ in range(ended):
+        edge.end_round()
     own = edge.module.adapter_state()
     received = {k: torch.full_like(t, 2.0) for k, t in own.items()}
     broadcast = Message({f"adapter/{k}": t for k, t in received.items()})

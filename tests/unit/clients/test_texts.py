@@ -182,8 +182,8 @@ def test_a_text_that_a_party_cannot_read_is_found_before_training(
 def test_the_limit_is_the_last_position(
     field: str, over: int, tiny: SimpleNamespace, settings: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The same text trains, or is refused: prompt, instruction, target and end, or an answer."""
-    fits = {"instruction": POSITIONS - PROMPT - ANSWER, "target": POSITIONS - PROMPT - 2 - 1}
+    """The same text trains, or is refused: prompt, instruction, target or an answer, and end."""
+    fits = {"instruction": POSITIONS - PROMPT - ANSWER - 1, "target": POSITIONS - PROMPT - 2 - 1}
     data, _ = manifest(tmp_path, {("train", "hall"): {field: long(fits[field] + over)}})
     if over:
         with pytest.raises(ConfigurationError, match=r"clients\.hall, split train: 1 of 6"):

@@ -393,16 +393,20 @@ def test_what_is_longer_than_the_model_can_read_is_refused_in_words(
 ) -> None:
     backbone = Backbone(BackboneSettings(folder(family)), LORA).eval()
     room = Room(backbone.coder, PROMPT, answer=4)
-    assert room.needed("", "") == len(backbone.coder.start) + PROMPT + 4
+    assert room.needed("", "") == len(backbone.coder.start) + PROMPT + 4 + 1
     letters = room.asked()
     assert letters is not None
     # One letter is one token, behind the blank that Llama puts in front.
-    long = "z" * (letters - len(backbone.coder.encode("z")) + 1)
-    fits, over = [long] * 3, [f"{long}z"] * 3
+    blank = len(backbone.coder.encode("z")) - 1
+    long, answer = "z" * (letters - blank), "z" * (4 - blank)
+    # Nothing is generated behind an answer, so one more letter fits there, and two do not.
+    fits, over = [f"{long}z"] * 3, [f"{long}zz"] * 3
     assert len(backbone.generate(prompt, fits, max_new_tokens=4)) == 3
     with pytest.raises(ValueError, match=rf"max_new_tokens needs {POSITIONS + 1} .*{POSITIONS}"):
         backbone.generate(prompt, over, max_new_tokens=4)
-    assert room.needed(long, "zzz") == POSITIONS + (family == "llama")
-    assert room.needed(long, "zzzz") == POSITIONS + 1 + (family == "llama")
-    with pytest.raises(ValueError, match=rf"its target needs \d+ .*{POSITIONS}: shorten"):
-        backbone(prompt, over, ["zzzz"] * 3)
+    assert room.needed(long, answer) == room.needed(long, "") == POSITIONS
+    assert room.needed(long, f"{answer}z") == room.needed(f"{long}z", answer) == POSITIONS + 1
+    # An answer of the maximum length can be read again, with its end.
+    assert len(backbone(prompt, [long] * 3, [answer] * 3).logits) == 3
+    with pytest.raises(ValueError, match=rf"target needs {POSITIONS + 1} .*{POSITIONS}: shorten"):
+        backbone(prompt, fits, [answer] * 3)

@@ -150,8 +150,8 @@ def test_room_counts_the_budgets(tower: Tower, coder: TextCoder) -> None:
     markers = sum(len(coder.encode(f"{m}:")) + len(coder.encode("\n")) for m in LIMITS)
     assert room.words == markers + 6 + 3
     fixed = 2 + room.words + len(coder.encode(ASK[0]))
-    assert room.needed(ASK[0], "") == fixed + 6
-    assert room.asked() == 512 - 2 - room.words - 6
+    assert room.needed(ASK[0], "") == fixed + 6 + 1
+    assert room.asked() == 512 - 2 - room.words - 6 - 1
 
 
 @pytest.mark.parametrize("text", ["", "ÄÖ €", "ζώο 狐 🦊", "<eos> _ </s>", "tab\tand 'quotes'"])

@@ -50,6 +50,13 @@ def trained(optimization: Optimization, *, rounds: int, steps: bool = True) -> O
     return optimization
 
 
+def test_ended_rounds_are_counted_and_come_back_with_the_state() -> None:
+    before, after = trained(fresh(ADAM, HALVED), rounds=ROUNDS), fresh(ADAM, HALVED)
+    assert (before.rounds, after.rounds) == (ROUNDS, 0)
+    after.load_state_dict(before.state_dict())
+    assert after.rounds == ROUNDS
+
+
 # What the run was trained with, what it goes on with, and whether its moments can be used.
 CHANGES: dict[str, tuple[tuple[Any, Any], tuple[Any, Any], bool]] = {
     "rate": ((ADAM, None), (of("AdamW", lr=0.01), None), True),

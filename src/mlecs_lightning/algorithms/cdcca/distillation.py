@@ -129,8 +129,14 @@ class AKD:
         samples = torch.tensor(tokens.samples, device=mask.device)
         parts: dict[str, tuple[float, Tensor]] = {}
         if self.logits_weight:
+            # Models of one family pad their output layers to different widths (Qwen2.5-0.5B to
+            # 151,936 columns, 7B to 152,064), and no word has one of the columns beyond.
+            width = min(student.logits.shape[-1], teacher.logits.shape[-1])
             logits = distillation_loss(
-                student.logits, teacher.logits, mask=mask, temperature=self.temperature
+                student.logits[..., :width],
+                teacher.logits[..., :width],
+                mask=mask,
+                temperature=self.temperature,
             )
             parts["logits"] = self.logits_weight, _over_ranks(server, logits, mask.sum())
         if self.answer_weight:
@@ -161,7 +167,8 @@ def _over_ranks(server: ServerModule, mean: Tensor, count: Tensor) -> Tensor:
     """
     if not (server.sharded and server.training):
         return mean
-    return mean * (world_size() * count / sum_over_ranks(count))
+    # At least one: all answers of a global batch may be empty.
+    return mean * (world_size() * count / sum_over_ranks(count).clamp(min=1))
 
 
 def teachers_answers(server: ServerLearner, tokens: Tokens, *, batch_size: int) -> list[str]:

@@ -273,11 +273,16 @@ def _answers(module: EdgeModule, tokens: Tokens) -> list[str]:
 
 
 def _probability(module: EdgeModule, tokens: Tokens, answers: Sequence[str]) -> Tensor:
-    """Return (N,) the probability of each answer under the model, the product over its words."""
+    """Return (N,) the probability of each answer under the model, the product over its words.
+
+    It is 0 for an empty answer: no token is scored, and the product over none would be 1.
+    """
     tower = module.tower()
     prompt = tower.connector(tokens.inputs(), tokens.present).prompt
     output = tower.backbone(prompt, tokens.instructions, answers)
-    return output.log_probability().exp()  # type: ignore[no-any-return]
+    spoken = (output.labels >= 0).any(dim=1)
+    sure: Tensor = torch.where(spoken, output.log_probability().exp(), 0.0)
+    return sure
 
 
 @torch.no_grad()

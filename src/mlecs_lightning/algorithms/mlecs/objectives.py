@@ -85,21 +85,27 @@ class Objectives:
     def amt(self, edge: EdgeModule, batch: Batch, *, prototypes: dict[str, Tensor]) -> Losses:
         """L = L_LM + lambda * L_vol(a; z_m, f) + mu * (1 - cos(f, a)), a = prototype of the target.
 
-        Samples whose target text has no prototype are left out of the contrast.
+        Samples whose target text has no prototype are left out of the volume and of the cosine. A
+        single one that is left has no other to be contrasted with: it is drawn to its prototype
+        alone.
         """
         output = edge.read(batch)
         known = [n for n, target in enumerate(batch.targets) if target in prototypes]
-        if len(known) < 2:
-            return {"loss": output.loss, "lm": output.loss}
+        loss, volume = output.loss, dict[str, Tensor]()
+        if not known:
+            return {"loss": loss, "lm": loss}
         anchors = torch.stack([prototypes[batch.targets[n]] for n in known])
-        classes = self._classes(batch, anchors.device)[known]
-        vectors, present = self._drawn(output)
-        contrast = self._contrast(anchors, vectors[known], present[known], classes)
+        if len(known) > 1:
+            classes = self._classes(batch, anchors.device)[known]
+            vectors, present = self._drawn(output)
+            contrast = self._contrast(anchors, vectors[known], present[known], classes)
+            loss = loss + self.contrast_weight * contrast.loss
+            volume["volume"] = contrast.loss
         cosine = _cosine(output.embeddings.fused[known], anchors)
         return {
-            "loss": self._drawn_to(cosine, output.loss + self.contrast_weight * contrast.loss),
+            "loss": self._drawn_to(cosine, loss),
             "lm": output.loss,
-            "volume": contrast.loss,
+            **volume,
             "cosine": cosine.detach(),
         }
 

@@ -181,9 +181,14 @@ class RepresentationMean:
 
 
 def _read(module: MultimodalLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return f (B, D), and the probability (B,) of each target, or else of the model's answer."""
+    """Return f (B, D), and the probability (B,) of each target, or else of the model's answer.
+
+    The probability of an empty answer is 0.
+    """
     embeddings, tower = module.embed(batch), module.tower()
     answers = tower.generate(embeddings, batch.instructions)
     texts = [known or said for known, said in zip(batch.targets, answers, strict=True)]
     output = tower.backbone(embeddings.prompt, batch.instructions, texts, words=embeddings.words)
-    return embeddings.fused, output.log_probability().exp()
+    # Of an empty answer no token is scored, and the product over none would be 1.
+    sure = torch.where((output.labels >= 0).any(dim=1), output.log_probability().exp(), 0.0)
+    return embeddings.fused, sure

@@ -14,6 +14,7 @@ from mlecs_lightning.functional import distillation_loss, hidden_distance
 from mlecs_lightning.nn.connector import Connector
 from mlecs_lightning.settings import ConnectorSettings
 from mlecs_lightning.wire import DWC
+from tests.unit.algorithms.models import wider_model
 
 DEVICE = {"phone": ClientSettings(["pixels", "profile", "fourier"])}
 PARTS: list[Part] = ["lora", "norms", "biases", "prompts"]
@@ -65,6 +66,35 @@ def test_features_and_answers_by_hand(tiny: SimpleNamespace) -> None:
     torch.testing.assert_close(losses["answer"], student.loss)
     torch.testing.assert_close(losses["hidden"], hidden_distance(student.view, teacher.view))
     torch.testing.assert_close(losses["loss"], 0.3 * logits + 0.5 * student.loss + 0.7 * features)
+
+
+def test_columns_that_pad_the_teacher_s_output_layer_are_no_words(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    algorithm = CDCCA(hidden_weight=0.0, replay_weight=0.0)
+    wider = tiny.model(backbone={"model": wider_model(tiny.pocket(), tmp_path, columns=5)})
+    models = tiny.build(algorithm, tiny.parties(DEVICE, server=wider))
+    module, given = models.server.module, lesson(tiny, models)
+    losses = algorithm.akd.loss(module.train(), given)
+    module.eval()
+    assert given.tokens is not None
+    said = (given.tokens.inputs(), given.tokens.present, given.tokens.instructions, given.answers)
+    with torch.no_grad():
+        student, teacher = (module.tower(name)(*said) for name in ("slm", "llm"))
+    words = student.logits.shape[-1]
+    assert teacher.logits.shape[-1] == words + 5
+    mask, logits = student.labels >= 0, teacher.logits[..., :words]
+    expected = distillation_loss(student.logits, logits, mask=mask, temperature=2.0)
+    torch.testing.assert_close(losses["logits"], expected)
+
+
+def test_a_batch_that_ranks_share_may_have_no_answer_at_all(tiny: SimpleNamespace) -> None:
+    algorithm, models = built(tiny)
+    module, given = models.server.module.train(), lesson(tiny, models)
+    module.sharded = True  # as with several ranks, of which this is the only one
+    losses = algorithm.akd.loss(module, given._replace(answers=("", "")))
+    assert losses["logits"] == 0
+    assert torch.isfinite(losses["loss"])
 
 
 def test_an_alignment_begins_as_the_identity_and_takes_no_random_number() -> None:

@@ -9,6 +9,7 @@ from mlecs_lightning.algorithms.cdcca.sampling import UTS, Looked, Measure, toke
 from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.clients import ClientSettings, FederationModels
 from mlecs_lightning.types import Batch
+from tests.unit.algorithms.models import saying_nothing
 
 ALL = ["pixels", "profile", "fourier"]
 CUT = {"pixels": {"class_path": "ImageCNN", "init_args": {"tokens": 4, "width": 16}}}
@@ -162,3 +163,13 @@ def test_random_samples_are_sent_whole(device: FederationModels, batch: Batch) -
     sent, _ = single.choose(single.look(device.edge("phone").module, batch))
     assert sent.number == 24
     assert sent.samples > 4
+
+
+def test_a_model_that_says_nothing_is_sure_of_nothing(
+    device: FederationModels, batch: Batch
+) -> None:
+    module = device.edge("phone").module
+    with saying_nothing(module.tower().backbone):
+        looked = uts(measure="probability", answer_threshold=0.5).look(module, batch)
+    assert not looked.sure.any()
+    assert (looked.scores == 1).all()

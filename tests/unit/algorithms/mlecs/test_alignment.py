@@ -98,6 +98,24 @@ def test_private_contrast_draws_f_as_well(client: SimpleNamespace) -> None:
     assert added.item() == pytest.approx(0.7 * (1 - losses[0.7]["cosine"].item()), rel=1e-4)
 
 
+def test_private_contrast_draws_f_of_a_single_known_sample(client: SimpleNamespace) -> None:
+    """It has no other to be contrasted with, but its own anchor."""
+    prototypes = {client.batch.targets[2]: client.anchors[2]}
+    losses = {}
+    with torch.no_grad():
+        for weight in (0.0, 0.7):
+            objectives = MLECS(fused_weight=weight).objectives
+            losses[weight] = objectives.amt(client.module, client.batch, prototypes=prototypes)
+        fused = client.module.embed(client.batch).fused
+    expected = cosine(fused[[2]], client.anchors[[2]]).item()
+    for each in losses.values():
+        assert list(each) == ["loss", "lm", "cosine"]
+        assert each["cosine"].item() == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(losses[0.0]["loss"], losses[0.0]["lm"])
+    added = losses[0.7]["loss"] - losses[0.7]["lm"]
+    assert added.item() == pytest.approx(0.7 * (1 - expected), rel=1e-4)
+
+
 def test_training_with_a_fused_weight_brings_f_to_the_anchor_and_a_volume_alone_does_not(
     tiny: SimpleNamespace,
 ) -> None:

@@ -18,6 +18,7 @@ from mlecs_lightning.algorithms.mlecs.representations import RepresentationMean,
 from mlecs_lightning.data.sampling import sequential_loader
 from mlecs_lightning.wire import Message
 from mlecs_lightning.wire.encoding import decode
+from tests.unit.algorithms.models import saying_nothing
 
 Tap = Callable[[], AbstractContextManager[SimpleNamespace]]
 SENT = {"representations/fused", "representations/confidence"}
@@ -176,7 +177,8 @@ def test_confidence_is_the_probability_of_the_target_or_of_the_own_answer(
     confidence = tensors["representations/confidence"].float()
     for n in range(len(table)):
         if n not in known:
-            assert confidence[n].item() == pytest.approx(sure[n].item(), abs=1e-3)
+            expected = sure[n].item() if texts[n] else 0.0
+            assert confidence[n].item() == pytest.approx(expected, abs=1e-3)
     n = known[0]
     (output,) = edge.map(sequential_loader(table.select([n]), 1), lambda m, b: m.read(b))
     expected = torch.exp(-output.loss * output.tokens()).item()
@@ -195,6 +197,14 @@ def test_sample_that_a_client_does_not_sense_has_no_confidence(tiny: SimpleNames
     nothing = Representations().sent(edge, replace(table, targets=("",) * 6))[1]
     assert nothing == {"rightness": 0.5}
     assert 0 <= scalars["rightness"] <= 1
+
+
+def test_an_empty_answer_has_no_confidence(tiny: SimpleNamespace) -> None:
+    edge = tiny.build(algorithm(tiny), None, data(tiny)).edge("hall")
+    table = data(tiny).public("train", modalities=edge.module.modalities).select(range(6))
+    with saying_nothing(edge.module.tower().backbone):
+        tensors, _ = Representations().sent(edge, replace(table, targets=("",) * 6))
+    assert not tensors["representations/confidence"].any()
 
 
 def test_server_learns_from_the_mean_of_what_came_up(run: SimpleNamespace) -> None:
