@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mlecs_lightning.callbacks.base import FederatedCallback
-from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode, unknown_value
+from mlecs_lightning.callbacks.monitor import Monitor, MonitorMode, check_mode, unknown_value
 from mlecs_lightning.errors import FaultList
 
 __all__ = ["EarlyStopping"]
@@ -41,7 +41,7 @@ class EarlyStopping(FederatedCallback):
             check_finite: Stop as soon as the value is not finite.
 
         Raises:
-            ConfigurationError: If a value is out of range.
+            ConfigurationError: If a value is out of range, or the mode is wrong for the monitor.
         """
         faults = FaultList()
         if patience < 1:
@@ -50,6 +50,7 @@ class EarlyStopping(FederatedCallback):
             faults.append(f"EarlyStopping: min_delta must not be negative, got {min_delta}")
         try:
             self._by = Monitor(monitor, mode)
+            check_mode("mode", self._by)
         except ValueError as error:
             faults.append(f"EarlyStopping: {error}")
         faults.raise_any()

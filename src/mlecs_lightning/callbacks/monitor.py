@@ -10,9 +10,16 @@ from typing import Literal
 
 from mlecs_lightning.errors import ConfigurationError
 
-__all__ = ["Monitor", "MonitorMode", "unknown_value"]
+__all__ = ["Monitor", "MonitorMode", "check_mode", "unknown_value"]
 
 MonitorMode = Literal["min", "max"]
+
+# The scores of `TextMetrics`. Not a rule such as "all but losses": a callback may compare any value
+# of a round, such as an aggregation error.
+_SCORES = {
+    *("accuracy", "macro_f1", "exact_match"),
+    *("rouge_lsum", "rouge_lsum_mean", "bertscore", "bertscore_mean"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,29 @@ class Monitor:
             if math.isfinite(row.get(self.name, math.nan))
         }
         return sorted(values, key=values.__getitem__, reverse=self.mode == "max")
+
+
+def check_mode(key: str, monitor: Monitor) -> None:
+    """Refuse the mode in which the worst loss or score would count as the best.
+
+    Values of which it is not known which direction is better pass.
+
+    Args:
+        key: The option that has the mode.
+        monitor: The value and its mode.
+
+    Raises:
+        ConfigurationError: If the mode is wrong; it says which is right.
+    """
+    metric = monitor.name.rpartition("/")[2]
+    if metric != "loss" and metric not in _SCORES:
+        return
+    right, better = ("min", "smaller") if metric == "loss" else ("max", "larger")
+    if monitor.mode != right:
+        raise ConfigurationError(
+            f"{key} is {monitor.mode}, but a {better} {monitor.name} is better: set {key} to "
+            f"{right}"
+        )
 
 
 def unknown_value(key: str, name: str, known: Iterable[str]) -> ConfigurationError:

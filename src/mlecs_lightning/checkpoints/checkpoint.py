@@ -162,7 +162,7 @@ def checkpoint_of(run: Path) -> Path:
     return complete[-1].path
 
 
-def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
+def find_checkpoint(ckpt_path: str, *, run_root: Path, monitor: Monitor | None = None) -> Path:
     """Resolve ``last``, ``best`` or a file name.
 
     ``last`` is the newest checkpoint of the newest version that has any, complete or partial.
@@ -172,27 +172,41 @@ def find_checkpoint(ckpt_path: str, *, run_root: Path) -> Path:
     Args:
         ckpt_path: ``last``, ``best`` or a path.
         run_root: The folder that holds the ``version_k`` folders.
+        monitor: What ``best`` is asked to compare by; by default what the run has said.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or ``best`` is asked for by another value than that of
+            the run, whose best rounds alone have been kept.
     """
     if ckpt_path not in ("last", "best"):
         return expanded(ckpt_path, key="ckpt_path")
     for version in reversed(numbered_folders(run_root, "version")):
         found = checkpoints(version / "checkpoints")
-        if ckpt_path == "last" and found:
+        if not found:
+            continue
+        if ckpt_path == "last":
             return found[-1].path
         if complete := [each for each in found if each.complete]:
-            return _best(complete)
+            return _best(complete, monitor)
+        raise CheckpointError(  # an older version is another run
+            f"ckpt_path: 'best', but no round of {str(version)!r} has ended: give last to "
+            "go on with it, or a checkpoint file"
+        )
     raise CheckpointError(
         f"ckpt_path: {ckpt_path!r}, but there is no checkpoint under {str(run_root)!r}"
     )
 
 
-def _best(complete: list[Checkpoint]) -> Path:
+def _best(complete: list[Checkpoint], asked: Monitor | None) -> Path:
     newest = complete[-1].path
     state = load_checkpoint(newest)
     monitor = Monitor(state["monitor"], state.get("monitor_mode", "min"))
+    if asked is not None and asked != monitor:
+        raise CheckpointError(
+            f"ckpt_path: 'best' of {str(newest.parent)!r} is by trainer.monitor {monitor.name} "
+            f"(trainer.monitor_mode {monitor.mode}), by which its rounds were kept, and not by "
+            f"{asked.name} ({asked.mode}): set both keys as they were, or give a checkpoint file"
+        )
     files = {each.round: each.path for each in complete}
     for number in monitor.ranked(state["history"]):
         if number in files:

@@ -111,7 +111,13 @@ def _provenance(saved: CheckpointModels, client: str) -> Provenance:
     else:
         scores = {test: summary["clients"][client][test] for test in ("own", "all") if summary}
         constant = {test: summary["constant"][test] for test in ("own", "all") if summary}
-    options = state["config"].get("algorithm", {}).get("init_args", {})
+    # A run from Python has no configuration, and tells the arguments of its objects.
+    configured = state["config"].get("algorithm")
+    options = (
+        about.get("arguments", {}).get("algorithm", {})
+        if configured is None
+        else configured.get("init_args", {})
+    )
     return Provenance(
         client=client,
         algorithm=about["algorithm"],
@@ -127,7 +133,7 @@ def _provenance(saved: CheckpointModels, client: str) -> Provenance:
 
 def _summary(checkpoint: Path, *, rounds: int) -> Mapping[str, Any]:
     """Return the summary of the run; empty if it belongs to another round."""
-    path = checkpoint.parents[1] / "summary.json"
+    path = checkpoint.resolve().parent.parent / "summary.json"  # a bare name has no parents
     try:
         summary: dict[str, Any] = json.loads(utf8(read_checked(path)))
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlecs_lightning.callbacks.monitor import Monitor, unknown_value
+from mlecs_lightning.callbacks.monitor import Monitor, check_mode, unknown_value
+from mlecs_lightning.checkpoints.checkpoint import (
+    CheckpointError,
+    checkpoint_of,
+    load_checkpoint,
+)
 from mlecs_lightning.errors import ConfigurationError, FaultList
 from mlecs_lightning.extras import Need, require
 from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR
-from mlecs_lightning.report.results.reading import read_runs
 from mlecs_lightning.storage.folders import numbered_folders
 from mlecs_lightning.storage.paths import expanded
 from mlecs_lightning.storage.yaml_text import parse_yaml
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-__all__ = ["read_space", "sweep"]
+__all__ = ["last_value", "read_space", "sweep"]
 
 _RANGE = {"low", "high", "log", "step"}
 _STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM}
@@ -64,14 +69,14 @@ def sweep(words: list[str]) -> int:
     parser.add_argument(
         "--monitor",
         default=DEFAULT_MONITOR,
-        help=f"the value in metrics.csv to compare; default: {DEFAULT_MONITOR}",
+        help=f"the value of a round to compare; default: {DEFAULT_MONITOR}",
     )
     parser.add_argument("--mode", choices=("min", "max"), default="min", help="default: min")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search; default: 0")
     given, rest = parser.parse_known_args(words)
     try:
         return _Sweep(given, rest).run()
-    except ConfigurationError as error:
+    except (CheckpointError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -94,6 +99,35 @@ def read_space(path: Path) -> dict[str, Any]:
             faults.append(f"--space {path}: {key}: {fault}, got {values!r}")
     faults.raise_any()
     return space
+
+
+def last_value(run: Path, monitor: Monitor) -> float:
+    """Return the value of the last round that has it, which need not be finite.
+
+    It is read from the checkpoint, because metrics.csv is that of one logger among others.
+
+    Args:
+        run: The run folder.
+        monitor: Names the value.
+
+    Raises:
+        ConfigurationError: If there is no checkpoint, or no round has the value; names those that
+            there are.
+        CheckpointError: If the checkpoint is damaged.
+    """
+    try:
+        path = checkpoint_of(run)
+    except CheckpointError as error:
+        raise ConfigurationError(
+            "sweep: the value to compare is read from the checkpoint of a trial: leave "
+            f"trainer.enable_checkpointing true and trainer.fast_dev_run false ({error})"
+        ) from error
+    history: list[dict[str, float]] = load_checkpoint(path)["history"]
+    values = [row[monitor.name] for row in history if monitor.name in row]
+    if not values:
+        known = {key for row in history for key in row if "/val/" in key}
+        raise unknown_value("--monitor", monitor.name, known)
+    return float(values[-1])
 
 
 def _fault(values: object) -> str:
@@ -122,6 +156,7 @@ class _Sweep:
         self.given, self.rest = given, rest
         self.space = read_space(expanded(given.space, key="--space"))
         self.monitor = Monitor(given.monitor, given.mode)
+        check_mode("--mode", self.monitor)
         usual = Path("sweeps") / Path(given.config).stem
         self.folder = expanded(given.folder or usual, key="--folder")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +241,11 @@ class _Sweep:
             self.study.tell(trial.number, state=TrialState.FAIL)
             print(f"{name}: fit has failed with exit code {code}", file=sys.stderr)
             return 0 if self.study.get_trials(states=(TrialState.COMPLETE,)) else 1
-        value = self._value(name)
+        value = last_value(numbered_folders(self.folder / name, "version")[-1], self.monitor)
+        if not math.isfinite(value):  # no reason to end the sweep: other values may do better
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            print(f"{name}: has failed, {self.monitor.name} is {value}", file=sys.stderr)
+            return 0
         self.study.tell(trial.number, value)
         print(f"{name}: {self.monitor.name} {value:.4f}", flush=True)
         return 0
@@ -222,19 +261,6 @@ class _Sweep:
         place = ["--trainer.default_root_dir", str(self.folder), "--trainer.name", name]
         program = [sys.executable, "-m", "mlecs_lightning", "fit", "--config", self.given.config]
         return [*program, *self.rest, *place, *resumed]
-
-    def _value(self, name: str) -> float:
-        """Return the value of the last round that has it.
-
-        Raises:
-            ConfigurationError: If no round has; names those that there are.
-        """
-        (run,) = read_runs([numbered_folders(self.folder / name, "version")[-1]])
-        values = [row[self.monitor.name] for row in run.history if self.monitor.name in row]
-        if not values:
-            known = {key for row in run.history for key in row if "/val/" in key}
-            raise unknown_value("--monitor", self.monitor.name, known)
-        return values[-1]
 
     def _tell_best(self) -> int:
         from optuna.trial import TrialState

@@ -54,7 +54,12 @@ def upload(folder: Path, repository: str, *, private: bool, revision: str | None
             revision=revision,
             commit_message="Export of mlecs_lightning",
         )
-    except (OSError, ValueError) as error:
+    except _failures() as error:
+        if _is_unreachable(error):
+            raise ConfigurationError(
+                f"push {repository}: the hub cannot be reached ({_first_line(error)}): check the "
+                "network, HF_HUB_OFFLINE and HF_ENDPOINT, and push again"
+            ) from error
         raise ConfigurationError(
             f"push {repository}: {_first_line(error)}; `hf auth login` or HF_TOKEN gives the "
             "permission to write"
@@ -84,10 +89,35 @@ def exported_folder(place: str | Path, *, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(place, revision=revision))
-    except (OSError, ValueError) as error:
+    except _failures() as error:
         raise ConfigurationError(
             f"load_exported: there is no folder {place!r}, and the hub says: {_first_line(error)}"
         ) from error
+
+
+def _transport_error() -> type[Exception]:
+    """Return the base of the errors of the hub's HTTP client, which need not be an `OSError`.
+
+    It is that of httpx in version 1 of huggingface_hub and that of httpx2 in version 2.
+    """
+    from huggingface_hub import errors
+
+    found: type[Exception] = getattr(errors, "HTTPError", ConnectionError)
+    return found
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a call of the hub raises if it fails."""
+    return (OSError, ValueError, _transport_error())
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return whether the hub has not answered; otherwise it has refused."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return False
+    return isinstance(error, (ConnectionError, TimeoutError, _transport_error()))
 
 
 def _first_line(error: Exception) -> str:

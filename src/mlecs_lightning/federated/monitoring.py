@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mlecs_lightning.callbacks.monitor import Monitor, unknown_value
+from mlecs_lightning.callbacks.monitor import Monitor, check_mode, unknown_value
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.rounds.participation import LoopSettings
@@ -37,7 +37,7 @@ def check_monitor(run: Run, settings: LoopSettings, *, max_rounds: int, save_top
         *run.continual.names(clients, rouge=run.evaluator.rouge),
     ]
     if monitor.name in known:
-        _check_mode(monitor)
+        check_mode("trainer.monitor_mode", monitor)
         if run.evaluator.draws(len(clients)):
             _check_drawn(monitor, clients)
     elif known and monitor.name != DEFAULT_MONITOR:
@@ -62,13 +62,4 @@ def _check_drawn(monitor: Monitor, clients: Iterable[str]) -> None:
             f"trainer.monitor {monitor.name!r}: client {one!r} is scored only after the rounds in "
             "which trainer.limit_eval_clients draws it; monitor a mean over the clients, such as "
             f"{DEFAULT_MONITOR!r}, or score all clients"
-        )
-
-
-def _check_mode(monitor: Monitor) -> None:
-    right, better = ("min", "smaller") if monitor.name.endswith("/loss") else ("max", "larger")
-    if monitor.mode != right:
-        raise ConfigurationError(
-            f"trainer.monitor_mode is {monitor.mode}, but a {better} {monitor.name} is better: "
-            f"set trainer.monitor_mode to {right}"
         )

@@ -17,6 +17,7 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
+from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError, find_checkpoint
 from mlecs_lightning.checkpoints.timeline import checkpoints
 from mlecs_lightning.clients.federation import FederationModels
@@ -241,10 +242,12 @@ class RunVersions:
     Attributes:
         root: `default_root_dir`.
         name: Name of the run.
+        monitor: What ``best`` is asked to compare by; ``None`` for what the run has said.
     """
 
     root: Path
     name: str
+    monitor: Monitor | None = None
 
     @property
     def path(self) -> Path:
@@ -265,7 +268,8 @@ class RunVersions:
         """
         if ckpt_path is None:
             raise CheckpointError("ckpt_path: give last, best or a checkpoint file")
-        path = find_checkpoint(ckpt_path, run_root=self.path).resolve()
+        found = find_checkpoint(ckpt_path, run_root=self.path, monitor=self.monitor)
+        path = found.resolve()
         for version in numbered_folders(self.path, "version"):
             folder = version / "checkpoints"
             names = {each.path.name for each in checkpoints(folder)}

@@ -58,6 +58,9 @@ class Training:
             # Before the test, which may fail.
             run.folder.write_adapters(run.federation)
             summary = summary_of(run, run.test())
+            if len(run.history) < self.settings.max_rounds:
+                # A callback has ended it: without this it would look as if rounds were missing.
+                summary["planned"] = self.settings.max_rounds
             run.folder.write_summary(summary)
             run.folder.keep_artifacts()
             if run.fabric.is_global_zero:

@@ -1,6 +1,7 @@
 """The command `sweep`: real trials in processes, stopped and gone on with."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from mlecs_lightning.cli.sweep import read_space, sweep
+from mlecs_lightning.callbacks.monitor import Monitor
+from mlecs_lightning.checkpoints.checkpoint import save_checkpoint
+from mlecs_lightning.cli.sweep import last_value, read_space, sweep
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.report.results.reading import read_runs
 
+LOSS = "clients/val/loss"
 SPACE = """
 edge.optimizer.init_args.lr: {low: 1.0e-5, high: 1.0e-2, log: true}
 edge.lora.r: [2, 4]
@@ -45,6 +49,61 @@ def test_a_space_that_makes_no_sense_is_refused(text: str, said: str, space: Pat
     space.write_text(f"b: [1, 2]\n{text}\n" if text[0] == "a" else text)
     with pytest.raises(ConfigurationError, match=f"{space.name}: {said}"):
         read_space(space)
+
+
+def test_a_mode_in_which_the_worst_is_the_best_is_refused(
+    space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    words = ["--config", "quickstart", "--space", str(space), "--folder", str(tmp_path / "s")]
+    assert sweep([*words, "--monitor", "clients/val/macro_f1"]) == 1
+    said = "--mode is min, but a larger clients/val/macro_f1 is better: set --mode to max"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_value_is_that_of_the_last_round_which_has_it(tmp_path: Path) -> None:
+    """Also where it is no number: the round before has not the value of the run."""
+    history = [{"round": 0, LOSS: 1.0}, {"round": 1, LOSS: math.nan}, {"round": 2}]
+    for done in (1, 2, 3):
+        state = {"history": history[:done]}
+        save_checkpoint(tmp_path / "checkpoints", state, round=done - 1)
+    save_checkpoint(tmp_path / "checkpoints", {"history": []}, round=3, complete=False)
+    assert math.isnan(last_value(tmp_path, Monitor(LOSS)))
+    with pytest.raises(ConfigurationError, match=r"--monitor 'val/lost' .* \['clients/val/loss'\]"):
+        last_value(tmp_path, Monitor("val/lost"))
+
+
+def test_a_trial_without_checkpoints_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"leave trainer\.enable_checkpointing true"):
+        last_value(tmp_path, Monitor(LOSS))
+
+
+def test_a_trial_that_diverged_has_failed_and_the_sweep_goes_on(
+    space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    folder, losses = tmp_path / "s", iter([math.nan, 0.5])
+
+    def train(command: list[str]) -> int:
+        """Leave what a `fit` without metrics.csv leaves; a real one diverges when it likes."""
+        name = command[command.index("--trainer.name") + 1]
+        history = [{"round": 0, LOSS: 0.1}, {"round": 1, LOSS: next(losses)}]
+        checkpoints = folder / name / "version_0" / "checkpoints"
+        save_checkpoint(checkpoints, {"history": history}, round=1)
+        return 0
+
+    monkeypatch.setattr("mlecs_lightning.cli.sweep._run", train)
+    words = ["--config", "quickstart", "--space", str(space), "--folder", str(folder)]
+    assert sweep([*words, "--trials", "2"]) == 0
+    said = capsys.readouterr()
+    assert "trial_000: has failed, clients/val/loss is nan" in said.err
+    assert "best of 1: trial_001, clients/val/loss 0.5000" in said.out
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.slow

@@ -8,15 +8,18 @@ import torch
 
 from mlecs_lightning import FedAvg
 from mlecs_lightning.callbacks import EarlyStopping
+from mlecs_lightning.callbacks.monitor import MonitorMode
 from mlecs_lightning.errors import ConfigurationError
 
-LOSS = "clients/val/loss"
+LOSS, SCORE = "clients/val/loss", "clients/val/macro_f1"
 
 
 def stopped(callback: EarlyStopping, values: list[float | None], *, first: int = 0) -> int | None:
     """Return after which round of these a callback stops."""
     for number, value in enumerate(values, start=first):
-        callback.on_round_end(round=number, metrics={} if value is None else {LOSS: value})
+        callback.on_round_end(
+            round=number, metrics={} if value is None else {callback.monitor: value}
+        )
         if callback.should_stop:
             return number
     return None
@@ -28,8 +31,8 @@ def stopped(callback: EarlyStopping, values: list[float | None], *, first: int =
         ({"patience": 2}, [3, 2, 2, 2, 1], 3),
         ({"patience": 2}, [3, 2, 2, 1, 1, 1], 5),
         ({"patience": 1}, [3, 2, 1], None),
-        ({"patience": 1, "mode": "max"}, [3, 4, 4], 2),
-        ({"patience": 1, "mode": "max"}, [3, 2], 1),
+        ({"patience": 1, "mode": "max", "monitor": SCORE}, [3, 4, 4], 2),
+        ({"patience": 1, "mode": "max", "monitor": SCORE}, [3, 2], 1),
         # 0.9 is no improvement on 1 by more than 0.1, 0.8 is.
         ({"patience": 2, "min_delta": 0.1}, [1.0, 0.95, 0.8, 0.75, 0.71], 4),
         ({"patience": 2}, [3, None, 4, None, None, 4], 5),
@@ -86,6 +89,35 @@ def test_a_value_that_nobody_has_is_named() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(values))):
         EarlyStopping(**values)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "said"),
+    [
+        (LOSS, "max", "mode is max, but a smaller clients/val/loss is better: set mode to min"),
+        (SCORE, "min", "mode is min, but a larger clients/val/macro_f1 is better: set mode to max"),
+        ("server/val/rouge_lsum", "min", "a larger server/val/rouge_lsum is better"),
+    ],
+)
+def test_a_mode_in_which_the_worst_is_the_best_is_refused(
+    monitor: str, mode: MonitorMode, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        EarlyStopping(monitor, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_other_values_any_direction_may_be_the_better_one(mode: MonitorMode) -> None:
+    assert EarlyStopping("aggregate/error", mode=mode).mode == mode
+
+
+def test_the_summary_of_a_run_that_ended_early_tells_how_long_it_was_to_be(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    stop = EarlyStopping("server/val/loss", patience=1, min_delta=100.0)
+    trainer = tiny.trainer(tmp_path, max_rounds=3, check_val_every_n_rounds=1, callbacks=[stop])
+    summary = trainer.fit(FedAvg(steps=tiny.steps()), tiny.data(), tiny.parties())
+    assert (summary["rounds"], summary["planned"]) == (2, 3)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.precision import MixedPrecision
 
 from mlecs_lightning import MLECS, FederatedTrainer
+from mlecs_lightning.callbacks.monitor import Monitor
 from mlecs_lightning.checkpoints import CheckpointError
 from mlecs_lightning.checkpoints.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mlecs_lightning.clients import ClientSettings
@@ -109,6 +110,31 @@ def test_best_needs_a_value(tmp_path: Path) -> None:
 def test_best_is_no_round_that_diverged(tmp_path: Path) -> None:
     root = run_root(tmp_path, {0: [math.nan, 2.0, 1.0, math.nan]})
     assert where(find_checkpoint("best", run_root=root)) == ("version_0", "round=0002.ckpt")
+
+
+def test_best_is_no_round_of_an_older_run(tmp_path: Path) -> None:
+    root = run_root(tmp_path, {0: [1.0]})
+    begun = save_checkpoint(root / "version_1" / "checkpoints", {}, round=0, complete=False)
+    assert find_checkpoint("last", run_root=root) == begun
+    with pytest.raises(CheckpointError, match=r"no round of '.*version_1' has ended: give last"):
+        find_checkpoint("best", run_root=root)
+
+
+def test_best_by_another_value_than_the_run_kept_its_rounds_by_is_refused(
+    tiny: SimpleNamespace, mlecs_run: SimpleNamespace, tmp_path: Path
+) -> None:
+    root = run_root(tmp_path, {0: [2.0, 1.0, 3.0]})
+    loss, score = Monitor("clients/val/loss"), Monitor("server/val/macro_f1", "max")
+    best = find_checkpoint("best", run_root=root, monitor=loss)
+    assert where(best) == ("version_0", "round=0001.ckpt")
+    said = r"is by trainer\.monitor clients/val/loss \(.* min\), .* and not by server/val/macro_f1"
+    with pytest.raises(CheckpointError, match=said):
+        find_checkpoint("best", run_root=root, monitor=score)
+    last = find_checkpoint("last", run_root=root, monitor=score)
+    assert where(last) == ("version_0", "round=0002.ckpt")
+    trainer = resumable(tiny, mlecs_run.root, monitor=score.name, monitor_mode=score.mode)
+    with pytest.raises(CheckpointError, match=said):
+        trainer.test(mlecs_run.algorithm, tiny.data(), tiny.parties(), "best")
 
 
 def test_without_checkpoints_there_is_an_error(tmp_path: Path) -> None:

@@ -43,6 +43,27 @@ def test_scores_are_told_of_the_round_that_they_are_of(run: Path, tmp_path: Path
     assert server["constant"] == {"all": summary["constant"]["server"]}
 
 
+def test_a_run_from_python_tells_the_options_of_its_method(
+    run: Path, mlecs_run: SimpleNamespace, tmp_path: Path
+) -> None:
+    last = run / "checkpoints" / "round=0001.ckpt"
+    assert "algorithm" not in torch.load(last, weights_only=True)["config"]
+    options = training(export_run(run, tmp_path / "out", client="hall"))["options"]
+    assert options["temperature"] == mlecs_run.algorithm.temperature
+    given = {"algorithm": {"class_path": "MLECS", "init_args": {"temperature": 0.3}}}
+    rewrite(last, config=given)
+    options = training(export_run(run, tmp_path / "configured", client="hall"))["options"]
+    assert options == {"temperature": 0.3}
+
+
+def test_a_checkpoint_is_exported_by_its_bare_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run / "checkpoints")
+    told = training(export_run("round=0001.ckpt", tmp_path / "out", client="hall"))
+    assert set(told["scores"]) == {"own", "all"}, "those of the summary above the folder"
+
+
 def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
     out, last = tmp_path / "out", run / "checkpoints" / "round=0001.ckpt"
     with pytest.raises(ConfigurationError, match=r"'attic' is none of \['kitchen', 'hall', 'stu"):

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 from mlecs_lightning import load_exported
 from mlecs_lightning.checkpoints.push import push_run
+from mlecs_lightning.deploy.hub import upload
 from mlecs_lightning.errors import ConfigurationError
 from tests.unit.deploy.hub import running_hub
 
@@ -106,6 +107,20 @@ def test_what_the_hub_refuses_is_said(done: SimpleNamespace) -> None:
     assert code == 1
     assert "push me/other: " in done.err
     assert "`hf auth login` or HF_TOKEN" in done.err
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_cannot_be_reached_is_no_lack_of_permission(
+    offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Read from the environment at import; nothing listens at port 1.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="push me/hall: the hub cannot be re") as caught:
+        upload(tmp_path, "me/hall", private=False, revision=None)
+    assert "hf auth login" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

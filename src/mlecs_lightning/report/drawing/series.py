@@ -46,6 +46,7 @@ def mean_curve(group: Group, read: Reader, style: int | None = None) -> Curve | 
             xs, ys = at.setdefault(step, ([], []))
             xs.append(x)
             ys.append(y)
+    at = dict(sorted(at.items()))  # the first seed may lack rounds that others have
     if not at:
         return None
     return Curve(

@@ -173,9 +173,12 @@ def _read_folder(folder: Path) -> tuple[Run, dict[str, Any]]:
     planned = 1 if trainer.get("fast_dev_run") else trainer.get("max_rounds")
     planned = planned if isinstance(planned, int) else None
     # A run that went on has the summary of where it ended the first time, until it ends again.
-    finished = bool(summary) and summary.get("rounds", rounds) >= max(rounds, planned or 0)
+    # One that a callback ended tells of how many rounds it was to be, until it is to be longer.
+    ended = summary.get("rounds", rounds)
+    whole = ended >= (planned or 0) or summary.get("planned") == planned
+    finished = bool(summary) and ended >= rounds and whole
     if finished:
-        rounds = summary.get("rounds", rounds)
+        rounds = ended
     class_path = str(_part(config, "algorithm").get("class_path", ""))
     algorithm = str(summary.get("algorithm") or class_path.rpartition(".")[2] or "unknown")
     run = Run(

@@ -92,6 +92,19 @@ def test_the_summary_of_a_run_that_went_on_is_not_that_of_its_end(tmp_path: Path
         assert not read_runs([folder])[0].finished
 
 
+def test_a_run_that_a_callback_ended_has_ended_until_it_is_to_be_longer(tmp_path: Path) -> None:
+    cases = {"ended": (5, 2, True), "longer": (9, 2, False), "went on": (5, 3, False)}
+    for name, (planned, rounds, finished) in cases.items():
+        folder = write_run(
+            tmp_path / name,
+            config=a_config(max_rounds=planned),
+            summary=a_summary(planned=5),
+            history=a_history(rounds),
+        )
+        (run,) = read_runs([folder])
+        assert (run.finished, run.rounds, run.planned) == (finished, rounds, planned)
+
+
 def test_a_fast_run_of_one_round_has_ended(tmp_path: Path) -> None:
     config, summary = a_config(max_rounds=5, fast_dev_run=True), a_summary(rounds=1)
     folder = write_run(tmp_path / "v", config=config, summary=summary, history=a_history(1))

@@ -42,6 +42,16 @@ def test_rounds_that_one_seed_lacks_are_those_of_the_others(tmp_path: Path) -> N
     assert curve.spread == pytest.approx([0, 0.02**0.5])
 
 
+def test_rounds_are_in_order_where_the_first_seed_lacks_an_early_one(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "version_0", seed=1, score=0.4)
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    (folder / "metrics.csv").write_text("\n".join([lines[0], lines[1], lines[3]]) + "\n")
+    whole(tmp_path / "version_1", seed=2, score=0.6)
+    (found,) = arrange(read_runs([tmp_path]), reference="MLECS")
+    curve = curve_of(found, of_metric("clients/val/macro_f1"))
+    assert (curve.x, curve.y) == ([1, 2], pytest.approx([0.6, 0.5]))
+
+
 def test_quality_goes_over_the_bytes_of_both_ways(setting: Setting) -> None:
     curve = curve_of(setting, plots._over_bytes("macro_f1"))
     assert curve.x == [2000, 4000]
