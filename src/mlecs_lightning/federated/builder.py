@@ -129,8 +129,7 @@ class RunBuilder:
     def versions(self) -> RunVersions:
         """The folder with all versions of the run."""
         usual = f"{type(self.algorithm).__name__}-{type(self.data).__name__}"
-        settings = self.settings
-        return RunVersions(settings.root, settings.name or usual, settings.monitor)
+        return RunVersions(self.settings.root, self.settings.name or usual, self._monitor())
 
     def evaluator(
         self, limit: int | None, *, bertscore: bool, limit_clients: Limit = None

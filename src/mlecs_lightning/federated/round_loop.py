@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 from mlecs_lightning.aggregation import Aggregate
 from mlecs_lightning.federated.exchange.cohort_link import CohortLink
@@ -26,7 +26,10 @@ __all__ = ["ClientsFailedError", "RoundLoop"]
 
 
 class ClientsFailedError(RuntimeError):
-    """Every client of a round raised an exception, so the failure is not one device's."""
+    """Every client of a round raised an exception, so the failure is not one device's.
+
+    A round whose only participant fails is none, if the federation has more clients.
+    """
 
 
 class RoundLoop:
@@ -107,7 +110,7 @@ class RoundLoop:
 
         Raises:
             Interrupted: After a signal. The clients served so far are in `Run.served`.
-            ClientsFailedError: If every client raised an exception.
+            ClientsFailedError: If every client raised an exception, and it was not one of many.
             EvaluationError: If the evaluation of the server or of every client failed. The round
                 itself has ended then: it is in the history, without scores.
             NonFiniteError: If the server diverged.
@@ -122,7 +125,11 @@ class RoundLoop:
         metrics: dict[str, float] = {"round": number}
         aggregate = self._aggregate(ctx, metrics)
         if run.accountant is not None and self._private is not None:
-            run.accountant.add_round(ctx.participants, self._private.added)
+            # With secure noise a resumed round draws anew: who was served before it, and is not
+            # drawn again, has shown the server an update all the same.
+            served = chain.from_iterable(run.federation.ranks.gather(tuple(run.served)))
+            asked = dict.fromkeys((*ctx.participants, *served))
+            run.accountant.add_round(asked, self._private.added)
             metrics |= run.accountant.figures()
         metrics |= self._channel_errors(ctx, metrics)
         self._seed(ctx, "server", "update")
@@ -226,7 +233,9 @@ class RoundLoop:
             signum = next((each for _, each, _ in gathered if each is not None), signum)
             if signum is not None and not any(waiting for _, _, waiting in gathered):
                 raise Interrupted(signum)
-        if failed and len(failed) == len(ctx.participants):
+        # Of several clients, one that was drawn alone says nothing of the others.
+        alone = len(ctx.participants) == 1 < len(federation.clients)
+        if failed and not alone and len(failed) == len(ctx.participants):
             reasons = "\n".join(map(self._told, failed))
             raise ClientsFailedError(f"round {ctx.round}: every client failed:\n{reasons}")
 

@@ -11,8 +11,10 @@ from importlib.metadata import version
 from typing import Any
 
 from mlecs_lightning.clients.edges import Edges
+from mlecs_lightning.clients.parties import Parties
 from mlecs_lightning.data import FederatedDataModule, SampleTable
 from mlecs_lightning.differences import alike, arguments_of, as_data, differences
+from mlecs_lightning.federated.exchange.coverage import accountant_of
 from mlecs_lightning.federated.settings import TrainerSettings
 from mlecs_lightning.modules.contents import content_faults
 from mlecs_lightning.rounds.algorithm import Algorithm
@@ -25,6 +27,8 @@ _OWN = frozenset(
 )
 # The server alone decides who takes part and what it accepts; a device trains one client.
 _SERVERS = frozenset({"participation", "update_limits", "cohort"})
+# What a device's share of the noise is computed from, named by the settings that it follows from.
+_EXPECTED = "expected_participants (participation.fraction times the clients of its group)"
 # Compared by the digests of their content: a model may lie in another folder.
 _NAMES = ("backbone.model",)
 
@@ -79,10 +83,7 @@ class Agreement:
             "seed_everything": parties.seed,
             "algorithm": _named(algorithm, arguments_of(algorithm)),
             "data": _named(data, {k: v for k, v in parts.items() if k not in _OWN}),
-            "trainer": {
-                **{k: v for k, v in trainer.compared().items() if k not in _SERVERS},
-                "precision": precision,
-            },
+            "trainer": {**_shared(client, trainer, parties), "precision": precision},
             f"clients.{client}": {
                 "modalities": sorted(modalities),
                 **as_data(parties.models[client]),
@@ -146,6 +147,17 @@ def digest_of(*tables: SampleTable) -> str:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _shared(client: str, trainer: TrainerSettings, parties: Parties) -> dict[str, Any]:
+    """Return the trainer's settings that both ends must share."""
+    settings = {k: v for k, v in trainer.compared().items() if k not in _SERVERS}
+    accountant = accountant_of(trainer.loop, parties.groups.values())
+    if accountant is not None and accountant.privacy.where == "device":
+        # Participation is the server's, but with another number devices would add too little noise.
+        expected = float(accountant.expected(client))
+        settings["privacy"] = {**settings["privacy"], _EXPECTED: expected}
+    return settings
 
 
 def _named(part: object, arguments: Mapping[str, Any]) -> dict[str, Any]:

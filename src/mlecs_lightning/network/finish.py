@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from lightning.fabric import Fabric
 
 from mlecs_lightning.checkpoints.checkpoint import save_checkpoint
 from mlecs_lightning.clients.about import about
+from mlecs_lightning.differences import arguments_of
 from mlecs_lightning.network.session import DeviceSession
 from mlecs_lightning.storage.digests import write_checked
 
 __all__ = ["finish"]
+
+log = logging.getLogger(__name__)
 
 
 def finish(session: DeviceSession, folder: Path, fabric: Fabric) -> dict[str, Any]:
@@ -30,18 +34,26 @@ def finish(session: DeviceSession, folder: Path, fabric: Fabric) -> dict[str, An
         The summary; empty if the server counts no round of this client.
     """
     client, device, last = session.client, session.device, session.last
+    # Those of an earlier run would look like this one's.
+    for earlier in (*(folder / "checkpoints").glob("*.ckpt"), folder / "summary.json"):
+        earlier.unlink(missing_ok=True)
     if last is None or not session.store.go_back(last):
+        log.warning(
+            "no scores and no checkpoint: %s",
+            "the server counts no round of this client"
+            if last is None
+            else f"the state of round {last} is not here, only those of {session.store.rounds}",
+        )
         return {}
     edges = device.federation
     edge = edges.edge(client)
     state = {
-        "about": about(device.algorithm, device.data, edges, fabric),
+        "about": about(device.algorithm, device.data, edges, fabric)
+        | {"arguments": {"algorithm": arguments_of(device.algorithm)}},
         "config": {},
         "history": [],
         "clients": {client: session.store.get(client)},
     }
-    for earlier in (folder / "checkpoints").glob("*.ckpt"):  # of an earlier run of this device
-        earlier.unlink()
     save_checkpoint(folder / "checkpoints", state, round=last)
     tested = session.tested(last)
     summary = {

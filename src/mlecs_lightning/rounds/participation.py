@@ -32,7 +32,7 @@ def sample_clients(
     Returns:
         The drawn clients, in their old order.
     """
-    count = limited(fraction, len(clients))
+    count = limited(float(fraction), len(clients))  # 1 means all here, not one client
     return _drawn(clients, count, seed=derive_seed(seed, round, "participants"))
 
 

@@ -200,10 +200,13 @@ def test_noise_of_the_devices_is_their_share(
 
 
 class Stops(FederatedCallback):
-    """Asks the run to stop when the first client of round 1 has been served."""
+    """Asks the run to stop when the first client of a round has been served."""
+
+    def __init__(self, number: int = 1) -> None:
+        self.number = number
 
     def on_client_end(self, *, round: int, client: str, metrics: Mapping[str, float]) -> None:
-        if (round, client) == (1, "kitchen"):
+        if (round, client) == (self.number, "kitchen"):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -225,6 +228,24 @@ def test_a_round_that_was_interrupted_goes_on_bit_by_bit(
     ends = [state(tmp_path / name, 1) for name in ("whole", "parts")]
     for part in ("server", "clients", "history", "privacy", "ledger"):
         assert plain(ends[0][part]) == plain(ends[1][part]), part
+
+
+def test_who_was_served_before_an_interruption_is_counted_if_not_drawn_again(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """With secure noise the round draws anew: here all at first, then nobody."""
+    noise, rate = 2.0, 1e-6
+    options = {**private(0.3, noise, where="device", secure_noise=True), "max_rounds": 1}
+    with pytest.raises(Interrupted):
+        tiny.fit(averaging(tiny), tmp_path, callbacks=[Stops(0)], **options)
+    options |= {"participation": Participation(rate), "allow_other_config": True}
+    trainer = tiny.trainer(tmp_path, **options)
+    trainer.fit(averaging(tiny), tiny.data(), tiny.parties(), "last")
+    saved = state(tmp_path, 0)
+    assert saved["history"][0]["aggregate/clients"] == 0
+    shown = rate * len(tiny.clients) / noise**2  # see Accountant.add_round
+    assert saved["privacy"]["shown"] == {"kitchen": pytest.approx(shown)}
+    assert saved["privacy"]["lost"] == {}
 
 
 def test_a_round_of_nobody_has_its_noise(tiny: SimpleNamespace, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_participants_are_a_function_of_the_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "count"), [(1.0, 10), (0.25, 3), (0.24, 2), (0.01, 1), (0.96, 10)]
+    ("fraction", "count"), [(1.0, 10), (1, 10), (0.25, 3), (0.24, 2), (0.01, 1), (0.96, 10)]
 )
 def test_the_share_is_rounded_and_nobody_is_left_alone(fraction: float, count: int) -> None:
     assert len(sample_clients(NAMES, fraction, seed=0, round=0)) == count

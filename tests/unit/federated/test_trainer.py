@@ -290,6 +290,21 @@ def test_a_round_in_which_every_client_raises_ends_the_run(
         assert f"{client}: loss is nan in step 1 of stage 'private'" in Path(path).read_text()
 
 
+def test_the_only_participant_of_several_clients_may_fail(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """And the run goes on; in a federation of one, its failure is that of all."""
+    hot = tiny.model(optimizer=HOT)
+    algorithm = FedAvg(steps=tiny.steps(private=2))
+    one_of = {"participation": Participation(0.34), "max_rounds": 2}
+    summary = tiny.fit(algorithm, tmp_path / "three", tiny.parties(edge=hot), **one_of)
+    faults = [(fault["round"], fault["kind"]) for fault in summary["faults"]["events"]]
+    assert faults == [(0, "error"), (1, "error")]
+    settings = tiny.parties({"hall": tiny.clients["hall"]}, edge=hot)
+    with pytest.raises(ClientsFailedError, match="round 0: every client failed"):
+        tiny.fit(algorithm, tmp_path / "one", settings)
+
+
 class Broken(Digits):
     """Digits with one sensor reading that is no number, in every public sample."""
 

@@ -146,11 +146,16 @@ def federate(
         rounds: int = ROUNDS,
         devices: dict[str, Any] | None = None,
         codec: Codec | None = None,
+        check_val_every_n_rounds: int = 0,
         **served: Any,
     ) -> SimpleNamespace:
         own = FedAvg(steps=tiny.steps(warmup=1))
         trainer = tiny.trainer(
-            tmp_path / "server", max_rounds=rounds, enable_checkpointing=True, codec=codec
+            tmp_path / "server",
+            max_rounds=rounds,
+            enable_checkpointing=True,
+            codec=codec,
+            check_val_every_n_rounds=check_val_every_n_rounds,
         )
         if wire is None:
             sessions = network.devices(

@@ -85,6 +85,40 @@ def test_a_device_keeps_its_key_to_itself(tmp_path: Path) -> None:
     assert device_names(tmp_path) == ["kitchen"]
 
 
+@pytest.mark.parametrize("gone", ["ca.pem", "ca.key"])
+def test_half_an_authority_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gone: str
+) -> None:
+    assert make(tmp_path, "server") == 0
+    (tmp_path / gone).unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert make(tmp_path, "server") == 1
+    there = "ca.key" if gone == "ca.pem" else "ca.pem"
+    said = capsys.readouterr().err
+    assert f"there is {tmp_path / there} but no {tmp_path / gone}" in said
+    assert f"remove {tmp_path / there} to make a new authority" in said
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_half_a_key_pair_is_completed_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "device", "kitchen")
+    private, public = tmp_path / "kitchen.key", tmp_path / "kitchen.pub"
+    pair = private.read_bytes(), public.read_bytes()
+    public.unlink()
+    assert make(tmp_path, "device", "kitchen") == 0
+    assert (private.read_bytes(), public.read_bytes()) == pair
+    private.unlink()
+    assert make(tmp_path, "device", "kitchen") == 1
+    assert f"there is {public} but no {private}" in capsys.readouterr().err
+    assert public.read_bytes() == pair[1]
+    public.unlink()
+    private.write_text("no key")
+    assert make(tmp_path, "device", "kitchen") == 1
+    assert f"{public} is missing, and {private} is no private key" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_named_with_its_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,11 +13,12 @@ from lightning.fabric import Fabric
 from mlecs_lightning import Centralized, FedAvg, Standalone
 from mlecs_lightning.checkpoints.checkpoint import CheckpointError, checkpoint_of, load_checkpoint
 from mlecs_lightning.errors import ConfigurationError
+from mlecs_lightning.network.agreement import Agreement
 from mlecs_lightning.network.device import check_algorithm
 from mlecs_lightning.network.envelope import Envelope
 from mlecs_lightning.network.finish import finish
 from mlecs_lightning.network.serve import check_late
-from mlecs_lightning.rounds import Algorithm
+from mlecs_lightning.rounds import Algorithm, Participation, Privacy
 from mlecs_lightning.wire import Message
 from mlecs_lightning.wire.encoding import decode
 from tests.unit.network.conftest import ROUNDS, failures
@@ -219,6 +220,19 @@ def test_a_device_ends_with_the_round_that_counts(
     summary = finish(session, folder, Fabric(accelerator="cpu", devices=1))
     assert summary["rounds"] == 1
     assert [path.name for path in stale.parent.iterdir()] == ["round=0000.ckpt"]
+    saved = load_checkpoint(stale.parent / "round=0000.ckpt")
+    assert saved["about"]["arguments"]["algorithm"]["weights"] == "samples"  # for a model card
+    session.answer(Envelope("end", {"client": "hall", "last": None}).to_bytes())
+    assert finish(session, folder, Fabric(accelerator="cpu", devices=1)) == {}
+    assert not (folder / "summary.json").exists()
+
+
+def test_the_best_round_is_found_again_by_the_server_s_value(
+    federate: Callable[..., SimpleNamespace],
+) -> None:
+    """Clients are not scored on a network, so the value is another than that of `fit`."""
+    run = federate(rounds=1, check_val_every_n_rounds=1)
+    federate(wire=run.wire, rounds=2, check_val_every_n_rounds=1, ckpt_path="best")
 
 
 def test_a_late_reply_does_not_change_what_a_checkpoint_names(
@@ -257,6 +271,44 @@ def test_devices_with_other_settings_or_data_are_refused_with_the_keys(
     ):
         assert words in said
     assert "'samples', which" not in said
+
+
+def test_a_device_that_would_add_another_share_of_noise_is_told(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Its share follows from participation, which is otherwise the affair of the server."""
+    algorithm = FedAvg(steps=tiny.steps(), weights="equal")
+
+    def built(*names: str) -> tuple[Any, Any]:
+        data = tiny.data()
+        parties = tiny.parties({name: tiny.clients[name] for name in names})
+        return tiny.build(algorithm, parties, data), data
+
+    def agreed(where: Any, fraction: float, edges: Any, data: Any) -> Agreement:  # noqa: ANN401
+        privacy = Privacy(clip=0.1, noise_multiplier=1.0, delta=0.01, where=where)
+        options = {"privacy": privacy, "participation": Participation(fraction)}
+        return Agreement.of(
+            "hall",
+            edges=edges,
+            data=data,
+            algorithm=algorithm,
+            trainer=tiny.trainer(tmp_path, **options).settings,
+            precision="32-true",
+            public=lambda modalities: "",
+        )
+
+    three, two = built("kitchen", "hall", "study"), built("hall", "study")
+    server = agreed("device", 0.5, *three).plain()
+    assert agreed("device", 0.5, *three).faults(server) == []
+    for device, expected in (
+        (agreed("device", 1, *three), 3.0),
+        (agreed("device", 0.5, *two), 1.0),
+    ):
+        (fault,) = device.faults(server)
+        assert fault.startswith("trainer.privacy.expected_participants (participation.fraction")
+        assert fault.endswith(f": 1.5 at the server, {expected} on the device")
+    by_server = agreed("server", 0.5, *three).plain()
+    assert agreed("server", 1.0, *two).faults(by_server) == []  # the device adds none
 
 
 def test_what_may_leave_can_be_listed(

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["write_authority", "write_key_pair", "write_server_certificate"]
+__all__ = ["write_authority", "write_key_pair", "write_public_key", "write_server_certificate"]
 
 _YEARS = 5
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -76,6 +76,12 @@ def write_key_pair(private: Path, public: Path) -> None:
     """Write a key pair in OpenSSH's format, by which Flower knows a device."""
     key = ec.generate_private_key(_CURVE)
     _write_private(private, key, serialization.PrivateFormat.OpenSSH)
+    write_public_key(private, public)
+
+
+def write_public_key(private: Path, public: Path) -> None:
+    """Write the public half of a key pair, from the file of the private one."""
+    key = serialization.load_ssh_private_key(private.read_bytes(), None)
     form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     public.write_bytes(key.public_key().public_bytes(*form) + b"\n")
 

@@ -94,6 +94,9 @@ def make_server(folder: Path, hosts: list[str]) -> str:
 
     Returns:
         What to do next.
+
+    Raises:
+        ConfigurationError: If there is one half of an authority, which devices may trust.
     """
     from mlecs_lightning.network.identity.certificates import (
         write_authority,
@@ -101,6 +104,13 @@ def make_server(folder: Path, hosts: list[str]) -> str:
     )
 
     authority, key = folder / "ca.pem", folder / "ca.key"
+    if authority.is_file() != key.is_file():
+        there, gone = (authority, key) if authority.is_file() else (key, authority)
+        raise ConfigurationError(
+            f"--dir: there is {there} but no {gone}, allowed: both or neither; copy {gone} back "
+            f"from where it is, or remove {there} to make a new authority, whose {authority.name} "
+            "every device then needs"
+        )
     if not key.is_file():
         write_authority(authority, key)
     files = (folder / "server.pem", folder / "server.key")
@@ -109,7 +119,7 @@ def make_server(folder: Path, hosts: list[str]) -> str:
 
 
 def make_device(folder: Path, name: str) -> str:
-    """Write the key pair of a device; an existing one stays.
+    """Write the key pair of a device; an existing private key stays.
 
     Args:
         folder: Where to write.
@@ -119,13 +129,29 @@ def make_device(folder: Path, name: str) -> str:
         What to do next.
 
     Raises:
-        ConfigurationError: If no client can have this name.
+        ConfigurationError: If no client can have this name, or the private key of an existing
+            public one is missing or cannot be read.
     """
     if faults := client_name_faults([name]):
         raise ConfigurationError("\n".join(faults))
-    from mlecs_lightning.network.identity.certificates import write_key_pair
+    from mlecs_lightning.network.identity.certificates import write_key_pair, write_public_key
 
     private, public = folder / f"{name}.key", public_key(folder, name)
-    if not private.is_file():
+    if private.is_file():
+        if not public.is_file():
+            try:
+                write_public_key(private, public)
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(
+                    f"--dir: {public} is missing, and {private} is no private key that it could be "
+                    f"made from: {error}; remove {private} to make a new pair"
+                ) from error
+    elif public.is_file():
+        raise ConfigurationError(
+            f"--dir: there is {public} but no {private}, allowed: both or neither; copy {private} "
+            f"back from where it is, or remove {public} to make a new pair, whose {public.name} "
+            "the server then needs"
+        )
+    else:
         write_key_pair(private, public)
     return f"{private} stays on the device; copy {public} into the server's folder of keys"

@@ -53,7 +53,13 @@ def _hand_over(grid: Grid, resident: Connection, *, limit: int) -> None:
             if reply.has_error():
                 _tell(resident, {"ticket": ticket, "error": str(reply.error.reason)})
                 continue
-            data = data_of(reply.content)
+            try:
+                data = data_of(reply.content)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                # A device may send anything, and must not end this app for all others.
+                told = f"it has no message that can be read: {type(error).__name__}"
+                _tell(resident, {"ticket": ticket, "error": told})
+                continue
             if limit and len(data) > limit:
                 _tell(resident, {"ticket": ticket, "error": f"{len(data)} bytes exceed {limit}"})
             else:
