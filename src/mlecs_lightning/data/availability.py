@@ -25,7 +25,7 @@ def _draw(rng: np.random.Generator, there: np.ndarray, rate: float) -> np.ndarra
         raise ValueError(f"a modality rate must lie in (0, 1], got {rate}")
     rows, columns = there.shape
     keep: np.ndarray = (rng.random((rows, columns)) < rate) & there
-    # One draw for whole rows, and one for the others: those of whole rows are what they ever were.
+    # Two draws, so that rows with all columns are drawn as if there were no others.
     of_all, held = rng.integers(0, columns, rows), there.sum(axis=1)
     of_some = (rng.random(rows) * held).astype(int)
     nth = np.where(held == columns, of_all, of_some)

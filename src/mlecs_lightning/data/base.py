@@ -80,9 +80,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
                 validation.
             public_train_fraction: Fraction of the public training recordings to train on. A smaller
                 subset is contained in every larger one.
-            public_labelled: Fraction of the public training recordings whose targets are known; the
-                inputs of the others remain. Also for single classes and domains, as in ``{falling:
-                0.1, bedroom: 0}``; all others keep their targets: `partly_labelled`.
+            public_labelled: Fraction of the public training recordings with a target that keep it;
+                all inputs remain. Also for single classes and domains, as in ``{falling: 0.1,
+                bedroom: 0}``; all others keep their targets: `partly_labelled`.
             public_without: Classes and domains that the public samples lack. The scale of inputs
                 and the words of a pocket model still come from all public samples.
             sample_rate: Probability that a client's sample has a modality that the client has.

@@ -61,7 +61,7 @@ class Manifest(FederatedDataModule):
                            of split ``public``, only its inputs are used
     ``instruction``        the question to the model, if it differs from the common one
     ``group``              the recording that the sample is cut from; a recording goes as a whole to
-                           training or validation
+                           training or validation, and lines without a split follow the others
     ``meta``               anything; not read
     ====================== =========================================================================
 

@@ -69,23 +69,27 @@ def with_splits(
     strata = _strata(lines, labels)
     private = {line.group for line in lines if line.owner == "client"}
     place = _named(split, strata, private)
-    place |= _fixed(lines, strata, place, private)
+    place |= _fixed(lines, place)
     rng = np.random.default_rng(int(split.get("seed", 0)))
     for pool in _POOLS:
         fraction = split.get(pool, 0)
         if isinstance(fraction, list) or not fraction:
             continue
-        free = [g for g in strata if g not in place and not (pool == "public" and g in private)]
-        if not free and strata:
+        there = sum(place.get(group) == pool for group in strata)
+        count = max(1, round(fraction * len(strata))) - there
+        if count <= 0 or not strata:
+            continue
+        open_ = [g for g in strata if g not in place]
+        free = [g for g in open_ if not (pool == "public" and g in private)]
+        if not free:
             raise ConfigurationError(
                 f"{_KEY}.{pool}: all groups belong to clients, and a client's samples are never "
                 "made public: name a `domain` instead of a `client`, or write the public lines as "
                 "split public"
+                if open_
+                else f"{_KEY}.{pool}: no group is left to draw from: all have a split already"
             )
-        there = sum(place.get(group) == pool for group in strata)
-        count = min(max(1, round(fraction * len(strata))) - there, len(free))
-        if count > 0:
-            place |= dict.fromkeys(_drawn(free, strata, count, rng), pool)
+        place |= dict.fromkeys(_drawn(free, strata, min(count, len(free)), rng), pool)
     if strata and all(place.get(group, "train") != "train" for group in strata):
         raise ConfigurationError(
             f"{_KEY}: of {len(strata)} groups none is left to the clients; lower public or test"
@@ -119,26 +123,22 @@ def _named(
     return place
 
 
-def _fixed(
-    lines: Sequence[Line],
-    groups: Mapping[str, object],
-    named: Mapping[str, Split],
-    private: set[str],
-) -> dict[str, Split]:
-    """Return the split of each group that has lines with one: its other lines follow."""
+def _fixed(lines: Sequence[Line], named: Mapping[str, Split]) -> dict[str, Split]:
+    """Return the split of each group that has lines with one: its other lines follow.
+
+    Lines of another client or domain are another recording, even if its name is the same.
+    """
     faults, place = FaultList(), dict[str, Split]()
+    drawn = {(line.domain, line.group) for line in lines if not line.has_split}
     for line in lines:
-        if not (line.has_split and line.group in groups and line.targets):
+        new = line.split == "test" and not line.targets  # to be predicted, and never scored
+        if not line.has_split or new or (line.domain, line.group) not in drawn:
             continue
         other = named.get(line.group) or place.setdefault(line.group, line.split)
         if other != line.split:
             faults.append(
                 f"{line.where}: split {line.split}, but other lines of group {line.group!r} are of "
                 f"split {other}: a group goes as a whole to one side"
-            )
-        elif line.split == "public" and line.group in private:
-            faults.append(
-                f"{line.where}: split public, but lines of group {line.group!r} belong to a client"
             )
     faults.raise_any()
     return place

@@ -78,15 +78,27 @@ def test_a_group_stays_whole_and_lines_with_a_split_keep_it() -> None:
 
 
 def test_lines_of_one_group_with_several_splits_are_refused() -> None:
-    own = [line(n, split=s, has_split=True, group="g0") for n, s in ((200, "test"), (201, "train"))]
+    own = [line(n, split=s, has_split=True, group="g0") for n, s in ((200, "test"), (202, "train"))]
     with pytest.raises(ConfigurationError, match=r"split train, but .*'g0' are of split test"):
         placed([line(0, group="g0"), *LINES, *own], test=0.2)
     with pytest.raises(ConfigurationError, match=r"split test, but .*'g0' are of split public"):
         placed([line(0, group="g0"), *LINES, own[0]], public=["g0"])
-    client = line(0, group="g0", owner="client")
-    public = line(200, split="public", has_split=True, group="g0")
-    with pytest.raises(ConfigurationError, match="'g0' belong to a client"):
-        placed([client, *LINES, public], test=0.2)
+    new = line(200, split="test", has_split=True, group="g0", targets=())  # to be predicted
+    elsewhere = line(201, split="test", has_split=True, group="g0")  # of another domain
+    unlabelled = line(202, split="public", has_split=True, group="g0", targets=())
+    drawn = placed([line(0, group="g0"), *LINES[1:], new, elsewhere, unlabelled], test=0.2)
+    assert [each.split for each in (drawn[0], *drawn[-3:])] == ["public", "test", "test", "public"]
+
+
+def test_where_all_groups_have_a_split_nothing_is_drawn() -> None:
+    lines = [line(n, group=f"g{n}") for n in (0, 2)]
+    own = [
+        line(n + 10, group=f"g{n}", split=split, has_split=True)
+        for n, split in ((0, "test"), (2, "train"))
+    ]
+    assert [each.split for each in placed([*lines, *own], test=0.2)] == ["test", "train"] * 2
+    with pytest.raises(ConfigurationError, match="public: no group is left to draw from"):
+        placed([*lines, *own], test=0.2, public=0.2)
 
 
 def test_groups_can_be_named() -> None:
