@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms.fedavg import FedAvg
 from mlecs_lightning.errors import FaultList
-from mlecs_lightning.functional import distillation_loss
+from mlecs_lightning.functional import common_columns, distillation_loss
 from mlecs_lightning.modules import EdgeModule, Losses, MultimodalLM, Objective
 from mlecs_lightning.nn.tower import TowerOutput
 from mlecs_lightning.rounds import EdgeLearner, Loaders, RoundContext, ServerLearner, TrainingPass
@@ -113,15 +113,8 @@ class CoPLMs(FedAvg):
 
     def _divergence(self, student: TowerOutput, teacher: TowerOutput) -> Tensor:
         spoken = student.labels >= 0
-        # Models of one family pad their output layers to different widths (Qwen2.5-0.5B to 151,936
-        # columns, 7B to 152,064), and no word has one of the columns beyond.
-        width = min(student.logits.shape[-1], teacher.logits.shape[-1])
-        return distillation_loss(
-            student.logits[..., :width],
-            teacher.logits[..., :width],
-            mask=spoken,
-            temperature=self.temperature,
-        )
+        common = common_columns(student.logits, teacher.logits)
+        return distillation_loss(*common, mask=spoken, temperature=self.temperature)
 
 
 def _vocabulary(module: MultimodalLM, tower: str | None = None) -> dict[str, int]:

@@ -60,7 +60,7 @@ class Monitor:
 def check_mode(key: str, monitor: Monitor) -> None:
     """Refuse the mode in which the worst loss or score would count as the best.
 
-    Values of which it is not known which direction is better pass.
+    Values with no known better direction pass.
 
     Args:
         key: The option that has the mode.

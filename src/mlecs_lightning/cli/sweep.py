@@ -241,7 +241,11 @@ class _Sweep:
             self.study.tell(trial.number, state=TrialState.FAIL)
             print(f"{name}: fit has failed with exit code {code}", file=sys.stderr)
             return 0 if self.study.get_trials(states=(TrialState.COMPLETE,)) else 1
-        value = last_value(numbered_folders(self.folder / name, "version")[-1], self.monitor)
+        try:
+            value = last_value(numbered_folders(self.folder / name, "version")[-1], self.monitor)
+        except (CheckpointError, ConfigurationError):  # it would be so in every trial
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            raise
         if not math.isfinite(value):  # no reason to end the sweep: other values may do better
             self.study.tell(trial.number, state=TrialState.FAIL)
             print(f"{name}: has failed, {self.monitor.name} is {value}", file=sys.stderr)

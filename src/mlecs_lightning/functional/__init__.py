@@ -10,6 +10,7 @@ from mlecs_lightning.functional.compression import (
 )
 from mlecs_lightning.functional.contrastive import VolumeContrast, volume_contrastive_loss
 from mlecs_lightning.functional.distillation import (
+    common_columns,
     distillation_loss,
     hidden_distance,
     position_distance,
@@ -30,6 +31,7 @@ __all__ = [
     "VolumeContrast",
     "bytes_to_text",
     "clip_to_norm",
+    "common_columns",
     "compress",
     "coordinate_median",
     "dequantise_blocks",

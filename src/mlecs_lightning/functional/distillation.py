@@ -43,6 +43,16 @@ def distillation_loss(
     return temperature**2 * counted / mask.sum().clamp(min=1)
 
 
+def common_columns(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the columns of two logits (..., V) that both have, for models of one vocabulary.
+
+    Models of one family pad their output layers to different widths (Qwen2.5-0.5B to 151,936
+    columns, 7B to 152,064), and no word has one of the columns beyond.
+    """
+    width = min(student.shape[-1], teacher.shape[-1])
+    return student[..., :width], teacher[..., :width]
+
+
 def position_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of features, over the features and the positions in ``mask``.
 

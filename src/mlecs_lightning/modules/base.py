@@ -273,7 +273,7 @@ class MultimodalLM(L.LightningModule):
         embedded, tower = self.embed(batch), self.tower()
         texts = tower.generate(embedded, batch.instructions)
         output = tower.backbone(embedded.prompt, batch.instructions, texts, words=embedded.words)
-        return texts, output.log_probability().exp()
+        return texts, output.probability()
 
     def forward(self, batch: Batch, objective: Objective | None = None) -> Losses:
         """Compute the losses of an objective; by default L_LM of the first tower."""

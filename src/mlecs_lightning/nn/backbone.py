@@ -53,6 +53,14 @@ class BackboneOutput(NamedTuple):
         chosen = chosen.gather(-1, self.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         return chosen.masked_fill(~spoken, 0.0).sum(dim=1)
 
+    def probability(self) -> Tensor:
+        """Return (B,) the probability of each target with its end of sequence; 0 without one.
+
+        Of an empty target no token is scored, and the product over none would be 1.
+        """
+        spoken = (self.labels != _IGNORE).any(dim=1)
+        return torch.where(spoken, self.log_probability().exp(), 0.0)
+
 
 class Backbone(nn.Module):
     """A frozen causal language model that reads a soft prompt S, with a trainable LoRA adapter.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlecs_lightning.algorithms.answers.consensus import word_f1
 from mlecs_lightning.algorithms.answers.labels import Labels
+from mlecs_lightning.metrics import references_of
 
 __all__ = ["calibrated", "rightness"]
 
@@ -24,16 +25,28 @@ def rightness(texts: Sequence[str], targets: Sequence[str]) -> Tensor:
     The answers to one task share many words, so the word-F1 of an answer that is entirely wrong is
     far from 0. Chance is the mean F1 between the different targets, and rightness is
     max(0, (F1 - chance) / (1 - chance)): 1 for the target itself, 0 for another target on average.
+    The F1 with a target is that with its best reference, as in the metrics; two references of one
+    target are no different targets.
 
     Args:
         texts: N answers.
         targets: The N targets.
     """
     different = sorted(set(targets))
-    pairs = [word_f1(one, other) for n, one in enumerate(different) for other in different[n + 1 :]]
+    pairs = [
+        (_f1(one, other) + _f1(other, one)) / 2  # they differ where references do
+        for n, one in enumerate(different)
+        for other in different[n + 1 :]
+        if one not in references_of(other) and other not in references_of(one)
+    ]
     chance = min(float(np.mean(pairs)) if pairs else 0.0, 1 - _LEAST)
-    scores = [word_f1(text, target) for text, target in zip(texts, targets, strict=True)]
+    scores = [_f1(text, target) for text, target in zip(texts, targets, strict=True)]
     return ((torch.tensor(scores, dtype=torch.float64) - chance) / (1 - chance)).clamp(0, 1)
+
+
+def _f1(text: str, target: str) -> float:
+    """Return the word-F1 of a text with the reference of a target that is closest to it."""
+    return max(word_f1(text, reference) for reference in references_of(target))
 
 
 def calibrated(labels: Labels, checks: Labels, targets: Sequence[str]) -> Labels:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mlecs_lightning.algorithms.cdcca.parts import Part, trained_tensors
 from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.functional import (
+    common_columns,
     distillation_loss,
     hidden_distance,
     position_distance,
@@ -129,15 +130,8 @@ class AKD:
         samples = torch.tensor(tokens.samples, device=mask.device)
         parts: dict[str, tuple[float, Tensor]] = {}
         if self.logits_weight:
-            # Models of one family pad their output layers to different widths (Qwen2.5-0.5B to
-            # 151,936 columns, 7B to 152,064), and no word has one of the columns beyond.
-            width = min(student.logits.shape[-1], teacher.logits.shape[-1])
-            logits = distillation_loss(
-                student.logits[..., :width],
-                teacher.logits[..., :width],
-                mask=mask,
-                temperature=self.temperature,
-            )
+            common = common_columns(student.logits, teacher.logits)
+            logits = distillation_loss(*common, mask=mask, temperature=self.temperature)
             parts["logits"] = self.logits_weight, _over_ranks(server, logits, mask.sum())
         if self.answer_weight:
             parts["answer"] = self.answer_weight, server.mean_loss(student)

@@ -273,16 +273,11 @@ def _answers(module: EdgeModule, tokens: Tokens) -> list[str]:
 
 
 def _probability(module: EdgeModule, tokens: Tokens, answers: Sequence[str]) -> Tensor:
-    """Return (N,) the probability of each answer under the model, the product over its words.
-
-    It is 0 for an empty answer: no token is scored, and the product over none would be 1.
-    """
+    """Return (N,) the probability of each answer under the model, the product over its words."""
     tower = module.tower()
     prompt = tower.connector(tokens.inputs(), tokens.present).prompt
     output = tower.backbone(prompt, tokens.instructions, answers)
-    spoken = (output.labels >= 0).any(dim=1)
-    sure: Tensor = torch.where(spoken, output.log_probability().exp(), 0.0)
-    return sure
+    return output.probability()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -189,6 +189,4 @@ def _read(module: MultimodalLM, batch: Batch) -> tuple[Tensor, Tensor]:
     answers = tower.generate(embeddings, batch.instructions)
     texts = [known or said for known, said in zip(batch.targets, answers, strict=True)]
     output = tower.backbone(embeddings.prompt, batch.instructions, texts, words=embeddings.words)
-    # Of an empty answer no token is scored, and the product over none would be 1.
-    sure = torch.where((output.labels >= 0).any(dim=1), output.log_probability().exp(), 0.0)
-    return embeddings.fused, sure
+    return embeddings.fused, output.probability()

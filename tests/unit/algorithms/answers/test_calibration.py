@@ -3,6 +3,7 @@ import torch
 
 from mlecs_lightning.algorithms.answers import Labels
 from mlecs_lightning.algorithms.answers.calibration import calibrated, rightness
+from mlecs_lightning.metrics import ReferencedText
 
 
 def test_rightness_is_what_is_beyond_chance_by_hand() -> None:
@@ -10,6 +11,18 @@ def test_rightness_is_what_is_beyond_chance_by_hand() -> None:
     found = rightness(["a one", "a one", "a", "six"], ["a one", "a two", "a one", "a two"])
     # The third: F1 of "a" and "a one" is 2/3, so (2/3 - 1/2) / (1/2).
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 1 / 3, 0.0], dtype=torch.float64))
+
+
+def test_a_target_is_met_by_each_of_its_references() -> None:
+    first = ReferencedText("a one", ["a one", "x six"])  # F1 of "a two" and "x six" is 0
+    found = rightness(["x six", "a two", "a one"], [first, first, "a two"])
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+
+
+def test_references_of_one_target_are_not_two_targets() -> None:
+    both = [ReferencedText(text, ["yes", "sure"]) for text in ("yes", "sure")]
+    found = rightness(["yes indeed", "no"], both)
+    torch.testing.assert_close(found, torch.tensor([2 / 3, 0.0], dtype=torch.float64))
 
 
 def test_one_target_leaves_nothing_to_chance() -> None:
