@@ -48,7 +48,8 @@ ABLATIONS: dict[str, Options] = {
 
 
 SCORES = ("mean.all.macro_f1", "mean.own.macro_f1", "server.macro_f1")
-_SPENT = ("communication.uplink_bytes", "communication.downlink_bytes", "seconds")
+BYTES = ("communication.uplink_bytes", "communication.downlink_bytes")
+_SPENT = (*BYTES, "seconds")
 METRICS = (*SCORES, "mean.all.rouge_lsum", "mean.all.bertscore", "server.bertscore", *_SPENT)
 ACCURACY = (*SCORES, *(score.replace("macro_f1", "accuracy") for score in SCORES), *_SPENT)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY, append_line, commit, hardware, read_lines
-from benchmarks.quality.cases import SCORES, SEEDS, STUDIES, Case, matrix
+from benchmarks.quality.cases import BYTES, SCORES, SEEDS, STUDIES, Case, matrix
 from benchmarks.quality.settings import URFALL
 
 
@@ -143,13 +143,17 @@ def tables(studies: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str,
             for each in paired(own, label, reference, metric)
         ]
         made = origin(out, shown, study=study)
-        means = to_markdown(table(own, metrics, order=order))
-        texts[study] = f"{made}\n\n{means}\n{to_markdown(differences)}".strip()
+        counted = "runs" if pooled else "seeds"
+        means = to_markdown(table(own, metrics, order=order), counted=counted)
+        gains = to_markdown(differences, counted=counted)
+        texts[study] = f"{made}\n\n{means}\n{gains}".strip()
         if few:
             made = origin(out, {key for key in shown if key[1] in few}, study=study)
-            entries = table([r for r in own if r.algorithm in few], SCORES, order=[*settings, *few])
+            entries = table(
+                [r for r in own if r.algorithm in few], (*SCORES, *BYTES), order=[*settings, *few]
+            )
             # A label says there what the algorithm is.
-            short = to_markdown([replace(entry, differs="") for entry in entries])
+            short = to_markdown([replace(e, differs="") for e in entries], counted=counted)
             texts[f"{study}-short"] = f"{made}\n\n{short}".strip()
     return texts
 
