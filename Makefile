@@ -56,7 +56,7 @@ check: $(STAMP) ## Lint, formatting, types, declared dependencies and the docume
 docs: $(STAMP) ## Build the documentation site into site/
 	$(MKDOCS)
 
-bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (75 min); fills docs/results.md
+bench: $(STAMP) $(BENCH_STAMP) ## Speed and memory, with the loops of others (over 2 h); fills docs/results.md
 	$(PY) -m benchmarks.all --write docs/results.md
 
 bench-loop: $(STAMP) $(BENCH_STAMP) ## Our loop against plain PyTorch, pfl-research, Flower and Lightning
