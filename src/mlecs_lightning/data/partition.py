@@ -67,7 +67,7 @@ def _deal_groups(
 ) -> dict[tuple[str, str], str]:
     """Return the client that each group of a domain goes to: the clients of a domain take turns.
 
-    Groups of several domains may have one name, as where every device numbers its recordings.
+    Groups of different domains may have the same name, since devices may number their recordings.
     """
     owner: dict[tuple[str, str], str] = {}
     dealt = dict.fromkeys(clients_of, 0)

@@ -198,8 +198,8 @@ class Learner(Generic[M]):
             yield from (travels if stage == "private" else stays).values()
 
     def _summary(self, history: list[dict[str, Tensor]], stage: str) -> dict[str, float]:
-        # A part of a loss may have nothing to compare in some batches, and is missing there. Not on
-        # several ranks: each waits for the others with every name.
+        # A part of a loss may be missing in batches that have nothing to compare. On several ranks
+        # it may not: all of them must reduce the same parts, each of the same length.
         names = dict.fromkeys(name for step in history for name in step)
         curves = {k: torch.stack([s[k].float() for s in history if k in s]) for k in names}
         if self._wrapped is not None:
