@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -23,6 +24,8 @@ from mlecs_lightning.wire.encoding import decode
 from mlecs_lightning.wire.messages import Message
 
 __all__ = ["ClientsFailedError", "RoundLoop"]
+
+log = logging.getLogger(__name__)
 
 
 class ClientsFailedError(RuntimeError):
@@ -69,6 +72,9 @@ class RoundLoop:
     def _in_process(self) -> Link:
         device, settings = self._device(), self._settings
         if self._run.cohorts is None:
+            return InProcessLink(device, settings.faults)
+        if why := self._run.algorithm.why_alone():
+            log.info("trainer.cohort: clients train one after another: %s", why)
             return InProcessLink(device, settings.faults)
         return CohortLink(device, settings.faults, self._run.cohorts)
 

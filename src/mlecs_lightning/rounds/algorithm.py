@@ -208,6 +208,13 @@ class Algorithm(ABC):
         """
         return ()
 
+    def why_alone(self) -> str:
+        """Return why a cohort gains nothing in a client's update, so that each client trains alone.
+
+        Empty, which is the default, if clients may train together.
+        """
+        return ""
+
     def former(
         self, server: ServerLearner, message: Message, received: Message | None
     ) -> Mapping[str, Tensor]:

@@ -129,6 +129,7 @@ def test_tokens_are_those_that_a_device_chooses_alone(
 
     monkeypatch.setattr(UTS, "look_at_each", spied)
     together, _ = shop.run(algorithm, size=3 if measure != "answers" else 8, **options)
+    assert bool(algorithm.why_alone()) == (measure == "features")
     assert seen == sizes  # with three sensors every sample becomes four rows, of 64 in all
     for one, other in zip(alone, together, strict=True):
         assert one.data is not None

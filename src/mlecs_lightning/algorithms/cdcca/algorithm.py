@@ -17,7 +17,7 @@ from mlecs_lightning.algorithms.cdcca.distillation import (
     teachers_answers,
     vocabulary_faults,
 )
-from mlecs_lightning.algorithms.cdcca.parts import Alignment, Part, trained_tensors
+from mlecs_lightning.algorithms.cdcca.parts import Alignment, Part, copied_shapes, trained_tensors
 from mlecs_lightning.algorithms.cdcca.sampling import UTS, Keep, Measure
 from mlecs_lightning.algorithms.cdcca.tokens import TokenAggregate, Tokens
 from mlecs_lightning.data.sampling import draw_batches
@@ -195,7 +195,7 @@ class CDCCA(LocalTraining):
         """
         self._tokens = sum(server.module.tower("slm").connector.tokens.values())
         faults = FaultList(vocabulary_faults(server.module))
-        wanted = _shapes(server.module, "slm")
+        wanted = copied_shapes(server.module, "slm")
         for name, module in clients.items():
             if module.modalities != server.module.modalities:
                 faults.append(
@@ -203,7 +203,7 @@ class CDCCA(LocalTraining):
                     f"runs a copy of the student, which has {list(server.module.modalities)}"
                 )
                 continue
-            own = _shapes(module, "slm")
+            own = copied_shapes(module, "slm")
             unlike = sorted(k for k in own.keys() | wanted if own.get(k) != wanted.get(k))
             if unlike:
                 faults.append(
@@ -297,6 +297,13 @@ class CDCCA(LocalTraining):
 
     # The device ---------------------------------------------------------------------------------
 
+    def why_alone(self) -> str:
+        """Return why devices look alone, if they need no pass of a model that a cohort shares."""
+        if self.train_device or (self.distillation != "none" and not self.uts.draws):
+            return ""
+        asked = f"measure: {self.uts.measure}, distillation: {self.distillation}"
+        return f"devices have no work that can be done together ({asked})"
+
     def client_update(
         self, edge: EdgeLearner, loaders: Loaders, broadcast: Message | None, ctx: RoundContext
     ) -> ClientUpdate:
@@ -387,13 +394,3 @@ class CDCCA(LocalTraining):
             # With fewer samples than ranks, some are used twice, so that every rank has one.
             own = rows[rank::size] or rows[:1]
             yield Lesson(tokens.rows(own), tuple(answers[i] for i in own), replay)
-
-
-def _shapes(module: ServerModule | EdgeModule, tower: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that a device copies from the student."""
-    parts = {"extractors": module.extractors, "connector": module.tower(tower).connector}
-    return {
-        f"{part}.{name}": tuple(tensor.shape)
-        for part, each in parts.items()
-        for name, tensor in each.state_dict().items()
-    }

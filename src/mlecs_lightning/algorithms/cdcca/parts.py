@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mlecs_lightning.modules import ServerModule
+from mlecs_lightning.modules import EdgeModule, ServerModule
 from mlecs_lightning.nn.connector import Connector
 
-__all__ = ["Alignment", "Part", "trained_tensors"]
+__all__ = ["Alignment", "Part", "copied_shapes", "trained_tensors"]
 
 Part = Literal["lora", "norms", "biases", "prompts"]
 
@@ -64,3 +64,13 @@ class Alignment(nn.ModuleDict):
         """Add the layers to a fresh server, as ``alignment``."""
         student, teacher = (server.tower(name).backbone.hidden_size for name in ("slm", "llm"))
         server.add_module("alignment", cls(student, teacher))
+
+
+def copied_shapes(module: ServerModule | EdgeModule, tower: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a device copies from the student."""
+    parts = {"extractors": module.extractors, "connector": module.tower(tower).connector}
+    return {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, each in parts.items()
+        for name, tensor in each.state_dict().items()
+    }

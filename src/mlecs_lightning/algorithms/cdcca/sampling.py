@@ -123,7 +123,7 @@ class UTS:
         return self.measure == "probability" or self.answer_threshold is not None
 
     @property
-    def _draws(self) -> bool:
+    def draws(self) -> bool:
         """Whether random numbers are drawn elsewhere than in the model's dropout layers."""
         return not self.all_of_them and self.measure not in ("answers", "probability")
 
@@ -149,7 +149,7 @@ class UTS:
 
     def look_through(self, edge: EdgeLearner, batches: Iterable[Batch]) -> Looked:
         """Return what `look` does of all batches."""
-        if self._draws:
+        if self.draws:
             return Looked.joined(edge.map(batches, self.look))
         tokens = sum(edge.module.tower().connector.tokens.values())
         wide = 1 + tokens * (self.measure == "answers" and not self.all_of_them)
