@@ -175,14 +175,15 @@ def train(
     store: Literal["memory", "disk"] = "memory",
     checkpoint: bool = False,
     cohort: int = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> tuple[dict[str, Tensor], int]:
     """Train and return the averaged adapter, and the bytes of a round."""
     algorithm, watch = Captured(work), Watch(clock, rounds)
     with tempfile.TemporaryDirectory() as root:
         trainer = FederatedTrainer(
             max_rounds=rounds,
-            accelerator="cpu",
-            devices="auto",
+            accelerator=device,
+            devices="auto" if device == "cpu" else 1,
             gradient_clip_val=work.sizes.clip,
             check_val_every_n_rounds=0,
             store=store,

@@ -9,9 +9,11 @@ from benchmarks.peers.model import PromptLM
 from benchmarks.peers.workload import Clock, Work, arguments, load
 
 
-def train(work: Work, *, clients: int, rounds: int, clock: Clock) -> dict[str, Tensor]:
+def train(
+    work: Work, *, clients: int, rounds: int, clock: Clock, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Train and return the averaged adapter."""
-    model, sizes = PromptLM(work), work.sizes
+    model, sizes = PromptLM(work).to(device), work.sizes
     model.train()
     parameters = list(model.adapter().values())
     common = {k: p.detach().clone() for k, p in model.adapter().items()}
@@ -20,7 +22,7 @@ def train(work: Work, *, clients: int, rounds: int, clock: Clock) -> dict[str, T
         for client in range(clients):
             model.load_adapter(common)
             optimizer = torch.optim.AdamW(parameters, lr=sizes.learning_rate)
-            x, tokens = work.passes(client, number)
+            x, tokens = (seen.to(device) for seen in work.passes(client, number))
             for batch in zip(x.split(sizes.batch), tokens.split(sizes.batch), strict=True):
                 model.loss(*batch).backward()
                 torch.nn.utils.clip_grad_norm_(parameters, sizes.clip)

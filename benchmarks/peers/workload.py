@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
-    *("ADAPTERS", "SIZES", "Clock", "Sizes", "Work"),
+    *("ADAPTERS", "LARGE", "SIZES", "Clock", "Sizes", "Work"),
     *("arguments", "load", "make", "word_tokenizer"),
 ]
 
@@ -77,6 +77,11 @@ class Sizes:
     clip: float = 1.0
     seed: int = 0
 
+    @property
+    def positions(self) -> int:
+        """Positions of a sample: prompt, instruction and target."""
+        return self.prompt + self.head + self.tail
+
 
 # AdamW takes a step of the learning rate even where a gradient is little more than rounding, which
 # differs between any two implementations: of 2.9 million elements some are, and a larger rate would
@@ -86,6 +91,18 @@ SIZES = {
     "11.5MB": Sizes(layers=4, width=256, rank=256, clients=512, learning_rate=5e-5),
 }
 ADAPTERS = tuple(SIZES)
+LARGE = Sizes(
+    layers=24,
+    width=1280,
+    rank=16,
+    clients=64,
+    rounds=3,
+    prompt=8,
+    head=24,
+    tail=96,
+    learning_rate=5e-5,
+)
+"""A backbone of 0.47 billion parameters and an adapter of 22 MB, for a GPU."""
 TARGETS = ["c_attn", "c_proj"]
 
 
@@ -178,8 +195,8 @@ def make(folder: Path, sizes: Sizes) -> Work:
     word_tokenizer(sizes.words).save_pretrained(backbone)
     lm = GPT2LMHeadModel(
         GPT2Config(
-            **{"vocab_size": sizes.words, "n_positions": 64, "n_layer": sizes.layers},
-            **{"n_embd": sizes.width, "n_head": 4},
+            **{"vocab_size": sizes.words, "n_positions": max(64, sizes.positions)},
+            **{"n_layer": sizes.layers, "n_embd": sizes.width, "n_head": max(4, sizes.width // 64)},
             **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
             **{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
         )
@@ -235,7 +252,9 @@ class Clock:
         self.cpus: list[float] = []
 
     def round_ended(self) -> None:
-        """Note the end of a round."""
+        """Note the end of a round, when a GPU has done what it was given."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         now, cpu = time.perf_counter(), time.process_time()
         self.rounds.append(now - self._last)
         self.cpus.append(cpu - self._cpu)
