@@ -148,7 +148,7 @@ class Drift(Schedule):
         return math.prod(shift.budget for shift in active if shift.budget is not None)
 
     def faults(self, held: Mapping[str, SampleTable]) -> list[str]:
-        """Report unknown clients and modalities, and phases that leave a client without samples."""
+        """Report unknown clients and modalities, and phases that change or leave nothing."""
         modalities = sorted({m for table in held.values() for m in table.modalities})
         faults = []
         for n, shift in enumerate(self.shifts):
@@ -159,6 +159,12 @@ class Drift(Schedule):
             for name in shift.lose or ():
                 if name not in modalities:
                     faults.append(f"{key}.lose: no client has {name!r}, only {modalities}")
+            own = [held[c] for c in held if shift.clients is None or c in shift.clients]
+            if shift.class_mix is not None and own and all(_alike(table) for table in own):
+                faults.append(
+                    f"{key}.class_mix: all samples of its clients are of one class, so there is "
+                    "nothing to mix; a Manifest has classes with data.init_args.labels"
+                )
         for client, table in held.items():
             faults += self._empty_phases(client, table)
         return faults
@@ -170,3 +176,8 @@ class Drift(Schedule):
             for phase in self.phases(client)
             if not len(self.view(table, client=client, round=phase.start, seed=0))
         ]
+
+
+def _alike(table: SampleTable) -> bool:
+    """Return whether all samples are of one class."""
+    return len(set(table.labels.tolist())) < 2

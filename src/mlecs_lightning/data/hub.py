@@ -10,8 +10,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from mlecs_lightning.data.decoding.shapes import DecodeError
-from mlecs_lightning.data.manifest.lines import Line, RowTable, lines_of
+from mlecs_lightning.data.manifest.line import Line
+from mlecs_lightning.data.manifest.lines import RowTable, lines_of
 from mlecs_lightning.data.manifest.source import Manifest
 from mlecs_lightning.data.manifest.split import DrawnSplit
 from mlecs_lightning.data.manifest.store import Embedded, OutsideRootError
@@ -26,7 +29,8 @@ Place = Literal["public", "train", "val", "test", "draw"]
 _KEYS = ("id", "client", "domain", "group", "instruction", "target", "targets")
 _USUAL: dict[str, Place] = {"train": "draw", "validation": "val", "test": "test"}
 # The first bytes of the files that are decoded, for those whose name was not kept.
-_MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".wav", b"fLaC": ".flac"}
+_MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"fLaC": ".flac"}
+_RIFF = {b"WAVE": ".wav", b"WEBP": ".webp", b"AVI ": ".avi"}
 
 
 class HubDataset(Manifest):
@@ -149,17 +153,34 @@ class HubDataset(Manifest):
                     f"{table.column_names}"
                 )
         faults.raise_any()
-        root = Path(self.path) if Path(self.path).is_dir() else _cache_of(_library())
+        here = Path(self.path)
+        own = here if here.is_dir() else _cache_of(_library())
+        root, names = self.root or own, {split: f"{self.path}, split {split}" for split in tables}
         rows = [
-            RowTable(f"{self.path}, split {split}", root, self._rows(split, table, root))
+            RowTable(names[split], root, self._rows(split, table, [root, own]))
             for split, table in tables.items()
         ]
-        return lines_of(rows, self.declared, draws_split=True)
+        draws = tuple(f"{n}:" for split, n in names.items() if self.places[split] == "draw")
+        lines, wrong = lines_of(rows, self.declared, draws_split=True)
+        lost = [line for line in lines if not line.targets and line.where.startswith(draws)]
+        if lost:
+            rank_zero_warn(
+                f"data.init_args.columns: {len(lost):,} rows of {self.path!r} have no target, such "
+                f"as {lost[0].where}: they are neither trained on nor scored. In CSV the words "
+                "None, NA, N/A, nan and null are read as empty cells: rename such a class, or save "
+                "the table as Parquet or JSON lines"
+            )
+        return lines, wrong
 
-    def _rows(self, split: str, table: Any, root: Path) -> Iterator[tuple[int, dict[str, Any]]]:  # noqa: ANN401
+    def _rows(
+        self,
+        split: str,
+        table: Any,  # noqa: ANN401
+        own: list[Path],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows in the form of a manifest's lines."""
         place = self.places[split]
-        roots = [root, *self.allowed_roots]
+        roots = [*own, *self.allowed_roots]
         for number, row in enumerate(table):
             line: dict[str, Any] = {"id": f"{split}-{number}"}
             if place != "draw":
@@ -298,5 +319,7 @@ def _file(table: Any, row: int, column: str, roots: list[Path]) -> tuple[bytes, 
             content = file.read_bytes()
         except OSError as error:
             raise DecodeError(f"cannot be read: {error}") from error
+    if content[:4] == b"RIFF" and content[8:12] in _RIFF:
+        return content, _RIFF[content[8:12]]
     told = (suffix for magic, suffix in _MAGIC.items() if content.startswith(magic))
     return content, next(told, PurePosixPath(path or "").suffix.lower())

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlecs_lightning.data import FederatedDataModule, Manifest, SampleTable
+from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.metrics import BertScore, has_words
 from mlecs_lightning.nn.words import limits_of
 from mlecs_lightning.report.data_reading import changes_of_reading, lengths_of_reading, short_window
@@ -50,7 +51,11 @@ def check_data(
     for line in changes_of_reading(data):
         console.print(escape(line), highlight=False)
     console.print(_targets(data, bertscore))
-    if unknown := len(data.asked()) - len(data.pools.test):
+    try:
+        unknown = len(data.asked()) - len(data.pools.test)
+    except ConfigurationError:  # there is nothing to answer, which `suspicions` tells
+        unknown = 0
+    if unknown:
         console.print(f"without a target, for predict alone: {unknown:,}")
     found = [*suspicions(data, clients, bertscore), *texts]
     console.print(f"suspicious: {len(found) or 'nothing'}")
@@ -108,10 +113,11 @@ def _targets(data: FederatedDataModule, bertscore: BertScore | None) -> Table:
     for name in [*names, *(["unknown to BERTScore"] if bertscore is not None else [])]:
         table.add_column(name, overflow="fold")
     for split, pool in _splits(data):
-        counts = Counter(pool.targets)
+        counts = Counter(target for target in pool.targets if target)
         lengths = [len(target.split()) for target in counts]
         top = "; ".join(f"{target[:60]} ({n})" for target, n in counts.most_common(3))
-        row = [split, f"{len(counts):,}", f"{len(_words(pool)):,}", str(max(lengths)), escape(top)]
+        row = [split, f"{len(counts):,}", f"{len(_words(pool)):,}", str(max(lengths, default=0))]
+        row.append(escape(top))
         if bertscore is not None:
             row.append(f"{bertscore.unknown_share(pool.targets):.1%}")
         table.add_row(*row)

@@ -1,6 +1,7 @@
 """Shifts: who is concerned when, and what is left of the data."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def test_a_modality_goes_and_comes() -> None:
         Phase(4, "all"),
     )
     assert data.schedule.phases("hall") == (Phase(0, "all"),)
+
+
+def test_a_mix_of_one_class_is_refused() -> None:
+    table = attached(Shift(1, class_mix=0.5)).private("hall")
+    one = replace(table, labels=torch.zeros_like(table.labels))
+    shift = Shift(1, class_mix=0.5)
+    (fault,) = Drift([shift]).faults({"hall": one})
+    assert "shifts[0].class_mix: all samples of its clients are of one class" in fault
+    assert not Drift([shift]).faults({"hall": table, "study": one})
 
 
 def test_the_scene_changes_in_every_split() -> None:

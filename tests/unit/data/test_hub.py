@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mlecs_lightning.data import HubDataset, Manifest
+from mlecs_lightning.data.hub import _file
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.types import ClientProfile
 
@@ -177,3 +178,34 @@ def test_what_does_not_fit_the_table_is_named(
     common = {"modalities": {"tilt": {"shape": [2]}}, "columns": {"target": "said"}}
     with pytest.raises(ConfigurationError, match=message):
         _ = build(**{**common, **values}).pools
+
+
+def test_a_class_that_readers_of_csv_take_for_an_empty_cell_is_told(
+    build: Build, tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    rows = [f"{n},{('fall', 'None')[n % 2]}" for n in range(20)]
+    (tmp_path / "set" / "train.csv").write_text("\n".join(["heat,label", *rows]) + "\n")
+    heat = {"kind": "vector", "shape": [1], "standardise": False}
+    data = build(modalities={"heat": heat}, columns={"target": "label"})
+    with pytest.warns(UserWarning, match="10 rows of .* have no target"):
+        _ = data.pools
+
+
+def test_paths_in_a_table_are_seen_from_the_root_that_is_given(
+    build: Build, tmp_path: Path
+) -> None:
+    for name in ("set", "photos"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "photos" / "a.png")
+    rows = "".join(f"a.png,up {n}\n" for n in range(8))
+    (tmp_path / "set" / "train.csv").write_text("photo,said\n" + rows)
+    photo = {"kind": "image", "shape": [3, 4, 4], "standardise": False}
+    data = build(modalities={"photo": photo}, columns={"target": "said"}, root=tmp_path / "photos")
+    assert len(data.pools.private)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(b"WEBP", ".webp"), (b"WAVE", ".wav")])
+def test_a_file_without_a_name_is_known_by_its_first_bytes(kind: bytes, suffix: str) -> None:
+    table = [{"photo": {"bytes": b"RIFF\x1a\0\0\0" + kind, "path": None}}]
+    assert _file(table, 0, "photo", [])[1] == suffix

@@ -39,15 +39,12 @@ def read_wav(data: bytes, declared: Declared) -> Raw:
         ImportError: As `read_sound`, if its samples are not integers.
     """
     _check_chunks(data)
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            content = file.readframes(file.getnframes())
-    except wave.Error as error:
-        if not str(error).startswith("unknown format"):
-            raise
-        # The standard library reads integers only, not floats or compressed sound.
+    plain = _with_plain_tag(data)
+    if plain is None:
         return read_sound(data, declared)
+    with wave.open(io.BytesIO(plain)) as file:
+        channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+        content = file.readframes(file.getnframes())
     if rate < 1:
         raise DecodeError("has a sampling rate of 0 Hz; correct its header")
     if width == 1:
@@ -58,6 +55,23 @@ def read_wav(data: bytes, declared: Declared) -> Raw:
         samples = padded.view("<i4").ravel().astype(np.float64)
     scale = 2.0**7 if width == 1 else 2.0**31
     return _as_declared((samples / scale).reshape(-1, channels).T, rate, declared)
+
+
+def _with_plain_tag(data: bytes) -> bytes | None:
+    """Return a wav file of integers in the form that every Python reads; ``None`` for others.
+
+    What the standard library says of floats and extensible headers differs between its versions.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return data  # not a wav file, as the reader will report
+    for kind, begin, size in _chunks(data):
+        if kind == "fmt " and size >= 16:
+            (tag,) = struct.unpack("<H", data[begin : begin + 2])
+            if tag == 0xFFFE and size >= 40:  # extensible: the kind follows in its subformat
+                (tag,) = struct.unpack("<H", data[begin + 24 : begin + 26])
+                data = data[:begin] + struct.pack("<H", tag) + data[begin + 2 :]
+            return data if tag == 1 else None
+    return data
 
 
 def _as_declared(samples: npt.NDArray[Any], rate: int, declared: Declared) -> Raw:

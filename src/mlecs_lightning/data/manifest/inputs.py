@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlecs_lightning.data.decoding.files import decode_inline
 from mlecs_lightning.data.decoding.shapes import Declared, Decoded, DecodeError
-from mlecs_lightning.data.manifest.lines import Line
+from mlecs_lightning.data.manifest.line import Line
 from mlecs_lightning.data.manifest.store import (
     DecodeCache,
     Embedded,

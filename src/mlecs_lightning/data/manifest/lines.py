@@ -6,57 +6,22 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
+from mlecs_lightning.data.manifest.line import UNNAMED, Line, Split
+from mlecs_lightning.data.manifest.line_sets import common_faults
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.extras import Need, require
 from mlecs_lightning.names import look_alike
 from mlecs_lightning.storage.text_files import EncodingError, utf8
 
-__all__ = ["UNNAMED", "Line", "RowTable", "Split", "lines_of", "raise_faults", "read_lines"]
-
-Split = Literal["public", "train", "val", "test"]
-
-UNNAMED = "unnamed"
-"""The domain of samples that name neither client nor domain."""
+__all__ = ["RowTable", "lines_of", "raise_faults", "read_lines"]
 
 _KEYS = (
     *("id", "split", "client", "domain", "group", "modalities"),
     *("instruction", "target", "targets", "meta"),
 )
-
-
-@dataclass(frozen=True)
-class Line:
-    """One sample as the manifest describes it.
-
-    Attributes:
-        where: File and line number, for messages.
-        root: Folder that paths are relative to.
-        id: Unique across all manifests.
-        split: The split that it belongs to.
-        owner: Whether it names a ``client`` or a ``domain``; ``None`` for neither.
-        domain: The client or domain that it names, or `UNNAMED`.
-        group: The recording that it is cut from.
-        modalities: A path or inline numbers for each modality that it has.
-        instruction: The question to the model; ``None`` for that of the data set.
-        targets: The reference sentences; empty if the line is for `predict` only.
-        has_split: Whether the line has a split; one without is of split train until it is drawn.
-    """
-
-    where: str
-    root: Path
-    id: str
-    split: Split
-    owner: Literal["client", "domain"] | None
-    domain: str
-    group: str
-    modalities: dict[str, Any]
-    instruction: str | None
-    targets: tuple[str, ...]
-    has_split: bool = True
 
 
 class RowTable(NamedTuple):
@@ -123,7 +88,7 @@ def lines_of(
                 faults += [f"{where}{name}: {fault}" for fault in wrong]
             else:
                 lines.append(_line(row, where, root))
-    return lines, faults + _common_faults(lines)
+    return lines, faults + common_faults(lines)
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -159,8 +124,10 @@ def _form_fault(file: Path) -> str | None:
     try:
         text = utf8(head, line=1).strip()
     except EncodingError as error:
+        if "UTF-16" in str(error) or "UTF-32" in str(error):
+            return str(error)
         # A letter may be cut in two at the end, or only one line be wrong.
-        return str(error) if "UTF-16" in str(error) or "UTF-32" in str(error) else None
+        text = head.decode("utf-8-sig", errors="ignore").strip()
     new = file.with_suffix(".jsonl").name
     new = new if new != file.name else f"new-{new}"
     if text.startswith("["):
@@ -330,41 +297,6 @@ def _owner_and_domain(row: Mapping[str, Any]) -> tuple[Literal["client", "domain
     if row.get("domain") is not None:
         return "domain", str(row["domain"])
     return None, UNNAMED
-
-
-# All lines ----------------------------------------------------------------------------------------
-
-
-def _common_faults(lines: Sequence[Line]) -> list[str]:
-    """Return what is wrong with lines that are valid each on its own."""
-    return [*_repeated_ids(lines), *_owner_faults(lines)]
-
-
-def _repeated_ids(lines: Sequence[Line]) -> list[str]:
-    faults = []
-    first: dict[str, str] = {}
-    for line in lines:
-        if first.setdefault(line.id, line.where) != line.where:
-            faults.append(f"{line.where} (id {line.id!r}): {first[line.id]} has the same id")
-    return faults
-
-
-def _owner_faults(lines: Sequence[Line]) -> list[str]:
-    """Check that all lines of split train name a client, or all a domain, or all none."""
-    faults = []
-    owners = {line.owner: line for line in lines if line.owner}
-    if len(owners) == 2:
-        named = " and ".join(f"{line.where} names a {owner}" for owner, line in owners.items())
-        faults.append(f"a manifest may name clients or domains, not both: {named}")
-    private = [line for line in lines if line.split == "train"]
-    owner = next((line.owner for line in private if line.owner), None)
-    for line in private:
-        if owner and not line.owner:
-            faults.append(
-                f"{line.where} (id {line.id!r}): names no {owner}, but other lines of split train "
-                "do"
-            )
-    return faults
 
 
 def raise_faults(faults: Sequence[str], *, limit: int = 20) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.manifest.inputs import Inputs
-from mlecs_lightning.data.manifest.lines import Line, Split
+from mlecs_lightning.data.manifest.line import Line, Split
 from mlecs_lightning.errors import FaultList
 from mlecs_lightning.names import modality_name_faults
 

@@ -16,7 +16,8 @@ from mlecs_lightning.data.dealing import client_faults
 from mlecs_lightning.data.decoding.preparation import Preparation
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.manifest.inputs import Inputs, decode_inputs
-from mlecs_lightning.data.manifest.lines import UNNAMED, Line, raise_faults, read_lines
+from mlecs_lightning.data.manifest.line import UNNAMED, Line
+from mlecs_lightning.data.manifest.lines import raise_faults, read_lines
 from mlecs_lightning.data.manifest.pools import (
     declared_modalities,
     missing_faults,

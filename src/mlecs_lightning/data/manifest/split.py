@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlecs_lightning.data.manifest.lines import Line, Split
+from mlecs_lightning.data.manifest.line import Line, Split
 from mlecs_lightning.errors import ConfigurationError, FaultList
 
 __all__ = ["DrawnSplit", "split_faults", "with_splits"]
@@ -69,7 +69,9 @@ def with_splits(
     strata = _strata(lines, labels)
     private = {line.group for line in lines if line.owner == "client"}
     place = _named(split, strata, private)
-    place |= _fixed(lines, place)
+    fixed = _fixed(lines, place)
+    loose = {x.group for x in lines if not x.has_split and (x.domain, x.group) not in fixed}
+    place |= {group: side for (_, group), side in fixed.items() if group not in loose}
     rng = np.random.default_rng(int(split.get("seed", 0)))
     for pool in _POOLS:
         fraction = split.get(pool, 0)
@@ -94,13 +96,14 @@ def with_splits(
         raise ConfigurationError(
             f"{_KEY}: of {len(strata)} groups none is left to the clients; lower public or test"
         )
-    return [_placed(line, place) for line in lines]
+    return [_placed(line, place, fixed) for line in lines]
 
 
-def _placed(line: Line, place: Mapping[str, Split]) -> Line:
+def _placed(line: Line, place: Mapping[str, Split], fixed: Mapping[tuple[str, str], Split]) -> Line:
     if line.has_split:
         return line
-    return replace(line, split=place.get(line.group, "train"), has_split=True)
+    side = fixed.get((line.domain, line.group)) or place.get(line.group, "train")
+    return replace(line, split=side, has_split=True)
 
 
 def _named(
@@ -123,18 +126,20 @@ def _named(
     return place
 
 
-def _fixed(lines: Sequence[Line], named: Mapping[str, Split]) -> dict[str, Split]:
-    """Return the split of each group that has lines with one: its other lines follow.
+def _fixed(lines: Sequence[Line], named: Mapping[str, Split]) -> dict[tuple[str, str], Split]:
+    """Return the split of each group of a client or domain that has lines with one.
 
-    Lines of another client or domain are another recording, even if its name is the same.
+    Its other lines follow. Lines of another client or domain are another recording, even if its
+    name is the same.
     """
-    faults, place = FaultList(), dict[str, Split]()
+    faults, place = FaultList(), dict[tuple[str, str], Split]()
     drawn = {(line.domain, line.group) for line in lines if not line.has_split}
     for line in lines:
         new = line.split == "test" and not line.targets  # to be predicted, and never scored
-        if not line.has_split or new or (line.domain, line.group) not in drawn:
+        recording = line.domain, line.group
+        if not line.has_split or new or recording not in drawn:
             continue
-        other = named.get(line.group) or place.setdefault(line.group, line.split)
+        other = named.get(line.group) or place.setdefault(recording, line.split)
         if other != line.split:
             faults.append(
                 f"{line.where}: split {line.split}, but other lines of group {line.group!r} are of "

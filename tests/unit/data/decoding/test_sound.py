@@ -112,3 +112,25 @@ def test_compressed_and_float_sound_that_is_cut_off_is_refused(kind: str) -> Non
     for length in (len(data) - 1, len(data) - 2000, len(data) // 3):
         with pytest.raises(DecodeError):
             decode(data[:length], f".{kind.lower()}", Declared("series", [1, 4]))
+
+
+@pytest.mark.parametrize("form", ["WAV", "WAVEX"])
+@pytest.mark.parametrize("subtype", ["FLOAT", "PCM_16"])
+def test_a_wav_file_is_read_whatever_its_header(form: str, subtype: str) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    file, noise = io.BytesIO(), np.random.default_rng(0).uniform(-0.9, 0.9, (500, 1))
+    soundfile.write(file, noise, 16000, format=form, subtype=subtype)
+    found = decode(file.getvalue(), ".wav", Declared("series", [1, 500])).values
+    np.testing.assert_allclose(found[0], noise[:, 0], atol=1e-6 if subtype == "FLOAT" else 1e-4)
+
+
+def test_integers_with_an_extensible_header_need_no_package() -> None:
+    name, plain = form()
+    subformat = struct.pack("<H", 1) + bytes.fromhex("000000001000800000aa00389b71")
+    wide = struct.pack("<H", 0xFFFE) + plain[2:] + struct.pack("<HHI", 22, 16, 4) + subformat
+    data = (b"data", bytes(range(8)))
+    one, other = (
+        decode(chunked(head, data), ".wav", Declared("series", [1, 4])).values
+        for head in ((name, wide), (name, plain))
+    )
+    np.testing.assert_array_equal(one, other)

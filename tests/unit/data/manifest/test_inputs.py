@@ -5,7 +5,7 @@ import numpy as np
 
 from mlecs_lightning.data.decoding.shapes import Declared
 from mlecs_lightning.data.manifest.inputs import Inputs, decode_inputs
-from mlecs_lightning.data.manifest.lines import Line
+from mlecs_lightning.data.manifest.line import Line
 from mlecs_lightning.data.manifest.store import DecodeCache
 
 DECLARED = {"tilt": Declared("vector", [2]), "wave": Declared("series", [1, 3])}

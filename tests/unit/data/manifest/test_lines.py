@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from mlecs_lightning.data.manifest.lines import UNNAMED, Line, raise_faults, read_lines
+from mlecs_lightning.data.manifest.line import UNNAMED, Line
+from mlecs_lightning.data.manifest.lines import raise_faults, read_lines
 from mlecs_lightning.errors import ConfigurationError
 
 SOUND = {"id": "a", "split": "train", "modalities": {"tilt": [1, 2]}, "target": "up ."}
@@ -273,3 +274,27 @@ def test_parquet_says_what_json_says(tmp_path: Path) -> None:
         assert faults == []
         assert [line.modalities for line in lines] == [line.modalities for line in expected]
         assert [line.targets for line in lines] == [line.targets for line in expected]
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab"])  # at least one of them tears a letter
+def test_an_array_in_another_script_is_told_once(before: str, tmp_path: Path) -> None:
+    text = f'[\n{{"id": "{before}' + "\u732b" * 1000 + '"}\n]'
+    (tmp_path / "m.jsonl").write_text(text, encoding="utf-8")
+    _, faults = read_lines([tmp_path / "m.jsonl"], None, ["tilt"])
+    assert len(faults) == 1
+    assert "JSON array" in faults[0]
+
+
+@pytest.mark.parametrize("other", ["Ku\u0308che", "K\u00fcche "])
+@pytest.mark.parametrize("key", ["client", "group"])
+def test_names_that_look_the_same_are_a_fault(key: str, other: str, tmp_path: Path) -> None:
+    rows = [changed(**{key: "K\u00fcche"}), changed(id="b", **{key: other})]
+    _, faults = read(tmp_path, *rows)
+    assert any(f"{key} {other!a} looks like" in fault for fault in faults)
+
+
+def test_a_manifest_that_is_named_twice_is_a_fault(tmp_path: Path) -> None:
+    read(tmp_path, SOUND)
+    (file,) = tmp_path.glob("*.jsonl")
+    _, faults = read_lines([file, file], None, ["tilt"])
+    assert "has the same id" in faults[0]

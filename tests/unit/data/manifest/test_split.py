@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlecs_lightning.data.manifest.lines import Line
+from mlecs_lightning.data.manifest.line import Line
 from mlecs_lightning.data.manifest.split import split_faults, with_splits
 from mlecs_lightning.errors import ConfigurationError
 
@@ -142,3 +142,11 @@ def test_groups_that_make_no_split_are_refused(split: dict[str, Any], message: s
 )
 def test_values_out_of_range_are_named(split: dict[str, Any], fault: str) -> None:
     assert any(fault in each for each in split_faults(split))
+
+
+def test_a_recording_of_the_same_name_elsewhere_does_not_follow() -> None:
+    own = line(200, group="1", split="public", has_split=True)
+    drawn = placed([own, line(0, group="1"), line(1, group="1"), *LINES[2:]], test=0.1)
+    assert [each.domain for each in drawn[:3]] == ["attic", "attic", "hall"]
+    assert drawn[1].split == "public"
+    assert drawn[2].split != "public"
