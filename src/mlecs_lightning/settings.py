@@ -41,7 +41,8 @@ class BackboneSettings:
             (``pocket/xs``, ``pocket/slm``, ``pocket/llm``) are small models that are trained on
             this machine, without a hub.
         revision: Branch, tag or commit on the hub.
-        dtype: Storage of the frozen weights; ``auto`` keeps the checkpoint's own.
+        dtype: Storage of the frozen weights; ``auto`` keeps the checkpoint's own,
+            but for float16, which becomes float32.
         attn_implementation: As in transformers: ``eager``, ``sdpa``, ``flash_attention_2``.
         local_files_only: Use only files on this machine, and never ask the hub.
         quantization: Store the frozen weights in ``4bit`` or ``8bit``; needs a CUDA GPU. The former

@@ -108,5 +108,6 @@ class Batch(NamedTuple):
         Lightning and Fabric call this method; without it they would visit every string of the
         batch.
         """
-        inputs = {name: column.to(device) for name, column in self.inputs.items()}
-        return self._replace(inputs=inputs, present=self.present.to(device))
+        cuda = torch.device(device).type == "cuda"  # elsewhere it is not safe
+        inputs = {n: column.to(device, non_blocking=cuda) for n, column in self.inputs.items()}
+        return self._replace(inputs=inputs, present=self.present.to(device, non_blocking=cuda))

@@ -78,7 +78,7 @@ class Cohort:
             NotTogetherError: If the clients of this architecture cannot train together.
         """
         if getattr(learner.fabric.strategy.precision, "scaler", None) is not None:
-            raise NotTogetherError("precision 16-mixed has one loss scale for all clients")
+            raise NotTogetherError("precision 16-mixed has a loss scale for each client")
         backbones = [learner.module.tower(name).backbone for name in learner.module.towers]
         if any(each.lora.scope == "per_stage" for each in backbones):
             raise NotTogetherError(

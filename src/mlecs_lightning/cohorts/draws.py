@@ -19,7 +19,8 @@ class Draws:
 
     Attributes:
         device: Draws on the device of the models. On a CPU these are the numbers that the client
-            draws alone; on a GPU they are others, but as independent of the rest of the cohort.
+            draws alone; on a GPU they are others, and the first client's serve all in a
+            dropout layer: independent of each other, but different in another cohort.
     """
 
     def __init__(self, device: torch.device) -> None:

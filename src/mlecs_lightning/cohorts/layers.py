@@ -313,7 +313,7 @@ class Layers:
         read = kwargs.get("inputs_embeds")
         read = kwargs["input_ids"] if read is None else read
         self._shape = tuple(read.shape[:2])
-        if self._drops[lm] and lm.training:
+        if self._drops[lm] and lm.training and mask.device.type == "cpu":
             longest = mask.sum(dim=1).view(len(self.draws), -1).amax(dim=1).tolist()
             self._lengths = [int(length) for length in longest]
 
@@ -321,11 +321,15 @@ class Layers:
         self._shape, self._lengths = self._shape[:1], None
 
     def _dropout(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Drop elements, each client by its own numbers: those that it would draw alone."""
+        """Drop elements; on a CPU each client by the numbers that it would draw alone."""
         assert isinstance(layer, nn.Dropout)
         if not layer.training:
             return x
         kept = torch.zeros_like(x, requires_grad=False)
+        if x.device.type != "cpu":
+            # These numbers are not those of a client alone anyway, and one draw is much faster.
+            kept.bernoulli_(1 - layer.p, generator=self.draws[0].device)
+            return x * kept.div_(1 - layer.p)
         for number, (part, draws) in enumerate(
             zip(kept.chunk(len(self.draws)), self.draws, strict=True)
         ):

@@ -106,16 +106,22 @@ class Cohorts:
         Returns:
             The results of the jobs.
         """
-        key = self._models.architecture(clients[0])
-        if len(jobs) > 1 and self.size(clients[0]) > 1 and (key, work) not in self._alone:
+        key, size = self._models.architecture(clients[0]), self.size(clients[0])
+        if len(jobs) > size:  # which has become less meanwhile
+            cuts = [slice(n, n + size) for n in range(0, len(jobs), size)]
+            return [each for cut in cuts for each in self.run(clients[cut], jobs[cut], work=work)]
+        crowded = False
+        if len(jobs) > 1 and (key, work) not in self._alone:
             try:
                 return self._cohort(clients[0]).run(jobs)
-            except (NotTogetherError, torch.OutOfMemoryError) as error:
+            except torch.OutOfMemoryError:
+                crowded = True
+                self._cohorts.pop(key, None)
+            except NotTogetherError as error:
                 self._alone.add((key, work))
-                why = str(error) if isinstance(error, NotTogetherError) else "the memory is small"
                 log.warning(
                     "trainer.cohort: clients like %r %s alone, one after another: %s",
-                    *(clients[0], work, why),
+                    *(clients[0], work, error),
                 )
             except Exception as error:  # whose it is shows when each is alone
                 log.warning(
@@ -123,6 +129,13 @@ class Cohorts:
                     *(", ".join(clients), work),
                     Failure.of(error, kind="error", stage="", round=0, client="").error,
                 )
+        if crowded:  # outside of the handler, whose traceback holds what filled the memory
+            self._sizes[key] = size // 2
+            log.warning(
+                "trainer.cohort: the memory is too small: clients like %r are %d together from now",
+                *(clients[0], self._sizes[key]),
+            )
+            return self.run(clients, jobs, work=work)
         return [job() for job in jobs]
 
     def _cohort(self, client: str) -> Cohort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any
 
 __all__ = ["model_card"]
@@ -14,6 +15,7 @@ _NAMES = {
     "rouge_lsum": "Rouge-Lsum",
     "rouge_lsum_mean": "Rouge-Lsum, mean over references",
     "bertscore": "BERTScore",
+    "exact_match": "exact match",
 }
 _TESTS = {"own": "own domain", "all": "all domains"}
 
@@ -37,7 +39,11 @@ def model_card(config: Mapping[str, Any], *, place: str = "this folder") -> str:
     )
     modalities = ", ".join(config["modalities"])
     inputs = "\n".join(_input_row(n, m) for n, m in config["modalities"].items())
-    arguments = ", ".join(f'{name}="{name}{_EXAMPLES[m["kind"]]}"' for name, m in _some(config))
+    used = {n: f'"{n}{_EXAMPLES[m["kind"]]}"' for n, m in _some(config)}
+    if all(name.isidentifier() and not iskeyword(name) for name in used):
+        arguments = ", ".join(f"{name}={value}" for name, value in used.items())
+    else:
+        arguments = "**{" + ", ".join(f'"{n}": {value}' for n, value in used.items()) + "}"
     rounds = f"{training['rounds']} round{'s' if training['rounds'] != 1 else ''}"
     return f"""---
 {data.to_yaml().strip()}

@@ -250,7 +250,21 @@ def load_exported(
         raise
     except (OSError, KeyError, ValueError) as error:
         raise ConfigurationError(f"{str(folder)!r}: the weights do not fit: {error}") from error
-    return ExportedModel(module.to(device), preparations, config)
+    return ExportedModel(_placed(module, torch.device(device)), preparations, config)
+
+
+def _placed(module: EdgeModule, device: torch.device) -> EdgeModule:
+    """Move a model to a device. Frozen weights are copied there, since other models share them."""
+    device = torch.empty(0, device=device).device  # with its number
+    copies: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for part in module.modules():
+        for name, held in part._parameters.items():
+            # Not the subclasses of quantised weights, which hold more than numbers.
+            if type(held) is nn.Parameter and not held.requires_grad and held.device != device:
+                if id(held) not in copies:
+                    copies[id(held)] = nn.Parameter(held.to(device), requires_grad=False)
+                part._parameters[name] = copies[id(held)]
+    return module.to(device)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

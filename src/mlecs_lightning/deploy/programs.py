@@ -38,6 +38,7 @@ from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.extras import Need, require
 from mlecs_lightning.modules import MultimodalLM
 from mlecs_lightning.nn.connector import Connector
+from mlecs_lightning.nn.embeddings import as_embeddings
 from mlecs_lightning.nn.extractors import PretrainedExtractor
 from mlecs_lightning.storage.digests import seal_folder
 from mlecs_lightning.storage.files import replacing_folder
@@ -79,7 +80,7 @@ class _Prefill(nn.Module):
         features = {name: extractor(x) for name, extractor, x in read}
         prompt = self.connector(features, present).prompt
         embed = self.lm.get_input_embeddings()  # type: ignore[operator]
-        parts = [prompt.to(embed.weight.dtype), embed(tokens)]
+        parts = [as_embeddings(prompt, embed), embed(tokens)]
         if self.start:
             parts.insert(0, embed(torch.tensor([self.start])))
         sequence = torch.cat(parts, dim=1)
@@ -213,7 +214,8 @@ def _own_copy(module: MultimodalLM) -> tuple[nn.Module, nn.Module, list[Tensor]]
     Everything is copied: models share their frozen weights with others.
     """
     tower = module.tower()
-    lm = copy.deepcopy(tower.backbone.lm).merge_and_unload()
+    # In float32 before it is merged: bfloat16 would round small parts of the adapter away.
+    lm = copy.deepcopy(tower.backbone.lm).float().merge_and_unload()
     extractors = copy.deepcopy(list(module.extractors.values()))
     for extractor in extractors:
         if isinstance(extractor, PretrainedExtractor):

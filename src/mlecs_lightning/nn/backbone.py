@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlecs_lightning.nn.embeddings import as_embeddings
 from mlecs_lightning.nn.frozen import (
     PRIVATE,
     add_lora,
@@ -250,7 +251,7 @@ class Backbone(nn.Module):
     def _sequence(self, prompt: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return the embeddings (B, L', H) of start token, prompt and tokens (B, L)."""
         embed = self.lm.get_input_embeddings()
-        parts = [prompt.to(embed.weight.dtype)]
+        parts = [as_embeddings(prompt, embed)]
         if self.coder.start:
             start = torch.tensor(self.coder.start, device=prompt.device)
             parts.insert(0, embed(start).expand(len(prompt), -1, -1))

@@ -83,6 +83,9 @@ def _load(settings: BackboneSettings) -> tuple[PreTrainedModel, PreTrainedTokeni
         raise
     except Exception as error:  # json, safetensors, tokenizers and pickle raise their own kinds
         raise ConfigurationError(_why_not(settings, error)) from error
+    packed = settings.quantization or getattr(model, "is_quantized", False)
+    if settings.dtype == "auto" and model.dtype == torch.float16 and not packed:
+        model = model.float()  # exact; gradients in float16 would need a loss scale
     model.requires_grad_(False).eval()
     fuse_activations(model)
     # `generate` would use the model's own settings (sampling, penalties, forbidden words) for all

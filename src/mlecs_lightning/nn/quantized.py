@@ -23,9 +23,9 @@ def int8_copy(model: PeftModel) -> PreTrainedModel:
     quantised in each call. Everything else stays in float32. The copy cannot be trained.
 
     Args:
-        model: A language model in float32 on the CPU; it is not changed.
+        model: A language model on the CPU; it is not changed.
     """
-    merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    merged: PreTrainedModel = copy.deepcopy(model).float().merge_and_unload()
     _linear(merged)
     with warnings.catch_warnings():
         # torch warns that this function will move to torchao.

@@ -115,6 +115,8 @@ class Learner(Generic[M]):
         backbones = [module.tower(name).backbone for name in module.towers]
         self._staged = [each for each in backbones if each.lora.scope == "per_stage"]
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        # One scale each: ranks must agree on that of the server, and have different clients.
+        self._scaler = torch.amp.GradScaler(fabric.device.type) if scaled else None
         optimizer = module.configure_optimizers(scaled=scaled)
         if isinstance(module, ServerModule):
             module.sharded = sync and fabric.world_size > 1
@@ -131,9 +133,10 @@ class Learner(Generic[M]):
     def _evaluate(self, batch: Any, objective: Objective | None) -> Losses:  # noqa: ANN401
         batch = self.fabric.to_device(batch)
         # One rank scores held-out data alone; DDP would wait for the others.
-        if self._wrapped is not None and self.module.training:
-            return self._wrapped(batch, objective)  # type: ignore[no-any-return]
         with self.fabric.autocast():
+            if self._wrapped is not None and self.module.training:
+                # Fabric's own wrapper would round all inputs to 16 bits before autocast.
+                return self._wrapped._forward_module(batch, objective)  # type: ignore[no-any-return]
             return self.module(batch, objective)  # type: ignore[no-any-return]
 
     def fit(
@@ -172,6 +175,10 @@ class Learner(Generic[M]):
 
     def _steps(self, passes: Sequence[TrainingPass]) -> Histories:
         histories: Histories = {}
+        # A client of this architecture may have failed between its backward pass and its step.
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._scaler is not None:
+            cast(Any, self.fabric.strategy.precision).scaler = self._scaler
         for stage, batch, objective in in_turns(passes):
             # Only if needed: `train` visits every layer, including frozen ones.
             if not self.module.training:
@@ -300,12 +307,18 @@ class Learner(Generic[M]):
     def state_dict(self) -> dict[str, Any]:
         """Return trainable tensors and optimiser state, copied to the CPU."""
         model = {k: v.cpu() for k, v in self.module.trainable_state().items()}
-        return {"model": model, **self.optimization.state_dict()}
+        scaler = {} if self._scaler is None else {"scaler": self._scaler.state_dict()}
+        return {"model": model, **self.optimization.state_dict(), **scaler}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.module.load_trainable_state(state["model"])
         self.changed = self.optimization.load_state_dict(state)
+        if self._scaler is not None:
+            # A new one: the old one may be in the middle of a step that has failed.
+            self._scaler = torch.amp.GradScaler(self.fabric.device.type)
+            if "scaler" in state:
+                self._scaler.load_state_dict(state["scaler"])
 
 
 EdgeLearner = Learner[EdgeModule]

@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from mlecs_lightning import ECLM, MLECS
 from mlecs_lightning.algorithms import CoPLMs, FedAvg, FedProx, Standalone, StandalonePublic
 from mlecs_lightning.cohorts.cohort import Cohort
+from mlecs_lightning.cohorts.registry import Cohorts
 from mlecs_lightning.rounds import FailureTrace
 from mlecs_lightning.rounds.failures import Failure, Fate
 from mlecs_lightning.rounds.signals import Interrupted
@@ -321,3 +323,21 @@ def test_attention_dropout_is_not_shared(
     _, other = shop.run(algorithm, NAMES[:2], size=2, **options)
     assert off(one, other) == 0.0
     assert "after another" in caplog.text
+
+
+def test_a_cohort_for_which_the_memory_is_too_small_is_cut_in_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Crowded:
+        def run(self, jobs: list[Callable[[], int]]) -> list[int]:
+            if len(jobs) > 2:
+                raise torch.OutOfMemoryError
+            return [job() for job in jobs]
+
+    monkeypatch.setattr(Cohorts, "_cohort", lambda *_: Crowded())
+    models = SimpleNamespace(architecture=lambda _: "a", module=lambda _: None)
+    cohorts = Cohorts(models, SimpleNamespace(), 8)  # type: ignore[arg-type]
+    names = [f"c{n}" for n in range(8)]
+    jobs = [partial(int, n) for n in range(8)]
+    assert cohorts.run(names, jobs) == list(range(8))
+    assert cohorts.size("c0") == 2

@@ -54,3 +54,13 @@ def test_its_lines_of_use_are_python(config: dict[str, Any]) -> None:
     code = model_card(config).split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert 'model.ask(fourier="fourier.csv")' in code
+
+
+def test_its_lines_of_use_are_python_whatever_a_modality_is_called(
+    config: dict[str, Any],
+) -> None:
+    one = next(iter(config["modalities"].values()))
+    card = model_card({**config, "modalities": {"ECG left": one}})
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert '**{"ECG left": ' in code

@@ -227,3 +227,11 @@ def test_an_encoder_of_another_package_is_loaded_if_it_is_trusted(
         load_exported(copied)
     with pytest.raises(ConfigurationError, match="out_features"):
         load_exported(copied, trust_extractors=True)
+
+
+def test_a_model_that_goes_elsewhere_leaves_the_weights_of_others_where_they_are(
+    exported: Path, model: ExportedModel
+) -> None:
+    moved = load_exported(exported, device="meta")
+    assert {p.device.type for p in moved.module.parameters()} == {"meta"}
+    assert {p.device.type for p in model.module.parameters()} == {"cpu"}

@@ -47,6 +47,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], set[str] | None]] = {
 }
 # What is given to the families for which PEFT has no default.
 GIVEN = {"phi3": ["qkv_proj", "down_proj"]}
+# Built where a test asks for it.
+OTHERS: dict[str, tuple[str, dict[str, Any], set[str] | None]] = {
+    "gemma3": ("Gemma3TextConfig", {**_GQA, "head_dim": 8}, None)
+}
 
 
 def save(path: Path, family: str, **values: Any) -> str:
@@ -60,7 +64,7 @@ def save(path: Path, family: str, **values: Any) -> str:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(path)
-    name, size, _ = FAMILIES[family]
+    name, size, _ = {**FAMILIES, **OTHERS}[family]
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
     # Wide enough that what a model says depends on what it reads.
     wide = {"vocab_size": len(vocabulary), "initializer_range": 0.3, **special}
@@ -71,7 +75,13 @@ def save(path: Path, family: str, **values: Any) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SLOW = {"smollm", "smollm3", "qwen2", "phi"}  # like others: only their names differ
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FAMILIES],
+)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -351,3 +361,14 @@ def test_quantization_is_that_of_the_settings(
     if bits == "4bit":
         assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("nf4", True)
         assert config.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_a_prompt_is_scaled_as_a_familys_tokens_are(tmp_path: Path, prompt: Tensor) -> None:
+    """Gemma multiplies the embeddings of its tokens by the root of its width."""
+    plain = Backbone(BackboneSettings(save(tmp_path / "llama", "llama")), LORA)
+    lora = replace(LORA, target_modules=["q_proj"])
+    scaled = Backbone(BackboneSettings(save(tmp_path / "gemma", "gemma3")), lora)
+    for backbone, factor in ((plain, 1.0), (scaled, WIDTH**0.5)):
+        ahead = len(backbone.coder.start)
+        found = backbone._sequence(prompt)[:, ahead:]
+        torch.testing.assert_close(found, prompt * factor)

@@ -126,3 +126,10 @@ def test_what_hangs_on_a_layer_stays(backbone: Backbone) -> None:
         kept = [each for each in backbone.lm.modules() if each._forward_pre_hooks]
     handle.remove()
     assert [type(each) for each in kept] == [Int8Linear]
+
+
+def test_a_model_in_bfloat16_answers_in_int8(tiny: SimpleNamespace) -> None:
+    settings = BackboneSettings(tiny.pocket(), dtype="bfloat16")
+    made = Backbone(settings, LoraSettings(r=4, alpha=8, dropout=0.0)).eval()
+    with made.in_int8():
+        assert torch.isfinite(logits(made, 0.1 * torch.randn(2, 4, made.hidden_size))).all()

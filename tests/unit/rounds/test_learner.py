@@ -1,12 +1,13 @@
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg
@@ -289,3 +290,60 @@ def test_a_resumed_run_goes_on_with_its_rates(tiny: SimpleNamespace, tmp_path: P
         assert all(torch.equal(t, part["model"][k]) for k, t in whole["model"].items())
     assert rates(tiny, tmp_path / "whole", 0)["hall"] == pytest.approx(0.75e-2)
     assert rates(tiny, tmp_path / "part", 2)["hall"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_step_that_failed_leaves_no_gradient_to_the_next_client(
+    learner: Callable[..., EdgeLearner], table: SampleTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    edge = learner(lr=1.0)
+    state, weight = edge.state_dict(), edge.module.tower().readout.weight
+    with monkeypatch.context() as patch:
+        patch.setattr(edge.optimizer.optimizer, "step", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            edge.fit(batches(table, 2), linear, stage="s")
+    edge.load_state_dict(state)
+    before = weight.detach().clone()
+    edge.fit(batches(table, 2), linear, stage="s")
+    torch.testing.assert_close(weight.detach() - before, torch.full_like(before, -10.0))
+
+
+def test_an_overflow_of_one_party_leaves_the_scale_of_another(
+    learner: Callable[..., EdgeLearner], table: SampleTable
+) -> None:
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision])
+    module = learner().module
+    one, two = (
+        Learner(name, module, fabric=fabric, gradient_clip_val=None, sync=False) for name in "ab"
+    )
+
+    def overflow(module: EdgeModule, batch: Batch) -> Losses:
+        return {"loss": (0 * module.tower().readout.weight.sum()).sqrt()}  # its gradient is NaN
+
+    fresh = one.state_dict()["scaler"]["scale"]
+    one.fit(batches(table, 2), overflow, stage="s")
+    two.fit(batches(table, 2), linear, stage="s")
+    assert one.state_dict()["scaler"]["scale"] == fresh / 2
+    assert two.state_dict()["scaler"]["scale"] == fresh
+    two.load_state_dict(one.state_dict())
+    assert two.state_dict()["scaler"]["scale"] == fresh / 2
+
+
+def test_the_server_reads_its_inputs_as_they_are_in_mixed_precision(
+    learner: Callable[..., EdgeLearner], table: SampleTable
+) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    wrapped = Learner("server", learner().module, fabric=fabric, gradient_clip_val=None, sync=True)
+    seen = set[torch.dtype]()
+
+    @dataclass(frozen=True)
+    class Objective:
+        def __call__(self, module: EdgeModule, batch: Batch) -> Losses:
+            seen.update(column.dtype for column in batch.inputs.values())
+            return {"loss": module.mean_loss(module.read(batch))}
+
+    wrapped.fit(batches(table, 2), Objective(), stage="s")
+    assert seen == {torch.float32}

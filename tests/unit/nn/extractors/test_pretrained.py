@@ -65,7 +65,10 @@ SPECS = {
     **dict.fromkeys(("clip", "siglip", "vit", "vit-classifier"), IMAGE),
     **dict.fromkeys(("whisper", "wav2vec2", "ast"), AUDIO),
 }
-every_model = pytest.mark.parametrize("name", SPECS)
+SLOW = {"siglip", "vit-classifier"}
+every_model = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SPECS]
+)
 
 
 @pytest.fixture(scope="module")
