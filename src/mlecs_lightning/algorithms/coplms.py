@@ -74,8 +74,9 @@ class CoPLMs(FedAvg):
         for party, vocabulary in others.items():
             if vocabulary != hosted:
                 faults.append(
-                    f"{party}.backbone.model has another vocabulary than edge.backbone.model "
-                    f"({len(vocabulary)} and {len(hosted)} tokens); CoPLMs compares next-token "
+                    f"{party}.backbone.model has another vocabulary or end of an answer than "
+                    f"edge.backbone.model ({len(vocabulary[0])} and {len(hosted[0])} tokens, ends "
+                    f"{vocabulary[1]} and {hosted[1]}); CoPLMs compares next-token "
                     "distributions and needs one for all: choose models of one family"
                 )
         faults.raise_any()
@@ -117,5 +118,7 @@ class CoPLMs(FedAvg):
         return distillation_loss(*common, mask=spoken, temperature=self.temperature)
 
 
-def _vocabulary(module: MultimodalLM, tower: str | None = None) -> dict[str, int]:
-    return module.tower(tower).backbone.tokenizer.get_vocab()
+def _vocabulary(module: MultimodalLM, tower: str | None = None) -> tuple[dict[str, int], int]:
+    """Return the tokens of a tower with their numbers, and the one that ends an answer."""
+    tokenizer = module.tower(tower).backbone.tokenizer
+    return tokenizer.get_vocab(), tokenizer.eos_token_id

@@ -165,16 +165,23 @@ class FedAvg(AnsweringTraining):
     ) -> Iterable[tuple[str, Message]]:
         """Send each client the adapter hosted for its group, in the client's rank."""
         tensors, scalars = self.server_answers(server, loaders, ctx)
+        made: dict[tuple[str, int, float], dict[str, Tensor]] = {}  # that of equals is the same
         for client in ctx.participants:
-            yield client, Message({**self.shipped(server, client), **tensors}, scalars)
+            lora = self._loras[client]
+            key = self._hosts[client], lora.r, lora.alpha
+            if key not in made:
+                made[key] = self.shipped(server, client)
+            yield client, Message({**made[key], **tensors}, scalars)
 
     def shipped(self, server: ServerLearner, client: str) -> dict[str, Tensor]:
-        """Return the adapter that is hosted for a client's group now, in the client's rank."""
+        """Return the adapter that is hosted for a client's group now, in the client's rank.
+
+        It is asked for once for all clients of one group, rank and alpha.
+        """
         lora, host = self._loras[client], self._hosts[client]
-        adapter, scaling = (
-            server.module.adapter_state(host),
-            server.module.tower(host).backbone.scaling,
-        )
+        # On the CPU: what follows is in float64, which not every device has.
+        adapter = {k: v.cpu() for k, v in server.module.adapter_state(host).items()}
+        scaling = server.module.tower(host).backbone.scaling
         if self.aggregation != "freeze_a":
             fit = first_ranks if self.aggregation == "dimensions" else fit_rank
             adapter = fit(adapter, scaling=scaling, rank=lora.r, target_scaling=lora.alpha / lora.r)

@@ -64,7 +64,16 @@ def configuration_faults(
         faults += _word_faults(algorithm, data)
         if models and algorithm:
             said: dict[str, None] = {}
-            for members in group_clients(models, one=algorithm.uses_proxy).values():
+            groups = group_clients(models, one=algorithm.uses_proxy)
+            if algorithm.one_model and len(groups) > 1:
+                first, other, *_ = (members[0] for members in groups.values())
+                faults.append(
+                    f"clients.{other}: backbone.model, backbone.revision and lora.target_modules "
+                    f"must be those of clients.{first}: under {type(algorithm).__name__} all "
+                    "devices run one model, or parts of it"
+                )
+                groups = {"slm": tuple(models)}
+            for members in groups.values():
                 loras = {name: models[name].lora for name in members}
                 said |= dict.fromkeys(algorithm.faults(loras, batch_size=data.batch_size))
             faults += said

@@ -37,8 +37,11 @@ class CodecState(NamedTuple):
     left: Mapping[str, Tensor]
 
     def plain(self) -> dict[str, dict[str, Tensor]]:
-        """Return it as plain dicts, for a checkpoint."""
-        return {part: dict(tensors) for part, tensors in self._asdict().items()}
+        """Return it as plain dicts of tensors on the CPU, for a checkpoint."""
+        return {
+            part: {key: tensor.cpu() for key, tensor in tensors.items()}
+            for part, tensors in self._asdict().items()
+        }
 
 
 class Edges:

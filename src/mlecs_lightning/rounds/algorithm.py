@@ -76,6 +76,9 @@ class Algorithm(ABC):
     """Whether a text modality can be tokens (``as: tokens``). Not in a method that sends what
     extractors return, or replaces extractors and connector: the text itself would be there."""
 
+    one_model: ClassVar[bool] = False
+    """Whether devices run one model, or parts of it, so that all have one backbone."""
+
     registers: ClassVar[tuple[str, ...]] = ()
     """Scalars that a client must not change after its first update, such as its sample count."""
 
@@ -326,7 +329,7 @@ class Algorithm(ABC):
         Args:
             server: The server.
             aggregate: What `aggregate` returned, of the algorithm's own class; ``None`` if fewer
-                than ``trainer.min_clients`` clients sent an update.
+                than ``trainer.participation.min_clients`` clients sent an update.
             loaders: The server's data.
             ctx: The round.
         """

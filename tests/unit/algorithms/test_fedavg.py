@@ -485,3 +485,18 @@ def test_with_an_adapter_a_stage_a_pass_trains_its_own_alone(
     moved = {k: bool(v.any()) for k, v in model.items() if ".lora_B." in k}
     assert moved == {key: (".private." in key) == stays for key in moved}
     assert set(moved.values()) == {True, False}
+
+
+def test_what_is_decomposed_for_one_client_serves_all_that_are_alike(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm, data = FedAvg(aggregation="svd"), tiny.data()
+    server, asked = tiny.build(algorithm, None, data).server, list[str]()
+    shipped = FedAvg.shipped
+    monkeypatch.setattr(
+        FedAvg, "shipped", lambda own, s, client: (asked.append(client), shipped(own, s, client))[1]
+    )
+    ctx = RoundContext(0, 0, tuple(tiny.clients))
+    said = dict(algorithm.broadcast(server, tiny.loaders(data), ctx))
+    assert list(said) == list(tiny.clients)
+    assert asked == list(tiny.clients)[:1]

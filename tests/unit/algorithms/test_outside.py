@@ -1,14 +1,15 @@
 """An algorithm from another package costs one file, one line of YAML and one test."""
 
-import os
-import subprocess
-import sys
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from mlecs_lightning.cli import main
 
 FEDAVGM = '''
 """FedAvg with momentum on the server: FedAvgM (arXiv 1909.06335)."""
@@ -70,21 +71,14 @@ def checkpoints(
     root = tmp_path_factory.mktemp("outside")
     (root / "outside.py").write_text(FEDAVGM)
     (root / "outside.yaml").write_text(YAML)
-    paths = [str(root), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MLECS_CACHE": str(cache_dir)}
-    command = [sys.executable, "cli.py", "fit", "--config", "benchmarks/quality/digits.yaml"]
-    command += ["--config", str(root / "outside.yaml"), "--trainer.default_root_dir", str(root)]
-    command += ["--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "1"]
-    command += ["--trainer.save_top_k", "-1"]
-    for more in (["2"], ["3", "--ckpt_path", "last"]):
-        done = subprocess.run(
-            [*command, "--trainer.max_rounds", *more],
-            cwd=repo_root,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+    words = ["fit", "--config", str(repo_root / "benchmarks/quality/digits.yaml")]
+    words += ["--config", str(root / "outside.yaml"), "--trainer.default_root_dir", str(root)]
+    words += ["--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "1"]
+    words += ["--trainer.save_top_k", "-1", "--trainer.enable_progress_bar", "false"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
+        patch.syspath_prepend(root)
+        for more in (["2"], ["3", "--ckpt_path", "last"]):
+            assert main([*words, "--trainer.max_rounds", *more]) == 0
     found = sorted(root.glob("quickstart/version_*/checkpoints/round=????.ckpt"))
     return [torch.load(path, weights_only=True) for path in found]
 

@@ -53,13 +53,14 @@ class CDCCA(LocalTraining):
        and from public samples with their true targets, against forgetting. *With ``answers``: from
        the teacher's answers alone. With ``none``: nothing is sent, and devices do not adapt.*
 
-    A token is the output of one modality's extractor for one sample. Teacher and student must have
-    one vocabulary. Which choices are ours: docs/method.md.
+    A token is what a modality's extractor gives of one sample, or of a part of it. Teacher and
+    student must have one vocabulary. Which choices are ours: docs/method.md.
     """
 
     communicates = True
     reads_words = False
     delivers = True
+    one_model = True
 
     def __init__(
         self,
@@ -109,8 +110,8 @@ class CDCCA(LocalTraining):
             replay_weight: Weight of L_LM on public samples.
             train: What AKD trains of the student, and what goes down: ``lora``, ``norms``,
                 ``biases`` and ``prompts`` of its connector; ``lora`` alone by default.
-            token_dropout: Probability that a token is left out in the warm-up, so that teacher and
-                student learn to read samples with missing tokens.
+            token_dropout: Probability that a sensor is left out of a sample in the warm-up, with
+                all its tokens, so that teacher and student learn to read samples with missing ones.
             student_warmup: Share of the warm-up steps, counted from the end, in which the student
                 trains with the teacher. With less than 1, the delivered student has had less
                 training than the teacher. (The command ``warmup`` trains both in all steps.)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -307,7 +308,8 @@ def token_uncertainty(
         parts: Number of devices that the samples belong to, one device's after another's.
 
     Returns:
-        (N, columns of ``tokens.present``); undefined where a token is absent.
+        (N, columns of ``tokens.present``); undefined where a token is absent. That of an empty
+        answer, where nothing is scored, is the upper bound of both measures: ln V + w with V words.
     """
     module.eval()
     tower = module.tower()
@@ -326,9 +328,11 @@ def token_uncertainty(
         outputs = [tower(features, present, *text) for _ in range(passes)]
     finally:
         module.eval()
-    mask = outputs[0].labels >= 0
+    mask, words = outputs[0].labels >= 0, outputs[0].logits.shape[-1]
     probabilities = torch.stack([output.logits.float().softmax(dim=-1) for output in outputs])
-    entropy = predictive_entropy(probabilities.mean(dim=0), mask).view(parts, many + 1, -1)
-    variance = dropout_variance(probabilities, mask).view(parts, many + 1, -1)
+    spoken, shape = mask.any(dim=1), (parts, many + 1, -1)
+    entropy = predictive_entropy(probabilities.mean(dim=0), mask)
+    entropy = torch.where(spoken, entropy, math.log(words)).view(shape)
+    variance = torch.where(spoken, dropout_variance(probabilities, mask), 1.0).view(shape)
     scores = entropy[:, :1] + variance_weight * variance[:, 1:]
     return scores.transpose(1, 2).reshape(-1, many)

@@ -76,8 +76,8 @@ class AbilityTraining:
             faults.append(f"{_KEY}.steps must be at least 1, got {self.steps}")
         if not (self.weight >= 0 and math.isfinite(self.weight)):
             faults.append(f"{_KEY}.weight must be at least 0, got {self.weight}")
-        if self.mixes < 1:
-            faults.append(f"{_KEY}.mixes must be at least 1, got {self.mixes}")
+        if self.mixes < (least := 2 if self.subtasks == "class_mixes" else 1):
+            faults.append(f"{_KEY}.mixes must be at least {least}, got {self.mixes}")
         if self.task_modules is not None and self.task_modules < 1:
             faults.append(f"{_KEY}.task_modules must be at least 1, got {self.task_modules}")
         if self.module_load is not None and not self.module_load > 0:
@@ -95,9 +95,16 @@ class AbilityTraining:
             offline: The first stage, whose gates the second one uses.
 
         Raises:
-            ConfigurationError: If no sample has a sub-task, or no mask satisfies the limits.
+            ConfigurationError: If fewer than two sub-tasks have samples, or no mask satisfies the
+                limits.
         """
         tasks = subtasks_of(table, self.subtasks, mixes=self.mixes)
+        if int(tasks.max()) == 0:
+            raise ConfigurationError(
+                f"{_KEY}.subtasks: {self.subtasks} are one sub-task in these public samples, and "
+                f"nothing is to be told apart; choose another of {list(get_args(Subtasks))}, or "
+                f"leave {_KEY} out (a Manifest has classes with data.init_args.labels)"
+            )
         with torch.random.fork_rng(devices=[]):  # a loader draws, and what follows would shift
             gates = torch.cat(server.map(sequential_loader(table, 256), CloudParts.measure)).cpu()
         labels = self.labels_of(gates, tasks)

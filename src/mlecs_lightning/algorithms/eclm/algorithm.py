@@ -70,7 +70,7 @@ class ECLM(LocalTraining):
     Equations, and which choices are ours: docs/method.md.
     """
 
-    communicates, reads_words = True, False
+    communicates, reads_words, one_model = True, False, True
     registers = ("samples",)
 
     def __init__(
@@ -378,10 +378,12 @@ class ECLM(LocalTraining):
             return {}
         cloud, modular = CloudParts.of(server.module), modular_of(server.module)
         modular.load_rows(aggregate.index, aggregate.rows)
-        alone = (aggregate.contributors <= 1).view(modular.shape)
+        changed = aggregate.contributors.view(modular.shape)  # by so many devices
         derived: dict[str, float] = {}
         for client, j in self._place.items():
             report = aggregate.reports.get(client)
+            held = cloud.held[j].bool().cpu() if report is None else report.trained
+            cloud.held[j] = held & (changed <= int(report is not None)) if self.refresh else held
             if report is None:
                 continue
             moved = report.drifted or report.budget != float(cloud.budget[j])
@@ -389,7 +391,6 @@ class ECLM(LocalTraining):
             derived[f"derived/{client}"] = float(due)
             cloud.importance[j], cloud.budget[j] = report.gates, report.budget
             cloud.informed[j] = 1
-            cloud.held[j] = report.trained & alone if self.refresh else report.trained
             if due:
                 cloud.assigned[j] = report.trained
                 # No device can have trained under a budget that nothing fits: ignore such a claim.

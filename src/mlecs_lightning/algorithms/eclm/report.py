@@ -127,7 +127,8 @@ def _table(devices: Sequence[_Device]) -> Section:
     columns.append(Column("derived"))
     note = (
         "The part of the model that each device has after the last round, frozen weights included; "
-        "means over the seeds. whole model: what all modules would weigh. drift found: rounds in "
+        "means over the seeds. whole model: the model before it is divided, without "
+        "what a device keeps beside its modules to choose among them. drift found: rounds in "
         "which the device's test on its gates said so; derived: rounds after which the cloud chose "
         "a sub-model for it. Rounds count from 1."
     )

@@ -160,6 +160,13 @@ def test_devices_with_other_adapters_are_refused(tiny: SimpleNamespace) -> None:
         tiny.build(CDCCA(), tiny.parties(clients))
 
 
+def test_devices_of_another_model_are_refused_before_the_warm_up(tiny: SimpleNamespace) -> None:
+    other = ClientSettings(ALL, lora={"target_modules": ["c_fc"]})
+    clients = {"phone": ClientSettings(ALL), "tablet": other}
+    with pytest.raises(ConfigurationError, match=r"must be those of clients\.phone: under CDCCA"):
+        tiny.build(CDCCA(), tiny.parties(clients))
+
+
 def test_teacher_and_student_of_two_languages_are_refused_at_the_start(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

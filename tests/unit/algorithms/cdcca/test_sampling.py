@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from mlecs_lightning.algorithms import CDCCA
-from mlecs_lightning.algorithms.cdcca.sampling import UTS, Looked, Measure, tokens_of
+from mlecs_lightning.algorithms.cdcca.sampling import (
+    UTS,
+    Looked,
+    Measure,
+    token_uncertainty,
+    tokens_of,
+)
 from mlecs_lightning.algorithms.cdcca.tokens import Tokens
 from mlecs_lightning.clients import ClientSettings, FederationModels
 from mlecs_lightning.types import Batch
@@ -173,3 +179,15 @@ def test_a_model_that_says_nothing_is_sure_of_nothing(
         looked = uts(measure="probability", answer_threshold=0.5).look(module, batch)
     assert not looked.sure.any()
     assert (looked.scores == 1).all()
+
+
+def test_an_empty_answer_is_the_least_certain_one(device: FederationModels, batch: Batch) -> None:
+    module = device.edge("phone").module
+    with torch.no_grad():
+        tokens = tokens_of(module, batch)
+    said = ["", *["a bold two"] * (tokens.samples - 1)]
+    scores = token_uncertainty(module, tokens, said, passes=2, variance_weight=1.0)
+    assert scores[0].min() > scores[1:].max()
+    with saying_nothing(module.tower().backbone):
+        looked = uts(measure="answers").look(module, batch)
+    assert torch.equal(looked.scores, scores[:1].expand_as(looked.scores).cpu())

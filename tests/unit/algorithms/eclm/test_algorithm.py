@@ -23,7 +23,7 @@ from mlecs_lightning.data import Drift, Shift
 from mlecs_lightning.deploy import ProgramFormat
 from mlecs_lightning.errors import ConfigurationError
 from mlecs_lightning.rounds import ClientUpdate, Interrupted, RoundContext
-from mlecs_lightning.wire import Message
+from mlecs_lightning.wire import DWC, Message
 from mlecs_lightning.wire.encoding import decode
 
 K, L = 4, 3  # the pocket SLM has three layers
@@ -140,6 +140,28 @@ def test_refreshed_modules_are_those_that_others_have_changed(
         trained = {c: set(numbers(ran.sent["uplink", 1, c])) for c in CLIENTS}
         others = set().union(*(trained[c] for c in CLIENTS if c != client))
         assert set(numbers(ran.sent["downlink", 2, client])) == trained[client] & others
+
+
+def test_modules_changed_while_a_device_was_away_are_sent_again(
+    tiny: SimpleNamespace, divided: Callable[..., Federation], eclm: Callable[..., ECLM]
+) -> None:
+    algorithm = eclm(refresh=True)
+    server, loaders = tiny.build(algorithm, divided()).server, tiny.loaders(tiny.data())
+    cloud = CloudParts.of(server.module)
+    cloud.informed[:], cloud.assigned[:, 0] = 1, 1
+    told = Message(
+        {
+            "modules/index": torch.tensor([0]),
+            "modules/adapters": torch.ones(1, ROW),
+            "gates/mean": torch.full((L, K), 0.25),
+        },
+        {"budget": 1.0, "drifted": 0, "samples": 1},
+    )
+    held = []
+    for client in ("kitchen", "hall"):  # each alone in its round
+        algorithm.server_update(server, algorithm.aggregate([(client, told)], CTX), loaders, CTX)
+        held.append([int(cloud.held[j].flatten()[0]) for j in (0, 1)])
+    assert held == [[1, 0], [0, 1]]
 
 
 # The merge ----------------------------------------------------------------------------------------
@@ -504,3 +526,14 @@ def test_predict_builds_the_modules_again_and_export_says_which_formats_can(
         ]
     with pytest.raises(ConfigurationError, match=r"'hall' has parts of layers.*--format torch"):
         export_run(rows.path.parent, tmp_path / "out", client="hall")
+
+
+def test_a_codec_that_shortens_nothing_is_told(
+    tiny: SimpleNamespace,
+    divided: Callable[..., Federation],
+    eclm: Callable[..., ECLM],
+    tmp_path: Path,
+) -> None:
+    trainer = tiny.trainer(tmp_path, max_rounds=1, codec=DWC())
+    with pytest.warns(UserWarning, match="DWC shortens no message of ECLM"):
+        trainer.fit(eclm(), tiny.data(), divided())

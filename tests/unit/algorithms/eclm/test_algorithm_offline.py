@@ -124,8 +124,7 @@ def test_an_infeasible_budget_is_said_with_the_least_feasible_one(
     assert first.startswith("algorithm.init_args.budget: 'hall': no sub-model fits the budget")
     assert first.endswith("the least feasible one is modules 0.25")
     assert "'study'" in second
-    least = float(second.rpartition(" ")[2].replace("e+05", "")) * 1e5 if "e+" in second else 0
-    assert least == 0 or least > 1000
+    assert float(second.rpartition(" ")[2]) > 1000
 
 
 def test_extractors_that_are_not_the_cloud_s_are_refused(
