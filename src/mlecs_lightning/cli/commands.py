@@ -80,8 +80,11 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
-        joins = words[:1] == ["join"]
-        remedy = "the same command goes on" if joins else "--ckpt_path last resumes the run"
+        remedy = "nothing was saved: the same command begins anew"
+        if words[:1] == ["join"]:
+            remedy = "the same command goes on"
+        elif stopped.saved:
+            remedy = "--ckpt_path last resumes the run"
         print(f"{stopped}; {remedy}", file=sys.stderr)
         return 128 + stopped.signum
     if checks or not cli.trainer.is_global_zero:

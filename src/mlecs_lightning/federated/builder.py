@@ -34,10 +34,13 @@ from mlecs_lightning.federated.monitoring import DEFAULT_MONITOR, check_monitor
 from mlecs_lightning.federated.run import Run
 from mlecs_lightning.federated.run_folder import RunFolder, RunVersions
 from mlecs_lightning.federated.settings import TrainerSettings
+from mlecs_lightning.modules import EdgeModule
 from mlecs_lightning.rounds.algorithm import Algorithm, Loaders
 from mlecs_lightning.rounds.participation import Limit
 from mlecs_lightning.storage.files import remove_leftovers
+from mlecs_lightning.wire import Schema
 from mlecs_lightning.wire.channel import Channel
+from mlecs_lightning.wire.codec import Direction
 
 __all__ = ["RunBuilder"]
 
@@ -200,12 +203,27 @@ class RunBuilder:
                 any=settings.allow_other_config,
             )
         federation.prepare(self.algorithm, coded=settings.codec is not None)
+        self._warn_of_idle_codec(federation.module(federation.clients[0]))
         if self.training and settings.loop.privacy is not None:
             check_coverage(federation, self.algorithm)
         if self.training and origin is None and settings.warmup_ckpt_path is not None:
             server = federation.server
             load_warmup(settings.warmup_ckpt_path, server.module, server.optimizer)
         return federation
+
+    def _warn_of_idle_codec(self, edge: EdgeModule) -> None:
+        """Warn if the codec changes no message between the server and a client."""
+        codec, algorithm = self.settings.codec, self.algorithm
+        if codec is None or not algorithm.communicates or not self.training:
+            return
+        ways: tuple[tuple[Direction, Schema], ...]
+        ways = ("uplink", algorithm.uplink(edge)), ("downlink", algorithm.downlink(edge))
+        if all(codec.declare(schema, way).tensors == schema.tensors for way, schema in ways):
+            rank_zero_warn(
+                f"trainer.codec: {type(codec).__name__} shortens no message of "
+                f"{type(algorithm).__name__}, which sends no whole adapter; leave the codec out, "
+                "or set its feature_bits below 32"
+            )
 
     def _open_folder(self, federation: FederationModels, origin: _Origin | None) -> RunFolder:
         """Open the run folder on all ranks, and keep the clients' states where they belong."""

@@ -106,10 +106,10 @@ class RoundLoop:
             losses |= run.algorithm.warmup(server, loaders, ctx)
         self._seed(ctx, "server", "after_warmup")
         losses |= run.algorithm.after_warmup(server, loaders, ctx)
-        run.warmup = {f"server/{k}": v for k, v in losses.items()}
+        # Plain numbers: a checkpoint with one of NumPy's could not be read again.
+        run.warmup = {f"server/{k}": float(v) for k, v in losses.items()}
         if run.warmup or not loaded:
             run.folder.log(run.warmup, step=0)
-        self.stop_together()
 
     def round(self, number: int) -> None:
         """Train one round, and add its metrics to the history.
@@ -143,7 +143,7 @@ class RoundLoop:
             run.federation.server, aggregate, run.server_loaders, ctx
         )
         run.federation.server.end_round()
-        metrics |= {f"server/{k}": v for k, v in losses.items()}
+        metrics |= {f"server/{k}": float(v) for k, v in losses.items()}
         failure: EvaluationError | None = None
         try:
             metrics |= self._evaluate(number)

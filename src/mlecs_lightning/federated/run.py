@@ -196,16 +196,26 @@ class Run:
             partial: What `partial_state` returned, for a round that has not ended.
         """
         clients, kept = self.client_states(), list[int]()
+        failure: OSError | None = None
         if self.federation.ranks.rank == 0:
             folder = self.folder.checkpoints
             seconds = torch.tensor([*self.clock, self.seconds], dtype=torch.float64)
             rest = {"clients": clients, "seconds": seconds}
             if partial is not None:
                 rest["partial"] = partial
-            save_checkpoint(folder, state | rest, round=number, complete=partial is None)
-            kept = prune_checkpoints(folder, self.history, monitor=self.monitor, save_top_k=keep)
+            try:
+                save_checkpoint(folder, state | rest, round=number, complete=partial is None)
+                kept = prune_checkpoints(
+                    folder, self.history, monitor=self.monitor, save_top_k=keep
+                )
+            except OSError as error:
+                failure = error
+        # All ranks wait for the file: Lightning kills rank 0 when another rank ends before it.
+        kept, failure = self.federation.ranks.gather((kept, failure))[0]
+        if failure is not None:
+            raise failure
         if partial is None and keep >= 0:
-            self.federation.store.prune(self.federation.ranks.gather(kept)[0])
+            self.federation.store.prune(kept)
 
     def save_beginning(self, state: dict[str, Any], *, keep: int) -> None:
         """Write the checkpoint that the run starts from, unless it is in the run folder already.

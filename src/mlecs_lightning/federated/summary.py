@@ -83,11 +83,8 @@ def communication(ledger: Ledger, federation: FederationModels) -> dict[str, Any
     server = federation.server.module.parameter_bytes()
     ratios: dict[str, dict[str, float]] = {"edge": {}, "server": {}}
     for way in ("uplink", "downlink"):
-        shares = [
-            ledger.total(way, client=c) / messages / size
-            for c, size in edges.items()
-            if (messages := ledger.messages(way, client=c))
-        ]
+        sent = ledger.mean_sizes(way)
+        shares = [sent[c] / size for c, size in edges.items() if c in sent]
         ratios["edge"][way] = sum(shares) / len(shares) if shares else 0.0
         ratios["server"][way] = ledger.per_message(way) / server
     return {

@@ -84,6 +84,21 @@ class Training:
         state = run.state_dict() if saves else {}
         if saves:
             run.save_beginning(state, keep=self.settings.save_top_k)
+        try:
+            loop.stop_together()  # here, so that a signal does not cost the warm-up
+            self._train(loop, state)
+        except Interrupted as stopped:
+            stopped.saved = saves
+            raise
+
+    def _train(self, loop: RoundLoop, state: dict[str, Any]) -> None:
+        """Run the rounds that are left.
+
+        Args:
+            loop: The loop.
+            state: The state before them, empty if nothing is saved.
+        """
+        run, saves = self.run, self.settings.checkpointing
         for number in range(run.next_round, self.settings.max_rounds):
             if any(callback.should_stop for callback in self.callbacks):
                 break

@@ -12,17 +12,18 @@ __all__ = ["Interrupted", "StopSignals"]
 
 
 class Interrupted(BaseException):
-    """The run was stopped by a signal, after saving its state.
+    """The run was stopped by a signal, after saving its state where there was one to save.
 
     Not an `Exception`, since an interrupted client has not failed.
 
     Attributes:
         signum: Number of the signal. The process should exit with 128 + signum.
+        saved: Whether there is a checkpoint of what was done.
     """
 
     def __init__(self, signum: int) -> None:
         """Set the signal."""
-        self.signum = signum
+        self.signum, self.saved = signum, False
         super().__init__(f"stopped by {signal.Signals(signum).name}")
 
 

@@ -302,7 +302,7 @@ class DWC(Codec):
         tensors: dict[str, Tensor] = {}
         for name, tensor in message.tensors.items():
             if name in schema.tensors and self._by_rows(name, schema.tensors[name]):
-                tensors |= self._pack_rows(name, tensor)
+                tensors |= self._pack_rows(name, tensor.cpu())
             elif name not in sizes:
                 tensors[name] = tensor
         written: list[Tensor] = []

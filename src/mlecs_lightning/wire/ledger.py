@@ -41,6 +41,14 @@ class Ledger:
             if way == direction and client in (None, name)
         )
 
+    def mean_sizes(self, direction: Way) -> dict[str, float]:
+        """Return the mean size in bytes of each client's messages in a direction."""
+        sizes: Counter[str] = Counter()
+        for (way, client, _), size in self._bytes.items():
+            if way == direction:
+                sizes[client] += size
+        return {c: sizes[c] / n for (way, c), n in self._messages.items() if way == direction}
+
     def per_message(self, direction: Way) -> float:
         """Return the mean size of a message in bytes: one client, one round, one direction."""
         messages = self.messages(direction)

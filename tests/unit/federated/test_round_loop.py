@@ -1,5 +1,6 @@
 """Rounds in which clients are absent, late, broken or hostile."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,13 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mlecs_lightning.algorithms import FedAvg, Standalone
 from mlecs_lightning.callbacks import FederatedCallback
-from mlecs_lightning.rounds import ClientUpdate, FailureTrace, Participation, UpdateLimits
+from mlecs_lightning.checkpoints.checkpoint import load_checkpoint
+from mlecs_lightning.rounds import (
+    ClientUpdate,
+    FailureTrace,
+    Interrupted,
+    Participation,
+    UpdateLimits,
+)
 from mlecs_lightning.rounds.failures import Fate
 from mlecs_lightning.rounds.participation import sample_clients
 from mlecs_lightning.wire import Channel, Message, MessageLimits
@@ -356,3 +365,30 @@ def test_a_large_update_may_be_clipped_instead(tiny: SimpleNamespace, tmp_path: 
     assert summary["faults"]["refused"] == 0
     change = [t - start[k] for k, t in hosted(tmp_path).items()]
     assert float(torch.nn.utils.get_total_norm(change)) == pytest.approx(2.0, rel=1e-4)
+
+
+class Late(FedAvg):
+    def after_warmup(self, *_: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+
+def test_a_signal_at_the_end_of_the_warm_up_does_not_lose_it(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        tiny.fit(Late(steps=tiny.steps(warmup=1)), tmp_path, enable_checkpointing=True)
+    assert stopped.value.saved
+    saved = (tmp_path / "tiny/version_0/checkpoints").glob("*.ckpt")
+    assert [path.name for path in saved] == ["round=0000-partial.ckpt"]
+
+
+class Measures(FedAvg):
+    def server_update(self, *args: Any) -> dict[str, float]:
+        return super().server_update(*args) | {"spread": np.float64(0.5)}
+
+
+def test_figures_of_numpy_can_be_read_again(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    tiny.fit(Measures(steps=tiny.steps()), tmp_path, enable_checkpointing=True)
+    (path,) = tmp_path.glob("tiny/version_0/checkpoints/*.ckpt")
+    assert load_checkpoint(path)["history"][0]["server/spread"] == 0.5
