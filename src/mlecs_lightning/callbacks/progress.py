@@ -24,7 +24,7 @@ class RichProgress(FederatedCallback):
 
     def on_fit_start(self, *, max_rounds: int, clients: tuple[str, ...], folder: str) -> None:
         """Start the bar."""
-        self._console.print(f"run folder: {folder}")
+        self._console.print(f"run folder: {folder}", markup=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from mlecs_lightning.callbacks.monitor import Monitor, check_mode, unknown_value
 from mlecs_lightning.checkpoints.checkpoint import (
     CheckpointError,
@@ -54,7 +56,9 @@ def sweep(words: list[str]) -> int:
         "compare a validation value of the last round. Options that are not listed here go to "
         "`fit`. The same command goes on where it was stopped.",
     )
-    parser.add_argument("--config", required=True, help="the configuration, as for fit")
+    parser.add_argument(
+        "--config", required=True, action="append", help="the configuration, as for fit"
+    )
     parser.add_argument(
         "--space",
         required=True,
@@ -89,7 +93,7 @@ def read_space(path: Path) -> dict[str, Any]:
     """
     try:
         space = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"--space {path}: {error}") from error
     if not isinstance(space, dict) or not space:
         raise ConfigurationError(f"--space {path}: expected keys with their values, got {space!r}")
@@ -141,6 +145,8 @@ def _fault(values: object) -> str:
         return "expected numbers"
     if not values["low"] < values["high"]:
         return "low must be less than high"
+    if values.get("step", 1) <= 0:
+        return "step must be above 0"
     if values.get("log") and (values["low"] <= 0 or "step" in values):
         return "log needs a positive low and no step"
     return ""
@@ -157,7 +163,7 @@ class _Sweep:
         self.space = read_space(expanded(given.space, key="--space"))
         self.monitor = Monitor(given.monitor, given.mode)
         check_mode("--mode", self.monitor)
-        usual = Path("sweeps") / Path(given.config).stem
+        usual = Path("sweeps") / Path(given.config[-1]).stem
         self.folder = expanded(given.folder or usual, key="--folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study = self._open()
@@ -177,8 +183,9 @@ class _Sweep:
             direction="minimize" if self.monitor.mode == "min" else "maximize",
             load_if_exists=True,
         )
+        files = self.given.config
         about = {
-            "config": self.given.config,
+            "config": files[0] if len(files) == 1 else files,
             "space": self.space,
             "monitor": self.monitor.name,
             "mode": self.monitor.mode,
@@ -263,7 +270,8 @@ class _Sweep:
         if not resumed:
             shutil.rmtree(trained, ignore_errors=True)
         place = ["--trainer.default_root_dir", str(self.folder), "--trainer.name", name]
-        program = [sys.executable, "-m", "mlecs_lightning", "fit", "--config", self.given.config]
+        program = [sys.executable, "-m", "mlecs_lightning", "fit"]
+        program += [word for file in self.given.config for word in ("--config", file)]
         return [*program, *self.rest, *place, *resumed]
 
     def _tell_best(self) -> int:

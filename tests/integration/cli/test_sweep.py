@@ -38,6 +38,8 @@ def space(tmp_path: Path) -> Path:
         ("[1]", "expected keys with their values"),
         ("a: 3", "a: expected a list of values, or a range"),
         ("a: []", "a: expected at least one value"),
+        ("a: {low: 1, high: 9, step: 0}", "a: step must be above 0"),
+        ("a: [1", ""),
         ("a: {low: 1}", "a: expected a list of values, or a range"),
         ("a: {low: 1, high: 2, lag: true}", "a: expected a list of values, or a range"),
         ("a: {low: 2, high: 1}", "a: low must be less than high"),

@@ -480,3 +480,15 @@ def test_the_page_says_what_pocket_models_have_seen(tmp_path: Path) -> None:
         ["pocket/slm", "to copy, from targets and heard, said of public samples", "7"],
     ]
     assert "Pocket models" not in to_html(read_runs([whole(tmp_path / "silent")]))
+
+
+def test_exact_match_is_in_the_results_where_it_is_the_only_score(tmp_path: Path) -> None:
+    only = {"exact_match": 0.375}
+    summary = a_summary() | {"mean": {"own": only, "all": only}, "server": only}
+    summary["constant"] = {"own": only, "all": only, "server": only}
+    for client in summary["clients"].values():
+        client |= {"own": only, "all": only}
+    run = write_run(tmp_path / "version_0", config=a_config(), summary=summary)
+    page = to_markdown_page(read_runs([run]))
+    assert "exact match" in page
+    assert "0.375" in page

@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _VIEWS = {"mean.all": "all", "mean.own": "own", "server": "server"}
+# Exact match is shown where there is no other score.
+_NAMES = {**SCORES, "exact_match": "exact match"}
 _BYTES = ("communication.uplink_bytes", "communication.downlink_bytes")
 _EVENTS = 100  # a longer list nobody reads; summary.json has them all
 _TOLD = ("round", "client", "kind", "stage", "error")
@@ -72,7 +74,9 @@ def results(setting: Setting) -> Section | None:
     """Show scores and bytes by algorithm: the main score with the bytes, then the other scores."""
     scores = [
         score
-        for score in sorted(SCORES, key=lambda score: score != setting.main)
+        for score in sorted(
+            SCORES if setting.main in SCORES else _NAMES, key=lambda score: score != setting.main
+        )
         if any(value(row, f"{view}.{score}") is not None for row in setting.rows for view in _VIEWS)
     ]
     metrics = [f"{view}.{score}" for score in scores for view in _VIEWS]
@@ -135,7 +139,7 @@ def _scores(
         columns.append(
             Column(heading(metric).split()[-1], "bytes")
             if metric in _BYTES
-            else Column(_VIEWS[view], SCORES[score])
+            else Column(_VIEWS[view], _NAMES[score])
         )
     span = range(len(rows), len(rows) + len(aside))
     notes = _unfinished(setting) if unfinished else []
