@@ -23,8 +23,14 @@ CLI = Callable[..., SimpleNamespace]
         ("fit", ["required", "data", "algorithm", "clients"]),
         ("fit --config", ["--config", "expected one argument"]),
         ("validate --config TINY", ["ckpt_path", "last, best or a checkpoint file"]),
-        ("test --config TINY", ["ckpt_path", "last, best or a checkpoint file"]),
-        ("predict --config TINY", ["ckpt_path", "last, best or a checkpoint file"]),
+        *(
+            pytest.param(
+                f"{command} --config TINY",
+                ["ckpt_path", "last, best or a checkpoint file"],
+                marks=pytest.mark.slow,
+            )
+            for command in ("test", "predict")
+        ),
         ("predict --config TINY --ckpt_path last", ["ckpt_path: 'last'", "no checkpoint", "TMP"]),
     ],
 )
@@ -63,7 +69,16 @@ MODELS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("args", "words"), MODELS.values(), ids=MODELS.keys())
+SLOW = {"folder without a model", "unknown layers of the server", "answer without end"}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, case in MODELS.items()
+    ],
+)
 def test_what_a_model_cannot_do_is_refused_before_training(
     mlecs: CLI, tiny_yaml: Path, tmp_path: Path, args: str, words: list[str]
 ) -> None:
@@ -130,7 +145,10 @@ def test_a_checkpoint_of_another_federation_is_refused(
     assert sorted(fitted.folder.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", ["half", "text", "empty", "other"])
+@pytest.mark.parametrize(
+    "damage",
+    ["half", *(pytest.param(n, marks=pytest.mark.slow) for n in ("text", "empty", "other"))],
+)
 def test_a_damaged_checkpoint_is_refused(
     mlecs: CLI, tiny_yaml: Path, fitted: SimpleNamespace, tmp_path: Path, damage: str
 ) -> None:

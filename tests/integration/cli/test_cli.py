@@ -201,6 +201,7 @@ def test_predict_writes_every_test_sample_of_every_party(
     assert all(row.keys() == {"party", "id", "prediction", "target"} for row in rows)
 
 
+@pytest.mark.slow
 def test_folders_that_are_no_version_stop_no_command(
     fitted: SimpleNamespace,
     mlecs: Callable[..., SimpleNamespace],
@@ -297,9 +298,14 @@ def _adapter_bytes(rank: int, *, a: bool = True) -> int:
     ("algorithm", "up", "down"),
     [
         (["MLECS"], _adapter_bytes(2), _adapter_bytes(2)),
-        (["mlecs_lightning.algorithms.MLECS"], _adapter_bytes(2), _adapter_bytes(2)),
-        (["MLECS", "--algorithm.aggregation", "stack"], _adapter_bytes(2), _adapter_bytes(2)),
-        (["MLECS", "--algorithm.aggregation=svd"], _adapter_bytes(2), _adapter_bytes(2)),
+        *(
+            pytest.param(words, _adapter_bytes(2), _adapter_bytes(2), marks=pytest.mark.slow)
+            for words in (
+                ["mlecs_lightning.algorithms.MLECS"],
+                ["MLECS", "--algorithm.aggregation", "stack"],
+                ["MLECS", "--algorithm.aggregation=svd"],
+            )
+        ),
         (
             ["MLECS", "--algorithm.init_args.aggregation", "freeze_a"],
             _adapter_bytes(2, a=False),
@@ -307,7 +313,7 @@ def _adapter_bytes(rank: int, *, a: bool = True) -> int:
         ),
         (["FedAvg"], _adapter_bytes(2), _adapter_bytes(2)),
         (["Standalone"], 0, 0),
-        (["StandalonePublic"], 0, 0),
+        pytest.param(["StandalonePublic"], 0, 0, marks=pytest.mark.slow),
         (["Centralized"], 0, 0),
     ],
     ids=lambda value: "-".join(v.split(".")[-1] for v in value) if isinstance(value, list) else "",

@@ -95,7 +95,16 @@ def test_a_config_resolves_into_its_parties(resolve: Callable[..., Parties], pat
 
 
 @every_config
-@pytest.mark.parametrize("algorithm", ["FedAvg", "Standalone", "StandalonePublic", "Centralized"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "FedAvg",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("Standalone", "StandalonePublic", "Centralized")
+        ),
+    ],
+)
 def test_a_config_serves_the_other_algorithms(
     merged: Callable[..., dict[str, Any]], path: Path, algorithm: str
 ) -> None:

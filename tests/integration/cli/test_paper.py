@@ -56,7 +56,11 @@ def asked(tiny: SimpleNamespace) -> Iterator[list[str]]:
     loading._load.cache_clear()
 
 
-@pytest.fixture(scope="module", params=PAPER, ids=lambda path: path.stem)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(p, marks=[pytest.mark.slow] if p.stem == "urfall" else []) for p in PAPER],
+    ids=lambda path: path.stem,
+)
 def path(request: pytest.FixtureRequest) -> Path:
     return request.param  # type: ignore[no-any-return]
 

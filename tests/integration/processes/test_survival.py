@@ -72,13 +72,13 @@ def digest(root: Path) -> str:
 @pytest.fixture(scope="module")
 def unbroken(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     """The digest of a run that was never stopped, and the seconds it took."""
-    warm = tmp_path_factory.mktemp("warm")
-    assert ended(start(warm)) == 0  # the fork server has imported everything after this
+    warm = launch.CONTEXT.Process(target=int)
+    warm.start()
+    assert ended(warm) == 0  # the fork server has imported everything after this
     root = tmp_path_factory.mktemp("unbroken")
     began = time.perf_counter()
     assert ended(start(root)) == 0
     seconds = time.perf_counter() - began
-    assert digest(root) == digest(warm)
     return digest(root), seconds
 
 

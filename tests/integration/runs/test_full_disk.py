@@ -47,7 +47,7 @@ CASES = {
 }
 
 
-SLOW = ("state of a client", "log")
+SLOW = ("state of a client", "adapter", "log")
 
 
 @pytest.mark.parametrize(

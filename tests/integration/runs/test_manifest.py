@@ -339,8 +339,8 @@ def test_clips_and_accelerometer_of_ur_fall(urfd_root: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("bertscore", "code", "said"),
     [
-        ("false", 0, "suspicious"),
-        ("true", 0, "unknown to BERTScore"),
+        pytest.param("false", 0, "suspicious", marks=pytest.mark.slow),
+        pytest.param("true", 0, "unknown to BERTScore", marks=pytest.mark.slow),
         ("my/encoder", 1, "trainer.bertscore: bert-score has tuned no layer for 'my/encoder'"),
     ],
 )

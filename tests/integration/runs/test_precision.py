@@ -119,6 +119,7 @@ def test_the_volume_loss_is_computed_in_single_precision(run: SimpleNamespace) -
             assert found == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_mixed_run_goes_on_to_the_same_bits(
     run: SimpleNamespace, fit: Fit, tmp_path: Path, differences: Callable[..., list[str]]
 ) -> None:
@@ -132,7 +133,7 @@ def test_a_mixed_run_goes_on_to_the_same_bits(
     assert {place for place in unlike if not place.startswith("/config/")} <= {"/seconds"}
 
 
-@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("auto", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", ["fit", "warmup"])
 def test_float16_on_a_cpu_is_refused(
     command: str,

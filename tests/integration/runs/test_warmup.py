@@ -99,7 +99,7 @@ def same_end(one: dict[str, Any], other: dict[str, Any], compare: Callable[..., 
     return not [d for part in parts for d in compare(one[part], other[part], part)]
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_it_ends_in_the_same_bits(
     warmup: Callable[..., SimpleNamespace],
     warmed: SimpleNamespace,
@@ -134,9 +134,17 @@ def test_a_warm_up_that_ended_goes_on_with_more_steps(
     ("option", "words"),
     [
         (("--server.lora.r", 4), "server.lora.r is 2 there and 4 here"),
-        (("--server.connector.prompt_length", 8), "server.connector.prompt_length is 4 there"),
+        pytest.param(
+            ("--server.connector.prompt_length", 8),
+            "server.connector.prompt_length is 4 there",
+            marks=pytest.mark.slow,
+        ),
         (("--edge.lora.alpha", 2), "clients.lora.alpha is 4 there and 2 here"),
-        (("--server.backbone.model", "pocket/llm"), "server.backbone.model is "),
+        pytest.param(
+            ("--server.backbone.model", "pocket/llm"),
+            "server.backbone.model is ",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "warmup"])
@@ -190,7 +198,14 @@ def test_weights_that_are_not_finite_are_an_error_and_are_not_saved(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "warmup"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fit",
+        "warmup",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("validate", "test", "predict")),
+    ],
+)
 def test_every_command_knows_the_key(
     mlecs: Callable[..., SimpleNamespace], tiny_yaml: Path, command: str
 ) -> None:

@@ -47,7 +47,13 @@ HOSTILE: dict[str, tuple[Callable[[Envelope], Envelope], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+QUICK = {"another client's name", "no number", "a failure of its own making"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in HOSTILE],
+)
 def test_an_answer_that_is_not_what_was_asked_for_is_refused_by_name(
     federate: Callable[..., SimpleNamespace], name: str
 ) -> None:
@@ -57,7 +63,14 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused_by_name(
     assert words in run.logs["hall"]
 
 
-@pytest.mark.parametrize("told", [pytest.param(10**400, id="too large"), float("nan"), -1.0])
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(10**400, id="too large", marks=pytest.mark.slow),
+        float("nan"),
+        pytest.param(-1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_codec_error_that_is_none_is_refused(
     federate: Callable[..., SimpleNamespace], told: float
 ) -> None:

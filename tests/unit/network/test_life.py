@@ -41,8 +41,11 @@ def unbroken(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
-    federate: Callable[..., SimpleNamespace], unbroken: dict[str, Any]
+    federate: Callable[..., SimpleNamespace],
+    unbroken: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("mlecs_lightning.network.link._PATIENCE", (0.0,))
     lost: list[bytes] = []
 
     def spoil(client: str, answer: bytes) -> bytes | None:
