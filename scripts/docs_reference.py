@@ -58,9 +58,9 @@ def commands_page() -> str:
     return (
         "# Commands\n\n"
         f"{table}\n"
-        "`mlecs COMMAND --help` lists the options of a command in one line each, and `--help_all` "
-        "all that there is to know about them. In a checkout, `python cli.py` is the same as "
-        f"`mlecs`.\n\n```text\n{overview()}\n```\n"
+        "`mlecs COMMAND --help` lists the options of a command. Commands that take the keys of a "
+        "configuration also have `--help_all`, which says all about them. In a checkout, "
+        f"`python cli.py` is the same as `mlecs`.\n\n```text\n{overview()}\n```\n"
     )
 
 
