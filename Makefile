@@ -51,7 +51,7 @@ check: $(STAMP) ## Lint, formatting, types, declared dependencies and the docume
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m deptry src
-	$(MKDOCS) --quiet --site-dir .cache/site
+	$(MKDOCS) --site-dir .cache/site
 
 docs: $(STAMP) ## Build the documentation site into site/
 	$(MKDOCS)

@@ -90,9 +90,9 @@ def work(out: Path, args: list[str]) -> int:
     servers: list[ServerModule] = []
     configure = ServerModule.configure_optimizers
 
-    def remember(self: ServerModule) -> Optimizer:
+    def remember(self: ServerModule, **options: bool) -> Optimizer:
         servers.append(self)
-        return configure(self)
+        return configure(self, **options)
 
     ServerModule.configure_optimizers = remember  # type: ignore[method-assign]
     if code := main(args):

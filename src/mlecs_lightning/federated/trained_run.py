@@ -148,7 +148,7 @@ def load_run(path: str | Path, *, algorithm: Algorithm | None = None) -> Trained
     Example:
         >>> from mlecs_lightning import load_run  # doctest: +SKIP
         >>> run = load_run("runs/quickstart/version_0")  # doctest: +SKIP
-        >>> run.summary["mean"], run.metrics[-1]["clients/val/loss"]  # doctest: +SKIP
+        >>> run.summary["mean"], run.metrics[-1].get("clients/val/loss")  # doctest: +SKIP
     """
     folder = expanded(path, key="load_run")
     whole = [each for each in checkpoints(folder / "checkpoints") if each.complete]

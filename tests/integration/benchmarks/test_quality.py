@@ -135,6 +135,6 @@ def test_a_real_run_becomes_a_line_and_a_table(tmp_path: Path) -> None:
     document = tmp_path / "doc.md"
     document.write_text("before\n<!-- digits:begin -->\nold\n<!-- digits:end -->\nafter\n")
     quality.write(document, {"digits": text, "main": "no place for it"})
-    assert document.read_text().startswith("before\n<!-- digits:begin -->\n| ")
-    assert "old" not in document.read_text()
+    assert document.read_text().startswith("before\n<!-- digits:begin -->\n`python -m")
+    assert "\nold\n" not in document.read_text()
     assert "no place" not in document.read_text()

@@ -65,7 +65,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_the_commands_are_all_there_is(transcript: dict[str, SimpleNamespace], home: Path) -> None:
     assert list(transcript) == ["data", "fit", "predict", "export"]
     assert {path.suffix for path in (home / "data" / "home").iterdir()} >= KINDS
-    assert "suspicious: nothing" in transcript["data"].out
+    told = " ".join(transcript["data"].out.split())
+    assert "suspicious: 2 " in told
+    assert "sounds are filled up to 5.12 s" in told
     summary = json.loads((home / "runs/home/version_0/summary.json").read_text())
     assert summary["rounds"] == 2
     assert summary["clients"]["kitchen"]["modalities"] == ["acc", "sound", "note"]
