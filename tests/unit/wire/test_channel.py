@@ -267,6 +267,8 @@ def test_ledger_splits_the_bytes_by_component() -> None:
     assert ledger.total("downlink", client="hall") == 0
     assert ledger.messages("uplink") == 3
     assert ledger.messages("uplink", client="hall") == 2
+    assert ledger.mean_sizes("uplink")["hall"] == size
+    assert "hall" not in ledger.mean_sizes("downlink")
     assert ledger.per_message("uplink") == size
 
 
