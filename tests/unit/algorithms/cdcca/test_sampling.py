@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -188,6 +189,8 @@ def test_an_empty_answer_is_the_least_certain_one(device: FederationModels, batc
     said = ["", *["a bold two"] * (tokens.samples - 1)]
     scores = token_uncertainty(module, tokens, said, passes=2, variance_weight=1.0)
     assert scores[0].min() > scores[1:].max()
+    words = module.tower().backbone.lm.get_output_embeddings().out_features
+    assert scores[0].tolist() == pytest.approx([math.log(words) + 1.0] * scores.shape[1])
     with saying_nothing(module.tower().backbone):
         looked = uts(measure="answers").look(module, batch)
     assert torch.equal(looked.scores, scores[:1].expand_as(looked.scores).cpu())
